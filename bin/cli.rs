@@ -1,0 +1,212 @@
+//! Owns what the commands share: the options for the broker and the queue, logging, signals,
+//! exit statuses, and writing to stdout.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use log::{LevelFilter, error, warn};
+use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Tls, Trigger, shutdown};
+
+/// What a command ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Success,
+    /// Some task was not dealt with as asked.
+    Failed,
+    /// Usage or configuration.
+    Usage,
+    /// The grace ended with tasks still running.
+    GraceOver,
+    /// No broker, EX_UNAVAILABLE of sysexits.
+    Unreachable,
+    /// Stopped by a second signal.
+    Interrupted,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BrokerArgs {
+    /// Broker URL, amqp://user:password@host:port/vhost; repeated or comma-separated, the
+    /// addresses are tried in order
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "AMQP_URL",
+        hide_env_values = true,
+        hide_default_value = true,
+        default_value = "amqp://guest:guest@localhost:5672"
+    )]
+    url: Vec<String>,
+
+    /// Trust this authority's certificate (PEM) for amqps://
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
+    /// Show this certificate (PEM) to the broker; needs --key
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The key of --cert (PEM, PKCS#8)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueArgs {
+    /// The queue's name
+    #[arg(long, value_name = "NAME", default_value = "task_queue")]
+    queue: String,
+
+    /// The queue's type
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "classic")]
+    queue_type: QueueType,
+
+    /// Declare the queue as not durable: a broker restart removes it
+    #[arg(long)]
+    transient_queue: bool,
+
+    /// Use the queue as it is, without declaring it
+    #[arg(long)]
+    no_declare: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum QueueType {
+    Classic,
+    Quorum,
+}
+
+impl BrokerArgs {
+    pub(crate) fn broker(&self) -> Result<Broker, Error> {
+        let mut tls = Tls::default();
+        if let Some(ca) = &self.ca {
+            tls = tls.authority(read("--ca", ca)?);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls = tls.identity(read("--cert", cert)?, read("--key", key)?);
+        }
+        Ok(Broker::new(&self.url)?.tls(tls))
+    }
+}
+
+impl QueueArgs {
+    pub(crate) fn queue(&self) -> Queue {
+        let kind = match self.queue_type {
+            QueueType::Classic => QueueKind::Classic,
+            QueueType::Quorum => QueueKind::Quorum,
+        };
+        let mut queue = Queue::new(&self.queue).kind(kind);
+        if self.transient_queue {
+            queue = queue.transient();
+        }
+        if self.no_declare {
+            queue = queue.existing();
+        }
+        queue
+    }
+}
+
+impl From<&Error> for Exit {
+    fn from(error: &Error) -> Exit {
+        if error.is_transient() { Exit::Unreachable } else { Exit::Usage }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.status())
+    }
+}
+
+impl Exit {
+    fn status(self) -> u8 {
+        match self {
+            Exit::Success => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::GraceOver => 3,
+            Exit::Unreachable => 69,
+            Exit::Interrupted => 130,
+        }
+    }
+
+    /// Tells the error that ends the command, and the status that goes with it.
+    pub(crate) fn for_error(error: &Error) -> Exit {
+        error!("{}", error.chain());
+        Exit::from(error)
+    }
+}
+
+/// Logs to stderr as RUST_LOG says, default `info`. The client library's own records are left
+/// out below warnings, whatever is asked for: they print the login with the password (amiquip
+/// 0.4.2 io_loop/handshake_state.rs:35).
+pub(crate) fn init_logging() {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Info).parse_default_env().format(|out, record| {
+        let of_client_library = record.target().starts_with("amiquip");
+        if of_client_library && record.level() > log::Level::Error {
+            return Ok(());
+        }
+        let style = out.default_level_style(record.level());
+        let time = out.timestamp_millis();
+        writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
+    });
+    builder.init();
+}
+
+/// Connects the signals to a shutdown: the first stops, the second aborts. Should the process
+/// still be there `limit` after the first, or 1.5 s after the second, it ends all the same: a
+/// stop is always bounded.
+pub(crate) fn stop_on_signals(limit: Duration, late: Exit) -> Result<(Trigger, Shutdown), Error> {
+    let (trigger, shutdown) = shutdown();
+    let handed_out = trigger.clone();
+    let count = AtomicU32::new(0);
+    let handle = move || match count.fetch_add(1, Ordering::Relaxed) {
+        0 => {
+            trigger.stop();
+            warn!("stopping; a second signal ends it now");
+            end_after(limit, late);
+        }
+        _ => {
+            trigger.abort();
+            end_after(Duration::from_millis(1500), Exit::Interrupted);
+        }
+    };
+    ctrlc::set_handler(handle).map_err(|error| Error::setting("signals", error.to_string()))?;
+    Ok((handed_out, shutdown))
+}
+
+#[allow(clippy::exit)] // The last resort, when an orderly end did not come in time.
+fn end_after(limit: Duration, exit: Exit) {
+    let last_resort = move || {
+        thread::sleep(limit);
+        std::process::exit(i32::from(exit.status()));
+    };
+    if let Err(error) = thread::Builder::new().name("last-resort".into()).spawn(last_resort) {
+        error!("the system gave no thread to bound the stop: {error}");
+    }
+}
+
+/// Writes one line to stdout.
+pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
+}
+
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
+    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s, 5m or 1h"))
+}
+
+fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|error| Error::setting(option, format!("{}: {error}", path.display())))
+}

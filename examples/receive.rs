@@ -1,0 +1,19 @@
+//! Hello World, the receiving side: prints what comes in on the queue `hello` until Ctrl-C.
+
+use rabbit_work::{Broker, Delivery, Error, Queue, Worker, shutdown};
+
+fn main() -> Result<(), Error> {
+    let url = std::env::var("AMQP_URL");
+    let broker: Broker = url.as_deref().unwrap_or("amqp://guest:guest@localhost:5672").parse()?;
+    let queue = Queue::new("hello").transient();
+
+    let (trigger, shutdown) = shutdown();
+    ctrlc::set_handler(move || trigger.stop()).expect("no other handler is set");
+    println!(" [*] Waiting for messages. To exit press CTRL+C");
+    let print = |delivery: &Delivery| {
+        println!(" [x] Received '{}'", String::from_utf8_lossy(delivery.body()));
+        Ok(())
+    };
+    Worker::new(&broker, &queue).threads(1).run(print, &shutdown)?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Owns why a connection, a channel or a consumer ended: the client library's and the broker's
+//! reasons, read once, in words and kinds that the rest of the crate can decide on.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why something of the session ended. Reply codes are those of AMQP 0-9-1
+/// (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The broker closed the connection.
+    ConnectionClosed { code: u16, text: String },
+    /// The broker closed one channel.
+    ChannelClosed { code: u16, text: String },
+    /// The broker cancelled the consumer: its queue was deleted, moved, or timed it out.
+    ConsumerCancelled,
+    /// The broker cut the connection while we were logging in.
+    LoginCut,
+    /// Nothing came from the broker for two heartbeat intervals.
+    HeartbeatMissed,
+    /// What came is not an AMQP frame that the client library can parse.
+    Malformed,
+    /// A wait of ours passed its limit, and the socket was aborted for it.
+    TimedOut { doing: &'static str, limit: Duration },
+    /// The broker allows no further channel on this connection.
+    NoChannelLeft,
+    /// The certificate, or the other end, did not pass the TLS handshake.
+    Tls(String),
+    /// Anything else that ends a connection; worth trying again.
+    Lost(String),
+}
+
+pub(crate) const ACCESS_REFUSED: u16 = 403;
+pub(crate) const NOT_FOUND: u16 = 404;
+pub(crate) const RESOURCE_LOCKED: u16 = 405;
+pub(crate) const PRECONDITION_FAILED: u16 = 406;
+pub(crate) const NOT_ALLOWED: u16 = 530;
+
+impl Cause {
+    /// Whether the connection outlives this: it took a channel or a consumer only.
+    pub(crate) fn spares_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Cause::ChannelClosed { .. } | Cause::ConsumerCancelled | Cause::NoChannelLeft
+        )
+    }
+
+    /// Whether the broker closed the channel because a delivery was not settled in time
+    /// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
+    pub(crate) fn is_delivery_timeout(&self) -> bool {
+        matches!(self, Cause::ChannelClosed { code: PRECONDITION_FAILED, text }
+            if text.contains("delivery acknowledgement") && text.contains("timed out"))
+    }
+
+    /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
+    /// "message size 200 is larger than configured max size 100".
+    pub(crate) fn size_limit(&self) -> Option<usize> {
+        let Cause::ChannelClosed { code: PRECONDITION_FAILED, text } = self else {
+            return None;
+        };
+        let after = text.split("larger than").nth(1)?;
+        let digits = after.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty())?;
+        digits.parse().ok()
+    }
+
+    /// What a person can do about it, where there is more to say than the cause itself.
+    pub(crate) fn advice(&self) -> Option<&'static str> {
+        if self.is_delivery_timeout() {
+            return Some(
+                "the task ran longer than the broker waits for an ack: raise consumer_timeout in \
+                 rabbitmq.conf, or make the task shorter",
+            );
+        }
+        match self {
+            Cause::ConsumerCancelled => {
+                Some("the queue was deleted or moved, or the broker stopped waiting for an ack")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::ConnectionClosed { code, text } => {
+                write!(f, "the broker closed the connection: {code} {text}")
+            }
+            Cause::ChannelClosed { code, text } => {
+                write!(f, "the broker closed the channel: {code} {text}")
+            }
+            Cause::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
+            Cause::LoginCut => write!(f, "the broker cut the connection during the login"),
+            Cause::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
+            Cause::Malformed => write!(f, "the broker sent what is no AMQP frame"),
+            Cause::TimedOut { doing, limit } => {
+                write!(f, "no answer within {limit:?} while {doing}")
+            }
+            Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
+            Cause::Tls(text) => write!(f, "TLS: {text}"),
+            Cause::Lost(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+impl std::error::Error for Cause {}
+
+impl From<amiquip::Error> for Cause {
+    fn from(error: amiquip::Error) -> Cause {
+        use amiquip::Error as E;
+        match error {
+            E::ServerClosedConnection { code, message } => {
+                Cause::ConnectionClosed { code, text: message }
+            }
+            E::ServerClosedChannel { code, message, .. } => {
+                Cause::ChannelClosed { code, text: message }
+            }
+            // Any end between start-ok and tune, also a restart (amiquip 0.4.2 io_loop/mod.rs:337).
+            E::InvalidCredentials => Cause::LoginCut,
+            E::MissedServerHeartbeats => Cause::HeartbeatMissed,
+            E::MalformedFrame => Cause::Malformed,
+            E::ExhaustedChannelIds => Cause::NoChannelLeft,
+            #[cfg(feature = "tls")]
+            E::TlsHandshake { source } => Cause::Tls(source.to_string()),
+            #[cfg(feature = "tls")]
+            E::CreateTlsConnector { source } => Cause::Tls(source.to_string()),
+            E::UnexpectedSocketClose => Cause::Lost("the socket was closed".into()),
+            E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
+            E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),
+            other => Cause::Lost(other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel_closed(text: &str) -> Cause {
+        Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() }
+    }
+
+    #[test]
+    fn a_delivery_timeout_is_known_by_its_text() {
+        let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                    Timeout value used: 1800000 ms.";
+        assert!(channel_closed(text).is_delivery_timeout());
+        assert!(channel_closed(text).advice().is_some_and(|a| a.contains("consumer_timeout")));
+        assert!(!channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").is_delivery_timeout());
+    }
+
+    #[test]
+    fn the_size_limit_is_read_from_the_refusal() {
+        let text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100";
+        assert_eq!(channel_closed(text).size_limit(), Some(100));
+        assert_eq!(channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").size_limit(), None);
+    }
+}

@@ -1,0 +1,279 @@
+//! Owns what is done on one AMQP channel: declare, publish, consume, and the one function that
+//! settles a delivery. Each call is bounded.
+
+use std::marker::PhantomData;
+use std::mem;
+use std::time::Duration;
+
+use amiquip::{
+    AmqpValue, Confirm, ConsumerMessage, ConsumerOptions, FieldTable, Publish, QueueDeclareOptions,
+    Return,
+};
+use crossbeam_channel::Receiver;
+
+use crate::cause::Cause;
+use crate::confirms::Reach;
+use crate::queue::{Declaration, Queue, QueueKind};
+use crate::task::Task;
+use crate::watchdog::Leash;
+
+/// One channel, owned by one thread.
+pub(crate) struct Channel {
+    /// `None` only while it is being closed.
+    inner: Option<amiquip::Channel>,
+    leash: Leash,
+    limit: Duration,
+}
+
+/// A consumer on a channel, while it lasts.
+pub(crate) struct Subscription<'a> {
+    inner: amiquip::Consumer<'a>,
+    channel: &'a Channel,
+}
+
+/// What a subscription brings.
+pub(crate) enum Incoming {
+    Delivery(Unsettled, Received),
+    /// The subscription is over; nothing comes any more, nothing may be settled any more.
+    Ended(Cause),
+    /// The subscription is over because we cancelled it; what is in hand may still be settled.
+    Cancelled,
+}
+
+/// The content of a delivery, free to go to another thread.
+pub(crate) struct Received {
+    pub(crate) task: Task,
+    pub(crate) redelivered: bool,
+}
+
+/// The duty to settle one delivery: not to be copied, used up by settling, and bound to the
+/// thread that received it, which is the one that owns the channel.
+pub(crate) struct Unsettled {
+    shell: amiquip::Delivery,
+    on_this_thread: PhantomData<*const ()>,
+}
+
+/// How a delivery is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settlement {
+    /// Done: the broker forgets it.
+    Ack,
+    /// Given back unharmed. RabbitMQ 4.3 does not count this as a failed attempt.
+    GiveBack,
+    /// It failed: back to the queue.
+    Requeue,
+}
+
+/// Who says that a delivery is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Acks {
+    /// We do, after the work: at least once.
+    #[default]
+    Manual,
+    /// The broker assumes it when it sends: at most once.
+    Automatic,
+}
+
+/// The receiving ends of a channel in confirm mode.
+pub(crate) struct PublishEnds {
+    pub(crate) confirms: Receiver<Confirm>,
+    pub(crate) returns: Receiver<Return>,
+}
+
+/// What the broker said of one or more publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Acked(Reach),
+    Nacked(Reach),
+}
+
+impl Channel {
+    pub(crate) fn new(inner: amiquip::Channel, leash: Leash, limit: Duration) -> Channel {
+        Channel { inner: Some(inner), leash, limit }
+    }
+
+    /// Declares the queue as it is described, or checks that it is there at all.
+    pub(crate) fn declare(&self, queue: &Queue) -> Result<(), Cause> {
+        self.call("declaring the queue", |inner| match queue.declaration() {
+            Declaration::Declare => {
+                inner.queue_declare(queue.name(), declare_options(queue)).map(drop)
+            }
+            Declaration::UseAsItIs => inner.queue_declare_passive(queue.name()).map(drop),
+        })
+    }
+
+    /// Starts a subscription with at most `prefetch` unsettled deliveries; 0 is no limit.
+    pub(crate) fn consume(
+        &self,
+        queue: &str,
+        prefetch: u16,
+        acks: Acks,
+    ) -> Result<Subscription<'_>, Cause> {
+        self.call("setting the prefetch", |inner| inner.qos(0, prefetch, false))?;
+        let no_ack = acks == Acks::Automatic;
+        let options = ConsumerOptions { no_ack, ..ConsumerOptions::default() };
+        let inner =
+            self.call("starting to consume", |inner| inner.basic_consume(queue, options))?;
+        Ok(Subscription { inner, channel: self })
+    }
+
+    /// Puts the channel in confirm mode. To be called before the first publish: the listeners
+    /// travel in the same queue as the publishes (amiquip 0.4.2 io_loop_handle.rs:64).
+    pub(crate) fn confirm_publishes(&self) -> Result<PublishEnds, Cause> {
+        let confirms = self.call("listening", |inner| inner.listen_for_publisher_confirms())?;
+        let returns = self.call("listening", |inner| inner.listen_for_returns())?;
+        self.call("asking for confirms", |inner| inner.enable_publisher_confirms())?;
+        Ok(PublishEnds { confirms, returns })
+    }
+
+    /// Hands a task to the I/O thread, mandatory, for `queue` through the default exchange.
+    /// That it returned proves nothing; the confirm does.
+    pub(crate) fn publish(&self, queue: &str, task: &Task, limit: Duration) -> Result<(), Cause> {
+        let publish = Publish {
+            body: task.body(),
+            routing_key: queue.into(),
+            mandatory: true,
+            immediate: false,
+            properties: task.properties().clone(),
+        };
+        self.call_within(limit, "publishing", |inner| inner.basic_publish("", publish))
+    }
+
+    /// The only place that acks, nacks or rejects.
+    pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), Cause> {
+        let shell = unsettled.shell;
+        self.call("settling a delivery", |inner| match how {
+            Settlement::Ack => shell.ack(inner),
+            Settlement::GiveBack => shell.nack(inner, true),
+            Settlement::Requeue => shell.reject(inner, true),
+        })
+    }
+
+    /// Closes the channel and waits for the broker's answer: the barrier behind which
+    /// everything settled or published on it has reached the broker.
+    pub(crate) fn close(mut self) -> Result<(), Cause> {
+        let Some(inner) = self.inner.take() else { return Ok(()) };
+        let closed = self.leash.within(self.limit, "closing the channel", || inner.close());
+        closed.map_err(|error| self.cause(error))
+    }
+
+    /// Why the channel ended, where its end has not been told to anybody yet. To be asked only
+    /// once its listeners have disconnected.
+    pub(crate) fn last_words(mut self) -> Option<Cause> {
+        let inner = self.inner.take()?;
+        let closed = self.leash.within(self.limit, "closing the channel", || inner.close());
+        closed.err().map(|error| self.cause(error)).filter(|cause| cause.spares_the_connection())
+    }
+
+    fn call<'a, T>(
+        &'a self,
+        doing: &'static str,
+        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T, Cause> {
+        self.call_within(self.limit, doing, call)
+    }
+
+    fn call_within<'a, T>(
+        &'a self,
+        limit: Duration,
+        doing: &'static str,
+        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T, Cause> {
+        let Some(inner) = &self.inner else {
+            return Err(Cause::Lost("the channel is closed".into()));
+        };
+        self.leash.within(limit, doing, || call(inner)).map_err(|error| self.cause(error))
+    }
+
+    fn cause(&self, error: amiquip::Error) -> Cause {
+        self.leash.expired().unwrap_or_else(|| error.into())
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // The client library's own drop waits for the broker without a limit.
+        let inner = self.inner.take();
+        self.leash.within(self.limit, "closing the channel", || drop(inner));
+    }
+}
+
+impl Subscription<'_> {
+    /// Where deliveries, and at last the end, come in; to be read with [`read_message`].
+    pub(crate) fn inbox(&self) -> &Receiver<ConsumerMessage> {
+        self.inner.receiver()
+    }
+
+    /// Cancels the subscription and returns what had arrived and was not taken yet.
+    ///
+    /// This is the only way to leave one, whatever the cause: a consumer dropped before its
+    /// receiver has disconnected can kill the whole connection (amiquip 0.4.2
+    /// io_loop/connection_state.rs:285).
+    pub(crate) fn leave(self) -> Vec<(Unsettled, Received)> {
+        let channel = self.channel;
+        channel.leash.within(channel.limit, "cancelling the consumer", || {
+            let _ = self.inner.cancel();
+            let arrived = self.inner.receiver().iter();
+            arrived
+                .filter_map(|message| match read_message(message) {
+                    Incoming::Delivery(unsettled, received) => Some((unsettled, received)),
+                    Incoming::Ended(_) | Incoming::Cancelled => None,
+                })
+                .collect()
+        })
+    }
+}
+
+pub(crate) fn read_message(message: ConsumerMessage) -> Incoming {
+    match message {
+        ConsumerMessage::Delivery(mut delivery) => {
+            let body = mem::take(&mut delivery.body);
+            let properties = mem::take(&mut delivery.properties);
+            let redelivered = delivery.redelivered;
+            let unsettled = Unsettled { shell: delivery, on_this_thread: PhantomData };
+            Incoming::Delivery(
+                unsettled,
+                Received { task: Task::received(body, properties), redelivered },
+            )
+        }
+        ConsumerMessage::ServerCancelled => Incoming::Ended(Cause::ConsumerCancelled),
+        ConsumerMessage::ServerClosedChannel(error)
+        | ConsumerMessage::ServerClosedConnection(error) => Incoming::Ended(error.into()),
+        ConsumerMessage::ClientClosedConnection | ConsumerMessage::ClientClosedChannel => {
+            Incoming::Ended(Cause::Lost("the session was closed".into()))
+        }
+        ConsumerMessage::ClientCancelled => Incoming::Cancelled,
+    }
+}
+
+impl Unsettled {
+    /// The delivery's number on its channel.
+    pub(crate) fn tag(&self) -> u64 {
+        self.shell.delivery_tag()
+    }
+}
+
+pub(crate) fn read_confirm(confirm: Confirm) -> Verdict {
+    let reach = |it: amiquip::ConfirmPayload| {
+        if it.multiple { Reach::UpTo(it.delivery_tag) } else { Reach::One(it.delivery_tag) }
+    };
+    match confirm {
+        Confirm::Ack(payload) => Verdict::Acked(reach(payload)),
+        Confirm::Nack(payload) => Verdict::Nacked(reach(payload)),
+    }
+}
+
+/// The id of a returned task and the broker's reason. A return carries no tag; we set the id of
+/// every task we publish (<https://www.rabbitmq.com/docs/publishers#unroutable>).
+pub(crate) fn read_return(returned: Return) -> (Option<String>, String) {
+    let reason = format!("{} {}", returned.reply_code, returned.reply_text);
+    (returned.properties.message_id().clone(), reason)
+}
+
+fn declare_options(queue: &Queue) -> QueueDeclareOptions {
+    let mut arguments = FieldTable::new();
+    if queue.queue_kind() == QueueKind::Quorum {
+        arguments.insert("x-queue-type".into(), AmqpValue::LongString("quorum".into()));
+    }
+    QueueDeclareOptions { durable: queue.is_durable(), arguments, ..Default::default() }
+}

@@ -1,0 +1,327 @@
+//! Owns the one door to the client library: opens the socket itself, hands it over, and closes
+//! or buries what came of it, each in bounded time.
+
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::{Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
+use log::{debug, warn};
+
+use crate::broker::{Address, Broker, Limits, Login, Transport};
+use crate::cause::{self, Cause};
+use crate::channel::Channel;
+use crate::error::Error;
+use crate::shutdown::Signal;
+use crate::watchdog::{Leash, Watchdog};
+
+/// A live connection. Its threads (one of ours, two of amiquip's) end with it.
+pub(crate) struct Connection {
+    /// `None` only while it is being closed.
+    inner: Option<amiquip::Connection>,
+    /// Disconnects when the client library's I/O thread ends, whatever the cause.
+    notices: Receiver<ConnectionBlockedNotification>,
+    watchdog: Watchdog,
+    address: String,
+    limits: Limits,
+}
+
+/// What the broker says about the whole connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The broker reads nothing more from connections that publish, for this reason
+    /// (<https://www.rabbitmq.com/docs/connection-blocked>).
+    Blocked(String),
+    /// It reads again.
+    Unblocked,
+}
+
+/// How many messages of the client library may wait for its I/O thread, for each channel: a
+/// publish is three. Its default of 16 has the two threads change places at every fifth task.
+const HANDOVER_BOUND: usize = 1024;
+
+/// How long the client library's I/O thread may take to end once its socket is gone.
+const BURIAL: Duration = Duration::from_secs(2);
+
+/// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+impl Connection {
+    /// Opens a connection to the first address that takes one. `None` when `interrupt` closed
+    /// or `deadline` passed first; what was under way then ends by its own limits, unseen.
+    pub(crate) fn open(
+        broker: &Broker,
+        interrupt: &Signal,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Connection>, Error> {
+        let (result, opened) = bounded(1);
+        let broker = broker.clone();
+        // Name resolution has no limit and cannot be interrupted: it gets a thread of its own.
+        thread::Builder::new()
+            .name("rw-connect".into())
+            .spawn(move || {
+                let _ = result.send(open_first(&broker));
+            })
+            .map_err(|source| Error::NoThread { source })?;
+        let late = deadline.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
+        select_biased! {
+            recv(interrupt) -> _ => Ok(None),
+            recv(opened) -> opened => match opened {
+                Ok(opened) => opened.map(Some),
+                Err(_) => Err(Error::Unreachable { attempts: vec!["the attempt panicked".into()] }),
+            },
+            recv(late) -> _ => Ok(None),
+        }
+    }
+
+    /// Opens a channel. Waits for the broker, at most the call limit.
+    pub(crate) fn open_channel(&mut self) -> Result<Channel, Cause> {
+        let leash = self.watchdog.leash().clone();
+        let Some(inner) = self.inner.as_mut() else {
+            return Err(Cause::Lost("the connection is closed".into()));
+        };
+        let limit = self.limits.call;
+        let opened = leash.within(limit, "opening a channel", || inner.open_channel(None));
+        Ok(Channel::new(opened.map_err(Cause::from)?, leash, limit))
+    }
+
+    /// The broker's notices; disconnected once the connection is dead.
+    pub(crate) fn notices(&self) -> &Receiver<ConnectionBlockedNotification> {
+        &self.notices
+    }
+
+    pub(crate) fn leash(&self) -> &Leash {
+        self.watchdog.leash()
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Closes a live connection in order. Every channel must have been closed before: what is
+    /// still queued on one is discarded without an error (amiquip 0.4.2 io_loop/mod.rs:768).
+    /// Waits for the broker, at most the close limit.
+    pub(crate) fn close(mut self) -> Result<(), Cause> {
+        let Some(inner) = self.inner.take() else { return Ok(()) };
+        let leash = self.watchdog.leash();
+        let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
+        closed.map_err(|error| leash.expired().unwrap_or_else(|| error.into()))
+    }
+
+    /// Ends a connection on which something failed, in the way that the cause allows, and tells
+    /// the cause as well as it is known.
+    pub(crate) fn end(self, cause: Option<Cause>) -> Cause {
+        match cause {
+            Some(cause) if cause.spares_the_connection() => {
+                if let Err(unclosed) = self.close() {
+                    debug!("the connection did not close in order: {unclosed}");
+                }
+                cause
+            }
+            cause => self.bury(cause),
+        }
+    }
+
+    /// Ends a connection that is dead, dying or not to be trusted, and tells why it died, as
+    /// far as `known` and the client library can say. Takes milliseconds, at most some seconds.
+    ///
+    /// Nothing is asked of the I/O thread before it has ended: a request that meets the broker's
+    /// close makes it panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
+    fn bury(mut self, known: Option<Cause>) -> Cause {
+        let Some(inner) = self.inner.take() else {
+            return Cause::Lost("the connection is closed".into());
+        };
+        let leash = self.watchdog.leash();
+        if !ends_within(&self.notices, Duration::from_millis(200)) {
+            leash.abort();
+            ends_within(&self.notices, BURIAL);
+        }
+        let last_words = match leash.within(BURIAL, "ending the connection", || inner.close()) {
+            Ok(()) => Cause::Lost("the connection was closed".into()),
+            Err(error) => error.into(),
+        };
+        leash.expired().or(known).unwrap_or(last_words)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The client library's own drop waits for the broker without a limit, and may meet its
+        // dying I/O thread; see `bury`.
+        if let Some(inner) = self.inner.take() {
+            self.watchdog.leash().abort();
+            ends_within(&self.notices, BURIAL);
+            drop(inner);
+        }
+    }
+}
+
+pub(crate) fn read_notice(notice: ConnectionBlockedNotification) -> Notice {
+    match notice {
+        ConnectionBlockedNotification::Blocked(reason) => Notice::Blocked(reason),
+        ConnectionBlockedNotification::Unblocked => Notice::Unblocked,
+    }
+}
+
+fn ends_within(notices: &Receiver<ConnectionBlockedNotification>, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        match notices.recv_deadline(deadline) {
+            Ok(_) => {}
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
+}
+
+fn open_first(broker: &Broker) -> Result<Connection, Error> {
+    let mut attempts = Vec::new();
+    let mut refusal = None;
+    for address in broker.addresses() {
+        match open_at(broker, address) {
+            Ok(connection) => {
+                for failed in attempts {
+                    warn!("passed over {failed}");
+                }
+                return Ok(connection);
+            }
+            Err(Refused::Transient(cause)) => attempts.push(format!("{address}: {cause}")),
+            Err(Refused::Lasting(error)) => {
+                attempts.push(error.to_string());
+                refusal.get_or_insert(error);
+            }
+        }
+    }
+    // A refusal is something to act on; that the next address is down as well is not.
+    Err(refusal.unwrap_or(Error::Unreachable { attempts }))
+}
+
+/// Why one address gave no connection.
+enum Refused {
+    Transient(Cause),
+    Lasting(Error),
+}
+
+impl From<Cause> for Refused {
+    fn from(cause: Cause) -> Refused {
+        Refused::Transient(cause)
+    }
+}
+
+fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
+    let limits = broker.limits(address);
+    let socket = connect(address, limits.connect)?;
+    let lost = |error: std::io::Error| Cause::Lost(error.to_string());
+    let watchdog = Watchdog::start(socket.try_clone().map_err(lost)?).map_err(lost)?;
+    let stream = mio::net::TcpStream::from_stream(socket).map_err(lost)?;
+    stream.set_keepalive(Some(KEEPALIVE)).map_err(lost)?;
+    let handshake = Handshake { broker, address, limits };
+    let leash = watchdog.leash();
+    let opened = leash.within(limits.handshake, "waiting for the handshake", || handshake.run(stream));
+    let mut inner = opened.map_err(|refused| handshake.judge(refused, leash.expired()))?;
+    let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
+    debug!("connected to {address}");
+    let address = address.to_string();
+    Ok(Connection { inner: Some(inner), notices, watchdog, address, limits })
+}
+
+/// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
+/// publish waits 40 ms for its confirm, nor any timeout (amiquip 0.4.2 connection.rs:446).
+fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
+    let resolved: Vec<SocketAddr> = (address.host.as_str(), address.port)
+        .to_socket_addrs()
+        .map_err(|error| Cause::Lost(format!("the host name does not resolve: {error}")))?
+        .collect();
+    let mut failures = Vec::new();
+    for target in resolved {
+        match TcpStream::connect_timeout(&target, limit.max(Duration::from_millis(1))) {
+            Ok(socket) => {
+                socket.set_nodelay(true).map_err(|error| Cause::Lost(error.to_string()))?;
+                return Ok(socket);
+            }
+            Err(error) => failures.push(format!("{} {error}", target.ip())),
+        }
+    }
+    Err(Cause::Lost(failures.join(", ")))
+}
+
+struct Handshake<'a> {
+    broker: &'a Broker,
+    address: &'a Address,
+    limits: Limits,
+}
+
+impl Handshake<'_> {
+    fn run(&self, stream: mio::net::TcpStream) -> Result<amiquip::Connection, Refused> {
+        let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
+        let opened = match self.address.transport {
+            Transport::Plain => {
+                amiquip::Connection::insecure_open_stream(stream, self.options(), tuning)
+            }
+            #[cfg(feature = "tls")]
+            Transport::Tls => {
+                let connector = tls_connector(self.broker.certificates())?;
+                let host = &self.address.host;
+                amiquip::Connection::open_tls_stream(connector, host, stream, self.options(), tuning)
+            }
+            #[cfg(not(feature = "tls"))]
+            Transport::Tls => return Err(Cause::Tls("not in this build".into()).into()),
+        };
+        opened.map_err(|error| Refused::Transient(error.into()))
+    }
+
+    fn options(&self) -> ConnectionOptions<Auth> {
+        let auth = match self.address.login {
+            Login::Plain => Auth::Plain {
+                username: self.address.user.clone(),
+                password: self.address.password.clone(),
+            },
+            Login::External => Auth::External,
+        };
+        let heartbeat = self.limits.heartbeat.as_secs().try_into().unwrap_or(u16::MAX);
+        ConnectionOptions::default()
+            .auth(auth)
+            .virtual_host(self.address.vhost.clone())
+            .heartbeat(heartbeat)
+            .connection_timeout(Some(self.limits.handshake))
+            .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
+    }
+
+    /// Tells a refusal that a person has to act on from one that may pass by itself.
+    fn judge(&self, refused: Refused, expired: Option<Cause>) -> Refused {
+        let Refused::Transient(cause) = refused else { return refused };
+        match expired.unwrap_or(cause) {
+            Cause::LoginCut => Refused::Lasting(Error::LoginRefused {
+                address: self.address.to_string(),
+                user: self.address.user.clone(),
+            }),
+            Cause::ConnectionClosed {
+                code: cause::NOT_ALLOWED | cause::ACCESS_REFUSED | cause::NOT_FOUND,
+                text,
+            } => Refused::Lasting(Error::VhostRefused { vhost: self.address.vhost.clone(), text }),
+            Cause::Tls(reason) if reason.to_lowercase().contains("certificate") => {
+                let reason = format!("{}: {reason}", self.address);
+                Refused::Lasting(Error::Tls { reason })
+            }
+            cause => Refused::Transient(cause),
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls_connector(tls: &crate::broker::Tls) -> Result<native_tls::TlsConnector, Refused> {
+    let lasting = |what: &str, error: native_tls::Error| {
+        Refused::Lasting(Error::Tls { reason: format!("{what} cannot be used: {error}") })
+    };
+    let mut builder = native_tls::TlsConnector::builder();
+    if let Some(pem) = &tls.authority {
+        let authority = native_tls::Certificate::from_pem(pem);
+        builder.add_root_certificate(authority.map_err(|e| lasting("the authority", e))?);
+    }
+    if let Some((certificate, key)) = &tls.identity {
+        let identity = native_tls::Identity::from_pkcs8(certificate, key);
+        builder.identity(identity.map_err(|e| lasting("the certificate or its key", e))?);
+    }
+    builder.build().map_err(|error| lasting("TLS", error))
+}

@@ -1,0 +1,411 @@
+//! Owns one worker thread's side of the broker: takes deliveries from its own channel, has them
+//! run, settles each on the channel it came in on, and gives the rest back when it ends.
+
+use std::collections::HashMap;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased, unbounded};
+use log::{info, warn};
+
+use crate::cause::Cause;
+use crate::channel::{
+    Acks, Channel, Incoming, Received, Settlement, Subscription, Unsettled, read_message,
+};
+use crate::event::{EventKind, Observer};
+use crate::handler::{Delivery, Failure};
+use crate::runner::{Assignment, Job, JobResult, Ran, Runner, event, name_of, orphaned};
+use crate::shutdown::{Closer, Signal, closer};
+use crate::summary::Tally;
+
+/// What a consumer works for and with; the same for all of one session but for the runner.
+pub(crate) struct Post<'a> {
+    pub(crate) queue: &'a str,
+    pub(crate) prefetch: u16,
+    pub(crate) acks: Acks,
+    pub(crate) runner: &'a Runner,
+    pub(crate) tally: &'a Tally,
+    pub(crate) observer: &'a Observer,
+    /// Closed: take nothing new, give back what was prefetched, finish what runs.
+    pub(crate) stop: &'a Signal,
+    /// Closed: give back everything, now.
+    pub(crate) leave: &'a Signal,
+    /// Told once, when the subscription stands.
+    pub(crate) consuming: Sender<()>,
+}
+
+/// Why a consumer ended.
+pub(crate) enum End {
+    /// It was told to; everything it had is settled or given back.
+    Told,
+    /// Its channel or connection ended; with the cause, where that was told.
+    Lost(Option<Cause>),
+}
+
+impl From<Cause> for End {
+    fn from(cause: Cause) -> End {
+        End::Lost(Some(cause))
+    }
+}
+
+/// The pause before a failed task goes back, after this many failures in a row.
+fn pause_after(failures: u32) -> Duration {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(60);
+    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST)
+}
+
+impl Post<'_> {
+    /// Consumes until told otherwise or until the channel is lost.
+    pub(crate) fn work(&self, channel: Channel) -> End {
+        if let End::Lost(cause) = self.consume(&channel) {
+            return End::Lost(cause);
+        }
+        match channel.close() {
+            Ok(()) => End::Told,
+            Err(cause) => {
+                warn!(
+                    "thread {}: the last acks may not have arrived, and their tasks may run \
+                     twice: {cause}",
+                    self.runner.number
+                );
+                cause.into()
+            }
+        }
+    }
+
+    fn consume(&self, channel: &Channel) -> End {
+        let (mut hands, assignment) = Hands::new(self, channel);
+        if self.engage(assignment).is_err() {
+            return End::Told;
+        }
+        let subscription = match channel.consume(self.queue, self.prefetch, self.acks) {
+            Ok(subscription) => subscription,
+            Err(cause) => return cause.into(),
+        };
+        let _ = self.consuming.send(());
+        let end = hands.work(&subscription);
+        hands.let_go(subscription, end)
+    }
+
+    /// Waits for the runner, which may still be busy with a task of an earlier session.
+    fn engage(&self, assignment: Assignment) -> Result<(), Told> {
+        let sent = self.runner.assignments.send_timeout(assignment, BUSY_AFTER);
+        let Err(busy) = sent else { return Ok(()) };
+        info!(
+            "thread {}: waits, since now, for its task of the lost session to end",
+            self.runner.number
+        );
+        select_biased! {
+            recv(self.leave) -> _ => Err(Told::Leave),
+            recv(self.stop) -> _ => Err(Told::Stop),
+            send(self.runner.assignments, busy.into_inner()) -> sent => sent.map_err(|_| Told::Stop),
+        }
+    }
+}
+
+/// An idle runner takes an assignment at once; one that has not after this long is busy.
+const BUSY_AFTER: Duration = Duration::from_millis(100);
+
+enum Told {
+    Stop,
+    Leave,
+}
+
+/// Why a consumer stops taking deliveries.
+enum Finish {
+    Told(Told),
+    Lost(Option<Cause>),
+}
+
+impl From<Cause> for Finish {
+    fn from(cause: Cause) -> Finish {
+        Finish::Lost(Some(cause))
+    }
+}
+
+/// What a consumer has in its hands: every delivery of its channel that is not settled yet is
+/// queued for the runner, with the runner, or failed and pausing.
+struct Hands<'p> {
+    post: &'p Post<'p>,
+    channel: &'p Channel,
+    /// `None` once nothing more is handed to the runner, which then lets go of the assignment.
+    jobs: Option<Sender<Job>>,
+    /// The other end of `jobs`, to take back what the runner has not started.
+    queued: Receiver<Job>,
+    ran: Receiver<Ran>,
+    /// Shuts the runner off from further jobs.
+    shutter: Closer,
+    /// By delivery tag. Empty throughout with automatic acks.
+    unsettled: HashMap<u64, Unsettled>,
+    pausing: Vec<Pausing>,
+    /// Failures in a row.
+    failures: u32,
+}
+
+/// A failed task on its way back to the queue.
+struct Pausing {
+    until: Instant,
+    tag: u64,
+}
+
+impl<'p> Hands<'p> {
+    fn new(post: &'p Post<'p>, channel: &'p Channel) -> (Hands<'p>, Assignment) {
+        let (jobs, queued) = unbounded();
+        let (results, ran) = unbounded();
+        let (shutter, shut) = closer();
+        let assignment = Assignment { jobs: queued.clone(), results, shut };
+        let hands = Hands {
+            post,
+            channel,
+            jobs: Some(jobs),
+            queued,
+            ran,
+            shutter,
+            unsettled: HashMap::new(),
+            pausing: Vec::new(),
+            failures: 0,
+        };
+        (hands, assignment)
+    }
+
+    /// Takes and settles deliveries until there is a reason to finish.
+    fn work(&mut self, subscription: &Subscription<'_>) -> Finish {
+        loop {
+            if let Err(finish) = self.step(subscription) {
+                return finish;
+            }
+        }
+    }
+
+    fn step(&mut self, subscription: &Subscription<'_>) -> Result<(), Finish> {
+        let inbox = subscription.inbox();
+        select_biased! {
+            recv(self.post.leave) -> _ => Err(Finish::Told(Told::Leave)),
+            recv(self.post.stop) -> _ => Err(Finish::Told(Told::Stop)),
+            recv(self.ran) -> ran => match ran {
+                Ok(ran) => {
+                    self.ended_before(&ran, subscription)?;
+                    self.settle(&ran).map_err(Finish::from)
+                }
+                Err(_) => Err(Finish::Lost(Some(Cause::Lost("the runner ended".into())))),
+            },
+            recv(self.next_pause_over()) -> _ => self.requeue_due().map_err(Finish::from),
+            recv(inbox) -> message => match message {
+                Ok(message) => self.take(read_message(message)),
+                Err(_) => Err(Finish::Lost(None)),
+            },
+        }
+    }
+
+    /// Looks whether the subscription is over before anything is settled on it: what the broker
+    /// has requeued must not be acked, and a late ack would revive a consumer that the client
+    /// library has forgotten (RabbitMQ 4.3).
+    fn ended_before(&mut self, ran: &Ran, subscription: &Subscription<'_>) -> Result<(), Finish> {
+        loop {
+            let finish = match subscription.inbox().try_recv() {
+                Ok(message) => match self.take(read_message(message)) {
+                    Ok(()) => continue,
+                    Err(finish) => finish,
+                },
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => Finish::Lost(None),
+            };
+            self.orphaned(ran);
+            return Err(finish);
+        }
+    }
+
+    fn take(&mut self, incoming: Incoming) -> Result<(), Finish> {
+        match incoming {
+            Incoming::Delivery(unsettled, received) => {
+                self.dispatch(unsettled, received);
+                Ok(())
+            }
+            Incoming::Ended(cause) => Err(cause.into()),
+            Incoming::Cancelled => Err(Finish::Lost(None)),
+        }
+    }
+
+    fn dispatch(&mut self, unsettled: Unsettled, received: Received) {
+        let tag = unsettled.tag();
+        if self.post.acks == Acks::Manual {
+            self.unsettled.insert(tag, unsettled);
+        }
+        let delivery = Delivery {
+            task: received.task,
+            redelivered: received.redelivered,
+            queue: self.post.queue.to_string(),
+            thread: self.post.runner.number,
+        };
+        if let Some(jobs) = &self.jobs {
+            // Cannot fail: `queued` is a receiver too.
+            let _ = jobs.send(Job { tag, delivery });
+        }
+    }
+
+    /// Decides what becomes of a delivery that the runner is through with.
+    fn settle(&mut self, ran: &Ran) -> Result<(), Cause> {
+        match &ran.result {
+            JobResult::Done => {
+                self.failures = 0;
+                if let Err(cause) = self.settle_one(ran.job.tag, Settlement::Ack) {
+                    self.orphaned(ran);
+                    return Err(cause);
+                }
+                self.post.tally.done();
+                self.tell(EventKind::Done, ran);
+            }
+            JobResult::Failed(failure) => {
+                self.failures = self.failures.saturating_add(1);
+                let pause = pause_after(self.failures);
+                self.note_failure(ran, failure, pause);
+                self.pausing.push(Pausing { until: Instant::now() + pause, tag: ran.job.tag });
+            }
+            JobResult::NotStarted => self.give_back(&ran.job)?,
+        }
+        Ok(())
+    }
+
+    fn note_failure(&self, ran: &Ran, failure: &Failure, pause: Duration) {
+        self.post.tally.failed();
+        self.tell(EventKind::Failed, ran);
+        let (thread, task) = (self.post.runner.number, name_of(&ran.job.delivery));
+        match self.post.acks {
+            Acks::Manual => warn!(
+                "thread {thread}: task {task} failed, and goes back to the queue in {pause:?}: \
+                 {failure}"
+            ),
+            Acks::Automatic => {
+                warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
+            }
+        }
+    }
+
+    fn next_pause_over(&self) -> Receiver<Instant> {
+        match self.pausing.iter().map(|pausing| pausing.until).min() {
+            Some(until) => crossbeam_channel::at(until),
+            None => crossbeam_channel::never(),
+        }
+    }
+
+    fn requeue_due(&mut self) -> Result<(), Cause> {
+        let now = Instant::now();
+        let (due, later) =
+            mem::take(&mut self.pausing).into_iter().partition(|pausing| pausing.until <= now);
+        self.pausing = later;
+        let due: Vec<Pausing> = due;
+        due.into_iter().try_for_each(|pausing| self.settle_one(pausing.tag, Settlement::Requeue))
+    }
+
+    fn requeue_pausing(&mut self) -> Result<(), Cause> {
+        let pausing = mem::take(&mut self.pausing);
+        pausing.into_iter().try_for_each(|it| self.settle_one(it.tag, Settlement::Requeue))
+    }
+
+    fn give_back(&mut self, job: &Job) -> Result<(), Cause> {
+        if self.unsettled.contains_key(&job.tag) {
+            self.post.tally.returned();
+            let returned = || event(EventKind::Returned, &job.delivery, Duration::ZERO);
+            self.post.observer.tell(returned);
+        }
+        self.settle_one(job.tag, Settlement::GiveBack)
+    }
+
+    fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), Cause> {
+        match self.unsettled.remove(&tag) {
+            Some(unsettled) => self.channel.settle(unsettled, how),
+            None => Ok(()),
+        }
+    }
+
+    fn tell(&self, kind: EventKind, ran: &Ran) {
+        self.post.observer.tell(|| event(kind, &ran.job.delivery, ran.elapsed));
+    }
+
+    fn orphaned(&self, ran: &Ran) {
+        orphaned(ran, self.post.tally, self.post.observer);
+    }
+
+    /// Ends the subscription, and settles or gives back what is left, as far as `finish` allows.
+    fn let_go(mut self, subscription: Subscription<'_>, finish: Finish) -> End {
+        self.shutter.close();
+        let arrived = subscription.leave();
+        let settled = match finish {
+            Finish::Lost(cause) => return self.abandon(cause),
+            Finish::Told(Told::Stop) => {
+                self.give_back_unstarted(arrived).and_then(|()| self.finish_running())
+            }
+            Finish::Told(Told::Leave) => {
+                self.give_back_unstarted(arrived).and_then(|()| self.give_back_all())
+            }
+        };
+        match settled {
+            Ok(()) => End::Told,
+            Err(cause) => self.abandon(Some(cause)),
+        }
+    }
+
+    fn give_back_unstarted(&mut self, arrived: Vec<(Unsettled, Received)>) -> Result<(), Cause> {
+        for (unsettled, received) in arrived {
+            self.dispatch(unsettled, received);
+        }
+        if self.post.acks == Acks::Automatic {
+            self.note_dropped();
+        }
+        let unstarted: Vec<Job> = self.queued.try_iter().collect();
+        unstarted.iter().try_for_each(|job| self.give_back(job))?;
+        self.requeue_pausing()
+    }
+
+    /// Settles what the runner is still busy with, until it is through or there is no more time.
+    fn finish_running(&mut self) -> Result<(), Cause> {
+        self.jobs = None;
+        loop {
+            select_biased! {
+                recv(self.post.leave) -> _ => return self.give_back_all(),
+                recv(self.ran) -> ran => match ran {
+                    Ok(ran) => self.settle(&ran)?,
+                    Err(_) => return self.requeue_pausing(),
+                },
+            }
+        }
+    }
+
+    /// Gives back what is still running, too: it is left behind.
+    fn give_back_all(&mut self) -> Result<(), Cause> {
+        for (_, unsettled) in mem::take(&mut self.unsettled) {
+            self.post.tally.returned();
+            self.channel.settle(unsettled, Settlement::GiveBack)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves everything to the broker, which has requeued it or is about to.
+    fn abandon(&mut self, cause: Option<Cause>) -> End {
+        for ran in self.ran.try_iter() {
+            self.orphaned(&ran);
+        }
+        End::Lost(cause)
+    }
+
+    fn note_dropped(&self) {
+        let dropped = self.queued.len();
+        if dropped > 0 {
+            let thread = self.post.runner.number;
+            warn!("thread {thread}: {dropped} tasks that were taken with auto-ack are lost");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_grows_with_each_failure_in_a_row_and_is_capped() {
+        let seconds: Vec<u64> = (1..=8).map(|n| pause_after(n).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pause_after(u32::MAX).as_secs(), 60);
+    }
+}

@@ -1,0 +1,275 @@
+//! Owns [`Error`]: what can go wrong, as far as a person or a program can act on it.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::cause::{self, Cause};
+
+/// Why a call of this crate failed. A handler's failure is a [`Failure`](crate::Failure), not
+/// an `Error`; a task that was not confirmed is an [`Outcome`](crate::Outcome).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A broker URL could not be read. The URL itself is left out: it may hold a password.
+    #[non_exhaustive]
+    InvalidUrl {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A setting is out of its range or does not fit the others.
+    #[non_exhaustive]
+    InvalidSetting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate or key could not be used, or the broker's did not pass.
+    #[non_exhaustive]
+    Tls {
+        /// What failed.
+        reason: String,
+    },
+    /// No broker of the list could be reached. Worth trying again.
+    #[non_exhaustive]
+    Unreachable {
+        /// One line for each address: the address and why.
+        attempts: Vec<String>,
+    },
+    /// The broker refused the user name or the password, or cut the connection at that point.
+    #[non_exhaustive]
+    LoginRefused {
+        /// The broker's address.
+        address: String,
+        /// The user's name.
+        user: String,
+    },
+    /// The broker refused the virtual host: it does not exist, or the user may not use it.
+    #[non_exhaustive]
+    VhostRefused {
+        /// The virtual host.
+        vhost: String,
+        /// The broker's own words.
+        text: String,
+    },
+    /// The queue exists with other arguments than it was declared with here.
+    #[non_exhaustive]
+    QueueMismatch {
+        /// The queue.
+        queue: String,
+        /// The broker's own words, both sides named as far as it tells.
+        text: String,
+    },
+    /// The broker refused the use of the queue: missing, exclusive to another, no permission.
+    #[non_exhaustive]
+    QueueRefused {
+        /// The queue.
+        queue: String,
+        /// The broker's own words.
+        text: String,
+    },
+    /// The session with the broker ended. Worth trying again.
+    #[non_exhaustive]
+    SessionLost {
+        /// The broker's address.
+        address: String,
+        /// Why, with the broker's code and text where it gave them.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The queue holds a message that the client library cannot parse; each session that
+    /// consumes it dies.
+    #[non_exhaustive]
+    Poisoned {
+        /// The queue.
+        queue: String,
+    },
+    /// A single published task was not confirmed; the outcome says why.
+    #[non_exhaustive]
+    NotConfirmed {
+        /// What became of it.
+        outcome: crate::Outcome,
+    },
+    /// The operating system gave no thread.
+    #[non_exhaustive]
+    NoThread {
+        /// Its own words.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later with nothing changed on this side.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Error::Unreachable { .. } | Error::SessionLost { .. } | Error::NoThread { .. }
+        )
+    }
+
+    /// Whether no broker of the list could be reached.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Error::Unreachable { .. })
+    }
+
+    /// This error and its sources in one line, outermost first.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut line = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            source = error.source();
+        }
+        line
+    }
+
+    /// Whether the session died of bytes that the client library could not parse.
+    pub(crate) fn is_malformed(&self) -> bool {
+        let Error::SessionLost { source, .. } = self else { return false };
+        source.downcast_ref::<Cause>() == Some(&Cause::Malformed)
+    }
+
+    /// An [`Error::InvalidSetting`], also for settings of a program built on this crate.
+    pub fn setting(setting: &'static str, reason: impl Into<String>) -> Error {
+        Error::InvalidSetting { setting, reason: reason.into() }
+    }
+
+    pub(crate) fn session_lost(address: &str, cause: Cause) -> Error {
+        Error::SessionLost { address: address.into(), source: Box::new(cause) }
+    }
+
+    /// What the end of a channel means for the use of `queue`: a refusal that a person has to
+    /// act on, or a lost session.
+    pub(crate) fn from_queue_use(queue: &str, address: &str, cause: Cause) -> Error {
+        match cause {
+            Cause::ChannelClosed { code: cause::PRECONDITION_FAILED, text }
+                if text.contains("inequivalent arg") =>
+            {
+                Error::QueueMismatch { queue: queue.into(), text: explain_mismatch(&text) }
+            }
+            Cause::ChannelClosed {
+                code:
+                    cause::NOT_FOUND
+                    | cause::ACCESS_REFUSED
+                    | cause::RESOURCE_LOCKED
+                    | cause::PRECONDITION_FAILED,
+                text,
+            } if !text.contains("delivery") => {
+                Error::QueueRefused { queue: queue.into(), text }
+            }
+            cause => Error::session_lost(address, cause),
+        }
+    }
+}
+
+/// RabbitMQ says "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'false' but
+/// current is 'true'"; people read it better the other way round.
+fn explain_mismatch(text: &str) -> String {
+    let quoted = |key: &str| Some(text.split_once(key)?.1.split_once('\'')?.0.to_string());
+    let received = quoted("received '").or_else(|| {
+        text.contains("received none").then(|| "nothing".to_string())
+    });
+    let current = quoted("current is '");
+    match (quoted("inequivalent arg '"), received, current) {
+        (Some(argument), Some(asked), Some(has)) => {
+            format!("{argument} is {has} there, and {asked} was asked for")
+        }
+        _ => text.to_string(),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::InvalidUrl { reason } => write!(
+                f,
+                "not a broker URL: {reason}; it has the form amqp://user:password@host:port/vhost"
+            ),
+            Error::InvalidSetting { setting, reason } => write!(f, "{setting}: {reason}"),
+            Error::Tls { reason } => write!(f, "TLS: {reason}"),
+            Error::Unreachable { attempts } => {
+                write!(f, "no broker reached ({})", attempts.join("; "))
+            }
+            Error::LoginRefused { address, user } => write!(
+                f,
+                "the broker at {address} refused the login of user '{user}'; check the user and \
+                 the password in the URL"
+            ),
+            Error::VhostRefused { vhost, text } => {
+                write!(f, "the broker refused the virtual host '{vhost}': {text}")
+            }
+            Error::QueueMismatch { queue, text } => write!(
+                f,
+                "queue '{queue}' exists with other arguments: {text}; declare it the same way, \
+                 use it without declaring it, or take another name"
+            ),
+            Error::QueueRefused { queue, text } => {
+                write!(f, "the broker refused the use of queue '{queue}': {text}")
+            }
+            Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),
+            Error::Poisoned { queue } => write!(
+                f,
+                "queue '{queue}' holds a message that cannot be parsed (a routing key or a name \
+                 in it is not UTF-8), and each session that receives it dies; remove it with \
+                 another client, such as the management page's Get messages, then start again"
+            ),
+            Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
+            Error::NoThread { .. } => write!(f, "the system gave no further thread"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::SessionLost { source, .. } => Some(source.as_ref()),
+            Error::NoThread { source } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mismatch_names_both_sides() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': \
+                    received 'false' but current is 'true'";
+        let cause = Cause::ChannelClosed { code: 406, text: text.into() };
+        let error = Error::from_queue_use("q", "host:1", cause);
+        assert!(matches!(error, Error::QueueMismatch { .. }));
+        let line = error.to_string();
+        assert!(line.contains("queue 'q'"), "{line}");
+        assert!(line.contains("durable is true there, and false was asked for"), "{line}");
+    }
+
+    #[test]
+    fn a_mismatch_in_other_words_is_passed_on() {
+        assert_eq!(explain_mismatch("something else"), "something else");
+    }
+
+    #[test]
+    fn the_chain_names_the_root_cause() {
+        let cause = Cause::ConnectionClosed { code: 320, text: "CONNECTION_FORCED".into() };
+        let chain = Error::session_lost("host:1", cause).chain();
+        assert_eq!(
+            chain,
+            "lost the session with host:1: the broker closed the connection: 320 CONNECTION_FORCED"
+        );
+    }
+
+    #[test]
+    fn only_what_may_pass_by_itself_is_transient() {
+        assert!(Error::session_lost("h", Cause::HeartbeatMissed).is_transient());
+        assert!(!Error::from_queue_use("q", "h", Cause::ChannelClosed {
+            code: 404,
+            text: "NOT_FOUND - no queue 'q' in vhost '/'".into(),
+        })
+        .is_transient());
+    }
+}

@@ -1,0 +1,78 @@
+//! Owns [`Event`]: what a worker tells an observer about each task.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// One thing that happened to one task in one worker thread.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Event {
+    /// When, by the system's clock.
+    pub time: SystemTime,
+    /// What.
+    pub kind: EventKind,
+    /// The task's id; empty where its producer set none.
+    pub task: String,
+    /// The number of the worker thread, from 1.
+    pub thread: usize,
+    /// The queue.
+    pub queue: String,
+    /// How long the handler ran; zero for what never started.
+    pub elapsed: Duration,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The handler was called.
+    Started,
+    /// The handler said done, and the delivery was acked.
+    Done,
+    /// The handler failed; the task goes back to the queue after a pause.
+    Failed,
+    /// Not finished here, and given back to the queue.
+    Returned,
+    /// The handler ended, well or not, after its session was lost: nothing could be settled, and
+    /// the broker has given the task to somebody already. It may run twice.
+    Orphaned,
+}
+
+impl EventKind {
+    /// The event's name in one lower-case word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            EventKind::Started => "started",
+            EventKind::Done => "done",
+            EventKind::Failed => "failed",
+            EventKind::Returned => "returned",
+            EventKind::Orphaned => "orphaned",
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whoever wants to know.
+#[derive(Clone, Default)]
+pub(crate) struct Observer(pub(crate) Option<Arc<dyn Fn(&Event) + Send + Sync>>);
+
+impl Observer {
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+        if let Some(observer) = &self.0 {
+            observer(&event());
+        }
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Observer(set)" } else { "Observer(none)" })
+    }
+}

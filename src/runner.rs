@@ -1,0 +1,242 @@
+//! Owns the threads that run the handler. They outlive sessions: a task that is still running
+//! when its connection dies keeps one thread busy and no other, and the rest consume again as
+//! soon as the broker is back.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, SendError, Sender, bounded, select_biased};
+use log::warn;
+
+use crate::error::Error;
+use crate::event::{Event, EventKind, Observer};
+use crate::handler::{Delivery, Failure, Handler};
+use crate::shutdown::{Closer, Signal, closer, is_closed};
+use crate::summary::Tally;
+
+/// One consumer's claim on a runner: jobs in, results out, until either side lets go.
+pub(crate) struct Assignment {
+    pub(crate) jobs: Receiver<Job>,
+    pub(crate) results: Sender<Ran>,
+    /// Once closed, no further job of this assignment is started.
+    pub(crate) shut: Signal,
+}
+
+/// A delivery for the handler, with the tag that its consumer settles it by.
+pub(crate) struct Job {
+    pub(crate) tag: u64,
+    pub(crate) delivery: Delivery,
+}
+
+/// What became of a job.
+pub(crate) struct Ran {
+    pub(crate) job: Job,
+    pub(crate) result: JobResult,
+    pub(crate) elapsed: Duration,
+}
+
+pub(crate) enum JobResult {
+    NotStarted,
+    Done,
+    Failed(Failure),
+}
+
+/// All runners of one worker.
+pub(crate) struct Crew {
+    runners: Vec<Runner>,
+    threads: Vec<JoinHandle<()>>,
+    busy: Arc<AtomicUsize>,
+    /// Disconnects when the last runner has ended.
+    ended: Receiver<Infallible>,
+}
+
+/// The way to one runner. An assignment is taken only when the runner is idle.
+pub(crate) struct Runner {
+    pub(crate) number: usize,
+    pub(crate) assignments: Sender<Assignment>,
+}
+
+/// How many tasks may still be started.
+pub(crate) struct Tickets {
+    left: Option<AtomicU64>,
+    exhausted: Closer,
+}
+
+/// What every runner needs.
+#[derive(Clone)]
+pub(crate) struct Work {
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) tickets: Arc<Tickets>,
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) observer: Observer,
+}
+
+struct Running {
+    work: Work,
+    busy: Arc<AtomicUsize>,
+}
+
+impl Crew {
+    pub(crate) fn start(size: usize, work: &Work) -> Result<Crew, Error> {
+        let busy = Arc::new(AtomicUsize::new(0));
+        let (alive, ended) = bounded(0);
+        let mut crew = Crew { runners: Vec::new(), threads: Vec::new(), busy, ended };
+        for number in 1..=size {
+            let (assignments, inbox) = bounded(0);
+            let running = Running { work: work.clone(), busy: Arc::clone(&crew.busy) };
+            let alive: Sender<Infallible> = alive.clone();
+            let thread = thread::Builder::new()
+                .name(format!("rw-runner-{number}"))
+                .spawn(move || {
+                    running.run(&inbox);
+                    drop(alive);
+                })
+                .map_err(|source| Error::NoThread { source })?;
+            crew.runners.push(Runner { number, assignments });
+            crew.threads.push(thread);
+        }
+        Ok(crew)
+    }
+
+    pub(crate) fn runners(&self) -> &[Runner] {
+        &self.runners
+    }
+
+    /// Lets the runners go, and waits for those that still run a task until `deadline` or
+    /// `aborting`. Returns how many were left behind; their threads end when their handlers do.
+    pub(crate) fn end(self, deadline: Instant, aborting: &Signal) -> usize {
+        let Crew { runners, threads, busy, ended } = self;
+        drop(runners);
+        select_biased! {
+            recv(ended) -> _ => {
+                for thread in threads {
+                    let _ = thread.join();
+                }
+                return 0;
+            },
+            recv(aborting) -> _ => {},
+            recv(crossbeam_channel::at(deadline)) -> _ => {},
+        }
+        busy.load(Ordering::Acquire)
+    }
+}
+
+impl Tickets {
+    /// With `limit` tickets, or without a limit; and the signal that closes with the last one.
+    pub(crate) fn new(limit: Option<u64>) -> (Tickets, Signal) {
+        let (exhausted, signal) = closer();
+        (Tickets { left: limit.map(AtomicU64::new), exhausted }, signal)
+    }
+
+    fn take(&self) -> bool {
+        let Some(left) = &self.left else { return true };
+        let taken = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+        if taken.is_err() || taken == Ok(1) {
+            self.exhausted.close();
+        }
+        taken.is_ok()
+    }
+}
+
+impl Running {
+    fn run(&self, assignments: &Receiver<Assignment>) {
+        for assignment in assignments {
+            for job in &assignment.jobs {
+                let ran = if is_closed(&assignment.shut) || !self.work.tickets.take() {
+                    Ran { job, result: JobResult::NotStarted, elapsed: Duration::ZERO }
+                } else {
+                    self.run_job(job)
+                };
+                if let Err(SendError(ran)) = assignment.results.send(ran) {
+                    orphaned(&ran, &self.work.tally, &self.work.observer);
+                }
+            }
+        }
+    }
+
+    fn run_job(&self, job: Job) -> Ran {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        self.work.observer.tell(|| event(EventKind::Started, &job.delivery, Duration::ZERO));
+        let started = Instant::now();
+        let call = AssertUnwindSafe(|| self.work.handler.handle(&job.delivery));
+        let result = match catch_unwind(call) {
+            Ok(Ok(())) => JobResult::Done,
+            Ok(Err(failure)) => JobResult::Failed(failure),
+            Err(panic) => JobResult::Failed(Failure::retry(panic_text(panic.as_ref()))),
+        };
+        self.busy.fetch_sub(1, Ordering::AcqRel);
+        Ran { job, result, elapsed: started.elapsed() }
+    }
+}
+
+/// Notes that a task ended after the session that brought it was lost. The broker has requeued
+/// it: at least once means that it runs again.
+pub(crate) fn orphaned(ran: &Ran, tally: &Tally, observer: &Observer) {
+    if matches!(ran.result, JobResult::NotStarted) {
+        return;
+    }
+    let delivery = &ran.job.delivery;
+    tally.orphaned();
+    observer.tell(|| event(EventKind::Orphaned, delivery, ran.elapsed));
+    let (thread, task) = (delivery.thread, name_of(delivery));
+    warn!("thread {thread}: task {task} ended after its session was lost, and may run twice");
+}
+
+pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
+    Event {
+        time: SystemTime::now(),
+        kind,
+        task: delivery.task.id().unwrap_or_default().to_string(),
+        thread: delivery.thread,
+        queue: delivery.queue.clone(),
+        elapsed,
+    }
+}
+
+/// How logs call a task.
+pub(crate) fn name_of(delivery: &Delivery) -> &str {
+    delivery.task.id().unwrap_or("without an id")
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    match text {
+        Some(text) => format!("panicked: {text}"),
+        None => "panicked".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tickets_run_out_exactly_once() {
+        let (tickets, exhausted) = Tickets::new(Some(2));
+        assert!(tickets.take());
+        assert!(!is_closed(&exhausted));
+        assert!(tickets.take());
+        assert!(is_closed(&exhausted), "closed with the last one, not with the first refusal");
+        assert!(!tickets.take());
+    }
+
+    #[test]
+    fn without_a_limit_tickets_never_run_out() {
+        let (tickets, exhausted) = Tickets::new(None);
+        assert!((0..1000).all(|_| tickets.take()));
+        assert!(!is_closed(&exhausted));
+    }
+
+    #[test]
+    fn a_panic_is_told_in_its_own_words() {
+        assert_eq!(panic_text(&"text"), "panicked: text");
+        assert_eq!(panic_text(&String::from("owned")), "panicked: owned");
+        assert_eq!(panic_text(&7_u8), "panicked");
+    }
+}

@@ -1,0 +1,280 @@
+//! Owns one connection's life in a worker: opens its channels, starts a consumer on each, ends
+//! them all at the first death or at a stop, joins them, and closes the connection last.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, after, at, never, select_biased, unbounded};
+use log::{debug, info, warn};
+
+use crate::cause::Cause;
+use crate::channel::Channel;
+use crate::connection::{Connection, Notice, read_notice};
+use crate::consumer::{End, Post};
+use crate::error::Error;
+use crate::runner::{Crew, Work};
+use crate::shutdown::{Closer, Shutdown, Signal, closer};
+use crate::worker::Settings;
+
+/// What a worker's sessions have in common.
+pub(crate) struct Session<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) work: &'a Work,
+    pub(crate) crew: &'a Crew,
+    pub(crate) shutdown: &'a Shutdown,
+    /// Closes when no further task may be started.
+    pub(crate) exhausted: &'a Signal,
+}
+
+/// How a session went.
+pub(crate) struct Course {
+    /// Whether any consumer stood: what refuses us now has worked before.
+    pub(crate) consumed: bool,
+    pub(crate) end: SessionEnd,
+}
+
+pub(crate) enum SessionEnd {
+    /// Asked to stop; what still runs may go on until the deadline.
+    Stopped { deadline: Instant },
+    /// No further task may be started.
+    Exhausted,
+    /// Something died, and why.
+    Lost(Error),
+}
+
+/// How long consumers may take to give back what they have before the socket is shut under
+/// them. A second signal has to end the process within two seconds.
+const LEAVING: Duration = Duration::from_secs(1);
+
+impl Session<'_> {
+    /// Works until the connection is lost or the worker is told to stop.
+    ///
+    /// # Blocking
+    /// After a stop, at most for the grace and the time that leaving and closing may take.
+    pub(crate) fn run(&self, mut connection: Connection) -> Course {
+        let channels = match self.open_channels(&mut connection) {
+            Ok(channels) => channels,
+            Err(cause) => {
+                let end = SessionEnd::Lost(self.end(connection, Some(cause)));
+                return Course { consumed: false, end };
+            }
+        };
+        let mut watch = Watch::new(self, &connection);
+        watch.consume(channels);
+        let Watch { standing, told, lost, .. } = watch;
+        let end = self.wind_up(connection, told, lost);
+        Course { consumed: standing > 0, end }
+    }
+
+    /// All of them up front: opening one needs the connection to itself.
+    fn open_channels(&self, connection: &mut Connection) -> Result<Vec<Channel>, Cause> {
+        let mut channels = Vec::new();
+        for _ in self.crew.runners() {
+            channels.push(connection.open_channel()?);
+        }
+        if let Some(first) = channels.first() {
+            first.declare(&self.settings.queue)?;
+        }
+        Ok(channels)
+    }
+
+    fn wind_up(&self, connection: Connection, told: Option<Told>, lost: Lost) -> SessionEnd {
+        let error = match lost {
+            Lost::Nothing => {
+                if let Err(cause) = connection.close() {
+                    debug!("the connection did not close in order: {cause}");
+                }
+                None
+            }
+            Lost::Consumer(cause) => Some(self.end(connection, cause)),
+        };
+        match (told, error) {
+            (Some(Told::Stop { deadline }), error) => {
+                if let Some(error) = error {
+                    warn!("while stopping: {}", error.chain());
+                }
+                SessionEnd::Stopped { deadline }
+            }
+            (_, Some(error)) => SessionEnd::Lost(error),
+            (_, None) => SessionEnd::Exhausted,
+        }
+    }
+
+    fn end(&self, connection: Connection, cause: Option<Cause>) -> Error {
+        let address = connection.address().to_string();
+        let cause = connection.end(cause);
+        if cause == Cause::NoChannelLeft {
+            return Error::setting("threads", "the broker allows fewer channels on a connection");
+        }
+        Error::from_queue_use(self.settings.queue.name(), &address, cause)
+    }
+}
+
+/// What the session was told to do.
+#[derive(Clone, Copy)]
+enum Told {
+    Stop { deadline: Instant },
+    Exhausted,
+}
+
+/// What the session has lost.
+enum Lost {
+    Nothing,
+    Consumer(Option<Cause>),
+}
+
+/// The session's own thread while its consumers work.
+struct Watch<'a> {
+    session: &'a Session<'a>,
+    connection: &'a Connection,
+    stop: (Closer, Signal),
+    leave: (Closer, Signal),
+    /// How many consumers stood so far.
+    standing: usize,
+    told: Option<Told>,
+    lost: Lost,
+}
+
+impl<'a> Watch<'a> {
+    fn new(session: &'a Session<'a>, connection: &'a Connection) -> Watch<'a> {
+        Watch {
+            session,
+            connection,
+            stop: closer(),
+            leave: closer(),
+            standing: 0,
+            told: None,
+            lost: Lost::Nothing,
+        }
+    }
+
+    /// Runs one consumer thread for each channel, until the last of them has ended.
+    fn consume(&mut self, channels: Vec<Channel>) {
+        let Session { settings, work, crew, .. } = *self.session;
+        let (stop, leave) = (self.stop.1.clone(), self.leave.1.clone());
+        let (consuming, standing) = unbounded();
+        let (ends, ended) = unbounded();
+        thread::scope(|scope| {
+            for (runner, channel) in crew.runners().iter().zip(channels) {
+                let post = Post {
+                    queue: settings.queue.name(),
+                    prefetch: settings.prefetch,
+                    acks: settings.acks,
+                    runner,
+                    tally: &work.tally,
+                    observer: &work.observer,
+                    stop: &stop,
+                    leave: &leave,
+                    consuming: consuming.clone(),
+                };
+                let end = ends.clone();
+                let thread = thread::Builder::new()
+                    .name(format!("rw-consumer-{}", runner.number))
+                    .spawn_scoped(scope, move || {
+                        let _ = end.send(post.work(channel));
+                    });
+                if let Err(error) = thread {
+                    self.no_thread(&error);
+                }
+            }
+            drop((ends, consuming));
+            self.until_all_ended(&ended, standing);
+        });
+    }
+
+    /// Watches over the consumers: passes on what they have to know, and notes what happens.
+    fn until_all_ended(&mut self, ended: &Receiver<End>, mut standing: Receiver<()>) {
+        let mut notices = self.connection.notices().clone();
+        let mut stopping = self.session.shutdown.stopping().clone();
+        let mut aborting = self.session.shutdown.aborting().clone();
+        let mut exhausted = self.session.exhausted.clone();
+        let (mut out_of_grace, mut out_of_time) = (never(), never());
+        loop {
+            select_biased! {
+                recv(ended) -> end => match end {
+                    Ok(End::Told) => {}
+                    Ok(End::Lost(cause)) => {
+                        self.consumer_lost(cause);
+                        out_of_grace = at(self.deadline());
+                    }
+                    Err(_) => return,
+                },
+                recv(aborting) -> _ => {
+                    aborting = never();
+                    self.leave.0.close();
+                    out_of_time = after(LEAVING);
+                },
+                recv(stopping) -> _ => {
+                    stopping = never();
+                    let deadline = self.deadline();
+                    self.told = Some(Told::Stop { deadline });
+                    self.stop.0.close();
+                    out_of_grace = at(deadline);
+                },
+                recv(exhausted) -> _ => {
+                    exhausted = never();
+                    self.told.get_or_insert(Told::Exhausted);
+                    self.stop.0.close();
+                },
+                recv(notices) -> notice => match notice {
+                    Ok(notice) => note(&read_notice(notice)),
+                    Err(_) => {
+                        notices = never();
+                        self.leave.0.close();
+                    }
+                },
+                recv(standing) -> stands => match stands {
+                    Ok(()) => self.consumer_stands(),
+                    Err(_) => standing = never(),
+                },
+                recv(out_of_grace) -> _ => {
+                    self.leave.0.close();
+                    out_of_time = after(LEAVING);
+                },
+                recv(out_of_time) -> _ => self.connection.leash().abort(),
+            }
+        }
+    }
+
+    /// When the grace is over, counted from the first time that anybody asked.
+    fn deadline(&self) -> Instant {
+        match self.told {
+            Some(Told::Stop { deadline }) => deadline,
+            _ => Instant::now() + self.session.settings.grace,
+        }
+    }
+
+    fn consumer_stands(&mut self) {
+        self.standing += 1;
+        let threads = self.session.crew.runners().len();
+        if self.standing == threads {
+            let queue = self.session.settings.queue.name();
+            let address = self.connection.address();
+            info!("consuming from '{queue}' at {address} with {threads} threads");
+        }
+    }
+
+    /// The others finish what they run: where the connection still stands, it can be acked.
+    fn consumer_lost(&mut self, cause: Option<Cause>) {
+        self.stop.0.close();
+        if let Some(advice) = cause.as_ref().and_then(Cause::advice) {
+            warn!("a consumer was lost: {advice}");
+        }
+        if !matches!(self.lost, Lost::Consumer(Some(_))) {
+            self.lost = Lost::Consumer(cause);
+        }
+    }
+
+    fn no_thread(&mut self, error: &io::Error) {
+        let cause = Cause::Lost(format!("the system gave no further thread: {error}"));
+        self.consumer_lost(Some(cause));
+    }
+}
+
+fn note(notice: &Notice) {
+    match notice {
+        Notice::Blocked(reason) => warn!("the broker blocks this connection: {reason}"),
+        Notice::Unblocked => info!("the broker no longer blocks this connection"),
+    }
+}

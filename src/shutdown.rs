@@ -1,0 +1,145 @@
+//! Owns the way to stop: two channels that only ever close.
+//!
+//! A [`Trigger`] is what a signal handler or a supervising thread holds; a [`Shutdown`] is what
+//! everything that waits holds. Nothing is ever sent; a closed channel is the signal, so it can
+//! be selected on, seen by any number of threads, and never be missed or seen twice.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+
+/// A channel that only ever closes.
+pub(crate) type Signal = Receiver<Infallible>;
+
+/// The end that asks for a stop. Clones ask the same [`Shutdown`].
+///
+/// Dropping the last clone is a [`stop`](Trigger::stop): a program that lost the means to ask
+/// has no other way left, and its worker must not run for ever.
+#[derive(Clone, Debug)]
+pub struct Trigger {
+    stages: Arc<Stages>,
+}
+
+/// The end that waits for a stop. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    stopping: Signal,
+    aborting: Signal,
+}
+
+#[derive(Debug)]
+struct Stages {
+    stop: Closer,
+    abort: Closer,
+}
+
+/// Makes a connected pair, not stopped yet.
+#[must_use]
+pub fn shutdown() -> (Trigger, Shutdown) {
+    let (stop, stopping) = closer();
+    let (abort, aborting) = closer();
+    let stages = Arc::new(Stages { stop, abort });
+    (Trigger { stages }, Shutdown { stopping, aborting })
+}
+
+impl Trigger {
+    /// Asks for a graceful stop: take nothing new, finish what runs. Idempotent, never blocks.
+    pub fn stop(&self) {
+        self.stages.stop.close();
+    }
+
+    /// Asks to stop at once: what runs is left behind and goes back to the queue. Implies
+    /// [`stop`](Trigger::stop). Idempotent, never blocks.
+    pub fn abort(&self) {
+        self.stages.stop.close();
+        self.stages.abort.close();
+    }
+}
+
+impl Shutdown {
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        is_closed(&self.stopping)
+    }
+
+    /// Whether a stop at once was asked for.
+    #[must_use]
+    pub fn is_aborting(&self) -> bool {
+        is_closed(&self.aborting)
+    }
+
+    /// Waits until a stop is asked for, at most `limit`; says whether it was.
+    ///
+    /// # Blocking
+    /// Up to `limit`; ends early at the first [`Trigger::stop`] or [`Trigger::abort`].
+    #[must_use]
+    pub fn wait(&self, limit: Duration) -> bool {
+        matches!(self.stopping.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
+    }
+
+    /// The channel that closes when a stop is asked for, to be selected on.
+    #[must_use]
+    pub fn stopping(&self) -> &Receiver<Infallible> {
+        &self.stopping
+    }
+
+    /// The channel that closes when a stop at once is asked for, to be selected on.
+    #[must_use]
+    pub fn aborting(&self) -> &Receiver<Infallible> {
+        &self.aborting
+    }
+}
+
+/// The one sender of a [`Signal`]; closing it is dropping that sender.
+#[derive(Debug)]
+pub(crate) struct Closer(Mutex<Option<Sender<Infallible>>>);
+
+impl Closer {
+    pub(crate) fn close(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+pub(crate) fn closer() -> (Closer, Signal) {
+    let (sender, receiver) = bounded(0);
+    (Closer(Mutex::new(Some(sender))), receiver)
+}
+
+pub(crate) fn is_closed(signal: &Signal) -> bool {
+    matches!(signal.try_recv(), Err(TryRecvError::Disconnected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_asked_at_first() {
+        let (_trigger, shutdown) = shutdown();
+        assert!(!shutdown.is_stopping());
+        assert!(!shutdown.wait(Duration::ZERO));
+    }
+
+    #[test]
+    fn every_clone_sees_a_stop_and_abort_implies_stop() {
+        let (trigger, shutdown) = shutdown();
+        let other = shutdown.clone();
+        trigger.stop();
+        assert!(other.is_stopping() && !other.is_aborting());
+        trigger.clone().abort();
+        assert!(shutdown.is_aborting());
+    }
+
+    #[test]
+    fn losing_the_last_trigger_is_a_stop() {
+        let (trigger, shutdown) = shutdown();
+        let second = trigger.clone();
+        drop(trigger);
+        assert!(!shutdown.is_stopping());
+        drop(second);
+        assert!(shutdown.wait(Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,78 @@
+//! Owns the counts of a worker's run.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What a worker did, from its start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Tasks done and acked.
+    pub done: u64,
+    /// Failures; each of these tasks went back to the queue.
+    pub failed: u64,
+    /// Tasks given back to the queue without having been finished here.
+    pub returned: u64,
+    /// Tasks whose handler ended after their session was lost; each may run twice.
+    pub orphaned: u64,
+    /// Handlers that were still running when the worker ended.
+    pub running: usize,
+    /// How long the worker ran.
+    pub elapsed: Duration,
+    /// What ended it.
+    pub ended: Ended,
+}
+
+/// What ended a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ended {
+    /// It was asked to stop, and everything that ran was finished.
+    Stopped,
+    /// It started as many tasks as it was allowed to.
+    MaxTasks,
+    /// It was asked to stop, and the grace ended with tasks still running.
+    GraceOver,
+    /// It was asked to stop at once.
+    Aborted,
+}
+
+/// The counts while they grow.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    done: AtomicU64,
+    failed: AtomicU64,
+    returned: AtomicU64,
+    orphaned: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn done(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn returned(&self) {
+        self.returned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn orphaned(&self) {
+        self.orphaned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: Ended) -> Summary {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Summary {
+            done: read(&self.done),
+            failed: read(&self.failed),
+            returned: read(&self.returned),
+            orphaned: read(&self.orphaned),
+            running,
+            elapsed,
+            ended,
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Owns [`Worker`]: the settings of a worker, and the sessions it runs one after the other until
+//! it is told to stop.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::error;
+
+use crate::backoff::Backoff;
+use crate::broker::Broker;
+use crate::channel::Acks;
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::event::{Event, Observer};
+use crate::handler::Handler;
+use crate::queue::Queue;
+use crate::runner::{Crew, Tickets, Work};
+use crate::session::{Course, Session, SessionEnd};
+use crate::shutdown::Shutdown;
+use crate::summary::{Ended, Summary, Tally};
+
+/// Works the tasks of one queue with several threads.
+///
+/// Each worker thread consumes on a channel of its own and acks there, after the handler
+/// returned. When the connection dies, a new one is made after a growing pause of 0.5 to 30 s.
+///
+/// # What becomes of a task
+///
+/// | situation | what happens |
+/// |---|---|
+/// | the handler returns `Ok` | acked |
+/// | it returns a [`Failure`](crate::Failure), or panics | rejected with requeue after a pause of 1 s, doubling with each failure in a row of that thread, at most 60 s |
+/// | prefetched but not started at a stop | given back at once |
+/// | still running when the grace ends | given back; its thread is left to itself |
+/// | the connection or the process died | the broker requeues it; it may run twice |
+///
+/// **At least once**: a task whose handler returned may run again when the ack did not reach the
+/// broker. Make handlers so that running twice does no harm.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    broker: Broker,
+    settings: Settings,
+    threads: usize,
+    reconnect: Reconnect,
+    max_tasks: Option<u64>,
+    observer: Observer,
+}
+
+/// What a session has to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) queue: Queue,
+    pub(crate) prefetch: u16,
+    pub(crate) acks: Acks,
+    pub(crate) grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reconnect {
+    Always,
+    Never,
+}
+
+/// The most channels RabbitMQ allows on a connection by default (`channel_max`).
+const MOST_THREADS: usize = 2047;
+
+/// A session shorter than this did not hold: the next pause goes on growing.
+const HELD: Duration = Duration::from_secs(10);
+
+/// This many sessions in a row that died of bytes that cannot be parsed, each soon after it
+/// began to consume, are not the network's fault.
+const POISONED_AFTER: u32 = 3;
+
+impl Worker {
+    /// A worker of this queue.
+    #[must_use]
+    pub fn new(broker: &Broker, queue: &Queue) -> Worker {
+        let settings = Settings {
+            queue: queue.clone(),
+            prefetch: 1,
+            acks: Acks::Manual,
+            grace: Duration::from_secs(30),
+        };
+        Worker {
+            broker: broker.clone(),
+            settings,
+            threads: thread::available_parallelism().map_or(1, usize::from),
+            reconnect: Reconnect::Always,
+            max_tasks: None,
+            observer: Observer::default(),
+        }
+    }
+
+    /// Sets how many tasks run at a time, each in a thread and on a channel of its own, 1 to
+    /// 2047. Default: the number of processors.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Worker {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets how many tasks each thread may hold unsettled. 1 is fair dispatch: a thread gets a
+    /// task when it has none. 0 is no limit: plain round-robin, at the price that a whole queue
+    /// may be held in memory. Default: 1.
+    ///
+    /// Source: <https://www.rabbitmq.com/docs/consumer-prefetch>.
+    #[must_use]
+    pub fn prefetch(mut self, prefetch: u16) -> Worker {
+        self.settings.prefetch = prefetch;
+        self
+    }
+
+    /// Has the broker count a task as done when it sends it: **at most once**. A worker that
+    /// dies or stops loses everything it was sent and has not finished. For comparison with
+    /// what this crate is for. Default: acks after the work.
+    #[must_use]
+    pub fn auto_ack(mut self) -> Worker {
+        self.settings.acks = Acks::Automatic;
+        self
+    }
+
+    /// Sets how long running tasks may go on after a stop was asked for. Default: 30 s.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Worker {
+        self.settings.grace = grace;
+        self
+    }
+
+    /// Ends with an error when no broker is reached or the connection is lost. Default:
+    /// connect again, for ever.
+    #[must_use]
+    pub fn no_reconnect(mut self) -> Worker {
+        self.reconnect = Reconnect::Never;
+        self
+    }
+
+    /// Ends after this many tasks were started, when they are finished. Default: no limit.
+    #[must_use]
+    pub fn max_tasks(mut self, limit: u64) -> Worker {
+        self.max_tasks = Some(limit);
+        self
+    }
+
+    /// Has `observer` told what happens to each task. It is called from the worker's threads
+    /// and holds them up while it runs; a panic in it ends the thread. Default: none.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Worker {
+        self.observer = Observer(Some(Arc::new(observer)));
+        self
+    }
+
+    /// Works until `shutdown` asks to stop, or as many tasks as allowed have been done.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for settings that do not fit. On the first connection,
+    /// whatever a person has to act on: [`Error::LoginRefused`], [`Error::VhostRefused`],
+    /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`]. Later only
+    /// [`Error::Poisoned`], and with [`no_reconnect`](Worker::no_reconnect) whatever ended the
+    /// session.
+    ///
+    /// # Blocking
+    /// Until then. After a stop: while tasks run, at most for the grace, and some 5 s more for
+    /// a broker that does not answer; after [`abort`](crate::Trigger::abort), about 1 s.
+    /// Handlers that are still running then are left behind in their threads.
+    pub fn run(
+        &self,
+        handler: impl Handler + 'static,
+        shutdown: &Shutdown,
+    ) -> Result<Summary, Error> {
+        self.validate()?;
+        let started = Instant::now();
+        let (tickets, exhausted) = Tickets::new(self.max_tasks);
+        let work = Work {
+            handler: Arc::new(handler),
+            tickets: Arc::new(tickets),
+            tally: Arc::new(Tally::default()),
+            observer: self.observer.clone(),
+        };
+        let crew = Crew::start(self.threads, &work)?;
+        let session = Session {
+            settings: &self.settings,
+            work: &work,
+            crew: &crew,
+            shutdown,
+            exhausted: &exhausted,
+        };
+        let finish = self.run_sessions(&session);
+        let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
+        let running = crew.end(deadline, shutdown.aborting());
+        let finish = finish?;
+        let ended = finish.ended(shutdown, running);
+        Ok(work.tally.sum_up(running, started.elapsed(), ended))
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.settings.queue.validate()?;
+        if !(1..=MOST_THREADS).contains(&self.threads) {
+            return Err(Error::setting(
+                "threads",
+                format!("{} is not within 1 to {MOST_THREADS}", self.threads),
+            ));
+        }
+        if self.max_tasks == Some(0) {
+            return Err(Error::setting("max tasks", "0 would never start any"));
+        }
+        Ok(())
+    }
+
+    fn run_sessions(&self, session: &Session<'_>) -> Result<Finish, Error> {
+        let mut history = History::new();
+        loop {
+            let error = match self.run_session(session, &mut history) {
+                Ok(finish) => return Ok(finish),
+                Err(error) => error,
+            };
+            if self.gives_up(&error, &history) {
+                return Err(error);
+            }
+            if history.is_poisoned() {
+                let queue = self.settings.queue.name().to_string();
+                return Err(Error::Poisoned { queue });
+            }
+            let pause = history.backoff.next_pause();
+            error!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
+            if session.shutdown.wait(pause) {
+                return Ok(self.stopped_now());
+            }
+        }
+    }
+
+    fn run_session(&self, session: &Session<'_>, history: &mut History) -> Result<Finish, Error> {
+        let opened = Connection::open(&self.broker, session.shutdown.stopping(), None)?;
+        let Some(connection) = opened else { return Ok(self.stopped_now()) };
+        let began = Instant::now();
+        let Course { consumed, end } = session.run(connection);
+        history.note(consumed, began.elapsed(), &end);
+        match end {
+            SessionEnd::Stopped { deadline } => Ok(Finish { deadline, by: By::Stop }),
+            SessionEnd::Exhausted => {
+                Ok(Finish { deadline: Instant::now() + self.settings.grace, by: By::Limit })
+            }
+            SessionEnd::Lost(error) => Err(error),
+        }
+    }
+
+    fn gives_up(&self, error: &Error, history: &History) -> bool {
+        self.reconnect == Reconnect::Never || !(error.is_transient() || history.ever_consumed)
+    }
+
+    fn stopped_now(&self) -> Finish {
+        Finish { deadline: Instant::now() + self.settings.grace, by: By::Stop }
+    }
+}
+
+/// How the last session ended, and until when what still runs may go on.
+struct Finish {
+    deadline: Instant,
+    by: By,
+}
+
+enum By {
+    Stop,
+    Limit,
+}
+
+impl Finish {
+    fn ended(&self, shutdown: &Shutdown, running: usize) -> Ended {
+        match self.by {
+            By::Limit if running == 0 => Ended::MaxTasks,
+            _ if shutdown.is_aborting() => Ended::Aborted,
+            _ if running > 0 => Ended::GraceOver,
+            _ => Ended::Stopped,
+        }
+    }
+}
+
+/// What the sessions so far tell about the next.
+struct History {
+    ever_consumed: bool,
+    backoff: Backoff,
+    malformed_in_a_row: u32,
+}
+
+impl History {
+    fn new() -> History {
+        History { ever_consumed: false, backoff: Backoff::new(), malformed_in_a_row: 0 }
+    }
+
+    fn note(&mut self, consumed: bool, lasted: Duration, end: &SessionEnd) {
+        self.ever_consumed |= consumed;
+        if consumed && lasted >= HELD {
+            self.backoff = Backoff::new();
+            self.malformed_in_a_row = 0;
+        }
+        match end {
+            SessionEnd::Lost(error) if error.is_malformed() => self.malformed_in_a_row += 1,
+            _ => self.malformed_in_a_row = 0,
+        }
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.malformed_in_a_row >= POISONED_AFTER
+    }
+}
