@@ -1,0 +1,4 @@
+//! The one integration test crate: the library and its commands against brokers, real and scripted.
+
+mod support;
+mod support_test;

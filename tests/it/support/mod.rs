@@ -1,0 +1,8 @@
+//! What the tests share: faults, brokers, commands and the verdict on them.
+
+// Each test uses a few of these helpers; a vocabulary is kept whole even while
+// some of its words wait for the test that needs them.
+#![allow(dead_code)]
+
+pub(crate) mod acceptor;
+pub(crate) mod proxy;

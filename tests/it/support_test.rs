@@ -1,0 +1,3 @@
+//! Tests of the test helpers: a fault that is not what it says proves nothing.
+
+mod proxy_test;
