@@ -1,3 +1,4 @@
 //! Tests of the test helpers: a fault that is not what it says proves nothing.
 
 mod proxy_test;
+mod scripted_test;

@@ -6,3 +6,5 @@
 
 pub(crate) mod acceptor;
 pub(crate) mod proxy;
+pub(crate) mod scripted;
+pub(crate) mod wire;
