@@ -1,4 +1,5 @@
 //! Tests of the test helpers: a fault that is not what it says proves nothing.
 
+mod command_test;
 mod proxy_test;
 mod scripted_test;

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod acceptor;
+pub(crate) mod command;
 pub(crate) mod ledger;
 pub(crate) mod proxy;
 pub(crate) mod scripted;

@@ -1,0 +1,356 @@
+//! A command under test: started, listened to, signalled, and never waited for without a limit.
+
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
+
+/// A command to be run.
+pub(crate) struct Command {
+    command: std::process::Command,
+    input: Input,
+}
+
+/// A running command. Dropping it kills its process group.
+pub(crate) struct Running {
+    name: String,
+    child: Child,
+    status: Option<ExitStatus>,
+    ended: Receiver<()>,
+    stdin: Option<ChildStdin>,
+    stdout: Stream,
+    stderr: Stream,
+}
+
+/// What a command left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// The exit code, unless a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Command {
+    /// The `producer`, with empty input.
+    pub(crate) fn producer(arguments: &[&str]) -> Command {
+        Command::program(env!("CARGO_BIN_EXE_producer"), arguments)
+    }
+
+    /// The `worker`, with empty input.
+    pub(crate) fn worker(arguments: &[&str]) -> Command {
+        Command::program(env!("CARGO_BIN_EXE_worker"), arguments)
+    }
+
+    /// Any other program, with empty input.
+    pub(crate) fn program(program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+        let mut command = std::process::Command::new(program);
+        command
+            .args(arguments)
+            .env_remove("AMQP_URL")
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        Command {
+            command,
+            input: Input::Bytes(Vec::new()),
+        }
+    }
+
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Command {
+        self.command.arg(argument);
+        self
+    }
+
+    pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Command {
+        self.command.env(key, value);
+        self
+    }
+
+    pub(crate) fn current_dir(mut self, path: &Path) -> Command {
+        self.command.current_dir(path);
+        self
+    }
+
+    /// The bytes of its input, which then ends.
+    pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Command {
+        self.input = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// Keeps its input open, for `Running::write` and `Running::end_input`.
+    pub(crate) fn open_stdin(mut self) -> Command {
+        self.input = Input::Open;
+        self
+    }
+
+    pub(crate) fn start(mut self) -> Running {
+        let name = self.command.get_program().to_string_lossy().into_owned();
+        let spawned = self.command.stdin(Stdio::piped()).spawn();
+        let mut child = spawned.unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let mut stdin = child.stdin.take();
+        if let Input::Bytes(bytes) = self.input {
+            feed(stdin.take(), bytes);
+        }
+        let stdout = Stream::listen(child.stdout.take());
+        let stderr = Stream::listen(child.stderr.take());
+        Running {
+            name,
+            ended: watch(&child),
+            child,
+            status: None,
+            stdin,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Starts it and waits for its end.
+    pub(crate) fn run(self, within: Duration) -> Output {
+        self.start().wait(within)
+    }
+}
+
+impl Running {
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Adds to an input that was kept open.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut();
+        let stdin = stdin.expect("the command was started with its input open");
+        stdin.write_all(bytes).expect("the command reads its input");
+    }
+
+    pub(crate) fn end_input(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Sends a signal, by its name without `SIG`.
+    pub(crate) fn signal(&self, name: &str) {
+        assert!(self.status.is_none(), "{} has ended already", self.name);
+        kill_process(self.pid(), signal_named(name)).expect("a child can be signalled");
+    }
+
+    /// Kills it, and only it: what it started lives on, as after any crash.
+    pub(crate) fn kill(&self) {
+        self.signal("KILL");
+    }
+
+    /// Waits for a line of its stdout, after those that earlier waits have passed.
+    pub(crate) fn wait_for_stdout_line(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        within: Duration,
+    ) -> String {
+        let line = self.stdout.wait_for_line(wanted, within);
+        line.unwrap_or_else(|why| self.fail(&format!("no such line on stdout: {why}")))
+    }
+
+    /// Waits for a line of its stderr, after those that earlier waits have passed.
+    pub(crate) fn wait_for_stderr_line(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        within: Duration,
+    ) -> String {
+        let line = self.stderr.wait_for_line(wanted, within);
+        line.unwrap_or_else(|why| self.fail(&format!("no such line on stderr: {why}")))
+    }
+
+    /// Waits for its end; kills it and fails the test if that does not come in time.
+    pub(crate) fn wait(mut self, within: Duration) -> Output {
+        if self.ended.recv_timeout(within).is_err() {
+            self.end();
+            self.fail(&format!("not ended after {within:?}, so it was killed"));
+        }
+        let status = self.reap();
+        let deadline = Instant::now() + LAST_WORDS;
+        self.stdout.wait_for_end(deadline);
+        self.stderr.wait_for_end(deadline);
+        Output {
+            code: status.code(),
+            signal: status.signal(),
+            stdout: self.stdout.text(),
+            stderr: self.stderr.text(),
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn reap(&mut self) -> ExitStatus {
+        let status = self.child.wait().expect("a child can be waited for");
+        self.status = Some(status);
+        status
+    }
+
+    /// The group's leader is not reaped yet, so the group's number is still ours.
+    fn end(&mut self) {
+        let _ = kill_process_group(self.pid(), Signal::KILL);
+        self.reap();
+    }
+
+    fn fail(&self, why: &str) -> ! {
+        let stdout = self.stdout.text();
+        let stderr = self.stderr.text();
+        panic!(
+            "{}: {why}\n--- stdout:\n{}\n--- stderr:\n{}",
+            self.name,
+            String::from_utf8_lossy(&stdout),
+            String::from_utf8_lossy(&stderr)
+        );
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            self.end();
+        }
+    }
+}
+
+impl Output {
+    pub(crate) fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Its stdout, after it must have exited with 0.
+    pub(crate) fn success(&self) -> String {
+        self.assert_code(0);
+        self.stdout()
+    }
+
+    pub(crate) fn assert_code(&self, code: i32) {
+        assert_eq!(
+            (self.code, self.signal),
+            (Some(code), None),
+            "\n--- stdout:\n{}\n--- stderr:\n{}",
+            self.stdout(),
+            self.stderr()
+        );
+    }
+}
+
+/// What a dead command's own children may still hold open is waited for so long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+enum Input {
+    Bytes(Vec<u8>),
+    Open,
+}
+
+/// An output stream, read by a thread: line by line for who waits, and as a whole.
+struct Stream {
+    text: Arc<Mutex<Vec<u8>>>,
+    lines: Receiver<String>,
+    ended: Receiver<()>,
+}
+
+impl Stream {
+    fn listen(stream: Option<impl Read + Send + 'static>) -> Stream {
+        let stream = stream.expect("the stream is a pipe");
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let (to, lines) = unbounded();
+        let (end, ended) = bounded::<()>(0);
+        thread::spawn({
+            let text = Arc::clone(&text);
+            move || {
+                let _end = end;
+                let _ = listen(stream, &text, &to);
+            }
+        });
+        Stream { text, lines, ended }
+    }
+
+    fn wait_for_line(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        within: Duration,
+    ) -> Result<String, String> {
+        let deadline = Instant::now() + within;
+        loop {
+            let line = self.lines.recv_deadline(deadline);
+            let line = line.map_err(|error| format!("{error} ({within:?})"))?;
+            if wanted(&line) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Nothing is ever sent there: the thread's end disconnects it.
+    fn wait_for_end(&self, deadline: Instant) {
+        let _ = self.ended.recv_deadline(deadline);
+    }
+
+    fn text(&self) -> Vec<u8> {
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.clone()
+    }
+}
+
+fn listen(stream: impl Read, text: &Mutex<Vec<u8>>, lines: &Sender<String>) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    while stream.read_until(b'\n', &mut line)? > 0 {
+        text.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(&line);
+        let shown = line.strip_suffix(b"\n").unwrap_or(&line);
+        let _ = lines.send(String::from_utf8_lossy(shown).into_owned());
+        line.clear();
+    }
+    Ok(())
+}
+
+/// In a thread, since a command that does not read would stop us.
+fn feed(stdin: Option<ChildStdin>, bytes: Vec<u8>) {
+    let mut stdin = stdin.expect("the input is a pipe");
+    thread::spawn(move || stdin.write_all(&bytes));
+}
+
+/// Tells of the child's end by disconnecting. The child is left to be reaped by its owner, so
+/// that its number cannot become somebody else's before a signal is sent to it.
+fn watch(child: &Child) -> Receiver<()> {
+    let pid = Pid::from_child(child);
+    let (ended, watched) = bounded(1);
+    thread::spawn(move || {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        while matches!(waitid(WaitId::Pid(pid), options), Err(Errno::INTR)) {}
+        let _ = ended.send(());
+    });
+    watched
+}
+
+fn signal_named(name: &str) -> Signal {
+    match name {
+        "INT" => Signal::INT,
+        "TERM" => Signal::TERM,
+        "HUP" => Signal::HUP,
+        "KILL" => Signal::KILL,
+        "STOP" => Signal::STOP,
+        "CONT" => Signal::CONT,
+        "QUIT" => Signal::QUIT,
+        "PIPE" => Signal::PIPE,
+        "USR1" => Signal::USR1,
+        _ => panic!("no signal is known here by the name {name}"),
+    }
+}
