@@ -5,6 +5,8 @@
 #![allow(dead_code)]
 
 pub(crate) mod acceptor;
+pub(crate) mod broker;
+pub(crate) mod client;
 pub(crate) mod command;
 pub(crate) mod ledger;
 pub(crate) mod proxy;

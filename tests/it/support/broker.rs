@@ -1,0 +1,274 @@
+//! A private broker: a real RabbitMQ of the test's own, to be killed, stopped and starved; and
+//! the broker that all those tests share that want none of this.
+
+use std::fs;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::client::Client;
+use super::command::{Command, Output};
+
+/// A running node with a folder of its own. Dropping it stops the node and removes the folder.
+#[derive(Debug)]
+pub(crate) struct PrivateBroker {
+    dir: PathBuf,
+    url: String,
+    guard: Guard,
+}
+
+/// The broker of all tests that need no faults.
+#[derive(Debug)]
+pub(crate) struct SharedBroker {
+    url: String,
+    _private: Option<PrivateBroker>,
+}
+
+/// What a queue holds, and who takes from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QueueCounts {
+    pub(crate) ready: u64,
+    pub(crate) unacked: u64,
+    pub(crate) consumers: u64,
+}
+
+/// The broker that `RABBIT_WORK_TEST_URL` names, or else one for this process. Fails the test
+/// when there is none to be had.
+pub(crate) fn shared_broker() -> &'static SharedBroker {
+    static SHARED: OnceLock<Result<SharedBroker, String>> = OnceLock::new();
+    match SHARED.get_or_init(SharedBroker::find) {
+        Ok(broker) => broker,
+        Err(why) => panic!("no broker to test against: {why}\n{HOW_TO_GET_ONE}"),
+    }
+}
+
+/// Asks again and again until there is an answer, for what can tell of itself in no other way.
+pub(crate) fn poll<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        thread::sleep(POLL_PAUSE);
+    }
+}
+
+impl PrivateBroker {
+    pub(crate) fn start() -> PrivateBroker {
+        PrivateBroker::start_with("")
+    }
+
+    /// Starts a node with further lines of `rabbitmq.conf`.
+    pub(crate) fn start_with(settings: &str) -> PrivateBroker {
+        let started = PrivateBroker::try_start(settings);
+        started.unwrap_or_else(|why| panic!("no private broker: {why}\n{HOW_TO_GET_ONE}"))
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        let url = url::Url::parse(&self.url).expect("the broker's URL is one");
+        let host = url.host_str().expect("the broker's URL has a host");
+        let port = url.port().expect("the broker's URL has a port");
+        let mut addresses = (host, port).to_socket_addrs().expect("an address");
+        addresses.next().expect("an address")
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.url)
+    }
+
+    /// Runs `rabbitmqctl` against it; gives what that printed.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        let arguments = [&["ctl", "-q"], arguments].concat();
+        self.script(&arguments).success()
+    }
+
+    /// Kills the node, and waits until it is dead.
+    pub(crate) fn kill(&self) {
+        self.signal(Signal::KILL);
+        poll("the killed broker is dead", ANSWER_LIMIT, || {
+            (self.script(&["pid"]).code != Some(0)).then_some(())
+        });
+    }
+
+    /// Stops the process in its tracks: its sockets stay open, and nobody answers.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Starts it again, with the same data and on the same port, whatever has become of it.
+    pub(crate) fn restart(&self) {
+        self.script(&["stop", "--keep"]).assert_code(0);
+        let url = start(&self.dir).unwrap_or_else(|why| panic!("no broker again: {why}"));
+        assert_eq!(url, self.url, "a restarted broker keeps its port");
+    }
+
+    /// Stops RabbitMQ inside the node, in good order.
+    pub(crate) fn stop_app(&self) {
+        self.ctl(&["stop_app"]);
+    }
+
+    pub(crate) fn start_app(&self) {
+        self.ctl(&["start_app"]);
+    }
+
+    /// Raises the memory alarm, which blocks connections that publish.
+    pub(crate) fn alarm(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.0001"]);
+    }
+
+    pub(crate) fn clear_alarm(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+
+    pub(crate) fn queue_counts(&self, queue: &str) -> QueueCounts {
+        let counts = self.find_queue(queue);
+        counts.unwrap_or_else(|| panic!("the broker has no queue {queue}"))
+    }
+
+    /// Waits until the queue is there and its counts are as wanted.
+    pub(crate) fn wait_for_queue(
+        &self,
+        queue: &str,
+        wanted: impl Fn(&QueueCounts) -> bool,
+        within: Duration,
+    ) -> QueueCounts {
+        let what = format!("queue {queue} as wanted");
+        poll(&what, within, || self.find_queue(queue).filter(&wanted))
+    }
+
+    fn try_start(settings: &str) -> Result<PrivateBroker, String> {
+        if !Path::new(SCRIPT).is_file() {
+            return Err(format!("{SCRIPT} is not there"));
+        }
+        let dir = tempfile::Builder::new().prefix("rabbit-work-").tempdir();
+        let dir = dir.map_err(|error| error.to_string())?.keep();
+        let guard = Guard::over(&dir);
+        let written = fs::write(dir.join("extra.conf"), settings);
+        written.map_err(|error| error.to_string())?;
+        let url = start(&dir)?;
+        Ok(PrivateBroker { dir, url, guard })
+    }
+
+    fn find_queue(&self, queue: &str) -> Option<QueueCounts> {
+        let mut arguments = vec!["list_queues", "--formatter", "json"];
+        arguments.extend(["name", READY, UNACKED, CONSUMERS]);
+        let text = self.ctl(&arguments);
+        let list: Value = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("list_queues printed no JSON ({error}): {text}"));
+        let mut rows = list.as_array().into_iter().flatten();
+        let row = rows.find(|row| row["name"] == queue)?;
+        Some(QueueCounts {
+            ready: row[READY].as_u64()?,
+            unacked: row[UNACKED].as_u64()?,
+            consumers: row[CONSUMERS].as_u64()?,
+        })
+    }
+
+    fn signal(&self, signal: Signal) {
+        let text = self.script(&["pid"]).success();
+        let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+        let pid = pid.unwrap_or_else(|| panic!("no process id: {text:?}"));
+        kill_process(pid, signal).expect("the broker's process can be signalled");
+    }
+
+    fn script(&self, arguments: &[&str]) -> Output {
+        script(&self.dir, arguments)
+    }
+}
+
+impl SharedBroker {
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.url)
+    }
+
+    fn find() -> Result<SharedBroker, String> {
+        if let Ok(url) = std::env::var("RABBIT_WORK_TEST_URL") {
+            return Ok(SharedBroker {
+                url,
+                _private: None,
+            });
+        }
+        let private = PrivateBroker::try_start("")?;
+        Ok(SharedBroker {
+            url: private.url.clone(),
+            _private: Some(private),
+        })
+    }
+}
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
+const HOW_TO_GET_ONE: &str = "Install rabbitmq-server 3.10 or later, or run Docker, so that \
+    scripts/broker.sh can start one; or name a broker for tests in RABBIT_WORK_TEST_URL, as \
+    scripts/test.sh does.";
+const READY: &str = "messages_ready";
+const UNACKED: &str = "messages_unacknowledged";
+const CONSUMERS: &str = "consumers";
+/// A node takes 6 s to start on an idle machine.
+const START_LIMIT: Duration = Duration::from_secs(120);
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const POLL_PAUSE: Duration = Duration::from_millis(50);
+
+/// A process that waits for ours to let go of it, by a drop or by any death, and then clears
+/// the node and its folder away. Values in statics are never dropped, and a killed test drops
+/// nothing at all.
+#[derive(Debug)]
+struct Guard(Child);
+
+impl Guard {
+    fn over(dir: &Path) -> Guard {
+        let clear = r#"cat >/dev/null; "$0" --dir "$1" stop; rm -rf "$1""#;
+        let guard = std::process::Command::new("sh")
+            .args(["-c", clear, SCRIPT])
+            .arg(dir)
+            .env_remove("AMQP_URL")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        Guard(guard.expect("sh can be started"))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        // Bounded by the script, which kills a node that does not stop.
+        let _ = self.0.wait();
+    }
+}
+
+fn start(dir: &Path) -> Result<String, String> {
+    let output = Command::program(SCRIPT, &["--dir", &dir.to_string_lossy(), "start"]);
+    let output = output.run(START_LIMIT);
+    match output.code {
+        Some(0) => Ok(output.stdout().trim().to_owned()),
+        _ => Err(output.stderr().trim().to_owned()),
+    }
+}
+
+fn script(dir: &Path, arguments: &[&str]) -> Output {
+    let dir = dir.to_string_lossy();
+    let arguments = [&["--dir", &*dir], arguments].concat();
+    Command::program(SCRIPT, &arguments).run(ANSWER_LIMIT)
+}

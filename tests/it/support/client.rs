@@ -1,0 +1,195 @@
+//! An independent client: plain amiquip, to arrange a test's queues and to see what is in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use amiquip::{
+    AmqpProperties, AmqpValue, Auth, Channel, Confirm, Connection, ConnectionOptions,
+    ConnectionTuning, Delivery, FieldTable, Publish, QueueDeclareOptions, QueueDeleteOptions,
+};
+use crossbeam_channel::Receiver;
+
+/// A connection with one channel, in confirm mode. A failure of any call fails the test.
+pub(crate) struct Client {
+    channel: Channel,
+    confirms: Receiver<Confirm>,
+    published: u64,
+    /// Behind the channel, which has to be dropped first.
+    _connection: Connection,
+}
+
+/// A message that was taken out of a queue.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Message {
+    pub(crate) body: Vec<u8>,
+    pub(crate) message_id: Option<String>,
+    pub(crate) headers: BTreeMap<String, AmqpValue>,
+    pub(crate) redelivered: bool,
+    pub(crate) properties: AmqpProperties,
+}
+
+/// A queue's name that no other test, and no other run of this one, uses.
+pub(crate) fn unique_queue(test: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let seed = fastrand::u32(..);
+    format!("it.{test}.{}.{number}.{seed:08x}", process::id())
+}
+
+impl Client {
+    /// Connects to an `amqp` URL, in the default virtual host.
+    pub(crate) fn connect(url: &str) -> Client {
+        let url = url::Url::parse(url).expect("the broker's URL is one");
+        let stream = open_stream(&url);
+        let options = ConnectionOptions::default()
+            .auth(login(&url))
+            .heartbeat(0)
+            .connection_timeout(Some(PATIENCE));
+        let stream = mio::net::TcpStream::from_stream(stream).expect("a stream for amiquip");
+        let tuning = ConnectionTuning::default();
+        let mut connection = Connection::insecure_open_stream(stream, options, tuning)
+            .unwrap_or_else(|error| panic!("the test's client cannot connect: {error}"));
+        let channel = connection.open_channel(None).expect("a channel");
+        let confirms = channel
+            .listen_for_publisher_confirms()
+            .expect("a place for the confirms");
+        channel.enable_publisher_confirms().expect("confirm mode");
+        Client {
+            channel,
+            confirms,
+            published: 0,
+            _connection: connection,
+        }
+    }
+
+    /// Declares a durable queue without arguments.
+    pub(crate) fn declare(&self, queue: &str) {
+        self.declare_with(queue, FieldTable::new());
+    }
+
+    /// Declares a durable queue.
+    pub(crate) fn declare_with(&self, queue: &str, arguments: FieldTable) {
+        let options = QueueDeclareOptions {
+            durable: true,
+            arguments,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = self.channel.queue_declare(queue, options);
+        declared.expect("the test's client declares a queue");
+    }
+
+    /// Removes all that is ready; says how much that was.
+    pub(crate) fn purge(&self, queue: &str) -> u32 {
+        let purged = self.channel.queue_purge(queue);
+        purged.expect("the test's client purges a queue")
+    }
+
+    /// Deletes a queue, which need not be there.
+    pub(crate) fn delete(&self, queue: &str) {
+        let deleted = self
+            .channel
+            .queue_delete(queue, QueueDeleteOptions::default());
+        deleted.expect("the test's client deletes a queue");
+    }
+
+    /// Publishes one message through the default exchange; it is in the queue on return.
+    pub(crate) fn publish(&mut self, queue: &str, body: &[u8], properties: AmqpProperties) {
+        self.publish_all(queue, [(body, properties)]);
+    }
+
+    /// Publishes many; all are in the queue on return.
+    pub(crate) fn publish_all<'a>(
+        &mut self,
+        queue: &str,
+        messages: impl IntoIterator<Item = (&'a [u8], AmqpProperties)>,
+    ) {
+        let first = self.published + 1;
+        for (body, properties) in messages {
+            let publish = Publish::with_properties(body, queue, properties);
+            let published = self.channel.basic_publish("", publish);
+            published.expect("the test's client publishes");
+            self.published += 1;
+        }
+        self.wait_until_confirmed(first);
+    }
+
+    /// Takes out all that is ready, in order.
+    pub(crate) fn get_all(&self, queue: &str) -> Vec<Message> {
+        let mut messages = Vec::new();
+        loop {
+            let got = self.channel.basic_get(queue, false);
+            let Some(got) = got.expect("the test's client gets a message") else {
+                return messages;
+            };
+            messages.push(Message::new(&got.delivery));
+            let acked = got.ack(&self.channel);
+            acked.expect("the test's client acks a message");
+        }
+    }
+
+    /// How many messages are ready.
+    pub(crate) fn count(&self, queue: &str) -> u32 {
+        let queue = self.channel.queue_declare_passive(queue);
+        let queue = queue.expect("the queue is there");
+        queue.declared_message_count().expect("a declare counts")
+    }
+
+    /// Whether every tag from the first on was acked; tags may come in any order.
+    fn wait_until_confirmed(&self, first: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut open: BTreeSet<u64> = (first..=self.published).collect();
+        while !open.is_empty() {
+            let confirm = self.confirms.recv_deadline(deadline);
+            match confirm.expect("the broker confirms what the test's client published") {
+                Confirm::Ack(ack) if ack.multiple => open.retain(|tag| *tag > ack.delivery_tag),
+                Confirm::Ack(ack) => drop(open.remove(&ack.delivery_tag)),
+                Confirm::Nack(nack) => panic!("the broker refused publish {nack:?}"),
+            }
+        }
+    }
+}
+
+impl Message {
+    fn new(delivery: &Delivery) -> Message {
+        let properties = delivery.properties.clone();
+        let headers = properties.headers().clone().unwrap_or_default();
+        Message {
+            body: delivery.body.clone(),
+            message_id: properties.message_id().clone(),
+            headers: headers.into_iter().collect(),
+            redelivered: delivery.redelivered,
+            properties,
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn login(url: &url::Url) -> Auth {
+    match (url.username(), url.password()) {
+        ("", _) => Auth::default(),
+        (username, password) => Auth::Plain {
+            username: username.to_owned(),
+            password: password.unwrap_or_default().to_owned(),
+        },
+    }
+}
+
+/// Without Nagle's algorithm, which amiquip leaves on and which costs 40 ms a confirm.
+fn open_stream(url: &url::Url) -> TcpStream {
+    let host = url.host_str().unwrap_or("localhost");
+    let port = url.port().unwrap_or(5672);
+    let mut addresses = (host, port).to_socket_addrs().expect("an address");
+    let stream = addresses
+        .find_map(|address| TcpStream::connect_timeout(&address, PATIENCE).ok())
+        .unwrap_or_else(|| panic!("nobody listens at {host}:{port}"));
+    stream.set_nodelay(true).expect("a TCP stream");
+    stream
+}
