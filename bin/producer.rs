@@ -80,7 +80,8 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
     let mut report = Report::open(options)?;
     let bodies = Bodies::open(options)?;
-    let (_trigger, shutdown) = cli::stop_on_signals(options.timeout + Duration::from_secs(4), Exit::Failed)?;
+    let (_trigger, shutdown) =
+        cli::stop_on_signals(options.timeout + Duration::from_secs(4), Exit::Failed)?;
     let mut producer = Producer::new(&broker, &options.queue.queue())
         .window(options.window as usize)
         .timeout(options.timeout)
@@ -231,7 +232,8 @@ enum Sent {
 
 impl Report {
     fn open(options: &Options) -> Result<Report, Error> {
-        let failed = options.failed.as_deref().map(|path| open_failed(path, options)).transpose()?;
+        let failed =
+            options.failed.as_deref().map(|path| open_failed(path, options)).transpose()?;
         let quiet = options.json || options.lines.is_some();
         Ok(Report {
             started: Instant::now(),
@@ -283,7 +285,8 @@ impl Report {
             error!("task {id}: {}", receipt.outcome);
         }
         if let Some(failed) = &mut self.failed {
-            let written = failed.write_all(receipt.task.body()).and_then(|()| failed.write_all(b"\n"));
+            let written =
+                failed.write_all(receipt.task.body()).and_then(|()| failed.write_all(b"\n"));
             if let Err(error) = written {
                 error!("--failed cannot be written: {error}");
                 self.failed = None;
@@ -356,7 +359,8 @@ fn open_failed(path: &Path, options: &Options) -> Result<BufWriter<File>, Error>
     if input.is_some() && input == path.canonicalize().ok() {
         return Err(Error::setting("--failed", "it would overwrite the input"));
     }
-    let file = File::create(path).map_err(|error| Error::setting("--failed", show(path, &error)))?;
+    let file =
+        File::create(path).map_err(|error| Error::setting("--failed", show(path, &error)))?;
     Ok(BufWriter::new(file))
 }
 

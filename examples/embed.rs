@@ -1,7 +1,7 @@
 //! A producer and a worker inside one synchronous program: squares numbers with four threads.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use rabbit_work::{Broker, Delivery, Error, Outcome, Producer, Queue, Task, Worker, shutdown};
@@ -37,6 +37,10 @@ fn main() -> Result<(), Error> {
     println!("{confirmed} tasks confirmed");
 
     let summary = working.join().expect("a worker does not panic")?;
-    println!("{} tasks done, the sum of the squares is {}", summary.done, sum.load(Ordering::Relaxed));
+    println!(
+        "{} tasks done, the sum of the squares is {}",
+        summary.done,
+        sum.load(Ordering::Relaxed)
+    );
     Ok(())
 }

@@ -350,7 +350,8 @@ mod tests {
 
     #[test]
     fn every_part_is_read_and_decoded() {
-        let it = address("amqp://m%40e:p%2Fw%3A@[::1]:5673/a%2Fb?heartbeat=7&connection_timeout=250");
+        let it =
+            address("amqp://m%40e:p%2Fw%3A@[::1]:5673/a%2Fb?heartbeat=7&connection_timeout=250");
         assert_eq!((it.user.as_str(), it.password.as_str()), ("m@e", "p/w:"));
         assert_eq!((it.host.as_str(), it.port, it.vhost.as_str()), ("::1", 5673, "a/b"));
         assert_eq!(it.heartbeat, Some(Duration::from_secs(7)));

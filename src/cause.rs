@@ -146,13 +146,18 @@ mod tests {
                     Timeout value used: 1800000 ms.";
         assert!(channel_closed(text).is_delivery_timeout());
         assert!(channel_closed(text).advice().is_some_and(|a| a.contains("consumer_timeout")));
-        assert!(!channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").is_delivery_timeout());
+        assert!(
+            !channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").is_delivery_timeout()
+        );
     }
 
     #[test]
     fn the_size_limit_is_read_from_the_refusal() {
         let text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100";
         assert_eq!(channel_closed(text).size_limit(), Some(100));
-        assert_eq!(channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").size_limit(), None);
+        assert_eq!(
+            channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").size_limit(),
+            None
+        );
     }
 }

@@ -67,9 +67,8 @@ impl<T> Confirms<T> {
 
     /// Takes out the outstanding ones that `expired` picks, in the order of publishing.
     pub(crate) fn take_if(&mut self, expired: impl Fn(&T) -> bool) -> Vec<T> {
-        let (out, keep) = std::mem::take(&mut self.outstanding)
-            .into_iter()
-            .partition(|(_, item)| expired(item));
+        let (out, keep) =
+            std::mem::take(&mut self.outstanding).into_iter().partition(|(_, item)| expired(item));
         self.outstanding = keep;
         let out: BTreeMap<u64, T> = out;
         out.into_values().collect()

@@ -218,7 +218,8 @@ fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
     stream.set_keepalive(Some(KEEPALIVE)).map_err(lost)?;
     let handshake = Handshake { broker, address, limits };
     let leash = watchdog.leash();
-    let opened = leash.within(limits.handshake, "waiting for the handshake", || handshake.run(stream));
+    let opened =
+        leash.within(limits.handshake, "waiting for the handshake", || handshake.run(stream));
     let mut inner = opened.map_err(|refused| handshake.judge(refused, leash.expired()))?;
     let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
     debug!("connected to {address}");
@@ -263,7 +264,13 @@ impl Handshake<'_> {
             Transport::Tls => {
                 let connector = tls_connector(self.broker.certificates())?;
                 let host = &self.address.host;
-                amiquip::Connection::open_tls_stream(connector, host, stream, self.options(), tuning)
+                amiquip::Connection::open_tls_stream(
+                    connector,
+                    host,
+                    stream,
+                    self.options(),
+                    tuning,
+                )
             }
             #[cfg(not(feature = "tls"))]
             Transport::Tls => return Err(Cause::Tls("not in this build".into()).into()),

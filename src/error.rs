@@ -157,9 +157,7 @@ impl Error {
                     | cause::RESOURCE_LOCKED
                     | cause::PRECONDITION_FAILED,
                 text,
-            } if !text.contains("delivery") => {
-                Error::QueueRefused { queue: queue.into(), text }
-            }
+            } if !text.contains("delivery") => Error::QueueRefused { queue: queue.into(), text },
             cause => Error::session_lost(address, cause),
         }
     }
@@ -169,9 +167,8 @@ impl Error {
 /// current is 'true'"; people read it better the other way round.
 fn explain_mismatch(text: &str) -> String {
     let quoted = |key: &str| Some(text.split_once(key)?.1.split_once('\'')?.0.to_string());
-    let received = quoted("received '").or_else(|| {
-        text.contains("received none").then(|| "nothing".to_string())
-    });
+    let received = quoted("received '")
+        .or_else(|| text.contains("received none").then(|| "nothing".to_string()));
     let current = quoted("current is '");
     match (quoted("inequivalent arg '"), received, current) {
         (Some(argument), Some(asked), Some(has)) => {
@@ -266,10 +263,16 @@ mod tests {
     #[test]
     fn only_what_may_pass_by_itself_is_transient() {
         assert!(Error::session_lost("h", Cause::HeartbeatMissed).is_transient());
-        assert!(!Error::from_queue_use("q", "h", Cause::ChannelClosed {
-            code: 404,
-            text: "NOT_FOUND - no queue 'q' in vhost '/'".into(),
-        })
-        .is_transient());
+        assert!(
+            !Error::from_queue_use(
+                "q",
+                "h",
+                Cause::ChannelClosed {
+                    code: 404,
+                    text: "NOT_FOUND - no queue 'q' in vhost '/'".into(),
+                }
+            )
+            .is_transient()
+        );
     }
 }

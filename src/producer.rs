@@ -525,9 +525,7 @@ impl Link {
     fn has_room(&self, next: Option<&Pending>, window: usize) -> bool {
         let Some(next) = next else { return false };
         let fits = self.in_flight + next.task.body().len() <= WINDOW_BYTES;
-        self.blocked.is_none()
-            && self.confirms.len() < window
-            && (fits || self.confirms.is_empty())
+        self.blocked.is_none() && self.confirms.len() < window && (fits || self.confirms.is_empty())
     }
 
     /// Takes the confirms that have come in.

@@ -107,7 +107,10 @@ impl Queue {
             ));
         }
         if self.declaration == Declaration::Declare && self.name.starts_with("amq.") {
-            return Err(Error::setting("queue", "names that begin with 'amq.' are the broker's own"));
+            return Err(Error::setting(
+                "queue",
+                "names that begin with 'amq.' are the broker's own",
+            ));
         }
         if self.kind == QueueKind::Quorum && self.durability == Durability::Transient {
             return Err(Error::setting("queue type", "a quorum queue is always durable"));
