@@ -24,11 +24,7 @@ impl Acceptor {
             let stopped = Arc::clone(&stopped);
             move || accept_until(&stopped, &listener, accepted)
         });
-        Acceptor {
-            address,
-            stopped,
-            thread: Some(thread),
-        }
+        Acceptor { address, stopped, thread: Some(thread) }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -203,16 +203,10 @@ impl SharedBroker {
 
     fn find() -> Result<SharedBroker, String> {
         if let Ok(url) = std::env::var("RABBIT_WORK_TEST_URL") {
-            return Ok(SharedBroker {
-                url,
-                _private: None,
-            });
+            return Ok(SharedBroker { url, _private: None });
         }
         let private = PrivateBroker::try_start("")?;
-        Ok(SharedBroker {
-            url: private.url.clone(),
-            _private: Some(private),
-        })
+        Ok(SharedBroker { url: private.url.clone(), _private: Some(private) })
     }
 }
 

@@ -53,16 +53,9 @@ impl Client {
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)
             .unwrap_or_else(|error| panic!("the test's client cannot connect: {error}"));
         let channel = connection.open_channel(None).expect("a channel");
-        let confirms = channel
-            .listen_for_publisher_confirms()
-            .expect("a place for the confirms");
+        let confirms = channel.listen_for_publisher_confirms().expect("a place for the confirms");
         channel.enable_publisher_confirms().expect("confirm mode");
-        Client {
-            channel,
-            confirms,
-            published: 0,
-            _connection: connection,
-        }
+        Client { channel, confirms, published: 0, _connection: connection }
     }
 
     /// Declares a durable queue without arguments.
@@ -72,11 +65,8 @@ impl Client {
 
     /// Declares a durable queue.
     pub(crate) fn declare_with(&self, queue: &str, arguments: FieldTable) {
-        let options = QueueDeclareOptions {
-            durable: true,
-            arguments,
-            ..QueueDeclareOptions::default()
-        };
+        let options =
+            QueueDeclareOptions { durable: true, arguments, ..QueueDeclareOptions::default() };
         let declared = self.channel.queue_declare(queue, options);
         declared.expect("the test's client declares a queue");
     }
@@ -89,9 +79,7 @@ impl Client {
 
     /// Deletes a queue, which need not be there.
     pub(crate) fn delete(&self, queue: &str) {
-        let deleted = self
-            .channel
-            .queue_delete(queue, QueueDeleteOptions::default());
+        let deleted = self.channel.queue_delete(queue, QueueDeleteOptions::default());
         deleted.expect("the test's client deletes a queue");
     }
 

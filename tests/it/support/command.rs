@@ -63,10 +63,7 @@ impl Command {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        Command {
-            command,
-            input: Input::Bytes(Vec::new()),
-        }
+        Command { command, input: Input::Bytes(Vec::new()) }
     }
 
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Command {
@@ -106,15 +103,7 @@ impl Command {
         }
         let stdout = Stream::listen(child.stdout.take());
         let stderr = Stream::listen(child.stderr.take());
-        Running {
-            name,
-            ended: watch(&child),
-            child,
-            status: None,
-            stdin,
-            stdout,
-            stderr,
-        }
+        Running { name, ended: watch(&child), child, status: None, stdin, stdout, stderr }
     }
 
     /// Starts it and waits for its end.
@@ -311,9 +300,7 @@ fn listen(stream: impl Read, text: &Mutex<Vec<u8>>, lines: &Sender<String>) -> i
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     while stream.read_until(b'\n', &mut line)? > 0 {
-        text.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(&line);
+        text.lock().unwrap_or_else(PoisonError::into_inner).extend(&line);
         let shown = line.strip_suffix(b"\n").unwrap_or(&line);
         let _ = lines.send(String::from_utf8_lossy(shown).into_owned());
         line.clear();

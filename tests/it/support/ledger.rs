@@ -51,16 +51,11 @@ pub(crate) struct Verdict {
 impl Ledger {
     /// Opens the file, and makes it if need be.
     pub(crate) fn open(path: &Path) -> Ledger {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(path)
-            .unwrap_or_else(|error| panic!("cannot open the ledger {}: {error}", path.display()));
-        let mut ledger = Ledger {
-            path: path.to_owned(),
-            file,
-        };
+        let file =
+            OpenOptions::new().create(true).append(true).read(true).open(path).unwrap_or_else(
+                |error| panic!("cannot open the ledger {}: {error}", path.display()),
+            );
+        let mut ledger = Ledger { path: path.to_owned(), file };
         ledger.close_torn_line();
         ledger
     }
@@ -118,9 +113,7 @@ impl Ledger {
         let read = self.file.read_to_end(&mut text);
         read.expect("the ledger can be read");
         if text.last().is_some_and(|last| *last != b'\n') {
-            self.file
-                .write_all(b" was torn\n")
-                .expect("the ledger can be written");
+            self.file.write_all(b" was torn\n").expect("the ledger can be written");
         }
     }
 }

@@ -58,11 +58,7 @@ impl Proxy {
     pub(crate) fn start(upstream: SocketAddr) -> Proxy {
         let shared = Arc::new(Shared::new(upstream));
         let acceptor = accept_for(&shared, 0);
-        Proxy {
-            address: acceptor.address(),
-            shared,
-            acceptor: Mutex::new(Some(acceptor)),
-        }
+        Proxy { address: acceptor.address(), shared, acceptor: Mutex::new(Some(acceptor)) }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -116,9 +112,7 @@ impl Proxy {
 
     pub(crate) fn wait_for_bytes(&self, direction: Direction, count: u64, within: Duration) {
         let wanted = format!("{count} bytes {direction:?}");
-        self.wait_for(&wanted, within, |state| {
-            state.forwarded[direction as usize] >= count
-        });
+        self.wait_for(&wanted, within, |state| state.forwarded[direction as usize] >= count);
     }
 
     fn wait_for(&self, wanted: &str, within: Duration, arrived: impl Fn(&State) -> bool) {
@@ -214,10 +208,7 @@ enum Step {
 
 impl Shared {
     fn new(upstream: SocketAddr) -> Shared {
-        let pass = Setting {
-            toxic: Toxic::Pass,
-            version: 0,
-        };
+        let pass = Setting { toxic: Toxic::Pass, version: 0 };
         Shared {
             upstream,
             state: Mutex::new(State {
@@ -401,10 +392,7 @@ impl Meter {
     /// What may happen now to what is left of a piece.
     fn step(&mut self, setting: Setting, read_at: Instant, left: usize) -> Step {
         if self.version != setting.version {
-            *self = Meter {
-                version: setting.version,
-                ..Meter::default()
-            };
+            *self = Meter { version: setting.version, ..Meter::default() };
         }
         match setting.toxic {
             Toxic::Pass => Step::Write(left),
@@ -471,12 +459,7 @@ fn serve(shared: &Shared, number: usize, client: TcpStream) {
         let _ = socket.set_nodelay(true);
         let _ = socket.set_write_timeout(Some(STUCK_WRITE));
     }
-    let link = Arc::new(Link {
-        number,
-        client,
-        upstream,
-        ended: AtomicBool::new(false),
-    });
+    let link = Arc::new(Link { number, client, upstream, ended: AtomicBool::new(false) });
     shared.adopt(&link);
     thread::scope(|scope| {
         for direction in [Direction::ToBroker, Direction::ToClient] {

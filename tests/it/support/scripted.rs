@@ -87,11 +87,7 @@ pub(crate) struct Session {
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning {
-            channel_max: 2047,
-            frame_max: 131_072,
-            heartbeat: 0,
-        }
+        Tuning { channel_max: 2047, frame_max: 131_072, heartbeat: 0 }
     }
 }
 
@@ -205,21 +201,11 @@ impl Session {
     pub(crate) fn handshake_with(&mut self, tuning: Tuning) -> Client {
         self.expect_protocol_header();
         self.send_start();
-        let Call::StartOk {
-            client,
-            mechanism,
-            response,
-        } = self.expect_method().call
-        else {
+        let Call::StartOk { client, mechanism, response } = self.expect_method().call else {
             panic!("the client did not answer start with start-ok");
         };
         self.send_tune(tuning);
-        let Call::TuneOk {
-            channel_max,
-            frame_max,
-            heartbeat,
-        } = self.expect_method().call
-        else {
+        let Call::TuneOk { channel_max, frame_max, heartbeat } = self.expect_method().call else {
             panic!("the client did not answer tune with tune-ok");
         };
         self.frame_max = frame_max;
@@ -227,15 +213,7 @@ impl Session {
             panic!("the client did not open a virtual host after tune-ok");
         };
         self.send(0, 10, 41, Arguments::default().short(""));
-        Client {
-            properties: client,
-            mechanism,
-            response,
-            channel_max,
-            frame_max,
-            heartbeat,
-            vhost,
-        }
+        Client { properties: client, mechanism, response, channel_max, frame_max, heartbeat, vhost }
     }
 
     pub(crate) fn expect_protocol_header(&mut self) {
@@ -350,11 +328,8 @@ impl Session {
             let mut method = self.expect_method();
             if let Call::Consume { queue, tag, .. } = &mut method.call {
                 *tag = self.named(tag, "amq.ctag");
-                let consumer = Consumer {
-                    channel: method.channel,
-                    queue: queue.clone(),
-                    tag: tag.clone(),
-                };
+                let consumer =
+                    Consumer { channel: method.channel, queue: queue.clone(), tag: tag.clone() };
                 self.answer(&method);
                 return consumer;
             }
@@ -504,10 +479,7 @@ impl Session {
                 let Call::Publish(publish) = method.call else {
                     return Some(method);
                 };
-                let unfinished = Unfinished {
-                    publish: *publish,
-                    size: None,
-                };
+                let unfinished = Unfinished { publish: *publish, size: None };
                 self.unfinished.insert(frame.channel, unfinished);
                 None
             }
@@ -528,10 +500,7 @@ impl Session {
             return None;
         }
         let finished = self.unfinished.remove(&frame.channel)?;
-        Some(Method {
-            channel: frame.channel,
-            call: Call::Publish(Box::new(finished.publish)),
-        })
+        Some(Method { channel: frame.channel, call: Call::Publish(Box::new(finished.publish)) })
     }
 
     fn next_frame(&mut self, deadline: Instant) -> Option<Frame> {
@@ -685,18 +654,11 @@ fn is_stopped(stop: &Receiver<()>) -> bool {
 }
 
 fn is_timeout(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-    )
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 fn panic_text(failure: &Failure) -> String {
     let text = failure.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| {
-        failure
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-    });
+    let text = text.or_else(|| failure.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     text.unwrap_or_else(|| lossy(b"a panic without a text"))
 }

@@ -283,10 +283,7 @@ impl Field {
 
 impl Properties {
     pub(crate) fn with_message_id(id: impl Into<Vec<u8>>) -> Properties {
-        Properties {
-            message_id: Some(id.into()),
-            ..Properties::default()
-        }
+        Properties { message_id: Some(id.into()), ..Properties::default() }
     }
 
     pub(crate) fn header(mut self, key: impl Into<Vec<u8>>, value: Field) -> Properties {
@@ -354,19 +351,11 @@ impl Frame {
         let mut payload = class.to_be_bytes().to_vec();
         payload.extend(method.to_be_bytes());
         payload.extend(arguments.0);
-        Frame {
-            kind: METHOD,
-            channel,
-            payload,
-        }
+        Frame { kind: METHOD, channel, payload }
     }
 
     pub(crate) fn heartbeat() -> Frame {
-        Frame {
-            kind: HEARTBEAT,
-            channel: 0,
-            payload: Vec::new(),
-        }
+        Frame { kind: HEARTBEAT, channel: 0, payload: Vec::new() }
     }
 
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
@@ -384,17 +373,10 @@ impl Frame {
         let (kind, channel, size) = (head.u8(), head.u16(), head.u32() as usize);
         let end = 7 + size;
         let last = *bytes.get(end)?;
-        assert_eq!(
-            last, FRAME_END,
-            "the peer's frame does not end where it says"
-        );
+        assert_eq!(last, FRAME_END, "the peer's frame does not end where it says");
         let payload = bytes[7..end].to_vec();
         bytes.drain(..=end);
-        Some(Frame {
-            kind,
-            channel,
-            payload,
-        })
+        Some(Frame { kind, channel, payload })
     }
 }
 
@@ -414,19 +396,11 @@ impl Method {
                 frame_max: from.u32(),
                 heartbeat: from.u16(),
             },
-            (10, 40) => Call::Open {
-                vhost: from.short(),
-            },
-            (10, 50) => Call::ConnectionClose {
-                code: from.u16(),
-                text: from.short(),
-            },
+            (10, 40) => Call::Open { vhost: from.short() },
+            (10, 50) => Call::ConnectionClose { code: from.u16(), text: from.short() },
             (10, 51) => Call::ConnectionCloseOk,
             (20, 10) => Call::ChannelOpen,
-            (20, 40) => Call::ChannelClose {
-                code: from.u16(),
-                text: from.short(),
-            },
+            (20, 40) => Call::ChannelClose { code: from.u16(), text: from.short() },
             (20, 41) => Call::ChannelCloseOk,
             (40, 10) => read_exchange_declare(&mut from),
             (50, 10) => read_queue_declare(&mut from),
@@ -436,20 +410,11 @@ impl Method {
                 routing_key: from.short(),
                 no_wait: from.bit(0),
             },
-            (50, 30) => Call::QueuePurge {
-                queue: from.reserved().short(),
-                no_wait: from.bit(0),
-            },
-            (50, 40) => Call::QueueDelete {
-                queue: from.reserved().short(),
-                no_wait: from.bit(2),
-            },
+            (50, 30) => Call::QueuePurge { queue: from.reserved().short(), no_wait: from.bit(0) },
+            (50, 40) => Call::QueueDelete { queue: from.reserved().short(), no_wait: from.bit(2) },
             (60, 10) => {
                 let _prefetch_size = from.u32();
-                Call::Qos {
-                    prefetch_count: from.u16(),
-                    global: from.bit(0),
-                }
+                Call::Qos { prefetch_count: from.u16(), global: from.bit(0) }
             }
             (60, 20) => Call::Consume {
                 queue: from.reserved().short(),
@@ -458,10 +423,7 @@ impl Method {
                 exclusive: from.bit(2),
                 no_wait: from.bit(3),
             },
-            (60, 30) => Call::Cancel {
-                tag: from.short(),
-                no_wait: from.bit(0),
-            },
+            (60, 30) => Call::Cancel { tag: from.short(), no_wait: from.bit(0) },
             (60, 40) => Call::Publish(Box::new(Publish {
                 channel,
                 exchange: from.reserved().short_bytes(),
@@ -469,31 +431,14 @@ impl Method {
                 mandatory: from.bit(0),
                 ..Publish::default()
             })),
-            (60, 70) => Call::Get {
-                queue: from.reserved().short(),
-                no_ack: from.bit(0),
-            },
-            (60, 80) => Call::Ack {
-                delivery_tag: from.u64(),
-                multiple: from.bit(0),
-            },
-            (60, 90) => Call::Reject {
-                delivery_tag: from.u64(),
-                requeue: from.bit(0),
-            },
-            (60, 120) => Call::Nack {
-                delivery_tag: from.u64(),
-                multiple: from.bit(0),
-                requeue: from.bit(1),
-            },
-            (85, 10) => Call::ConfirmSelect {
-                no_wait: from.bit(0),
-            },
-            (class, method) => Call::Other {
-                class,
-                method,
-                arguments: from.0.to_vec(),
-            },
+            (60, 70) => Call::Get { queue: from.reserved().short(), no_ack: from.bit(0) },
+            (60, 80) => Call::Ack { delivery_tag: from.u64(), multiple: from.bit(0) },
+            (60, 90) => Call::Reject { delivery_tag: from.u64(), requeue: from.bit(0) },
+            (60, 120) => {
+                Call::Nack { delivery_tag: from.u64(), multiple: from.bit(0), requeue: from.bit(1) }
+            }
+            (85, 10) => Call::ConfirmSelect { no_wait: from.bit(0) },
+            (class, method) => Call::Other { class, method, arguments: from.0.to_vec() },
         };
         Method { channel, call }
     }
@@ -615,11 +560,7 @@ pub(crate) fn content(
     payload.extend([0, 0]);
     payload.extend((body.len() as u64).to_be_bytes());
     payload.extend(raw_properties);
-    let frame = |kind, payload| Frame {
-        kind,
-        channel: method.channel,
-        payload,
-    };
+    let frame = |kind, payload| Frame { kind, channel: method.channel, payload };
     let mut bytes = method.to_bytes();
     bytes.extend(frame(HEADER, payload).to_bytes());
     let portion = match frame_max as usize {

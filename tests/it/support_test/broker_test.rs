@@ -10,9 +10,7 @@ use crate::support::client::{Client, unique_queue};
 const SOON: Duration = Duration::from_secs(30);
 
 fn persistent(id: &str) -> AmqpProperties {
-    AmqpProperties::default()
-        .with_delivery_mode(2)
-        .with_message_id(id.to_owned())
+    AmqpProperties::default().with_delivery_mode(2).with_message_id(id.to_owned())
 }
 
 #[test]

@@ -13,9 +13,7 @@ fn shell(script: &str) -> Command {
 
 #[test]
 fn both_streams_and_the_code_are_collected() {
-    let output = shell("cat; echo err >&2; exit 7")
-        .stdin("in\0put")
-        .run(SOON);
+    let output = shell("cat; echo err >&2; exit 7").stdin("in\0put").run(SOON);
     assert_eq!((output.code, output.signal), (Some(7), None));
     assert_eq!(output.stdout, b"in\0put");
     assert_eq!(output.stderr(), "err\n");
@@ -23,9 +21,7 @@ fn both_streams_and_the_code_are_collected() {
 
 #[test]
 fn lines_are_waited_for_in_order() {
-    let mut command = shell("echo one; read word; echo two; echo $word >&2")
-        .open_stdin()
-        .start();
+    let mut command = shell("echo one; read word; echo two; echo $word >&2").open_stdin().start();
     command.wait_for_stdout_line(|line| line == "one", SOON);
     command.write(b"word\n");
     command.wait_for_stdout_line(|line| line == "two", SOON);
@@ -40,10 +36,7 @@ fn a_signal_arrives_by_its_name() {
     command.wait_for_stdout_line(|line| line == "up", SOON);
     command.signal("INT");
     let output = command.wait(SOON);
-    assert_eq!(
-        (output.code, output.stdout().as_str()),
-        (Some(3), "up\ngot\n")
-    );
+    assert_eq!((output.code, output.stdout().as_str()), (Some(3), "up\ngot\n"));
 }
 
 #[test]

@@ -86,9 +86,7 @@ fn receive_to_end(mut stream: &TcpStream) -> Received {
 }
 
 fn assert_silent(mut stream: &TcpStream) {
-    stream
-        .set_read_timeout(Some(A_WHILE))
-        .expect("a TCP stream");
+    stream.set_read_timeout(Some(A_WHILE)).expect("a TCP stream");
     let error = stream.read(&mut [0]).expect_err("nothing comes");
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
     stream.set_read_timeout(Some(SOON)).expect("a TCP stream");
@@ -331,9 +329,7 @@ fn a_drop_ends_a_proxy_whose_peer_does_not_read() {
     });
     let proxy = Proxy::start(peer.address());
     let stream = connect(&proxy);
-    stream
-        .set_write_timeout(Some(A_WHILE))
-        .expect("a TCP stream");
+    stream.set_write_timeout(Some(A_WHILE)).expect("a TCP stream");
     while (&stream).write(&[0; 65_536]).is_ok() {}
     let begun = Instant::now();
     drop(proxy);

@@ -30,9 +30,7 @@ fn consume<'a>(channel: &'a Channel, queue: &str) -> Consumer<'a> {
 }
 
 fn next<T>(receiver: &Receiver<T>) -> T {
-    receiver
-        .recv_timeout(SOON)
-        .expect("the broker said something")
+    receiver.recv_timeout(SOON).expect("the broker said something")
 }
 
 /// A consumer must not be dropped while amiquip still has its end to tell.
@@ -45,11 +43,7 @@ fn drain(consumer: Consumer<'_>) {
 #[test]
 fn the_usual_calls_have_the_usual_answers() {
     let broker = ScriptedBroker::start(|session, _| {
-        let tuning = Tuning {
-            channel_max: 7,
-            frame_max: 4096,
-            heartbeat: 3,
-        };
+        let tuning = Tuning { channel_max: 7, frame_max: 4096, heartbeat: 3 };
         let client = session.handshake_with(tuning);
         assert_eq!((client.channel_max, client.frame_max), (7, 4096));
         assert_eq!((client.heartbeat, client.vhost.as_str()), (3, "/"));
@@ -59,10 +53,7 @@ fn the_usual_calls_have_the_usual_answers() {
     let mut connection = connect(&broker);
     let channel = connection.open_channel(None).expect("a channel");
     channel.qos(0, 3, false).expect("qos");
-    let options = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("q", options).expect("a queue");
     assert_eq!(queue.name(), "q");
     let passive = channel.queue_declare_passive("q").expect("a queue");
@@ -82,10 +73,7 @@ fn a_publish_is_read_whole_and_settled_out_of_order() {
     let broker = ScriptedBroker::start({
         let body = body.clone();
         move |session, _| {
-            session.handshake_with(Tuning {
-                frame_max: 4096,
-                ..Tuning::default()
-            });
+            session.handshake_with(Tuning { frame_max: 4096, ..Tuning::default() });
             let first = session.read_publish();
             assert_eq!(first.routing_key, b"q");
             assert_eq!(first.message_id().as_deref(), Some("one"));
@@ -108,9 +96,8 @@ fn a_publish_is_read_whole_and_settled_out_of_order() {
     channel.enable_publisher_confirms().expect("confirm mode");
     let mut headers = FieldTable::new();
     headers.insert("tries".to_owned(), AmqpValue::LongLongInt(4));
-    let properties = AmqpProperties::default()
-        .with_message_id("one".to_owned())
-        .with_headers(headers);
+    let properties =
+        AmqpProperties::default().with_message_id("one".to_owned()).with_headers(headers);
     let mut first = Publish::with_properties(&body, "q", properties);
     first.mandatory = true;
     channel.basic_publish("", first).expect("published");
@@ -122,10 +109,7 @@ fn a_publish_is_read_whole_and_settled_out_of_order() {
     assert_eq!(returned.reply_code, 312);
     assert_eq!(returned.content, body);
     assert_eq!(returned.properties.message_id().as_deref(), Some("one"));
-    let tag = |delivery_tag, multiple| ConfirmPayload {
-        delivery_tag,
-        multiple,
-    };
+    let tag = |delivery_tag, multiple| ConfirmPayload { delivery_tag, multiple };
     assert_eq!(next(&confirms), Confirm::Nack(tag(2, false)));
     assert_eq!(next(&confirms), Confirm::Ack(tag(3, true)));
     connection.close().expect("the connection closes");
@@ -167,13 +151,7 @@ fn a_delivery_carries_headers_of_every_type() {
             .body("body");
         session.deliver(&delivery);
         let ack = session.expect_method();
-        assert_eq!(
-            ack.call,
-            Call::Ack {
-                delivery_tag: 1,
-                multiple: false
-            }
-        );
+        assert_eq!(ack.call, Call::Ack { delivery_tag: 1, multiple: false });
         answer_to_the_end(session);
     });
     let mut connection = connect(&broker);
@@ -242,19 +220,13 @@ fn the_broker_can_cancel_block_and_close() {
         panic!("the connection was not unblocked");
     };
     let message = next(first.receiver());
-    assert!(
-        matches!(message, ConsumerMessage::ServerCancelled),
-        "{message:?}"
-    );
+    assert!(matches!(message, ConsumerMessage::ServerCancelled), "{message:?}");
     let second = consume(&channel, "q");
     let ConsumerMessage::ServerClosedChannel(error) = next(second.receiver()) else {
         panic!("the channel was not closed");
     };
     assert!(error.to_string().contains("406"), "{error}");
-    assert!(
-        notices.recv_timeout(SOON).is_err(),
-        "the connection is dead"
-    );
+    assert!(notices.recv_timeout(SOON).is_err(), "the connection is dead");
     drop((first, second));
     drop(channel);
     let cause = connection.close().expect_err("the broker closed first");
@@ -265,10 +237,7 @@ fn the_broker_can_cancel_block_and_close() {
 #[test]
 fn a_silent_broker_is_missed_by_its_heartbeats_and_a_reset_shows_at_once() {
     let broker = ScriptedBroker::start(|session, number| {
-        let tuning = Tuning {
-            heartbeat: 1,
-            ..Tuning::default()
-        };
+        let tuning = Tuning { heartbeat: 1, ..Tuning::default() };
         session.handshake_with(tuning);
         match number {
             0 => session.stay_silent(),
@@ -287,10 +256,7 @@ fn a_silent_broker_is_missed_by_its_heartbeats_and_a_reset_shows_at_once() {
     let mut connection = connect(&broker);
     assert!(connection.open_channel(None).is_err());
     let cause = connection.close().expect_err("it is dead");
-    assert!(
-        format!("{cause:?}").contains("ConnectionReset"),
-        "{cause:?}"
-    );
+    assert!(format!("{cause:?}").contains("ConnectionReset"), "{cause:?}");
     broker.finish(SOON);
 }
 
