@@ -415,6 +415,7 @@ install_with_apt() {
 start_native() {
     find_native || fail "no usable rabbitmq-server: $(what_to_install)"
     local attempt
+    halt # a crashed node leaves its name server
     begin native
     [ -z "$port" ] || is_free "$port" || fail "port $port of the kept broker is taken by another program; free it, or give up its data: $0 --dir '$dir' stop"
     for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do

@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Checks scripts/broker.sh with real nodes; the first failing check ends it, by name.
+set -eu -o pipefail
+unset AMQP_URL
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+work=$(mktemp -d)
+work=$(cd "$work" && pwd -P)
+one="$work/with a space" two=$work/two three=$work/three
+
+main() {
+    # Started first: their boots overlap on purpose.
+    broker "$two" start >"$work/two.url" &
+    local second=$!
+    start_one || failed "start"
+    wait $second || failed "start of a second broker at the same time"
+
+    check "url is what start printed" same "$url" "$(broker "$one" url)"
+    check "two brokers have two addresses" differ "$url" "$(cat "$work/two.url")"
+    check "start is idempotent" same "$url" "$(broker "$one" start)"
+    check "status says running" broker "$one" status
+    check "AMQP_URL is shown without its password" same "amqp://u:***@h" "$(AMQP_URL=amqp://u:secret@h broker "$three" start)"
+    check "AMQP_URL starts nothing" [ ! -e "$three" ]
+
+    check "ctl reaches its own node" publish_durably
+    check "ctl does not reach the other node" same "" "$(queues "$two")"
+    check "stop --keep" broker "$one" stop --keep
+    fails "status after stop" broker "$one" status
+    fails "url after stop" broker "$one" url
+    check "start after stop --keep has the same address" same "$url" "$(broker "$one" start)"
+    check "a durable queue keeps its message over stop --keep" same "kept 1" "$(queues "$one")"
+
+    kill -KILL "$(broker "$one" pid)"
+    fails "status after a crash" broker "$one" status
+    check "start after a crash has the same address" same "$url" "$(broker "$one" start)"
+    check "a durable queue keeps its message over a crash" same "kept 1" "$(queues "$one")"
+
+    check "stop" broker "$one" stop
+    check "stop again" broker "$one" stop
+    check "stop removes the folder" [ ! -e "$one" ]
+    check "stop leaves the other broker alone" broker "$two" status
+    kill -STOP "$(broker "$two" pid)"
+    check "stop of a stopped process" broker "$two" stop
+    check "an interrupted start leaves nothing" interrupt_start
+    mkdir "$work/mine" && touch "$work/mine/file"
+    fails "start in a folder of others" broker "$work/mine" start
+    fails "stop of a folder of others" broker "$work/mine" stop
+    check "a folder of others stays" [ -e "$work/mine/file" ]
+    check "no process is left" no_process
+    echo "broker: all checks passed"
+}
+
+broker() {
+    note_processes "$1"
+    "$here/scripts/broker.sh" --dir "$@" 2>>"$work/messages"
+}
+
+# Before each command, so that those that a command ends are known, too.
+note_processes() {
+    [ ! -r "$1/node.env" ] || sed -n 's/^.*pid=\([0-9]\)/\1/p' "$1/node.env" >>"$work/processes"
+}
+
+start_one() {
+    url=$(broker "$one" start)
+}
+
+# The broker publishes to itself, so that this needs no AMQP client.
+publish_durably() {
+    broker "$one" ctl eval '
+        Queue = rabbit_misc:r(<<"/">>, queue, <<"kept">>),
+        {new, _} = rabbit_amqqueue:declare(Queue, true, false, [], none, <<"check">>),
+        Default = rabbit_misc:r(<<"/">>, exchange, <<>>),
+        Message = rabbit_basic:message(Default, <<"kept">>, [{delivery_mode, 2}], <<"hello">>),
+        ok = rabbit_basic:publish(rabbit_basic:delivery(false, false, Message, undefined)).'
+}
+
+queues() {
+    broker "$1" ctl --quiet list_queues --no-table-headers name messages | tr '\t' ' '
+}
+
+# TERM, because a shell's background job starts with INT ignored.
+interrupt_start() {
+    "$here/scripts/broker.sh" --dir "$three" start >"$work/three.url" 2>>"$work/messages" &
+    local starting=$! deadline=$((SECONDS + 20))
+    until [ -s "$three/node/pid" ]; do
+        [ $SECONDS -lt $deadline ] || return 1
+        sleep 0.1
+    done
+    note_processes "$three"
+    kill -TERM $starting
+    ! wait $starting && [ ! -e "$three" ] && [ ! -s "$work/three.url" ]
+}
+
+# What each node wrote down is its two processes. A zombie waits for init only.
+no_process() {
+    local process left=0
+    while read -r process; do
+        case $(ps -o stat= -p "$process") in
+            '' | Z*) ;;
+            *) left=1; ps -o pid,args -p "$process" >>"$work/messages" ;;
+        esac
+    done <"$work/processes"
+    [ -s "$work/processes" ] && [ $left = 0 ]
+}
+
+same() {
+    [ "$1" = "$2" ] || { echo "expected '$1', got '$2'" >>"$work/messages"; return 1; }
+}
+
+differ() {
+    [ -n "$1" ] && [ -n "$2" ] && [ "$1" != "$2" ]
+}
+
+check() {
+    local what=$1
+    shift
+    "$@" >/dev/null || failed "$what"
+}
+
+fails() {
+    local what=$1
+    shift
+    if "$@" >/dev/null; then failed "$what"; fi
+}
+
+failed() {
+    echo "broker: FAILED: $1" >&2
+    tail -n 30 "$work/messages" >&2
+    exit 1
+}
+
+finish() {
+    local folder
+    for folder in "$one" "$two" "$three"; do
+        broker "$folder" stop || true
+    done
+    rm -rf "$work"
+}
+
+trap finish EXIT
+trap 'exit 1' HUP INT TERM
+main
