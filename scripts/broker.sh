@@ -86,10 +86,11 @@ start() {
     if is_running; then
         answers "$port" || fail "the broker in $dir runs (pid $pid) but does not answer; stop it first: $0 --dir '$dir' stop"
         note "already running"
-    elif [ "${kind:-$(choose_kind)}" = docker ]; then
-        start_docker
     else
-        start_native
+        # Assigned on its own line: only so does its exit status end the script.
+        local chosen=$kind
+        [ -n "$chosen" ] || chosen=$(choose_kind)
+        "start_$chosen"
     fi
     own_url
     [ -z "$management_port" ] || note "management: http://127.0.0.1:$management_port (guest, guest)"
@@ -269,6 +270,7 @@ wipe() {
     fi
     rm -rf "$dir/node"
     rm -f "$dir/node.env" "$dir/node.env.new"
+    kind=
 }
 
 # ---- running or not ----
@@ -434,7 +436,7 @@ start_native() {
         [ "$undo" != wipe ] || { wipe; begin native; }
     done
     show_log
-    fail "the broker did not start within $START_SECONDS s"
+    fail "the broker did not start (a start may take $START_SECONDS s)"
 }
 
 # A broker that was there before keeps its data when its start fails.
@@ -500,7 +502,7 @@ write_node_files() {
 # Becomes COMMAND, in an environment that holds this node's settings and nobody else's.
 as_node() {
     exec env -i PATH="$erlang:$PATH" HOME="$dir/node/home" LC_ALL=C.UTF-8 TERM="${TERM:-dumb}" \
-        ELIXIR_ERL_OPTIONS=+fnu ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT="$epmd_port" \
+        ELIXIR_ERL_OPTIONS=+fnu ERL_CRASH_DUMP="$dir/node/log/erl_crash.dump" ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT="$epmd_port" \
         RABBITMQ_NODENAME="$node" RABBITMQ_DIST_PORT="$distribution_port" \
         RABBITMQ_MNESIA_BASE="$dir/node/mnesia" RABBITMQ_LOG_BASE="$dir/node/log" \
         RABBITMQ_PID_FILE="$dir/node/pid" RABBITMQ_CONFIG_FILE="$dir/node/rabbitmq" \
@@ -514,7 +516,7 @@ as_node() {
 # without the caller's descriptors. The process id stays $!: nothing here forks.
 detached() {
     exec </dev/null >>"$dir/node/out" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
-    cd /
+    cd "$dir/node"
     if command -v setsid >/dev/null; then
         as_node setsid "$@"
     else
@@ -548,23 +550,27 @@ launch_node() {
 wait_ready() {
     local deadline=$((SECONDS + START_SECONDS))
     until grep -qs "started .*:$port\$" "$dir/node/log/$node.log" && answers "$port"; do
-        kill -0 "$pid" 2>/dev/null || return 1
+        kill -0 "$pid" 2>/dev/null && kill -0 "$epmd_pid" 2>/dev/null || return 1
         [ $SECONDS -lt $deadline ] || return 1
         sleep 0.1
     done
 }
 
+# A name server ends at once, and says nothing, when its port is taken; the node
+# may have gone on with the one that has it, so this counts whatever the node says.
 collided() {
-    grep -qsi 'eaddrinuse\|address already in use\|in use by another\|already running' "$dir/node/out" "$dir/node/log/$node.log"
+    ! is_process "$epmd_pid" "-port $epmd_port " || grep -qsi 'eaddrinuse\|address already in use\|in use by another\|already running' "$dir/node/out" "$dir/node/log/$node.log"
 }
 
+# The cause is among the first errors; what follows them is the node's way down.
 show_log() {
-    note "the end of its log:"
     if [ "$kind" = docker ]; then
+        note "the end of its log:"
         docker logs --tail 30 "$name" || true
     else
-        tail -n 10 "$dir/node/out"
-        [ ! -r "$dir/node/log/$node.log" ] || tail -n 20 "$dir/node/log/$node.log"
+        note "the first errors in its log, and its end:"
+        grep -hs -m 12 '\[error\].*> *[^ ]' "$dir/node/out" "$dir/node/log/$node.log" || true
+        tail -n 8 "$dir/node/out"
     fi >&2
 }
 
@@ -586,7 +592,7 @@ start_docker() {
     port=$(published_port 5672)
     management_port=$(published_port 15672)
     save_state
-    wait_container || { show_log; fail "the broker did not start within $START_SECONDS s"; }
+    wait_container || { show_log; fail "the broker did not start (a start may take $START_SECONDS s)"; }
     version=$(docker exec "$name" printenv RABBITMQ_VERSION 2>/dev/null || true)
     save_state
     undo=
