@@ -1,6 +1,8 @@
 //! Owns what the commands share: the options for the broker and the queue, logging, signals,
 //! exit statuses, and writing to stdout.
 
+#![allow(dead_code)] // Each command is a crate of its own and uses its part.
+
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};

@@ -85,10 +85,18 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let mut producer = Producer::new(&broker, &options.queue.queue())
         .window(options.window as usize)
         .timeout(options.timeout)
-        .abort_on(&shutdown);
-    producer.connect()?;
+        .heed(&shutdown);
+    if let Err(error) = producer.connect() {
+        let stopped = shutdown.is_stopping();
+        return if stopped { Ok(stopped_early(&shutdown)) } else { Err(error) };
+    }
     let end = publish_all(&mut producer, &bodies, &shutdown, &mut report, options);
     report.close(&end, &shutdown)
+}
+
+fn stopped_early(shutdown: &Shutdown) -> Exit {
+    warn!("stopped before anything was published");
+    if shutdown.is_aborting() { Exit::Interrupted } else { Exit::Failed }
 }
 
 /// Why no further task was read.

@@ -93,7 +93,7 @@ impl Post<'_> {
         let sent = self.runner.assignments.send_timeout(assignment, BUSY_AFTER);
         let Err(busy) = sent else { return Ok(()) };
         info!(
-            "thread {}: waits, since now, for its task of the lost session to end",
+            "thread {}: will consume again when its task of the lost session has ended",
             self.runner.number
         );
         select_biased! {

@@ -60,7 +60,7 @@ pub struct Producer {
     not_before: Option<Instant>,
     ever_connected: bool,
     /// Why no connection will ever be had.
-    refusal: Option<Error>,
+    refusal: Option<String>,
 }
 
 /// What became of one task.
@@ -129,6 +129,10 @@ enum Until {
 /// which the client library stops reading our channel (amiquip 0.4.2 connection.rs:96).
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
+/// What a call of the client library gets at least, so that a task that is all but out of time
+/// does not take the connection with it.
+const SHORTEST_CALL: Duration = Duration::from_secs(1);
+
 impl Producer {
     /// A producer for this queue. Connects when it is first used.
     #[must_use]
@@ -164,10 +168,11 @@ impl Producer {
         self
     }
 
-    /// Ends every wait when this shutdown is [aborted](crate::Trigger::abort); what is in
-    /// flight then is [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
+    /// Heeds this shutdown: a stop ends [`connect`](Producer::connect); an
+    /// [abort](crate::Trigger::abort) ends every wait, and what is in flight then is
+    /// [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
     #[must_use]
-    pub fn abort_on(mut self, shutdown: &Shutdown) -> Producer {
+    pub fn heed(mut self, shutdown: &Shutdown) -> Producer {
         self.shutdown = Some(shutdown.clone());
         self
     }
@@ -186,7 +191,7 @@ impl Producer {
         let deadline = Instant::now() + self.timeout;
         let mut last = None;
         while self.link.is_none() {
-            match self.try_connect(deadline) {
+            match self.try_connect(deadline, &self.stopping()) {
                 Ok(true) => {}
                 Err(error) if error.is_transient() => last = Some(error),
                 Err(error) => return Err(error),
@@ -297,7 +302,7 @@ impl Producer {
         match &self.link {
             None => {
                 // What failed was logged; what it means for each task is in its receipt.
-                let _ = self.try_connect(deadline);
+                let _ = self.try_connect(deadline, &self.aborting());
             }
             Some(link) => match link.wait(deadline, &self.aborting()) {
                 Woken::Confirm(verdict) => self.apply(verdict),
@@ -329,18 +334,17 @@ impl Producer {
     }
 
     /// Tries once to connect, after the pause that is due. `Ok(false)`: no time was left.
-    fn try_connect(&mut self, deadline: Instant) -> Result<bool, Error> {
-        let aborting = self.aborting();
+    fn try_connect(&mut self, deadline: Instant, interrupt: &Signal) -> Result<bool, Error> {
         if let Some(not_before) = self.not_before.take() {
             select_biased! {
-                recv(aborting) -> _ => return Ok(false),
+                recv(interrupt) -> _ => return Ok(false),
                 recv(at(not_before.min(deadline))) -> _ => {},
             }
         }
         if Instant::now() >= deadline {
             return Ok(false);
         }
-        let opened = self.queue.validate().and_then(|()| self.open(&aborting, deadline));
+        let opened = self.queue.validate().and_then(|()| self.open(interrupt, deadline));
         match opened {
             Ok(Some(link)) => {
                 self.link = Some(link);
@@ -356,14 +360,18 @@ impl Producer {
         }
     }
 
-    fn open(&self, aborting: &Signal, deadline: Instant) -> Result<Option<Link>, Error> {
-        let opened = Connection::open(&self.broker, aborting, Some(deadline))?;
-        opened.map(|connection| Link::open(connection, &self.queue)).transpose()
+    fn open(&self, interrupt: &Signal, deadline: Instant) -> Result<Option<Link>, Error> {
+        let opened = Connection::open(&self.broker, interrupt, Some(deadline))?;
+        let Some(connection) = opened else { return Ok(None) };
+        let leash = connection.leash().clone();
+        let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
+        let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue));
+        leash.within(left, "setting up the channel", set_up).map(Some)
     }
 
     fn note_failed_connect(&mut self, error: &Error) {
         if !error.is_transient() && !self.ever_connected {
-            self.refusal = Some(Error::setting("broker", error.chain()));
+            self.refusal = Some(error.chain());
             return;
         }
         let pause = self.backoff.next_pause();
@@ -397,10 +405,8 @@ impl Producer {
 
     fn give_up_expired(&mut self) {
         if self.refusal.is_some() || is_closed(&self.aborting()) {
-            let reason = match &self.refusal {
-                Some(error) => error.to_string(),
-                None => "stopped before it was confirmed".to_string(),
-            };
+            let stopped = || "stopped before it was confirmed".to_string();
+            let reason = self.refusal.clone().unwrap_or_else(stopped);
             self.give_up(&reason, |_| true);
             return;
         }
@@ -441,6 +447,10 @@ impl Producer {
         let in_flight = self.link.as_ref().and_then(|link| link.confirms.oldest());
         let waiting = self.backlog.front();
         in_flight.into_iter().chain(waiting).map(|pending| pending.deadline).min()
+    }
+
+    fn stopping(&self) -> Signal {
+        self.shutdown.as_ref().map_or_else(never, |shutdown| shutdown.stopping().clone())
     }
 
     fn aborting(&self) -> Signal {
@@ -512,7 +522,8 @@ impl Link {
     ) -> Result<(), Cause> {
         while self.has_room(backlog.front(), window) {
             let Some(pending) = backlog.pop_front() else { break };
-            let limit = pending.deadline.saturating_duration_since(Instant::now());
+            let left = pending.deadline.saturating_duration_since(Instant::now());
+            let limit = left.max(SHORTEST_CALL);
             let published = self.channel.publish(queue, &pending.task, limit);
             // Also when it failed: part of it may be on its way.
             self.in_flight += pending.task.body().len();

@@ -53,7 +53,9 @@ impl Session<'_> {
     /// # Blocking
     /// After a stop, at most for the grace and the time that leaving and closing may take.
     pub(crate) fn run(&self, mut connection: Connection) -> Course {
-        let channels = match self.open_channels(&mut connection) {
+        let leash = connection.leash().clone();
+        let aborting = self.shutdown.aborting();
+        let channels = match leash.unless(aborting, || self.open_channels(&mut connection)) {
             Ok(channels) => channels,
             Err(cause) => {
                 let end = SessionEnd::Lost(self.end(connection, Some(cause)));
@@ -189,6 +191,8 @@ impl<'a> Watch<'a> {
         let mut stopping = self.session.shutdown.stopping().clone();
         let mut aborting = self.session.shutdown.aborting().clone();
         let mut exhausted = self.session.exhausted.clone();
+        // Computed once, whoever asks first.
+        let mut deadline = None;
         let (mut out_of_grace, mut out_of_time) = (never(), never());
         loop {
             select_biased! {
@@ -196,7 +200,7 @@ impl<'a> Watch<'a> {
                     Ok(End::Told) => {}
                     Ok(End::Lost(cause)) => {
                         self.consumer_lost(cause);
-                        out_of_grace = at(self.deadline());
+                        out_of_grace = at(*deadline.get_or_insert(self.grace_from_now()));
                     }
                     Err(_) => return,
                 },
@@ -207,7 +211,7 @@ impl<'a> Watch<'a> {
                 },
                 recv(stopping) -> _ => {
                     stopping = never();
-                    let deadline = self.deadline();
+                    let deadline = *deadline.get_or_insert(self.grace_from_now());
                     self.told = Some(Told::Stop { deadline });
                     self.stop.0.close();
                     out_of_grace = at(deadline);
@@ -237,12 +241,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// When the grace is over, counted from the first time that anybody asked.
-    fn deadline(&self) -> Instant {
-        match self.told {
-            Some(Told::Stop { deadline }) => deadline,
-            _ => Instant::now() + self.session.settings.grace,
-        }
+    fn grace_from_now(&self) -> Instant {
+        Instant::now() + self.session.settings.grace
     }
 
     fn consumer_stands(&mut self) {

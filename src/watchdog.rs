@@ -7,7 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::select_biased;
+
 use crate::cause::Cause;
+use crate::shutdown::{Signal, closer};
 
 /// Watches over the calls on one socket; ends with its connection.
 #[derive(Debug)]
@@ -84,6 +87,25 @@ impl Leash {
         let result = call();
         self.shared.lock().calls.remove(&key);
         result
+    }
+
+    /// Runs `call`; when `interrupt` closes meanwhile, shuts the socket under it.
+    pub(crate) fn unless<T>(&self, interrupt: &Signal, call: impl FnOnce() -> T) -> T {
+        let (returned, has_returned) = closer();
+        thread::scope(|scope| {
+            let watch =
+                thread::Builder::new().name("rw-interrupt".into()).spawn_scoped(scope, || {
+                    select_biased! {
+                        recv(has_returned) -> _ => {}
+                        recv(interrupt) -> _ => self.abort(),
+                    }
+                });
+            let result = call();
+            returned.close();
+            // Without that thread, the limits of the single calls still hold.
+            drop(watch);
+            result
+        })
     }
 
     /// Shuts the socket: whatever is blocked on it returns within milliseconds.
@@ -177,6 +199,16 @@ mod tests {
         });
         assert_eq!(read.expect("the end of the stream"), 0);
         assert!(matches!(leash.expired(), Some(Cause::TimedOut { doing: "inner", .. })));
+    }
+
+    #[test]
+    fn an_interrupted_call_loses_its_socket() {
+        let (mut client, _peer) = pair();
+        let watchdog = watched(&client);
+        let (interrupter, interrupt) = closer();
+        interrupter.close();
+        let read = watchdog.leash().unless(&interrupt, || client.read(&mut [0; 1]));
+        assert_eq!(read.expect("the end of the stream"), 0);
     }
 
     #[test]
