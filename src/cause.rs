@@ -26,6 +26,9 @@ pub(crate) enum Cause {
     NoChannelLeft,
     /// The certificate, or the other end, did not pass the TLS handshake.
     Tls(String),
+    /// The client library's I/O thread is gone, and with it the connection, which alone knows
+    /// why.
+    Gone,
     /// Anything else that ends a connection; worth trying again.
     Lost(String),
 }
@@ -98,6 +101,7 @@ impl fmt::Display for Cause {
             }
             Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
             Cause::Tls(text) => write!(f, "TLS: {text}"),
+            Cause::Gone => write!(f, "the connection is gone"),
             Cause::Lost(text) => write!(f, "{text}"),
         }
     }
@@ -124,6 +128,7 @@ impl From<amiquip::Error> for Cause {
             E::TlsHandshake { source } => Cause::Tls(source.to_string()),
             #[cfg(feature = "tls")]
             E::CreateTlsConnector { source } => Cause::Tls(source.to_string()),
+            E::EventLoopDropped | E::EventLoopClientDropped => Cause::Gone,
             E::UnexpectedSocketClose => Cause::Lost("the socket was closed".into()),
             E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
             E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),

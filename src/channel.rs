@@ -87,6 +87,10 @@ pub(crate) enum Verdict {
     Nacked(Reach),
 }
 
+/// How long leaving may take: the cancel of a subscription, the close of a channel. Shorter
+/// than other calls, because a stop waits for it.
+const LEAVING: Duration = Duration::from_secs(5);
+
 impl Channel {
     pub(crate) fn new(inner: amiquip::Channel, leash: Leash, limit: Duration) -> Channel {
         Channel { inner: Some(inner), leash, limit }
@@ -153,7 +157,7 @@ impl Channel {
     /// everything settled or published on it has reached the broker.
     pub(crate) fn close(mut self) -> Result<(), Cause> {
         let Some(inner) = self.inner.take() else { return Ok(()) };
-        let closed = self.leash.within(self.limit, "closing the channel", || inner.close());
+        let closed = self.leash.within(LEAVING, "closing the channel", || inner.close());
         closed.map_err(|error| self.cause(error))
     }
 
@@ -161,7 +165,7 @@ impl Channel {
     /// once its listeners have disconnected.
     pub(crate) fn last_words(mut self) -> Option<Cause> {
         let inner = self.inner.take()?;
-        let closed = self.leash.within(self.limit, "closing the channel", || inner.close());
+        let closed = self.leash.within(LEAVING, "closing the channel", || inner.close());
         closed.err().map(|error| self.cause(error)).filter(|cause| cause.spares_the_connection())
     }
 
@@ -194,7 +198,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         // The client library's own drop waits for the broker without a limit.
         let inner = self.inner.take();
-        self.leash.within(self.limit, "closing the channel", || drop(inner));
+        self.leash.within(LEAVING, "closing the channel", || drop(inner));
     }
 }
 
@@ -211,7 +215,7 @@ impl Subscription<'_> {
     /// io_loop/connection_state.rs:285).
     pub(crate) fn leave(self) -> Vec<(Unsettled, Received)> {
         let channel = self.channel;
-        channel.leash.within(channel.limit, "cancelling the consumer", || {
+        channel.leash.within(LEAVING, "cancelling the consumer", || {
             let _ = self.inner.cancel();
             let arrived = self.inner.receiver().iter();
             arrived

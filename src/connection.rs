@@ -141,6 +141,7 @@ impl Connection {
             Ok(()) => Cause::Lost("the connection was closed".into()),
             Err(error) => error.into(),
         };
+        let known = known.filter(|cause| *cause != Cause::Gone);
         leash.expired().or(known).unwrap_or(last_words)
     }
 }
