@@ -1,0 +1,539 @@
+#!/usr/bin/env bash
+# Owns the demonstration: workers share a queue, before your eyes. Runs the real commands against
+# a broker, draws what each worker did, and checks what it says about it.
+set -eu -o pipefail
+export LC_ALL=C
+
+PARTS="round_robin fairness killed stopped"
+# The longest wait, in seconds, for something that takes a few at most.
+PATIENCE=60
+
+main() {
+    settle_arguments "$@"
+    prepare
+    build
+    start_broker
+    if [ $pace = fast ]; then
+        for part in $PARTS; do "start_$part"; done
+        for part in $PARTS; do "tell_$part"; "show_$part"; done
+    else
+        for part in $PARTS; do "tell_$part"; "start_$part"; "show_$part"; done
+    fi
+    restart_part
+    conclude
+}
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/demo.sh [--fast]
+
+Shows, in under a minute after the build, how workers share a RabbitMQ queue: round-robin, fair
+dispatch, a worker that dies, one that is stopped, and a restart of the broker. Gets a broker of
+its own through scripts/broker.sh and removes it again. Needs Rust and a shell, nothing else.
+
+  --fast    shorter tasks, and the first four parts at the same time: for the tests
+
+AMQP_URL set: that broker is used, on queues of the demo's own, and it is not restarted.
+NO_COLOR set: no colours.
+Exit: 0 every claim held, 1 one did not, 2 usage, 69 no broker to be had.
+TEXT
+}
+
+settle_arguments() {
+    pace=slow
+    case "$*" in
+        '') ;;
+        --fast) pace=fast ;;
+        -h | --help) usage; exit 0 ;;
+        *) echo "demo: cannot do '$*'; usage: scripts/demo.sh [--fast]" >&2; exit 2 ;;
+    esac
+    # A dot is a second of work; the interventions come after this many seconds of a long task.
+    if [ $pace = slow ]; then
+        equal_tasks=9 uneven_tasks=8 heavy=... light=. long=... short=.. after=1.5
+    else
+        equal_tasks=6 uneven_tasks=4 heavy=.. light=. long=.. short=. after=0.8
+    fi
+}
+
+# ---- 1: round-robin ----
+
+tell_round_robin() {
+    title "Round-robin: tasks are dealt out like cards" \
+        "Three workers wait at one queue; then $equal_tasks equal tasks arrive. Nothing limits" \
+        "how many a worker may hold, so RabbitMQ sends them out in turn, at once."
+    shell "worker --prefetch 0" "in three shells"
+    shell "producer --lines" "tasks '1 .', '2 .', ...; a dot: 1 s of work"
+}
+
+start_round_robin() {
+    start_worker round_robin 1 --prefetch 0
+    start_worker round_robin 2 --prefetch 0
+    start_worker round_robin 3 --prefetch 0
+    tasks "$equal_tasks" . . | publish round_robin
+}
+
+show_round_robin() {
+    finish round_robin "$equal_tasks"
+    draw round_robin
+    local hands="1 4 7, 2 5 8, 3 6 9"
+    [ "$equal_tasks" = 9 ] || hands="1 4, 2 5, 3 6"
+    claim "each worker got every third task: $hands" equal "$hands" "$(hands round_robin)"
+}
+
+# ---- 2: fair dispatch ----
+
+tell_fairness() {
+    title "Fair dispatch: nobody idles while tasks wait" \
+        "Two workers; the odd tasks are heavy (${#heavy} s), the even ones light (${#light} s). Dealt" \
+        "out in turn, one worker gets all the heavy ones. With --prefetch 1 a worker" \
+        "gets its next task when it is through with the last. Both ways at the same" \
+        "time, on two queues:"
+    shell "worker --prefetch 0" "in two shells: no limit"
+    shell "worker --prefetch 1" "in two more; 1 is also the default"
+}
+
+start_fairness() {
+    start_worker unfair 1 --prefetch 0
+    start_worker unfair 2 --prefetch 0
+    start_worker fair 1 --prefetch 1
+    start_worker fair 2 --prefetch 1
+    tasks "$uneven_tasks" "$heavy" "$light" | publish unfair
+    tasks "$uneven_tasks" "$heavy" "$light" | publish fair
+}
+
+show_fairness() {
+    finish fair "$uneven_tasks"
+    finish unfair "$uneven_tasks"
+    local unfair fair scale each
+    unfair=$(makespan unfair)
+    fair=$(makespan fair)
+    scale=$(greater "$unfair" "$fair")
+    echo
+    say "Without a limit:"
+    draw unfair "$scale"
+    say "With --prefetch 1, to the same scale:"
+    draw fair "$scale"
+    say "From the first start to the last end:"
+    compare "no limit" "$unfair" "prefetch 1" "$fair"
+    local hands="1 3 5 7, 2 4 6 8"
+    [ "$uneven_tasks" = 8 ] || hands="1 3, 2 4"
+    claim "without a limit, one got the heavy tasks, the other the light: $hands" \
+        equal "$hands" "$(hands unfair)"
+    each=$((uneven_tasks * (${#heavy} + ${#light}) / 4))
+    claim "with --prefetch 1, each worker had the same amount of work: $each s" \
+        equal "$each $each" "$(loads fair)"
+    claim "fair dispatch was through sooner: after $fair s instead of $unfair s" \
+        sooner "$fair" "$unfair"
+}
+
+# ---- 3: kill -9 ----
+
+tell_killed() {
+    title "A worker dies: its task does not" \
+        "A worker acks a task when it is done, not when it gets it. One is killed in" \
+        "the middle of a task, with no time to say anything: RabbitMQ gives the task" \
+        "to the other one."
+    shell "worker" "in two shells"
+    shell "kill -9" "to the one that runs task 1"
+}
+
+start_killed() {
+    start_worker killed 1
+    start_worker killed 2
+    tasks 2 "$long" "$short" | publish killed
+    victim=$(await_runner killed 1)
+    sleep "$after"
+    strike killed "$victim" KILL "kill -9"
+}
+
+show_killed() {
+    finish killed 2
+    draw killed
+    local other=$((3 - victim))
+    claim "worker $victim was killed with task 1 unfinished" equal "1" "$(runs killed "$victim" cut)"
+    claim "worker $other then did task 1 again, from the start" equal "1" "$(runs killed "$other" again)"
+    claim "both tasks were done, each once" equal "1 2" "$(done_in killed)"
+}
+
+# ---- 4: Ctrl-C ----
+
+tell_stopped() {
+    title "Ctrl-C: finish what runs, give back the rest" \
+        "A worker holds four tasks and runs the first when Ctrl-C stops it. It finishes" \
+        "that one; the other three go back to the queue at once, and a second worker" \
+        "takes them."
+    shell "worker --prefetch 4" "then Ctrl-C"
+    shell "worker" "in a second shell, a moment later"
+}
+
+start_stopped() {
+    start_worker stopped 1 --prefetch 4
+    { echo "1 $long"; echo "2 ."; echo "3 ."; echo "4 ."; } | publish stopped
+    await_runner stopped 1 >/dev/null
+    start_worker stopped 2
+    sleep "$after"
+    strike stopped 1 INT "Ctrl-C"
+}
+
+show_stopped() {
+    end_of stopped 1 # a second signal would cut it short
+    finish stopped 4
+    draw stopped
+    claim "worker 1 finished task 1 and ended with exit status 0" \
+        equal "1, status 0" "$(runs stopped 1 "done"), status $(cat "$scratch/stopped/status.1")"
+    claim "worker 1 gave back the three it had not started: 2 3 4" \
+        equal "2 3 4" "$(runs stopped 1 returned)"
+    claim "worker 2 did these three" \
+        equal "2 3 4" "$(runs stopped 2 "done")"
+}
+
+# ---- 5: a restart of the broker ----
+
+restart_part() {
+    title "The broker restarts: the tasks are still there" \
+        "The queue is durable, the tasks are persistent, and the producer has the" \
+        "broker's word for each. RabbitMQ is stopped with four tasks on the queue, and" \
+        "started again."
+    if [ "$private" = no ]; then
+        say "Skipped: the broker of AMQP_URL is not this demo's to restart."
+        return
+    fi
+    shell "producer --lines" "four tasks, and no worker yet"
+    shell "scripts/broker.sh stop --keep" "then: scripts/broker.sh start"
+    shell "worker" "in two shells"
+    mkdir "$scratch/durable"
+    tasks 4 . . | publish durable
+    local before after down up
+    before=$(broker_pid)
+    down=$(now)
+    attend broker stop --keep 2>"$scratch/broker.log" ||
+        give_up "the broker did not stop: $(cat "$scratch/broker.log")"
+    attend broker start >/dev/null || give_up "the broker did not start again"
+    up=$(now)
+    after=$(broker_pid)
+    start_worker durable 1
+    start_worker durable 2
+    finish durable 4
+    add_broker_lane durable "$down" "$up"
+    draw durable
+    claim "RabbitMQ was restarted: another process has the queue now" differ "$before" "$after"
+    claim "all four tasks were still there, and each was done once" equal "1 2 3 4" "$(done_in durable)"
+}
+
+broker_pid() {
+    (broker pid) 2>/dev/null || now # a container on another system has no process id here
+}
+
+# The broker's life is drawn from two seconds before its stop to the end of the last task.
+add_broker_lane() {
+    local table=$scratch/$1/table
+    mv "$table" "$table.workers"
+    awk -v down="$2" -v up="$3" '
+        BEGIN { FS = OFS = "\t" }
+        $4 + 0 > last { last = $4 + 0 }
+        { row[NR] = $0 }
+        END {
+            printf "broker\tup\t%.3f\t%s\tdone\n", down - 2, down
+            printf "broker\tdown\t%s\t%s\tpause\n", down, up
+            printf "broker\tup\t%s\t%.3f\tdone\n", up, last
+            printf "broker\tstopped with 4 tasks on the queue\t%s\t%s\tmark\n", down, down
+            for (i = 1; i <= NR; i++) print row[i]
+        }' "$table.workers" >"$table"
+}
+
+# ---- setting up and ending ----
+
+prepare() {
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+    failures=0 shown=0 attended='' private=yes bold='' green='' red='' plain='' colour=0
+    if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
+        colour=1 bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
+    fi
+    scratch=$(mktemp -d "${TMPDIR:-/tmp}/rabbit-work-demo.XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+# Cargo is asked where it puts the commands: that can be configured in many ways.
+build() {
+    command -v cargo >/dev/null || give_up "there is no cargo; install Rust first: https://rustup.rs"
+    say "Building the commands; the first time takes a minute or two ..."
+    attend cargo build --manifest-path "$root/Cargo.toml" --release --bins --quiet \
+        --message-format json-render-diagnostics >"$scratch/built" 2>"$scratch/build.log" ||
+        give_up "the commands could not be built: $(cat "$scratch/build.log")"
+    producer=$(executable producer)
+    worker=$(executable worker)
+}
+
+executable() {
+    sed -n 's/.*"executable":"\([^"]*\/'"$1"'\)".*/\1/p' "$scratch/built" | head -n 1
+}
+
+start_broker() {
+    [ -z "${AMQP_URL:-}" ] || private=no
+    say "Starting a RabbitMQ ..."
+    local status=0
+    attend broker start >"$scratch/broker.url" || status=$?
+    [ $status = 0 ] || exit $status
+    say "RabbitMQ: $(cat "$scratch/broker.url")"
+    url=$(broker url)
+    # Nobody else's, on a broker that others use too.
+    queues="rabbit-work-demo-$(date +%Y%m%d%H%M%S)-$$-$RANDOM"
+}
+
+broker() {
+    exec "$root/scripts/broker.sh" --dir "$scratch/broker" "$@"
+}
+
+# Runs a long command so that a signal is heeded at once and not after its end.
+attend() {
+    "$@" &
+    attended=$!
+    local status=0
+    wait "$attended" || status=$?
+    attended=
+    return $status
+}
+
+conclude() {
+    echo
+    [ "$private" = yes ] || say "The queues $queues.* stay on your broker, empty."
+    if [ $failures = 0 ]; then
+        say "${bold}All claims held.${plain}"
+    else
+        say "${red}$failures of the claims did not hold.${plain}"
+        exit 1
+    fi
+}
+
+clean_up() {
+    local status=$?
+    trap '' HUP INT TERM
+    {
+        if [ -n "$attended" ]; then
+            kill -TERM "$attended"
+            wait "$attended"
+        fi
+        # Of this shell's own, and only those that still run.
+        for pid in $(jobs -pr); do kill -KILL "$pid"; done
+        wait
+        [ ! -d "$scratch/broker" ] || (broker stop)
+        rm -rf "$scratch"
+    } >/dev/null 2>&1 || true
+    exit $status
+}
+
+give_up() {
+    say "${red}FAILED${plain}  $1" >&2
+    tail -n 3 "$scratch"/*/log.* >&2 2>/dev/null || true
+    exit 1
+}
+
+# ---- workers and tasks ----
+
+# start_worker PART NUMBER OPTION...: returns when it stands at the queue.
+start_worker() {
+    local part=$1 number=$2 dir=$scratch/$1
+    shift 2
+    mkdir -p "$dir"
+    AMQP_URL=$url RUST_LOG=info "$worker" --queue "$queues.$part" --threads 1 \
+        --events "$dir/events.$number" "$@" \
+        </dev/null >"$dir/out.$number" 2>"$dir/log.$number" &
+    echo $! >"$dir/pid.$number"
+    await "worker $number did not come to the queue" stands "$!" "$dir/log.$number"
+}
+
+stands() {
+    kill -0 "$1" 2>/dev/null || give_up "a worker ended before it came to the queue"
+    lines 1 "consuming from" "$2"
+}
+
+# tasks COUNT ODD EVEN: one line for each, its number and the dots.
+tasks() {
+    local number
+    for ((number = 1; number <= $1; number++)); do
+        if ((number % 2)); then echo "$number $2"; else echo "$number $3"; fi
+    done
+}
+
+# In one producer, so that they come in this order; it returns when all are confirmed.
+publish() {
+    AMQP_URL=$url RUST_LOG=warn "$producer" --queue "$queues.$1" --lines >/dev/null ||
+        give_up "the tasks could not be published"
+}
+
+# await_runner PART TASK: the number of the worker that has begun with this task.
+await_runner() {
+    local out
+    await "task $2 was not started" lines 1 "[x] Received '$2 " "$scratch/$1"/out.*
+    out=$(grep -lF "[x] Received '$2 " "$scratch/$1"/out.*)
+    echo "${out##*.}"
+}
+
+# strike PART NUMBER SIGNAL WORDS: what happens to a worker from outside, and when.
+strike() {
+    local pid
+    pid=$(cat "$scratch/$1/pid.$2")
+    echo "$2 $(now) $4" >>"$scratch/$1/marks"
+    kill "-$3" "$pid"
+    [ "$3" != KILL ] || end_of "$1" "$2"
+}
+
+# finish PART COUNT: waits until so many tasks are done, ends the workers, tabulates their runs.
+finish() {
+    local dir=$scratch/$1 pid_file
+    await "not all tasks of this part were done" lines "$2" '"event":"done"' "$dir"/events.*
+    for pid_file in "$dir"/pid.*; do
+        kill -TERM "$(cat "$pid_file")" 2>/dev/null || true
+    done
+    for pid_file in "$dir"/pid.*; do
+        end_of "$1" "${pid_file##*.}"
+    done
+    touch "$dir/marks"
+    awk -f "$root/scripts/demo/runs.awk" "$dir/marks" "$dir"/out.* "$dir"/events.* >"$dir/table"
+}
+
+# Waits for a worker's end and keeps its exit status.
+end_of() {
+    local dir=$scratch/$1 status=0
+    [ -e "$dir/pid.$2" ] || return 0
+    wait "$(cat "$dir/pid.$2")" 2>/dev/null || status=$?
+    echo $status >"$dir/status.$2"
+    rm "$dir/pid.$2"
+}
+
+# await COMPLAINT COMMAND...: until the command succeeds.
+await() {
+    local complaint=$1 deadline=$((SECONDS + PATIENCE))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $deadline ] || give_up "$complaint"
+        sleep 0.05
+    done
+}
+
+# lines COUNT TEXT FILE...: at least so many lines have the text.
+lines() {
+    local count=$1 text=$2
+    shift 2
+    [ "$(cat "$@" 2>/dev/null | grep -cF -- "$text")" -ge "$count" ]
+}
+
+# Seconds since 1970 with their fraction, also in the bash 3.2 of macOS.
+now() {
+    if [ -n "${EPOCHREALTIME:-}" ]; then
+        echo "$EPOCHREALTIME"
+    else
+        perl -MTime::HiRes=time -e 'printf "%.3f\n", time' 2>/dev/null || date +%s
+    fi
+}
+
+# ---- what the tables say ----
+
+# runs PART WORKER HOW: the tasks whose runs there ended so.
+runs() {
+    awk -F '\t' -v lane="worker $2" -v how="$3" '$1 == lane && $5 == how { print $2 }' \
+        "$scratch/$1/table" | in_order
+}
+
+done_in() {
+    awk -F '\t' '$1 ~ /^worker/ && ($5 == "done" || $5 == "again") { print $2 }' "$scratch/$1/table" | in_order
+}
+
+in_order() {
+    sort -n | paste -s -d ' ' -
+}
+
+# What each worker did, by the first task, whichever worker that was.
+hands() {
+    awk -F '\t' '
+        $5 == "done" { hand[$1] = hand[$1] (hand[$1] == "" ? "" : " ") $2 }
+        END { for (lane in hand) print hand[lane] }' "$scratch/$1/table" | sort -n | paste -s -d , - | sed 's/,/, /g'
+}
+
+# How many seconds of work each worker did.
+loads() {
+    awk -F '\t' -v heavy=${#heavy} -v light=${#light} '
+        $5 == "done" { load[$1] += $2 % 2 ? heavy : light }
+        END { for (lane in load) print load[lane] }' "$scratch/$1/table" | in_order
+}
+
+makespan() {
+    awk -F '\t' '
+        NR == 1 || $3 < first { first = $3 }
+        $4 > last { last = $4 }
+        END { printf "%.1f\n", last - first }' "$scratch/$1/table"
+}
+
+greater() {
+    awk -v a="$1" -v b="$2" 'BEGIN { print (a > b ? a : b) }'
+}
+
+# ---- claims ----
+
+# claim SENTENCE TEST...: says whether it held.
+claim() {
+    local sentence=$1
+    shift
+    if "$@"; then
+        say "${green}ok${plain}      $sentence"
+    else
+        say "${red}FAILED${plain}  $sentence ($complaint)"
+        failures=$((failures + 1))
+    fi
+}
+
+equal() {
+    complaint="got: $2"
+    [ "$1" = "$2" ]
+}
+
+differ() {
+    complaint="still $1"
+    [ "$1" != "$2" ]
+}
+
+sooner() {
+    complaint="it was not"
+    awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'
+}
+
+# ---- telling and drawing ----
+
+say() {
+    printf '  %s\n' "$@"
+}
+
+title() {
+    shown=$((shown + 1))
+    printf '\n%s%s. %s%s\n\n' "$bold" $shown "$1" "$plain"
+    shift
+    say "$@"
+    echo
+}
+
+shell() {
+    printf '    $ %-32s# %s\n' "$1" "$2"
+}
+
+# draw PART [SECONDS]: its lanes, on an axis of at least so many seconds.
+draw() {
+    echo
+    lanes "${2:-0}" <"$scratch/$1/table"
+    echo
+}
+
+# compare LABEL SECONDS LABEL SECONDS: the two as bars.
+compare() {
+    echo
+    printf '%s\t%s s\t0\t%s\tdone\n' "$1" "$2" "$2" "$3" "$4" "$4" | lanes 0
+    echo
+}
+
+lanes() {
+    awk -v span="$1" -v colour="$colour" -f "$root/scripts/demo/lanes.awk"
+}
+
+main "$@"
