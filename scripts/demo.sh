@@ -62,7 +62,7 @@ tell_round_robin() {
         "Three workers wait at one queue; then $equal_tasks equal tasks arrive. Nothing limits" \
         "how many a worker may hold, so RabbitMQ sends them out in turn, at once."
     shell "worker --prefetch 0" "in three shells"
-    shell "producer --lines" "tasks '1 .', '2 .', ...; a dot: 1 s of work"
+    shell "producer --lines" "'1 .', '2 .', ...: a second per dot"
 }
 
 start_round_robin() {
@@ -117,7 +117,7 @@ show_fairness() {
     compare "no limit" "$unfair" "prefetch 1" "$fair"
     local hands="1 3 5 7, 2 4 6 8"
     [ "$uneven_tasks" = 8 ] || hands="1 3, 2 4"
-    claim "without a limit, one got the heavy tasks, the other the light: $hands" \
+    claim "without a limit, one had all the heavy tasks: $hands" \
         equal "$hands" "$(hands unfair)"
     each=$((uneven_tasks * (${#heavy} + ${#light}) / 4))
     claim "with --prefetch 1, each worker had the same amount of work: $each s" \
@@ -206,10 +206,12 @@ restart_part() {
     local before after down up
     before=$(broker_pid)
     down=$(now)
+    hint "restarting RabbitMQ ..."
     attend broker stop --keep 2>"$scratch/broker.log" ||
         give_up "the broker did not stop: $(cat "$scratch/broker.log")"
     attend broker start >/dev/null || give_up "the broker did not start again"
     up=$(now)
+    hint
     after=$(broker_pid)
     start_worker durable 1
     start_worker durable 2
@@ -245,8 +247,11 @@ add_broker_lane() {
 
 prepare() {
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-    failures=0 shown=0 attended='' private=yes bold='' green='' red='' plain='' colour=0
-    if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
+    failures=0 shown=0 attended='' private=yes terminal=no bold='' green='' red='' plain='' colour=0
+    if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then
+        terminal=yes
+    fi
+    if [ $terminal = yes ] && [ -z "${NO_COLOR:-}" ]; then
         colour=1 bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
     fi
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/rabbit-work-demo.XXXXXX")
@@ -360,8 +365,8 @@ tasks() {
 
 # In one producer, so that they come in this order; it returns when all are confirmed.
 publish() {
-    AMQP_URL=$url RUST_LOG=warn "$producer" --queue "$queues.$1" --lines >/dev/null ||
-        give_up "the tasks could not be published"
+    AMQP_URL=$url RUST_LOG=warn "$producer" --queue "$queues.$1" --lines >/dev/null 2>"$scratch/producer.log" ||
+        give_up "the tasks could not be published: $(cat "$scratch/producer.log")"
 }
 
 # await_runner PART TASK: the number of the worker that has begun with this task.
@@ -377,14 +382,18 @@ strike() {
     local pid
     pid=$(cat "$scratch/$1/pid.$2")
     echo "$2 $(now) $4" >>"$scratch/$1/marks"
-    kill "-$3" "$pid"
-    [ "$3" != KILL ] || end_of "$1" "$2"
+    # Without stderr, on which bash would tell of a killed job.
+    {
+        kill "-$3" "$pid"
+        [ "$3" != KILL ] || end_of "$1" "$2"
+    } 2>/dev/null
 }
 
 # finish PART COUNT: waits until so many tasks are done, ends the workers, tabulates their runs.
 finish() {
     local dir=$scratch/$1 pid_file
-    await "not all tasks of this part were done" lines "$2" '"event":"done"' "$dir"/events.*
+    await "not all tasks of this part were done" are_done "$2" "$dir"/events.*
+    hint
     for pid_file in "$dir"/pid.*; do
         kill -TERM "$(cat "$pid_file")" 2>/dev/null || true
     done
@@ -393,6 +402,14 @@ finish() {
     done
     touch "$dir/marks"
     awk -f "$root/scripts/demo/runs.awk" "$dir/marks" "$dir"/out.* "$dir"/events.* >"$dir/table"
+}
+
+are_done() {
+    local all=$1 count
+    shift
+    count=$(grep -hF '"event":"done"' "$@" | grep -c '')
+    hint "$count of $all tasks done ..."
+    [ "$count" -ge "$all" ]
 }
 
 # Waits for a worker's end and keeps its exit status.
@@ -506,6 +523,11 @@ say() {
     printf '  %s\n' "$@"
 }
 
+# hint [WORDS]: on a terminal, what is going on, until the next hint.
+hint() {
+    [ "$terminal" = no ] || printf '\r\e[K%s' "${1:+  $1}"
+}
+
 title() {
     shown=$((shown + 1))
     printf '\n%s%s. %s%s\n\n' "$bold" $shown "$1" "$plain"
@@ -515,7 +537,7 @@ title() {
 }
 
 shell() {
-    printf '    $ %-32s# %s\n' "$1" "$2"
+    printf '    $ %-30s# %s\n' "$1" "$2"
 }
 
 # draw PART [SECONDS]: its lanes, on an axis of at least so many seconds.
