@@ -18,6 +18,7 @@ use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Tls, Trigger, shutd
 
 /// What a command ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // No command ends in all of these ways.
 pub(crate) enum Exit {
     Success,
     /// Some task was not dealt with as asked.

@@ -61,7 +61,9 @@ impl fmt::Display for EventKind {
 
 /// Whoever wants to know.
 #[derive(Clone, Default)]
-pub(crate) struct Observer(pub(crate) Option<Arc<dyn Fn(&Event) + Send + Sync>>);
+pub(crate) struct Observer(pub(crate) Option<Arc<Listener>>);
+
+type Listener = dyn Fn(&Event) + Send + Sync;
 
 impl Observer {
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
