@@ -217,7 +217,12 @@ fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
     let watchdog = Watchdog::start(socket.try_clone().map_err(lost)?).map_err(lost)?;
     let stream = mio::net::TcpStream::from_stream(socket).map_err(lost)?;
     stream.set_keepalive(Some(KEEPALIVE)).map_err(lost)?;
-    let handshake = Handshake { broker, address, limits };
+    let handshake = Handshake {
+        #[cfg(feature = "tls")]
+        certificates: broker.certificates(),
+        address,
+        limits,
+    };
     let leash = watchdog.leash();
     let opened =
         leash.within(limits.handshake, "waiting for the handshake", || handshake.run(stream));
@@ -249,7 +254,8 @@ fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
 }
 
 struct Handshake<'a> {
-    broker: &'a Broker,
+    #[cfg(feature = "tls")]
+    certificates: &'a crate::broker::Tls,
     address: &'a Address,
     limits: Limits,
 }
@@ -263,7 +269,7 @@ impl Handshake<'_> {
             }
             #[cfg(feature = "tls")]
             Transport::Tls => {
-                let connector = tls_connector(self.broker.certificates())?;
+                let connector = tls_connector(self.certificates)?;
                 let host = &self.address.host;
                 amiquip::Connection::open_tls_stream(
                     connector,
