@@ -1,4 +1,93 @@
 //! Work queues on RabbitMQ for shells and for synchronous Rust programs.
+//!
+//! A [`Producer`] puts tasks on a queue, and each one is confirmed by the broker. A [`Worker`]
+//! shares the tasks among its threads and with every other worker of the queue, and acks each
+//! one after the work. The commands `producer` and `worker` are thin shells over the two.
+//!
+//! Every call blocks, on purpose: a worker's time goes into its tasks, and a thread for each task
+//! at hand is the plainest way to spend it. No async runtime is involved. Whatever can wait says
+//! under *Blocking* for how long.
+//!
+//! # Putting tasks on a queue
+//!
+//! ```no_run
+//! # fn main() -> Result<(), rabbit_work::Error> {
+//! use rabbit_work::{Broker, Producer, Queue, Task};
+//!
+//! let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
+//! let mut producer = Producer::new(&broker, &Queue::new("photos"));
+//! producer.publish(Task::new("resize photo 17"))?; // returns once it is confirmed
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! For many tasks, [`Producer::send`] keeps a window of them in flight.
+//!
+//! # Working them
+//!
+//! ```no_run
+//! # fn main() -> Result<(), rabbit_work::Error> {
+//! use rabbit_work::{Broker, Delivery, Queue, Worker, shutdown};
+//!
+//! let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
+//! let (trigger, shutdown) = shutdown(); // `trigger.stop()`, from any thread, ends the worker
+//! let resize = |delivery: &Delivery| {
+//!     let order = std::str::from_utf8(delivery.body())?; // `?` makes a failed task
+//!     println!("thread {} does: {order}", delivery.thread());
+//!     Ok(()) // acked after this, on the channel it came in on
+//! };
+//! Worker::new(&broker, &Queue::new("photos")).threads(4).run(resize, &shutdown)?;
+//! # drop(trigger);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is guaranteed
+//!
+//! **At least once: a task runs again when its ack does not reach the broker.**
+//!
+//! * **Never lost:** a task that the broker has confirmed, until a worker has acked it. A killed
+//!   worker, a lost connection and a restart of the broker do not lose it, for queues are durable
+//!   and tasks persistent unless you say otherwise. What was not confirmed is told: in an
+//!   [`Outcome`] or an [`Error::NotConfirmed`].
+//! * **Done twice:** a task whose worker was killed or lost its connection before the ack had
+//!   reached the broker; that was still running when the grace of a stop ended; that ran longer
+//!   than the broker's `consumer_timeout` (30 minutes unless configured). And a task is queued
+//!   twice when its confirm does not reach the producer, which then publishes it again under the
+//!   same message id. Make the work such that doing it twice does no harm.
+//! * **Failed:** a task goes back to the queue after a pause that grows from 1 s to 60 s with
+//!   each failure in a row of that thread, and runs again.
+//! * **Given up only by name:** [`Worker::auto_ack`] loses what a worker had in hand when it
+//!   ends; [`Task::transient`] and [`Queue::transient`] lose tasks when the broker restarts.
+//!
+//! # Threads
+//!
+//! [`Worker::run`] stays on the caller's thread and supervises. It starts, by their names:
+//!
+//! * `rw-runner-1`, `rw-runner-2`, …: these call the handler, one task at a time each. They live
+//!   as long as the run, and never touch a channel.
+//! * `rw-consumer-1`, …: one for each runner, for as long as the connection lives. Each owns one
+//!   channel, and only it takes and settles what comes in there.
+//! * `rw-watchdog`, and two of the client library: one set for each connection.
+//!
+//! So a stop gives back at once what was prefetched while the handlers finish, a dead connection
+//! is noticed during a task, and a task that outlives its connection holds up no other thread. A
+//! producer works on the caller's thread, with a connection of its own.
+//!
+//! # Logs
+//!
+//! Through the `log` crate: *error*, a session was lost; *warn*, something was put back, refused
+//! or blocked, or may run twice; *info*, start, stop and what changed; *debug*, what hardly
+//! anybody has to know. Never a body, never a password. The client library's own records, of
+//! target `amiquip`, are another matter: below *warn* they show the login, so filter them out.
+//!
+//! The library reads no arguments and no environment, sets up no logger and no signal handler,
+//! prints nothing and never ends the process.
+//!
+//! # Features
+//!
+//! `tls` (on by default): `amqps://` addresses. `cli` (on by default): what only the commands
+//! need; a library's user does without with `default-features = false`.
 
 #![warn(
     clippy::dbg_macro,
@@ -41,3 +130,8 @@ pub use shutdown::{Shutdown, Trigger, shutdown};
 pub use summary::{Ended, Summary};
 pub use task::Task;
 pub use worker::Worker;
+
+/// The README's Rust, compiled with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -174,8 +174,8 @@ impl Running {
     }
 }
 
-/// Notes that a task ended after the session that brought it was lost. The broker has requeued
-/// it: at least once means that it runs again.
+/// Notes that a task ended after the session that brought it was lost, and the broker has
+/// requeued it. At least once: a task runs again when its ack does not reach the broker.
 pub(crate) fn orphaned(ran: &Ran, tally: &Tally, observer: &Observer) {
     if matches!(ran.result, JobResult::NotStarted) {
         return;

@@ -35,8 +35,8 @@ use crate::summary::{Ended, Summary, Tally};
 /// | still running when the grace ends | given back; its thread is left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
 ///
-/// **At least once**: a task whose handler returned may run again when the ack did not reach the
-/// broker. Make handlers so that running twice does no harm.
+/// **At least once: a task runs again when its ack does not reach the broker.** Make the work
+/// such that doing it twice does no harm.
 #[derive(Clone, Debug)]
 pub struct Worker {
     broker: Broker,
