@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Owns the list of everything that is checked, in the order of what fails soonest.
+set -eu -o pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd "$here"
+
+main() {
+    [ $# -eq 0 ] || { usage; [ "$*" = --help ] && exit 0 || exit 2; }
+    need_tools
+    work=$(mktemp -d)
+    trap finish EXIT
+    trap 'interrupted 129' HUP
+    trap 'interrupted 130' INT
+    trap 'interrupted 143' TERM
+
+    step "formats" cargo fmt --all --check
+    step_if shellcheck "shell scripts" shellcheck scripts/*.sh tests/*.sh .ci/run
+    step "clippy" cargo clippy --locked --all-targets -- -D warnings
+    step "clippy, the library alone" cargo clippy --locked --lib --no-default-features -- -D warnings
+    step "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+    step "unit tests" cargo test --locked --lib --bins
+    step "doc tests" cargo test --locked --doc
+    step "examples" cargo build --locked --examples
+    step "private broker" start_broker
+    step "integration tests" with_broker cargo test --locked --test it
+    step "broker script" tests/broker.sh
+    step "demo" scripts/demo.sh --fast
+    step "README" tests/readme.sh
+}
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/test.sh
+
+Checks everything, step by step, and stops at the first step that fails. Needs Rust with rustfmt
+and clippy; a RabbitMQ it gets through scripts/broker.sh, and takes away again.
+
+AMQP_URL set: the integration tests use that broker.
+Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
+TEXT
+}
+
+need_tools() {
+    command -v cargo >/dev/null || missing "cargo" "install Rust: https://rustup.rs"
+    cargo fmt --version >/dev/null 2>&1 || missing "rustfmt" "rustup component add rustfmt (Debian, Ubuntu: apt-get install rustfmt)"
+    cargo clippy --version >/dev/null 2>&1 || missing "clippy" "rustup component add clippy (Debian, Ubuntu: apt-get install rust-clippy)"
+}
+
+missing() {
+    echo "test: $1 is missing; $2" >&2
+    exit 69
+}
+
+# ---- steps ----
+
+passed=0
+failed=0
+running=
+
+# In a process group of its own, so that an interrupt can end all of it.
+step() {
+    local name=$1 begin=$SECONDS status=0
+    shift
+    echo "== $name"
+    set -m
+    "$@" </dev/null &
+    running=$!
+    set +m
+    wait $running || status=$?
+    running=
+    if [ $status != 0 ]; then
+        failed=1
+        echo "test: FAILED: $name, with status $status after $((SECONDS - begin)) s: $*" >&2
+        exit 1
+    fi
+    passed=$((passed + 1))
+    echo "-- $name: passed in $((SECONDS - begin)) s"
+}
+
+step_if() {
+    local tool=$1
+    shift
+    if command -v "$tool" >/dev/null; then
+        step "$@"
+    else
+        echo "== $1"
+        echo "-- $1: skipped, for $tool is not installed"
+    fi
+}
+
+# ---- the broker of the integration tests ----
+
+start_broker() {
+    scripts/broker.sh --dir "$work/broker" start
+}
+
+with_broker() {
+    local url=${AMQP_URL:-}
+    [ -n "$url" ] || url=$(scripts/broker.sh --dir "$work/broker" url)
+    RABBIT_WORK_TEST_URL=$url "$@"
+}
+
+# ---- the end ----
+
+interrupted() {
+    trap '' HUP INT TERM
+    echo "test: interrupted: cleaning up" >&2
+    if [ -n "$running" ]; then
+        kill -TERM -- -"$running" 2>/dev/null || true
+        wait "$running" 2>/dev/null || true
+    fi
+    exit "$1"
+}
+
+finish() {
+    local status=$?
+    trap '' HUP INT TERM
+    scripts/broker.sh --dir "$work/broker" stop 2>/dev/null || true
+    rm -rf "$work"
+    echo "$passed passed, $failed failed"
+    exit $status
+}
+
+main "$@"
