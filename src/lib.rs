@@ -79,7 +79,8 @@
 //! Through the `log` crate: *error*, a session was lost; *warn*, something was put back, refused
 //! or blocked, or may run twice; *info*, start, stop and what changed; *debug*, what hardly
 //! anybody has to know. Never a body, never a password. The client library's own records, of
-//! target `amiquip`, are another matter: below *warn* they show the login, so filter them out.
+//! target `amiquip`, are another matter: let only its errors through, for the rest may show
+//! bodies and the login with its password.
 //!
 //! The library reads no arguments and no environment, sets up no logger and no signal handler,
 //! prints nothing and never ends the process.
