@@ -1,4 +1,5 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
+mod producer;
 mod support;
 mod support_test;

@@ -77,11 +77,7 @@ impl PrivateBroker {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        let url = url::Url::parse(&self.url).expect("the broker's URL is one");
-        let host = url.host_str().expect("the broker's URL has a host");
-        let port = url.port().expect("the broker's URL has a port");
-        let mut addresses = (host, port).to_socket_addrs().expect("an address");
-        addresses.next().expect("an address")
+        address_in(&self.url)
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -197,6 +193,10 @@ impl SharedBroker {
         &self.url
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        address_in(&self.url)
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::connect(&self.url)
     }
@@ -208,6 +208,13 @@ impl SharedBroker {
         let private = PrivateBroker::try_start("")?;
         Ok(SharedBroker { url: private.url.clone(), _private: Some(private) })
     }
+}
+
+fn address_in(url: &str) -> SocketAddr {
+    let url = url::Url::parse(url).expect("the broker's URL is one");
+    let host = url.host_str().expect("the broker's URL has a host");
+    let mut addresses = (host, url.port().unwrap_or(5672)).to_socket_addrs().expect("an address");
+    addresses.next().expect("an address")
 }
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");

@@ -12,6 +12,8 @@ use amiquip::{
 };
 use crossbeam_channel::Receiver;
 
+use super::broker::poll;
+
 /// A connection with one channel, in confirm mode. A failure of any call fails the test.
 pub(crate) struct Client {
     channel: Channel,
@@ -37,6 +39,11 @@ pub(crate) fn unique_queue(test: &str) -> String {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let seed = fastrand::u32(..);
     format!("it.{test}.{}.{number}.{seed:08x}", process::id())
+}
+
+/// The properties of a persistent message with this id.
+pub(crate) fn persistent(id: &str) -> AmqpProperties {
+    AmqpProperties::default().with_delivery_mode(2).with_message_id(id.to_owned())
 }
 
 impl Client {
@@ -123,6 +130,43 @@ impl Client {
         let queue = self.channel.queue_declare_passive(queue);
         let queue = queue.expect("the queue is there");
         queue.declared_message_count().expect("a declare counts")
+    }
+
+    /// How many consumers the queue has.
+    pub(crate) fn consumers(&self, queue: &str) -> u32 {
+        let queue = self.channel.queue_declare_passive(queue);
+        let queue = queue.expect("the queue is there");
+        queue.declared_consumer_count().expect("a declare counts")
+    }
+
+    /// Waits until so many messages are ready.
+    pub(crate) fn wait_for_count(&self, queue: &str, count: u32, within: Duration) {
+        let what = format!("{count} ready in {queue}");
+        poll(&what, within, || (self.count(queue) == count).then_some(()));
+    }
+
+    /// Waits until the queue has so many consumers.
+    pub(crate) fn wait_for_consumers(&self, queue: &str, count: u32, within: Duration) {
+        let what = format!("{count} consumers of {queue}");
+        poll(&what, within, || (self.consumers(queue) == count).then_some(()));
+    }
+
+    /// Declares a queue that no other connection may use.
+    pub(crate) fn declare_exclusive(&self, queue: &str) {
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let declared = self.channel.queue_declare(queue, options);
+        declared.expect("the test's client declares a queue");
+    }
+
+    /// Publishes one persistent message with this id, whose body is the id.
+    pub(crate) fn publish_id(&mut self, queue: &str, id: &str) {
+        self.publish(queue, id.as_bytes(), persistent(id));
+    }
+
+    /// Publishes one persistent message for each body; each body is the id, too.
+    pub(crate) fn publish_ids<'a>(&mut self, queue: &str, ids: impl IntoIterator<Item = &'a str>) {
+        let messages = ids.into_iter().map(|id| (id.as_bytes(), persistent(id)));
+        self.publish_all(queue, messages);
     }
 
     /// Whether every tag from the first on was acked; tags may come in any order.

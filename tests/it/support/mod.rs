@@ -12,3 +12,4 @@ pub(crate) mod ledger;
 pub(crate) mod proxy;
 pub(crate) mod scripted;
 pub(crate) mod wire;
+pub(crate) mod working;

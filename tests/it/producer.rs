@@ -1,0 +1,499 @@
+//! The `producer`: what it prints, how it ends, and what is on the queue afterwards.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpValue, FieldTable};
+use serde_json::Value;
+
+use crate::support::broker::shared_broker;
+use crate::support::client::unique_queue;
+use crate::support::command::{Command, Output};
+use crate::support::scripted::ScriptedBroker;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn producer(queue: &str, arguments: &[&str]) -> Command {
+    let to = ["--url", shared_broker().url(), "--queue", queue];
+    Command::producer(&[&to, arguments].concat())
+}
+
+/// The lines that are errors, without time and level.
+fn errors(output: &Output) -> Vec<String> {
+    let text = output.stderr();
+    let errors = text.lines().filter_map(|line| line.split_once(" ERROR "));
+    errors.map(|(_, said)| said.to_owned()).collect()
+}
+
+fn json(output: &Output) -> Value {
+    let text = output.stdout();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn full_queue(queue: &str, length: i32) {
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-max-length".into(), AmqpValue::LongInt(length));
+    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    shared_broker().client().declare_with(queue, arguments);
+}
+
+#[test]
+fn hello_world_is_sent_persistent_with_an_id() {
+    let queue = unique_queue("hello");
+
+    let output = producer(&queue, &[]).run(SOON);
+
+    assert_eq!(output.success(), " [x] Sent 'Hello World!'\n");
+    let messages = shared_broker().client().get_all(&queue);
+    assert_eq!(messages.len(), 1);
+    assert_eq!(messages[0].text(), "Hello World!");
+    assert_eq!(*messages[0].properties.delivery_mode(), Some(2));
+    assert!(messages[0].message_id.is_some());
+}
+
+#[test]
+fn words_are_joined_and_repeated() {
+    let queue = unique_queue("words");
+
+    let output = producer(&queue, &["--repeat", "3", "a", "task", "..."]).run(SOON);
+
+    assert_eq!(output.success(), " [x] Sent 'a task ...'\n".repeat(3));
+    let messages = shared_broker().client().get_all(&queue);
+    assert_eq!(messages.len(), 3);
+    assert!(messages.iter().all(|message| message.text() == "a task ..."));
+}
+
+#[test]
+fn a_transient_task_is_not_persistent() {
+    let queue = unique_queue("transient");
+
+    producer(&queue, &["--transient", "x"]).run(SOON).success();
+
+    let messages = shared_broker().client().get_all(&queue);
+    assert_eq!(*messages[0].properties.delivery_mode(), Some(1));
+}
+
+#[test]
+fn twenty_thousand_lines_are_pipelined_in_order_and_all_confirmed() {
+    let queue = unique_queue("lines");
+    let lines: Vec<String> = (0..20_000).map(|number| format!("line {number}")).collect();
+
+    let begun = Instant::now();
+    let input = lines.join("\n") + "\n";
+    let output = producer(&queue, &["--lines", "--json"]).stdin(input).run(SOON);
+    let took = begun.elapsed();
+
+    output.assert_code(0);
+    let summary = json(&output);
+    assert_eq!((&summary["published"], &summary["confirmed"]), (&20_000.into(), &20_000.into()));
+    // One round trip each would take 0.1 ms at the very least, 1 ms on a disk.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let client = shared_broker().client();
+    assert_eq!(client.count(&queue), 20_000);
+    let got: Vec<String> = client.get_all(&queue).iter().map(|message| message.text()).collect();
+    assert_eq!(got, lines);
+}
+
+#[test]
+fn lines_are_not_confirmed_one_by_one() {
+    let window = 50;
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        // Nothing is acked until the whole window is here.
+        let publishes: Vec<_> = (0..window).map(|_| session.read_publish()).collect();
+        session.ack_up_to(publishes[0].channel, window);
+        assert_eq!(session.answer_rpcs(), None);
+    });
+
+    let input = "x\n".repeat(window as usize);
+    let arguments = ["--url", &broker.url(), "--lines", "--window", &window.to_string()];
+    let output = Command::producer(&arguments).stdin(input).run(SOON);
+
+    output.assert_code(0);
+    broker.finish(SOON);
+}
+
+#[test]
+fn row_61_empty_input_and_a_last_line_without_newline_are_defined() {
+    let queue = unique_queue("input");
+
+    let empty = producer(&queue, &["--lines", "--json"]).run(SOON);
+    let torn = producer(&queue, &["--lines", "--json"]).stdin("one\n\nthree").run(SOON);
+
+    empty.assert_code(0);
+    assert_eq!(json(&empty)["published"], 0);
+    torn.assert_code(0);
+    let got: Vec<String> =
+        shared_broker().client().get_all(&queue).iter().map(|message| message.text()).collect();
+    assert_eq!(got, ["one", "", "three"]);
+}
+
+#[test]
+fn json_has_the_fields_of_the_contract_and_nothing_else_on_stdout() {
+    let queue = unique_queue("json");
+
+    let output = producer(&queue, &["--json", "x"]).run(SOON);
+
+    let summary = json(&output);
+    let keys: Vec<&String> = summary.as_object().expect("an object").keys().collect();
+    let wanted = ["confirmed", "nacked", "published", "returned", "seconds", "unconfirmed"];
+    assert_eq!(keys, wanted);
+    for field in ["nacked", "returned", "unconfirmed"] {
+        assert_eq!(summary[field], 0, "{field}");
+    }
+    assert!(summary["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+}
+
+#[test]
+fn row_44_refused_tasks_are_nacked_exit_1_and_written_to_failed_exactly() {
+    let queue = unique_queue("full");
+    full_queue(&queue, 1);
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let failed_at = failed.to_string_lossy();
+
+    let arguments = ["--no-declare", "--lines", "--json", "--failed", &failed_at];
+    let input: String = (0..200).map(|number| format!("task {number}\n")).collect();
+    let output = producer(&queue, &arguments).stdin(input.clone()).run(SOON);
+
+    output.assert_code(1);
+    let kept: Vec<String> =
+        shared_broker().client().get_all(&queue).iter().map(|message| message.text()).collect();
+    let refused: String = input
+        .lines()
+        .filter(|line| !kept.iter().any(|kept| kept == line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(!kept.is_empty() && kept.len() < 200, "{} kept", kept.len());
+    let mut written: Vec<String> =
+        fs::read_to_string(&failed).expect("--failed").lines().map(str::to_owned).collect();
+    let mut wanted: Vec<String> = refused.lines().map(str::to_owned).collect();
+    written.sort();
+    wanted.sort();
+    assert_eq!(written, wanted);
+    assert_eq!(json(&output)["nacked"], wanted.len());
+    assert_eq!(json(&output)["confirmed"], kept.len());
+}
+
+#[test]
+fn row_57_a_task_without_a_queue_is_returned() {
+    let queue = unique_queue("nowhere");
+
+    let output = producer(&queue, &["--no-declare", "--json", "x"]).run(SOON);
+
+    output.assert_code(1);
+    assert_eq!((&json(&output)["returned"], &json(&output)["confirmed"]), (&1.into(), &0.into()));
+    assert!(output.stderr().contains("312 NO_ROUTE"), "{}", output.stderr());
+}
+
+#[test]
+fn row_37_a_queue_deleted_while_publishing_shows_in_returns() {
+    let queue = unique_queue("deleted");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let mut running =
+        producer(&queue, &["--lines", "--json", "--window", "1"]).open_stdin().start();
+    running.write(b"one\n");
+    client.wait_for_count(&queue, 1, SOON);
+
+    client.delete(&queue);
+    running.write(b"two\nthree\n");
+    running.end_input();
+    let output = running.wait(SOON);
+
+    output.assert_code(1);
+    let summary = json(&output);
+    assert_eq!((&summary["confirmed"], &summary["returned"]), (&1.into(), &2.into()));
+}
+
+#[test]
+fn row_38_a_queue_with_other_arguments_is_told_in_one_line_and_exit_2() {
+    let queue = unique_queue("mismatch");
+    shared_broker().client().declare(&queue);
+
+    let transient = producer(&queue, &["--transient-queue", "x"]).run(SOON);
+    let quorum = producer(&queue, &["--queue-type", "quorum", "x"]).run(SOON);
+
+    transient.assert_code(2);
+    let lines = errors(&transient);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let wanted = format!("queue '{queue}'");
+    assert!(lines[0].contains(&wanted) && lines[0].contains("durable is true"), "{lines:?}");
+    assert!(lines[0].contains("false was asked for"), "{lines:?}");
+    quorum.assert_code(2);
+    assert!(errors(&quorum)[0].contains("x-queue-type"), "{}", quorum.stderr());
+}
+
+#[test]
+fn row_39_an_exclusive_queue_of_another_is_refused_in_one_line_and_exit_2() {
+    let queue = unique_queue("exclusive");
+    let client = shared_broker().client();
+    client.declare_exclusive(&queue);
+
+    let output = producer(&queue, &["--transient-queue", "x"]).run(SOON);
+
+    output.assert_code(2);
+    assert_eq!(errors(&output).len(), 1);
+    assert!(errors(&output)[0].contains("RESOURCE_LOCKED"), "{}", output.stderr());
+}
+
+#[test]
+fn row_39_a_queue_that_may_not_be_declared_is_refused_in_one_line_and_exit_2() {
+    let text = "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'u'";
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let open = session.expect_method();
+        session.answer(&open);
+        let declare = session.expect_method();
+        session.close_channel(declare.channel, 403, text);
+        assert_eq!(session.answer_rpcs(), None);
+    });
+
+    let output = Command::producer(&["--url", &broker.url(), "--queue", "q", "x"]).run(SOON);
+
+    output.assert_code(2);
+    assert_eq!(errors(&output).len(), 1);
+    assert!(errors(&output)[0].contains(text), "{}", output.stderr());
+}
+
+#[test]
+fn row_56_names_of_255_bytes_work_and_longer_or_empty_ones_are_refused_here() {
+    let prefix = unique_queue("name");
+    let fitting = format!("{prefix}{}é", "x".repeat(253 - prefix.len()));
+    let too_long = format!("{fitting}y");
+
+    let fits = producer(&fitting, &["x"]).run(SOON);
+    let over = producer(&too_long, &["x"]).run(SOON);
+    let empty = producer("", &["x"]).run(SOON);
+
+    fits.assert_code(0);
+    let client = shared_broker().client();
+    assert_eq!(client.count(&fitting), 1);
+    client.delete(&fitting);
+    over.assert_code(2);
+    assert!(errors(&over)[0].contains("at most 255"), "{}", over.stderr());
+    empty.assert_code(2);
+}
+
+#[test]
+fn row_46_a_confirm_that_never_comes_is_unconfirmed_after_the_timeout() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        session.read_publish();
+        let _ = session.answer_rpcs();
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+
+    let begun = Instant::now();
+    let output = Command::producer(&["--url", &broker.url(), "--timeout", "1s", "--json", "kept"])
+        .arg("--failed")
+        .arg(&failed)
+        .run(SOON);
+
+    output.assert_code(1);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(json(&output)["unconfirmed"], 1);
+    assert_eq!(fs::read(&failed).expect("--failed"), b"kept\n");
+}
+
+#[test]
+fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let publishes: Vec<_> = (0..5).map(|_| session.read_publish()).collect();
+        let channel = publishes[0].channel;
+        session.nack(channel, 3);
+        session.ack_up_to(channel, 5);
+        assert_eq!(session.answer_rpcs(), None);
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+
+    let output = Command::producer(&["--url", &broker.url(), "--lines", "--json"])
+        .arg("--failed")
+        .arg(&failed)
+        .stdin("1\n2\n3\n4\n5\n")
+        .run(SOON);
+
+    output.assert_code(1);
+    assert_eq!((&json(&output)["nacked"], &json(&output)["confirmed"]), (&1.into(), &4.into()));
+    assert_eq!(fs::read_to_string(&failed).expect("--failed"), "3\n");
+    broker.finish(SOON);
+}
+
+#[test]
+fn nobody_listening_is_exit_69_after_the_timeout() {
+    let begun = Instant::now();
+    let output =
+        Command::producer(&["--url", "amqp://127.0.0.1:1", "--timeout", "1s", "x"]).run(SOON);
+
+    output.assert_code(69);
+    assert_eq!(errors(&output).len(), 1, "{}", output.stderr());
+    assert!(errors(&output)[0].contains("127.0.0.1:1"), "{}", output.stderr());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_second_of_two_urls_is_used_when_the_first_is_down() {
+    let queue = unique_queue("failover");
+    let urls = format!("amqp://127.0.0.1:1,{}", shared_broker().url());
+
+    let output = Command::producer(&["--url", &urls, "--queue", &queue, "x"]).run(SOON);
+
+    output.assert_code(0);
+    assert_eq!(shared_broker().client().count(&queue), 1);
+}
+
+#[test]
+fn row_58_bad_addresses_and_logins_exit_2_in_one_line_without_the_password() {
+    let address = shared_broker().address();
+    let table = [
+        ("http://u:s3cretword@host".to_owned(), "scheme"),
+        ("amqp:u:s3cretword@host".to_owned(), "URL"),
+        ("amqp://u:s3cretword@host:99999".to_owned(), "port"),
+        ("amqp://u:s3cretword@host/a/b".to_owned(), "virtual host"),
+        ("amqp://u:s3cretword@host?frame_max=s3cretword".to_owned(), "parameters"),
+        (format!("amqp://nobody:s3cretword@{address}"), "refused the login of user 'nobody'"),
+        (format!("amqp://guest:s3cretword@{address}"), "refused the login of user 'guest'"),
+    ];
+    let levels = ["error", "debug", "trace", "amiquip=trace", "s3cretword=,=x"];
+    let cases = table.iter().flat_map(|(url, wanted)| levels.map(|level| (url, wanted, level)));
+
+    // All at once: the broker takes three seconds to refuse a login.
+    let running = cases.map(|(url, wanted, level)| {
+        let command = Command::producer(&["--url", url, "x"]).env("RUST_LOG", level);
+        (url, wanted, level, command.start())
+    });
+
+    for (url, wanted, level, running) in running.collect::<Vec<_>>() {
+        let output = running.wait(SOON);
+        output.assert_code(2);
+        let said = errors(&output);
+        assert_eq!(said.len(), 1, "{url} at {level}: {}", output.stderr());
+        assert!(said[0].contains(wanted), "{url}: {said:?}");
+        // What is in RUST_LOG itself is quoted where it cannot be read.
+        let logged =
+            output.stderr().lines().filter(|line| !line.contains("warning: ")).collect::<String>();
+        assert!(!logged.contains("s3cretword"), "{url} at {level}: {logged}");
+        assert!(!output.stdout().contains("s3cretword"));
+    }
+}
+
+#[test]
+fn row_58_an_unknown_virtual_host_is_exit_2_in_one_line() {
+    let url = format!("amqp://guest:guest@{}/no-such-vhost", shared_broker().address());
+
+    let output = Command::producer(&["--url", &url, "x"]).run(SOON);
+
+    output.assert_code(2);
+    assert_eq!(errors(&output).len(), 1, "{}", output.stderr());
+    assert!(errors(&output)[0].contains("virtual host 'no-such-vhost'"), "{}", output.stderr());
+}
+
+#[test]
+fn no_password_shows_at_any_level_when_all_goes_well_or_the_connection_is_lost() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        let publish = session.read_publish();
+        if number == 0 {
+            session.close_connection(320, "CONNECTION_FORCED - going");
+            session.read_until_closed();
+        } else {
+            session.ack(publish.channel, 1);
+            assert_eq!(session.answer_rpcs(), None);
+        }
+    });
+    let url = format!("amqp://me:s3cretword@{}", broker.address());
+
+    let output = Command::producer(&["--url", &url, "x"]).env("RUST_LOG", "trace").run(SOON);
+
+    output.assert_code(0);
+    assert!(output.stderr().contains("320"), "{}", output.stderr());
+    assert!(!output.stderr().contains("s3cretword"), "{}", output.stderr());
+    broker.finish(SOON);
+}
+
+#[test]
+fn row_66_a_rust_log_that_means_nothing_is_passed_over() {
+    let queue = unique_queue("garbage");
+
+    let output = producer(&queue, &["x"]).env("RUST_LOG", "==,//,\u{1}").run(SOON);
+
+    output.assert_code(0);
+}
+
+#[test]
+fn row_63_a_reader_that_goes_away_is_no_panic_and_no_loss() {
+    let queue = unique_queue("pipe");
+    let script = format!(
+        "'{}' --url '{}' --queue '{queue}' --repeat 2000 x | head -n 1; \
+         exit ${{PIPESTATUS[0]}}",
+        env!("CARGO_BIN_EXE_producer"),
+        shared_broker().url()
+    );
+
+    let output = Command::program("bash", &["-c", &script]).run(SOON);
+
+    assert_eq!(output.success(), " [x] Sent 'x'\n");
+    assert!(!output.stderr().contains("panic"), "{}", output.stderr());
+    assert_eq!(shared_broker().client().count(&queue), 2000);
+}
+
+#[test]
+fn row_64_a_full_disk_for_the_output_is_exit_1() {
+    let queue = unique_queue("devfull");
+    let script = format!(
+        "exec '{}' --url '{}' --queue '{queue}' x >/dev/full",
+        env!("CARGO_BIN_EXE_producer"),
+        shared_broker().url()
+    );
+
+    let output = Command::program("sh", &["-c", &script]).run(SOON);
+
+    output.assert_code(1);
+    assert!(errors(&output)[0].contains("standard output"), "{}", output.stderr());
+    assert_eq!(shared_broker().client().count(&queue), 1);
+}
+
+#[test]
+fn row_62_what_a_killed_producer_said_was_sent_is_on_the_queue() {
+    let queue = unique_queue("killed");
+    let running = producer(&queue, &["--repeat", "1000000", "x"]).start();
+    for _ in 0..200 {
+        running.wait_for_stdout_line(|line| line.contains("Sent"), SOON);
+    }
+
+    running.kill();
+    let output = running.wait(SOON);
+
+    assert_eq!(output.signal, Some(9));
+    let said = output.stdout().lines().count();
+    let client = shared_broker().client();
+    assert!(client.count(&queue) as usize >= said, "{said} said");
+    client.delete(&queue);
+}
+
+#[test]
+fn a_signal_stops_the_reading_of_an_endless_input() {
+    for signal in ["INT", "TERM", "HUP"] {
+        let queue = unique_queue("endless");
+        let mut running = producer(&queue, &["--lines", "--json"]).open_stdin().start();
+        running.write(b"one\n");
+        shared_broker_has(&queue, 1);
+
+        let begun = Instant::now();
+        running.signal(signal);
+        let output = running.wait(SOON);
+
+        assert!(begun.elapsed() < Duration::from_secs(3), "{signal}: {:?}", begun.elapsed());
+        output.assert_code(1);
+        assert_eq!(json(&output)["confirmed"], 1, "{signal}");
+    }
+}
+
+fn shared_broker_has(queue: &str, count: u32) {
+    let client = shared_broker().client();
+    client.declare(queue);
+    client.wait_for_count(queue, count, SOON);
+}
