@@ -3,3 +3,4 @@
 mod producer;
 mod support;
 mod support_test;
+mod worker;
