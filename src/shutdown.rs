@@ -27,12 +27,14 @@ pub struct Trigger {
 pub struct Shutdown {
     stopping: Signal,
     aborting: Signal,
+    /// Held so that the loss of the last trigger closes `stopping` only.
+    _abort: Arc<Closer>,
 }
 
 #[derive(Debug)]
 struct Stages {
     stop: Closer,
-    abort: Closer,
+    abort: Arc<Closer>,
 }
 
 /// Makes a connected pair, not stopped yet.
@@ -40,8 +42,9 @@ struct Stages {
 pub fn shutdown() -> (Trigger, Shutdown) {
     let (stop, stopping) = closer();
     let (abort, aborting) = closer();
-    let stages = Arc::new(Stages { stop, abort });
-    (Trigger { stages }, Shutdown { stopping, aborting })
+    let abort = Arc::new(abort);
+    let stages = Arc::new(Stages { stop, abort: Arc::clone(&abort) });
+    (Trigger { stages }, Shutdown { stopping, aborting, _abort: abort })
 }
 
 impl Trigger {
@@ -141,5 +144,6 @@ mod tests {
         assert!(!shutdown.is_stopping());
         drop(second);
         assert!(shutdown.wait(Duration::from_secs(1)));
+        assert!(!shutdown.is_aborting());
     }
 }
