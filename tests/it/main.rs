@@ -1,5 +1,7 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
+mod child;
+mod library;
 mod producer;
 mod support;
 mod support_test;

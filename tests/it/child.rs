@@ -1,0 +1,142 @@
+//! What tests run in a process of its own, to be killed or counted: this test program again, at
+//! one of these tests, told what to do by the environment. Called without that, each does nothing.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rabbit_work::{Broker, Delivery, Producer, Queue, Shutdown, Task, Worker, shutdown};
+use rustix::process::{Signal, getpid, kill_process};
+
+use crate::support::command::Command;
+use crate::support::ledger::Ledger;
+
+/// A worker of the library that keeps a ledger.
+pub(crate) struct LedgerWorker<'a> {
+    pub(crate) url: &'a str,
+    pub(crate) queue: &'a str,
+    pub(crate) ledger: &'a Path,
+    pub(crate) threads: usize,
+    pub(crate) prefetch: u16,
+    pub(crate) task: Duration,
+    pub(crate) at_the_end: AtTheEnd,
+}
+
+/// What the task does as its last act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtTheEnd {
+    Return,
+    KillItsProcess,
+}
+
+impl LedgerWorker<'_> {
+    /// It prints `consuming` when it may be relied on, and stops at a signal.
+    pub(crate) fn command(&self) -> Command {
+        this_program("child::a_ledger_worker")
+            .env("IT_URL", self.url)
+            .env("IT_QUEUE", self.queue)
+            .env("IT_LEDGER", self.ledger)
+            .env("IT_THREADS", self.threads.to_string())
+            .env("IT_PREFETCH", self.prefetch.to_string())
+            .env("IT_TASK_MS", self.task.as_millis().to_string())
+            .env("IT_END", format!("{:?}", self.at_the_end))
+    }
+}
+
+/// Opens, consumes and closes so many sessions, and prints `threads and fds before, after`.
+pub(crate) fn sessions(url: &str, queue: &str, count: usize) -> Command {
+    this_program("child::sessions_in_a_loop")
+        .env("IT_URL", url)
+        .env("IT_QUEUE", queue)
+        .env("IT_COUNT", count.to_string())
+}
+
+fn this_program(test: &str) -> Command {
+    let program = env::current_exe().expect("a test knows its program");
+    Command::program(program, &[test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+}
+
+fn var(name: &str) -> Option<String> {
+    env::var(name).ok()
+}
+
+fn number(name: &str) -> usize {
+    let text = var(name).expect("the caller sets it");
+    text.parse().expect("a number")
+}
+
+#[test]
+#[ignore = "runs only as a process of another test"]
+fn a_ledger_worker() {
+    let (Some(url), Some(queue)) = (var("IT_URL"), var("IT_QUEUE")) else { return };
+    let ledger = Arc::new(Ledger::open(Path::new(&var("IT_LEDGER").expect("a ledger"))));
+    let task = Duration::from_millis(number("IT_TASK_MS") as u64);
+    let kills = var("IT_END").as_deref() == Some("KillItsProcess");
+    let broker: Broker = url.parse().expect("a URL");
+    let queue = match var("IT_NO_DECLARE") {
+        Some(_) => Queue::new(queue).existing(),
+        None => Queue::new(queue),
+    };
+    let worker = Worker::new(&broker, &queue)
+        .threads(number("IT_THREADS"))
+        .prefetch(number("IT_PREFETCH") as u16)
+        .grace(Duration::from_secs(5));
+    let work = move |delivery: &Delivery| {
+        let id = delivery.task().id().unwrap_or("without-id");
+        ledger.started(id);
+        thread::sleep(task);
+        ledger.finished(id);
+        if kills {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+        Ok(())
+    };
+    let summary = worker.run(work, &stop_on_signals());
+    println!("ended: {summary:?}");
+    summary.expect("a worker with a broker that comes back ends well");
+}
+
+#[test]
+#[ignore = "runs only as a process of another test"]
+fn sessions_in_a_loop() {
+    let (Some(url), Some(queue)) = (var("IT_URL"), var("IT_QUEUE")) else { return };
+    let count = number("IT_COUNT");
+    let broker: Broker = url.parse().expect("a URL");
+    let queue = Queue::new(queue);
+    run_sessions(&broker, &queue, 5);
+    let before = threads_and_fds();
+    run_sessions(&broker, &queue, count);
+    println!("threads and fds {before:?}, {:?}", threads_and_fds());
+}
+
+/// Each session takes one task; one that lost its connection would be an error.
+fn run_sessions(broker: &Broker, queue: &Queue, count: usize) {
+    let mut producer = Producer::new(broker, queue);
+    let sent = (0..count).flat_map(|number| producer.send(Task::new(number.to_string())));
+    let mut confirmed = sent.count();
+    confirmed += producer.flush().len();
+    assert_eq!(confirmed, count);
+    drop(producer);
+    for number in 0..count {
+        // The pair is made anew each time: none is shared with an earlier session.
+        let (_trigger, shutdown) = shutdown();
+        let worker = Worker::new(broker, queue).threads(2).max_tasks(1).no_reconnect();
+        let summary = worker.run(|_: &Delivery| Ok(()), &shutdown);
+        let summary = summary.unwrap_or_else(|error| panic!("session {number}: {error}"));
+        assert_eq!((summary.done, summary.orphaned), (1, 0), "session {number}");
+    }
+}
+
+fn threads_and_fds() -> (usize, usize) {
+    let count = |path| fs::read_dir(path).expect("/proc").count();
+    (count("/proc/self/task"), count("/proc/self/fd"))
+}
+
+fn stop_on_signals() -> Shutdown {
+    let (trigger, shutdown) = shutdown();
+    ctrlc::set_handler(move || trigger.stop()).expect("no other handler is set");
+    shutdown
+}

@@ -1,0 +1,431 @@
+//! The library: bodies, acks, failures and stops, as a program sees them that is built on it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rabbit_work::{
+    Broker, Delivery, Ended, Error, EventKind, Failure, Outcome, Producer, Queue, Task, Worker,
+    shutdown,
+};
+
+use crate::child::{self, AtTheEnd, LedgerWorker};
+use crate::support::broker::{poll, shared_broker};
+use crate::support::client::unique_queue;
+use crate::support::ledger::Ledger;
+use crate::support::proxy::Proxy;
+use crate::support::scripted::ScriptedBroker;
+use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
+use crate::support::working::{Level, Working, bodies, gate};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn broker() -> Broker {
+    shared_broker().url().parse().expect("the broker's URL is one")
+}
+
+fn worker(queue: &str) -> Worker {
+    Worker::new(&broker(), &Queue::new(queue)).threads(1)
+}
+
+/// So many bytes in which every value occurs, and no piece is like the one before.
+fn bytes(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(length as u64);
+    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+}
+
+#[test]
+fn rows_53_and_54_bodies_arrive_byte_for_byte() {
+    let queue = unique_queue("bodies");
+    let mut sent: Vec<Vec<u8>> = [0, 1, 4_088, 131_063, 131_064, 131_065, 262_128, 20 << 20]
+        .into_iter()
+        .map(bytes)
+        .collect();
+    let odd: [&[u8]; 6] = [
+        b"\0",
+        b"a\nb\r\n",
+        b"\xff\xfe",
+        b"-x --help",
+        b"'; rm -rf $HOME `id`",
+        "é漢\u{1f407}".as_bytes(),
+    ];
+    sent.extend(odd.map(<[u8]>::to_vec));
+
+    let mut producer = Producer::new(&broker(), &Queue::new(&queue));
+    for body in &sent {
+        producer.publish(Task::new(body.clone())).expect("confirmed");
+    }
+    let (got, handler) = bodies();
+    let working = Working::start(&worker(&queue).max_tasks(sent.len() as u64), handler);
+
+    for body in &sent {
+        let got = got.recv_timeout(SOON).expect("a task");
+        assert!(got == *body, "a body of {} bytes came as {}", body.len(), got.len());
+    }
+    assert_eq!(working.wait(SOON).expect("it ends well").done, sent.len() as u64);
+}
+
+#[test]
+fn row_55_a_body_beyond_the_broker_s_limit_is_refused_here_and_the_next_one_goes_through() {
+    let queue = unique_queue("giant");
+    let mut producer = Producer::new(&broker(), &Queue::new(&queue));
+
+    let refused = producer.publish(Task::new(vec![0; (128 << 20) + 1]));
+    let next = producer.publish(Task::new("small"));
+
+    let Err(Error::InvalidSetting { reason, .. }) = refused else { panic!("{refused:?}") };
+    assert!(reason.contains("134217728"), "{reason}");
+    next.expect("confirmed");
+    assert_eq!(shared_broker().client().get_all(&queue).len(), 1);
+}
+
+#[test]
+fn the_ack_comes_after_the_handler_returned_and_on_the_same_channel() {
+    let returned = Arc::new(AtomicBool::new(false));
+    let broker = ScriptedBroker::start({
+        let returned = Arc::clone(&returned);
+        move |session, _| {
+            session.handshake();
+            let consumer = session.accept_consumer();
+            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1).body("x"));
+            session.report("delivered");
+            let ack = session.answer_rpcs().expect("an ack");
+            assert_eq!(ack.call, Call::Ack { delivery_tag: 1, multiple: false });
+            assert_eq!(ack.channel, consumer.channel);
+            assert!(returned.load(Ordering::SeqCst), "acked while the handler still ran");
+            assert_eq!(session.answer_rpcs(), None);
+        }
+    });
+    let handler = {
+        let returned = Arc::clone(&returned);
+        move |_: &Delivery| {
+            // Long enough for an ack that does not wait to be seen.
+            std::thread::sleep(Duration::from_millis(300));
+            returned.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+    };
+
+    let url = broker.url().parse().expect("a URL");
+    let worker = Worker::new(&url, &Queue::new("q")).threads(1).max_tasks(1);
+    let working = Working::start(&worker, handler);
+
+    assert_eq!(working.wait(SOON).expect("it ends well").done, 1);
+    broker.finish(SOON);
+}
+
+#[test]
+fn each_thread_has_one_task_at_a_time_and_all_have_one() {
+    let queue = unique_queue("level");
+    let ids: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ids.iter().map(String::as_str));
+    let level = Arc::new(Level::default());
+    let handler = {
+        let level = Arc::clone(&level);
+        move |_: &Delivery| {
+            level.enter();
+            std::thread::sleep(Duration::from_millis(20));
+            level.leave();
+            Ok(())
+        }
+    };
+
+    let worker = worker(&queue).threads(4).prefetch(5).max_tasks(40);
+    Working::start(&worker, handler).wait(SOON).expect("it ends well");
+
+    assert_eq!(level.most(), 4);
+}
+
+#[test]
+fn a_stop_gives_back_what_is_prefetched_at_once_and_waits_for_what_runs() {
+    let queue = unique_queue("stop");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["running", "a", "b", "c"]);
+    let (gate, handler) = gate();
+    let working = Working::start(&worker(&queue).prefetch(10), handler);
+    assert_eq!(gate.entered.recv_timeout(SOON).as_deref(), Ok("running"));
+
+    working.trigger().stop();
+    client.wait_for_count(&queue, 3, SOON);
+    gate.open.send(()).expect("the handler waits");
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.done, summary.returned, summary.ended), (1, 3, Ended::Stopped));
+    assert_eq!(client.count(&queue), 3);
+}
+
+#[test]
+fn an_abort_leaves_what_runs_behind_and_gives_it_back() {
+    let queue = unique_queue("abort");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["running", "a"]);
+    let (gate, handler) = gate();
+    let working = Working::start(&worker(&queue).prefetch(10), handler);
+    gate.entered.recv_timeout(SOON).expect("the task runs");
+
+    let begun = Instant::now();
+    working.trigger().abort();
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((summary.ended, summary.running), (Ended::Aborted, 1));
+    client.wait_for_count(&queue, 2, SOON);
+}
+
+#[test]
+fn row_13_a_panic_is_a_failed_task_and_the_thread_goes_on() {
+    let queue = unique_queue("panic");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["boom", "fine"]);
+    let handler = |delivery: &Delivery| {
+        let first = !delivery.redelivered();
+        assert!(!(first && delivery.body() == b"boom"), "on purpose");
+        Ok(())
+    };
+
+    let working = Working::start(&worker(&queue).prefetch(5), handler);
+
+    assert_eq!(working.wait_for(EventKind::Failed, SOON), "boom");
+    assert_eq!(working.wait_for(EventKind::Done, SOON), "fine");
+    assert_eq!(working.wait_for(EventKind::Done, SOON), "boom");
+    let summary = working.stop(SOON);
+    assert_eq!((summary.done, summary.failed), (2, 1));
+}
+
+#[test]
+fn row_14_a_thousand_panics_in_every_thread_kill_no_connection() {
+    let queue = unique_queue("panics");
+    let proxy = Proxy::start(shared_broker().address());
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let ids: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    client.publish_ids(&queue, ids.iter().map(String::as_str));
+    let broker = proxy.url().parse().expect("a URL");
+    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(4).prefetch(250);
+
+    let panic = |_: &Delivery| -> Result<(), Failure> { std::panic::panic_any("on purpose") };
+    let working = Working::start(&worker, panic);
+    for _ in 0..1000 {
+        working.wait_for(EventKind::Failed, SOON);
+    }
+    let summary = working.stop(SOON);
+
+    assert!(summary.failed >= 1000);
+    assert_eq!((summary.orphaned, proxy.connections()), (0, 1));
+    client.wait_for_count(&queue, 1000, SOON);
+}
+
+#[test]
+fn a_failing_task_does_not_spin_and_does_not_hold_up_the_others() {
+    let queue = unique_queue("failing");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["bad", "good"]);
+    let tries = Arc::new(AtomicUsize::new(0));
+    let handler = {
+        let tries = Arc::clone(&tries);
+        move |delivery: &Delivery| match delivery.body() {
+            b"bad" => {
+                tries.fetch_add(1, Ordering::SeqCst);
+                Err(Failure::retry("on purpose"))
+            }
+            _ => Ok(()),
+        }
+    };
+
+    let working = Working::start(&worker(&queue).prefetch(2), handler);
+    assert_eq!(working.wait_for(EventKind::Done, SOON), "good");
+    let begun = Instant::now();
+    working.wait_for(EventKind::Failed, SOON);
+    working.wait_for(EventKind::Failed, SOON);
+
+    // Pauses of 1 s and 2 s lie between three tries.
+    assert!(begun.elapsed() > Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert!(tries.load(Ordering::SeqCst) <= 3);
+    drop(working);
+}
+
+#[test]
+fn every_shutdown_is_new_and_a_lost_trigger_is_a_stop() {
+    let queue = unique_queue("fresh");
+    shared_broker().client().declare(&queue);
+    let (first, stopped) = shutdown();
+    first.stop();
+
+    let (trigger, fresh) = shutdown();
+    let at_once = worker(&queue).run(|_: &Delivery| Ok(()), &stopped).expect("it ends well");
+    assert!(!fresh.is_stopping());
+    let running = {
+        let worker = worker(&queue);
+        std::thread::spawn(move || worker.run(|_: &Delivery| Ok(()), &fresh))
+    };
+    shared_broker().client().wait_for_consumers(&queue, 1, SOON);
+    drop(trigger);
+
+    assert_eq!(at_once.ended, Ended::Stopped);
+    let summary = running.join().expect("no panic").expect("it ends well");
+    assert_eq!(summary.ended, Ended::Stopped);
+    assert_eq!(shared_broker().client().consumers(&queue), 0);
+}
+
+#[test]
+fn what_is_dropped_unfinished_leaves_no_consumer_behind() {
+    let queue = unique_queue("dropped");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let (_, handler) = bodies();
+    let working = Working::start(&worker(&queue).threads(3), handler);
+    client.wait_for_consumers(&queue, 3, SOON);
+
+    drop(working);
+
+    client.wait_for_consumers(&queue, 0, SOON);
+}
+
+#[test]
+fn row_70_a_thousand_sessions_die_of_nothing_and_leave_no_thread_or_descriptor() {
+    let queue = unique_queue("sessions");
+
+    let output = child::sessions(shared_broker().url(), &queue, 1000).run(Duration::from_secs(170));
+
+    let stdout = output.success();
+    let counts =
+        stdout.lines().find_map(|line| line.split_once("threads and fds ")).expect("counts");
+    let (before, after) = counts.1.split_once("), ").expect("two pairs");
+    assert_eq!(format!("{before})"), after, "{stdout}");
+    assert_eq!(shared_broker().client().count(&queue), 0);
+}
+
+#[test]
+fn rows_2_and_49_a_task_that_kills_its_worker_is_redelivered_as_such_and_done_twice() {
+    let queue = unique_queue("suicide");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Arc::new(Ledger::open(&dir.path().join("ledger")));
+    ledger.attempted("1");
+    client.publish_id(&queue, "1");
+    ledger.confirmed("1");
+    let suicide = LedgerWorker {
+        url: shared_broker().url(),
+        queue: &queue,
+        ledger: ledger.path(),
+        threads: 1,
+        prefetch: 1,
+        task: Duration::ZERO,
+        at_the_end: AtTheEnd::KillItsProcess,
+    };
+
+    let output = suicide.command().run(SOON);
+    let redelivered = Arc::new(AtomicBool::new(false));
+    let handler = {
+        let (ledger, redelivered) = (Arc::clone(&ledger), Arc::clone(&redelivered));
+        move |delivery: &Delivery| {
+            redelivered.store(delivery.redelivered(), Ordering::SeqCst);
+            ledger.finished(delivery.task().id().unwrap_or_default());
+            Ok(())
+        }
+    };
+    Working::start(&worker(&queue).max_tasks(1), handler).wait(SOON).expect("it ends well");
+
+    assert_eq!(output.signal, Some(9));
+    assert!(redelivered.load(Ordering::SeqCst));
+    let verdict = ledger.verdict(&[]);
+    assert!(verdict.is_valid(), "{verdict}");
+    assert_eq!(ledger.records().finished["1"], 2);
+    assert_eq!(client.count(&queue), 0);
+}
+
+#[test]
+fn a_quorum_queue_counts_the_deliveries_and_gives_up_on_a_killer() {
+    let queue = unique_queue("killer");
+    let client = shared_broker().client();
+    let mut arguments = amiquip::FieldTable::new();
+    let text = |text: &str| amiquip::AmqpValue::LongString(text.into());
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-delivery-limit".into(), amiquip::AmqpValue::LongInt(2));
+    client.declare_with(&queue, arguments);
+    shared_broker().client().publish_id(&queue, "1");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ledger");
+    let suicide = LedgerWorker {
+        url: shared_broker().url(),
+        queue: &queue,
+        ledger: &path,
+        threads: 1,
+        prefetch: 1,
+        task: Duration::ZERO,
+        at_the_end: AtTheEnd::KillItsProcess,
+    };
+
+    // It declares the queue as a classic one, so it must not declare it at all.
+    let deaths = (0..3).map(|_| suicide.command().env("IT_NO_DECLARE", "1").run(SOON).signal);
+
+    assert_eq!(deaths.collect::<Vec<_>>(), [Some(9); 3]);
+    poll("the broker drops the task", SOON, || (client.count(&queue) == 0).then_some(()));
+    assert_eq!(Ledger::open(&path).records().finished["1"], 3);
+}
+
+#[test]
+fn a_producer_publishes_ten_thousand_tasks_with_one_receipt_each() {
+    let queue = unique_queue("receipts");
+    let mut producer = Producer::new(&broker(), &Queue::new(&queue)).window(100);
+
+    let mut receipts = Vec::new();
+    for number in 0..10_000 {
+        receipts.extend(producer.send(Task::new("x").with_id(number.to_string())));
+    }
+    receipts.extend(producer.flush());
+
+    assert!(receipts.iter().all(|receipt| receipt.outcome == Outcome::Confirmed));
+    let ids: BTreeSet<&str> = receipts.iter().filter_map(|receipt| receipt.task.id()).collect();
+    assert_eq!((receipts.len(), ids.len()), (10_000, 10_000));
+    let client = shared_broker().client();
+    assert_eq!(client.count(&queue), 10_000);
+    client.delete(&queue);
+}
+
+#[test]
+fn row_51_headers_of_every_type_do_not_stop_a_task() {
+    use crate::support::wire::Field;
+    let nested = Field::Array(vec![
+        Field::Table(vec![(b"count".to_vec(), Field::I64(3)), (b"void".to_vec(), Field::Void)]),
+        Field::Decimal(2, 314),
+        Field::F32(0.5),
+    ]);
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let properties = Properties::with_message_id("exotic")
+            .header("x-death", nested.clone())
+            .header("number", Field::I16(-7))
+            .header("bytes", Field::Bytes(vec![0, 255]))
+            .header("when", Field::Timestamp(1_700_000_000))
+            .header("yes", Field::Bool(true));
+        let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
+        session.deliver(&delivery.properties(properties).body("x"));
+        let ack = session.answer_rpcs().expect("an ack");
+        assert_eq!(ack.call, Call::Ack { delivery_tag: 1, multiple: false });
+        assert_eq!(session.answer_rpcs(), None);
+    });
+    let handler = |delivery: &Delivery| {
+        let task = delivery.task();
+        assert_eq!(task.header_text("number").as_deref(), Some("-7"));
+        assert_eq!(task.header_text("yes").as_deref(), Some("true"));
+        assert_eq!((task.id(), task.header_text("x-death")), (Some("exotic"), None));
+        Ok(())
+    };
+
+    let url = broker.url().parse().expect("a URL");
+    let worker = Worker::new(&url, &Queue::new("q")).threads(1).max_tasks(1);
+    let summary = Working::start(&worker, handler).wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.done, summary.failed), (1, 0));
+    broker.finish(SOON);
+}
