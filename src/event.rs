@@ -1,8 +1,11 @@
 //! Owns [`Event`]: what a worker tells an observer about each task.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use log::warn;
 
 /// One thing that happened to one task in one worker thread.
 #[derive(Clone, Debug)]
@@ -66,9 +69,13 @@ pub(crate) struct Observer(pub(crate) Option<Arc<Listener>>);
 type Listener = dyn Fn(&Event) + Send + Sync;
 
 impl Observer {
+    /// A panic of the observer goes no further: it would unwind through the client library's
+    /// objects, and can take the whole connection with it (amiquip 0.4.2 consumer.rs:110).
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
-        if let Some(observer) = &self.0 {
-            observer(&event());
+        let Some(observer) = &self.0 else { return };
+        let event = event();
+        if catch_unwind(AssertUnwindSafe(|| observer(&event))).is_err() {
+            warn!("the observer panicked at a {} event", event.kind);
         }
     }
 }

@@ -143,7 +143,7 @@ impl Worker {
     }
 
     /// Has `observer` told what happens to each task. It is called from the worker's threads
-    /// and holds them up while it runs; a panic in it ends the thread. Default: none.
+    /// and holds them up while it runs; a panic in it is logged. Default: none.
     #[must_use]
     pub fn observer(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Worker {
         self.observer = Observer(Some(Arc::new(observer)));
