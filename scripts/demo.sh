@@ -218,12 +218,15 @@ restart_part() {
     finish durable 4
     add_broker_lane durable "$down" "$up"
     draw durable
-    claim "RabbitMQ was restarted: another process has the queue now" differ "$before" "$after"
+    if [ -n "$before" ]; then
+        claim "RabbitMQ was restarted: another process has the queue now" differ "$before" "$after"
+    fi
     claim "all four tasks were still there, and each was done once" equal "1 2 3 4" "$(done_in durable)"
 }
 
+# Nothing for a container on another system, which has no process id here.
 broker_pid() {
-    (broker pid) 2>/dev/null || now # a container on another system has no process id here
+    (broker pid) 2>/dev/null || true
 }
 
 # The broker's life is drawn from two seconds before its stop to the end of the last task.
@@ -285,7 +288,7 @@ start_broker() {
     local status=0
     attend broker start >"$scratch/broker.url" || status=$?
     [ $status = 0 ] || exit $status
-    say "RabbitMQ: $(cat "$scratch/broker.url")"
+    say "RabbitMQ: $(sed 's#://.*@#://#' "$scratch/broker.url")"
     url=$(broker url)
     # Nobody else's, on a broker that others use too.
     queues="rabbit-work-demo-$(date +%Y%m%d%H%M%S)-$$-$RANDOM"
