@@ -18,7 +18,6 @@ use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Tls, Trigger, shutd
 
 /// What a command ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)] // No command ends in all of these ways.
 pub(crate) enum Exit {
     Success,
     /// Some task was not dealt with as asked.
@@ -74,6 +73,11 @@ pub(crate) struct QueueArgs {
     #[arg(long)]
     transient_queue: bool,
 
+    /// After how many deliveries that ended in a crash a quorum queue makes a dead letter of a
+    /// task; part of its declaration. A classic queue does not count crashes
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
+    delivery_limit: u32,
+
     /// Use the queue as it is, without declaring it
     #[arg(long)]
     no_declare: bool,
@@ -104,7 +108,7 @@ impl QueueArgs {
             QueueType::Classic => QueueKind::Classic,
             QueueType::Quorum => QueueKind::Quorum,
         };
-        let mut queue = Queue::new(&self.queue).kind(kind);
+        let mut queue = Queue::new(&self.queue).kind(kind).delivery_limit(self.delivery_limit);
         if self.transient_queue {
             queue = queue.transient();
         }

@@ -48,6 +48,19 @@ struct Options {
     #[arg(long)]
     transient: bool,
 
+    /// Hold each task back this long before it comes to the queue
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
+    delay: Option<Duration>,
+
+    /// Let the broker drop a task that no worker has taken after this long. Not with --delay:
+    /// the broker would cut the delay short, and forget the expiration after it
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    expiration: Option<Duration>,
+
+    /// The tasks' priority; it counts in a queue that was declared with priorities
+    #[arg(long, value_name = "N")]
+    priority: Option<u8>,
+
     /// How many publishes may be in flight
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
@@ -120,15 +133,31 @@ fn publish_all(
             Ok(body) => body,
             Err(end) => break end,
         };
-        let task = if options.transient { Task::new(body).transient() } else { Task::new(body) };
         report.read += 1;
-        report.note(producer.send(task));
+        report.note(producer.send(task(body, options)));
         if report.gave_up {
             break End::GaveUp;
         }
     };
     report.note(producer.flush());
     end
+}
+
+fn task(body: Vec<u8>, options: &Options) -> Task {
+    let mut task = Task::new(body);
+    if options.transient {
+        task = task.transient();
+    }
+    if let Some(delay) = options.delay {
+        task = task.delay(delay);
+    }
+    if let Some(expiration) = options.expiration {
+        task = task.expiration(expiration);
+    }
+    if let Some(priority) = options.priority {
+        task = task.priority(priority);
+    }
+    task
 }
 
 /// Where the tasks' bodies come from. Read by a thread of its own: reading may block for ever,

@@ -13,14 +13,20 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::Parser;
 use cli::{BrokerArgs, Exit, QueueArgs, parse_duration, print_line};
 use log::{error, info, warn};
-use rabbit_work::{Delivery, Ended, Error, Event, Failure, Handler, Summary, Trigger, Worker};
+use rabbit_work::{
+    Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Summary, Trigger, Worker,
+};
 use serde_json::json;
 
 /// Work the tasks of a RabbitMQ queue: for each, print it, sleep a second for each dot in it,
 /// and ack it.
 ///
-/// Exit status: 0 stopped, or as many tasks as asked for; 1 standard output could not be written; 2
-/// usage or configuration; 3 the grace ended with tasks still running; 69 broker unreachable, with
+/// A task that fails is tried again after a delay, and ends in the queue NAME.dead when it has
+/// failed too often; queuectl shows and replays what is there.
+///
+/// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
+/// asked for, but this run made a dead letter, or standard output could not be written; 2 usage or
+/// configuration; 3 the grace ended with tasks still running; 69 broker unreachable, with
 /// --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version)]
@@ -45,6 +51,23 @@ struct Options {
     #[arg(long)]
     auto_ack: bool,
 
+    /// Stop when the queue and its delay queues are empty
+    #[arg(long)]
+    drain: bool,
+
+    /// Make a dead letter of a task that failed this often
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
+    max_attempts: u32,
+
+    /// How long a failed task waits before its second attempt; each further wait is twice as
+    /// long
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
+    retry_delay: Duration,
+
+    /// The longest that a failed task waits
+    #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
+    max_retry_delay: Duration,
+
     /// Stop after this many tasks were run
     #[arg(long, value_name = "N")]
     max_tasks: Option<u64>,
@@ -57,7 +80,7 @@ struct Options {
     #[arg(long)]
     no_reconnect: bool,
 
-    /// Append one JSON object for each event to FILE: time event task thread queue ms
+    /// Append one JSON object for each event to FILE: time event task attempt thread queue ms
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
@@ -90,7 +113,11 @@ fn run(options: &Options) -> Result<Exit, Error> {
 fn build(options: &Options) -> Result<Worker, Error> {
     let mut worker = Worker::new(&options.broker.broker()?, &options.queue.queue())
         .prefetch(options.prefetch)
-        .grace(options.grace);
+        .grace(options.grace)
+        .retry(retry_policy(options));
+    if options.drain {
+        worker = worker.drain();
+    }
     if let Some(threads) = options.threads {
         worker = worker.threads(threads);
     }
@@ -108,6 +135,13 @@ fn build(options: &Options) -> Result<Worker, Error> {
         worker = worker.observer(move |event| events.note(event));
     }
     Ok(worker)
+}
+
+fn retry_policy(options: &Options) -> RetryPolicy {
+    RetryPolicy::new()
+        .max_attempts(options.max_attempts)
+        .first_delay(options.retry_delay)
+        .longest_delay(options.max_retry_delay)
 }
 
 /// The tutorial's task: a second of work for each dot in the body.
@@ -156,6 +190,7 @@ impl EventLog {
             "time": since.as_millis() as f64 / 1000.0,
             "event": event.kind.name(),
             "task": event.task,
+            "attempt": event.attempt,
             "thread": event.thread,
             "queue": event.queue,
             "ms": event.elapsed.as_millis() as u64,
@@ -169,9 +204,10 @@ impl EventLog {
 }
 
 fn in_words(summary: &Summary) -> String {
-    let Summary { done, failed, returned, orphaned, running, elapsed, .. } = summary;
+    let Summary { done, retried, dead, failed, returned, orphaned, running, elapsed, .. } = summary;
+    let returned = returned + failed;
     format!(
-        "{done} tasks done, {failed} failed, {returned} given back, {orphaned} may run twice, \
+        "{done} tasks done, {retried} retried, {dead} dead, {returned} given back, {orphaned} may run twice, \
          {running} still running, in {:.1} s",
         elapsed.as_secs_f64()
     )
@@ -180,9 +216,9 @@ fn in_words(summary: &Summary) -> String {
 fn as_json(summary: &Summary) -> serde_json::Value {
     json!({
         "done": summary.done,
-        "retried": summary.failed,
-        "dead": 0,
-        "returned": summary.returned,
+        "retried": summary.retried,
+        "dead": summary.dead,
+        "returned": summary.returned + summary.failed,
         "seconds": summary.elapsed.as_secs_f64(),
     })
 }
@@ -195,6 +231,7 @@ fn exit_for(summary: &Summary, unwritable: Option<&io::Error>) -> Exit {
         Ended::Aborted => Exit::Interrupted,
         Ended::GraceOver => Exit::GraceOver,
         _ if unwritable.is_some() => Exit::Failed,
+        Ended::Drained | Ended::MaxTasks if summary.dead > 0 => Exit::Failed,
         _ => Exit::Success,
     }
 }

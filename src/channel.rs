@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use amiquip::{
     AmqpValue, Confirm, ConsumerMessage, ConsumerOptions, FieldTable, Publish, QueueDeclareOptions,
-    Return,
+    QueueDeleteOptions, Return,
 };
 use crossbeam_channel::Receiver;
 
 use crate::cause::Cause;
 use crate::confirms::Reach;
-use crate::queue::{Declaration, Queue, QueueKind};
+use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::task::Task;
 use crate::watchdog::Leash;
 
@@ -65,6 +65,13 @@ pub(crate) enum Settlement {
     Requeue,
 }
 
+/// What the broker tells of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) ready: u64,
+    pub(crate) consumers: u64,
+}
+
 /// Who says that a delivery is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Acks {
@@ -99,12 +106,55 @@ impl Channel {
 
     /// Declares the queue as it is described, or checks that it is there at all.
     pub(crate) fn declare(&self, queue: &Queue) -> Result<(), Cause> {
-        self.call("declaring the queue", |inner| match queue.declaration() {
+        match queue.declaration() {
             Declaration::Declare => {
-                inner.queue_declare(queue.name(), declare_options(queue)).map(drop)
+                queue.plans(Target::Work).iter().try_for_each(|plan| self.declare_as(plan))
             }
-            Declaration::UseAsItIs => inner.queue_declare_passive(queue.name()).map(drop),
+            Declaration::UseAsItIs => self.count(queue.name()).map(drop),
+        }
+    }
+
+    /// Declares a queue. A refusal closes the channel.
+    pub(crate) fn declare_as(&self, plan: &Plan) -> Result<(), Cause> {
+        self.call("declaring a queue", |inner| {
+            inner.queue_declare(plan.name.as_str(), declare_options(plan)).map(drop)
         })
+    }
+
+    /// Declares a queue that lasts as long as the connection, and that another connection
+    /// cannot use or declare.
+    pub(crate) fn declare_exclusive(&self, name: &str) -> Result<(), Cause> {
+        let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        self.call("declaring a queue", |inner| inner.queue_declare(name, options).map(drop))
+    }
+
+    /// Deletes a queue with all that is in it.
+    pub(crate) fn delete(&self, name: &str) -> Result<(), Cause> {
+        let options = QueueDeleteOptions::default();
+        self.call("deleting a queue", |inner| inner.queue_delete(name, options).map(drop))
+    }
+
+    /// What is in a queue. A queue that is not there closes the channel.
+    pub(crate) fn count(&self, name: &str) -> Result<Count, Cause> {
+        self.call("looking at a queue", |inner| {
+            let queue = inner.queue_declare_passive(name)?;
+            let count = |it: Option<u32>| u64::from(it.unwrap_or(0));
+            Ok(Count {
+                ready: count(queue.declared_message_count()),
+                consumers: count(queue.declared_consumer_count()),
+            })
+        })
+    }
+
+    /// Takes the first message of a queue, where there is one.
+    pub(crate) fn get(&self, name: &str) -> Result<Option<(Unsettled, Received)>, Cause> {
+        let got = self.call("getting a message", |inner| inner.basic_get(name, false))?;
+        Ok(got.map(|got| take_apart(got.delivery)))
+    }
+
+    /// Removes what is ready in a queue; says how much that was.
+    pub(crate) fn purge(&self, name: &str) -> Result<u64, Cause> {
+        self.call("purging a queue", |inner| inner.queue_purge(name)).map(u64::from)
     }
 
     /// Starts a subscription with at most `prefetch` unsettled deliveries; 0 is no limit.
@@ -231,15 +281,9 @@ impl Subscription<'_> {
 
 pub(crate) fn read_message(message: ConsumerMessage) -> Incoming {
     match message {
-        ConsumerMessage::Delivery(mut delivery) => {
-            let body = mem::take(&mut delivery.body);
-            let properties = mem::take(&mut delivery.properties);
-            let redelivered = delivery.redelivered;
-            let unsettled = Unsettled { shell: delivery, on_this_thread: PhantomData };
-            Incoming::Delivery(
-                unsettled,
-                Received { task: Task::received(body, properties), redelivered },
-            )
+        ConsumerMessage::Delivery(delivery) => {
+            let (unsettled, received) = take_apart(delivery);
+            Incoming::Delivery(unsettled, received)
         }
         ConsumerMessage::ServerCancelled => Incoming::Ended(Cause::ConsumerCancelled),
         ConsumerMessage::ServerClosedChannel(error)
@@ -249,6 +293,14 @@ pub(crate) fn read_message(message: ConsumerMessage) -> Incoming {
         }
         ConsumerMessage::ClientCancelled => Incoming::Cancelled,
     }
+}
+
+fn take_apart(mut delivery: amiquip::Delivery) -> (Unsettled, Received) {
+    let body = mem::take(&mut delivery.body);
+    let properties = mem::take(&mut delivery.properties);
+    let received =
+        Received { task: Task::received(body, properties), redelivered: delivery.redelivered };
+    (Unsettled { shell: delivery, on_this_thread: PhantomData }, received)
 }
 
 impl Unsettled {
@@ -268,17 +320,22 @@ pub(crate) fn read_confirm(confirm: Confirm) -> Verdict {
     }
 }
 
-/// The id of a returned task and the broker's reason. A return carries no tag; we set the id of
-/// every task we publish (<https://www.rabbitmq.com/docs/publishers#unroutable>).
-pub(crate) fn read_return(returned: Return) -> (Option<String>, String) {
+/// What was returned, and why. A return carries no tag: it is known by the queue it was for and
+/// the id of the task (<https://www.rabbitmq.com/docs/publishers#unroutable>).
+pub(crate) fn read_return(returned: Return) -> ((String, Option<String>), String) {
     let reason = format!("{} {}", returned.reply_code, returned.reply_text);
-    (returned.properties.message_id().clone(), reason)
+    ((returned.routing_key, returned.properties.message_id().clone()), reason)
 }
 
-fn declare_options(queue: &Queue) -> QueueDeclareOptions {
+fn declare_options(plan: &Plan) -> QueueDeclareOptions {
     let mut arguments = FieldTable::new();
-    if queue.queue_kind() == QueueKind::Quorum {
-        arguments.insert("x-queue-type".into(), AmqpValue::LongString("quorum".into()));
+    for (name, value) in &plan.arguments {
+        let value = match value {
+            Argument::Text(text) => AmqpValue::LongString(text.clone()),
+            Argument::Number(number) => AmqpValue::LongLongInt(*number),
+        };
+        arguments.insert((*name).into(), value);
     }
-    QueueDeclareOptions { durable: queue.is_durable(), arguments, ..Default::default() }
+    let durable = plan.durability == Durability::Durable;
+    QueueDeclareOptions { durable, arguments, ..Default::default() }
 }

@@ -3,17 +3,23 @@
 
 use std::collections::HashMap;
 use std::mem;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select_biased, unbounded};
 use log::{info, warn};
 
 use crate::cause::Cause;
 use crate::channel::{
     Acks, Channel, Incoming, Received, Settlement, Subscription, Unsettled, read_message,
 };
-use crate::event::{EventKind, Observer};
+use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
+use crate::handover::{Order, Reply, Slip};
+use crate::producer::Outcome;
+use crate::queue::Target;
+use crate::record::{Scene, after_failure, attempt_of};
+use crate::retry::{Fate, RetryPolicy};
 use crate::runner::{Assignment, Job, JobResult, Ran, Runner, event, name_of, orphaned};
 use crate::shutdown::{Closer, Signal, closer};
 use crate::summary::Tally;
@@ -23,7 +29,12 @@ pub(crate) struct Post<'a> {
     pub(crate) queue: &'a str,
     pub(crate) prefetch: u16,
     pub(crate) acks: Acks,
+    pub(crate) policy: &'a RetryPolicy,
+    pub(crate) host: &'a str,
     pub(crate) runner: &'a Runner,
+    pub(crate) in_hand: &'a InHand,
+    /// Where failed tasks are handed over.
+    pub(crate) orders: Sender<Order>,
     pub(crate) tally: &'a Tally,
     pub(crate) observer: &'a Observer,
     /// Closed: take nothing new, give back what was prefetched, finish what runs.
@@ -32,6 +43,23 @@ pub(crate) struct Post<'a> {
     pub(crate) leave: &'a Signal,
     /// Told once, when the subscription stands.
     pub(crate) consuming: Sender<()>,
+}
+
+/// How much all consumers of a session have in their hands, for whoever waits for the end of it.
+#[derive(Debug, Default)]
+pub(crate) struct InHand {
+    taken: AtomicU64,
+    settled: AtomicU64,
+}
+
+impl InHand {
+    /// How many deliveries were taken so far, if all of them are settled.
+    pub(crate) fn all_settled(&self) -> Option<u64> {
+        // In this order: a delivery is taken before it is settled.
+        let settled = self.settled.load(Ordering::Acquire);
+        let taken = self.taken.load(Ordering::Acquire);
+        (taken == settled).then_some(taken)
+    }
 }
 
 /// Why a consumer ended.
@@ -48,7 +76,7 @@ impl From<Cause> for End {
     }
 }
 
-/// The pause before a failed task goes back, after this many failures in a row.
+/// The pause before a task that could not be handed over goes back, after this many in a row.
 fn pause_after(failures: u32) -> Duration {
     const FIRST: Duration = Duration::from_secs(1);
     const LONGEST: Duration = Duration::from_secs(60);
@@ -125,7 +153,7 @@ impl From<Cause> for Finish {
 }
 
 /// What a consumer has in its hands: every delivery of its channel that is not settled yet is
-/// queued for the runner, with the runner, or failed and pausing.
+/// queued for the runner, with the runner, failed and being handed over, or pausing.
 struct Hands<'p> {
     post: &'p Post<'p>,
     channel: &'p Channel,
@@ -136,14 +164,25 @@ struct Hands<'p> {
     ran: Receiver<Ran>,
     /// Shuts the runner off from further jobs.
     shutter: Closer,
-    /// By delivery tag. Empty throughout with automatic acks.
-    unsettled: HashMap<u64, Unsettled>,
+    /// By delivery tag; with automatic acks there is nothing to settle with.
+    unsettled: HashMap<u64, Option<Unsettled>>,
+    /// Failed tasks that are being handed over, by delivery tag.
+    leaving: HashMap<u64, Leaving>,
+    replies: Sender<Reply>,
+    replied: Receiver<Reply>,
     pausing: Vec<Pausing>,
-    /// Failures in a row.
+    /// Hand-overs in a row that were not confirmed.
     failures: u32,
 }
 
-/// A failed task on its way back to the queue.
+/// A failed task on its way to a delay queue or to the dead letters.
+struct Leaving {
+    fate: Fate,
+    /// What to tell when it has arrived there.
+    event: Event,
+}
+
+/// A failed task that could not be handed over, on its way back to the queue.
 struct Pausing {
     until: Instant,
     tag: u64,
@@ -154,6 +193,7 @@ impl<'p> Hands<'p> {
         let (jobs, queued) = unbounded();
         let (results, ran) = unbounded();
         let (shutter, shut) = closer();
+        let (replies, replied) = unbounded();
         let assignment = Assignment { jobs: queued.clone(), results, shut };
         let hands = Hands {
             post,
@@ -163,6 +203,9 @@ impl<'p> Hands<'p> {
             ran,
             shutter,
             unsettled: HashMap::new(),
+            leaving: HashMap::new(),
+            replies,
+            replied,
             pausing: Vec::new(),
             failures: 0,
         };
@@ -185,10 +228,20 @@ impl<'p> Hands<'p> {
             recv(self.post.stop) -> _ => Err(Finish::Told(Told::Stop)),
             recv(self.ran) -> ran => match ran {
                 Ok(ran) => {
-                    self.ended_before(&ran, subscription)?;
-                    self.settle(&ran).map_err(Finish::from)
+                    if let Err(finish) = self.stands(subscription) {
+                        self.orphaned(&ran);
+                        return Err(finish);
+                    }
+                    self.settle(ran).map_err(Finish::from)
                 }
                 Err(_) => Err(Finish::Lost(Some(Cause::Lost("the runner ended".into())))),
+            },
+            recv(self.replied) -> reply => match reply {
+                Ok(reply) => {
+                    self.stands(subscription)?;
+                    self.handed_over(reply).map_err(Finish::from)
+                }
+                Err(_) => Ok(()), // Never: `replies` is a sender too.
             },
             recv(self.next_pause_over()) -> _ => self.requeue_due().map_err(Finish::from),
             recv(inbox) -> message => match message {
@@ -201,18 +254,13 @@ impl<'p> Hands<'p> {
     /// Looks whether the subscription is over before anything is settled on it: what the broker
     /// has requeued must not be acked, and a late ack would revive a consumer that the client
     /// library has forgotten (RabbitMQ 4.3).
-    fn ended_before(&mut self, ran: &Ran, subscription: &Subscription<'_>) -> Result<(), Finish> {
+    fn stands(&mut self, subscription: &Subscription<'_>) -> Result<(), Finish> {
         loop {
-            let finish = match subscription.inbox().try_recv() {
-                Ok(message) => match self.take(read_message(message)) {
-                    Ok(()) => continue,
-                    Err(finish) => finish,
-                },
+            match subscription.inbox().try_recv() {
+                Ok(message) => self.take(read_message(message))?,
                 Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => Finish::Lost(None),
-            };
-            self.orphaned(ran);
-            return Err(finish);
+                Err(TryRecvError::Disconnected) => return Err(Finish::Lost(None)),
+            }
         }
     }
 
@@ -229,10 +277,13 @@ impl<'p> Hands<'p> {
 
     fn dispatch(&mut self, unsettled: Unsettled, received: Received) {
         let tag = unsettled.tag();
-        if self.post.acks == Acks::Manual {
-            self.unsettled.insert(tag, unsettled);
-        }
+        let duty = (self.post.acks == Acks::Manual).then_some(unsettled);
+        self.unsettled.insert(tag, duty);
+        self.post.in_hand.taken.fetch_add(1, Ordering::AcqRel);
+        let max_attempts = self.post.policy.attempts();
         let delivery = Delivery {
+            attempt: attempt_of(&received.task, max_attempts),
+            max_attempts,
             task: received.task,
             redelivered: received.redelivered,
             queue: self.post.queue.to_string(),
@@ -245,41 +296,102 @@ impl<'p> Hands<'p> {
     }
 
     /// Decides what becomes of a delivery that the runner is through with.
-    fn settle(&mut self, ran: &Ran) -> Result<(), Cause> {
-        match &ran.result {
+    fn settle(&mut self, ran: Ran) -> Result<(), Cause> {
+        match ran.result {
             JobResult::Done => {
-                self.failures = 0;
                 if let Err(cause) = self.settle_one(ran.job.tag, Settlement::Ack) {
-                    self.orphaned(ran);
+                    self.orphaned(&ran);
                     return Err(cause);
                 }
                 self.post.tally.done();
-                self.tell(EventKind::Done, ran);
+                self.post.observer.tell(|| event(EventKind::Done, &ran.job.delivery, ran.elapsed));
+                Ok(())
+            }
+            JobResult::Failed(failure) if self.post.acks == Acks::Automatic => {
+                self.lose(&ran.job, &failure, ran.elapsed)
             }
             JobResult::Failed(failure) => {
-                self.failures = self.failures.saturating_add(1);
-                let pause = pause_after(self.failures);
-                self.note_failure(ran, failure, pause);
-                self.pausing.push(Pausing { until: Instant::now() + pause, tag: ran.job.tag });
+                self.hand_over(ran.job, &failure, ran.elapsed);
+                Ok(())
             }
-            JobResult::NotStarted => self.give_back(&ran.job)?,
+            JobResult::NotStarted => self.give_back(&ran.job),
         }
+    }
+
+    /// Has a failed task published to where it goes. It is acked only once that is confirmed;
+    /// meanwhile this thread goes on.
+    fn hand_over(&mut self, job: Job, failure: &Failure, elapsed: Duration) {
+        let Job { tag, delivery } = job;
+        let fate = self.post.policy.decide(delivery.attempt, failure);
+        let (kind, target) = match fate {
+            Fate::Retry(delay) if delay.is_zero() => (EventKind::Retried, Target::Work),
+            Fate::Retry(delay) => (EventKind::Retried, Target::Delay(delay)),
+            Fate::Dead => (EventKind::Dead, Target::Dead),
+        };
+        self.note_failure(&delivery, failure, fate);
+        let event = event(kind, &delivery, elapsed);
+        self.leaving.insert(tag, Leaving { fate, event });
+        let scene = Scene { queue: self.post.queue, host: self.post.host, now: SystemTime::now() };
+        let task = after_failure(delivery.task, delivery.attempt, failure.reason(), scene);
+        let receipt = Slip { tag, replies: self.replies.clone() };
+        if let Err(unsent) = self.post.orders.send(Order { task, target, receipt }) {
+            let Slip { tag, replies } = unsent.into_inner().receipt;
+            let reason = "the hand-over has ended".to_string();
+            let _ = replies.send(Reply { tag, outcome: Outcome::Unconfirmed { reason } });
+        }
+    }
+
+    /// Acks what the broker has confirmed elsewhere; anything else goes back to the queue.
+    fn handed_over(&mut self, reply: Reply) -> Result<(), Cause> {
+        let Reply { tag, outcome } = reply;
+        let Some(Leaving { fate, mut event }) = self.leaving.remove(&tag) else { return Ok(()) };
+        event.time = SystemTime::now();
+        if outcome == Outcome::Confirmed {
+            self.failures = 0;
+            self.settle_one(tag, Settlement::Ack)?;
+            match fate {
+                Fate::Retry(_) => self.post.tally.retried(),
+                Fate::Dead => self.post.tally.dead(),
+            }
+        } else {
+            self.failures = self.failures.saturating_add(1);
+            let pause = pause_after(self.failures);
+            self.pausing.push(Pausing { until: Instant::now() + pause, tag });
+            let thread = self.post.runner.number;
+            let task = if event.task.is_empty() { "without an id" } else { &event.task };
+            warn!(
+                "thread {thread}: task {task} could not be handed over and goes back to the \
+                 queue in {pause:?}, its failure uncounted: {outcome}"
+            );
+            self.post.tally.failed();
+            event.kind = EventKind::Failed;
+        }
+        self.post.observer.tell(|| event);
         Ok(())
     }
 
-    fn note_failure(&self, ran: &Ran, failure: &Failure, pause: Duration) {
-        self.post.tally.failed();
-        self.tell(EventKind::Failed, ran);
-        let (thread, task) = (self.post.runner.number, name_of(&ran.job.delivery));
-        match self.post.acks {
-            Acks::Manual => warn!(
-                "thread {thread}: task {task} failed, and goes back to the queue in {pause:?}: \
-                 {failure}"
+    fn note_failure(&self, delivery: &Delivery, failure: &Failure, fate: Fate) {
+        let (thread, task) = (self.post.runner.number, name_of(delivery));
+        let (attempt, most) = (delivery.attempt, delivery.max_attempts);
+        match fate {
+            Fate::Retry(delay) => warn!(
+                "thread {thread}: task {task} failed (attempt {attempt} of {most}), and is tried \
+                 again in {delay:?}: {failure}"
             ),
-            Acks::Automatic => {
-                warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
-            }
+            Fate::Dead => warn!(
+                "thread {thread}: task {task} failed (attempt {attempt} of {most}), and goes to \
+                 the dead letters: {failure}"
+            ),
         }
+    }
+
+    /// With automatic acks the broker has forgotten the task long ago.
+    fn lose(&mut self, job: &Job, failure: &Failure, elapsed: Duration) -> Result<(), Cause> {
+        let (thread, task) = (self.post.runner.number, name_of(&job.delivery));
+        warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
+        self.post.tally.failed();
+        self.post.observer.tell(|| event(EventKind::Failed, &job.delivery, elapsed));
+        self.settle_one(job.tag, Settlement::Ack)
     }
 
     fn next_pause_over(&self) -> Receiver<Instant> {
@@ -304,7 +416,7 @@ impl<'p> Hands<'p> {
     }
 
     fn give_back(&mut self, job: &Job) -> Result<(), Cause> {
-        if self.unsettled.contains_key(&job.tag) {
+        if matches!(self.unsettled.get(&job.tag), Some(Some(_))) {
             self.post.tally.returned();
             let returned = || event(EventKind::Returned, &job.delivery, Duration::ZERO);
             self.post.observer.tell(returned);
@@ -313,14 +425,10 @@ impl<'p> Hands<'p> {
     }
 
     fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), Cause> {
-        match self.unsettled.remove(&tag) {
-            Some(unsettled) => self.channel.settle(unsettled, how),
-            None => Ok(()),
-        }
-    }
-
-    fn tell(&self, kind: EventKind, ran: &Ran) {
-        self.post.observer.tell(|| event(kind, &ran.job.delivery, ran.elapsed));
+        let Some(duty) = self.unsettled.remove(&tag) else { return Ok(()) };
+        let settled = duty.map_or(Ok(()), |unsettled| self.channel.settle(unsettled, how));
+        self.post.in_hand.settled.fetch_add(1, Ordering::AcqRel);
+        settled
     }
 
     fn orphaned(&self, ran: &Ran) {
@@ -358,23 +466,37 @@ impl<'p> Hands<'p> {
         self.requeue_pausing()
     }
 
-    /// Settles what the runner is still busy with, until it is through or there is no more time.
+    /// Settles what the runner is still busy with and what is being handed over, until there is
+    /// nothing left of it or no more time.
     fn finish_running(&mut self) -> Result<(), Cause> {
         self.jobs = None;
+        let mut running = Some(self.ran.clone());
         loop {
+            self.requeue_pausing()?;
+            if running.is_none() && self.leaving.is_empty() {
+                return Ok(());
+            }
             select_biased! {
                 recv(self.post.leave) -> _ => return self.give_back_all(),
-                recv(self.ran) -> ran => match ran {
-                    Ok(ran) => self.settle(&ran)?,
-                    Err(_) => return self.requeue_pausing(),
+                recv(running.clone().unwrap_or_else(never)) -> ran => match ran {
+                    Ok(ran) => self.settle(ran)?,
+                    Err(_) => running = None,
+                },
+                recv(self.replied) -> reply => {
+                    if let Ok(reply) = reply {
+                        self.handed_over(reply)?;
+                    }
                 },
             }
         }
     }
 
-    /// Gives back what is still running, too: it is left behind.
+    /// Gives back what is still running or being handed over, too: it is left behind.
     fn give_back_all(&mut self) -> Result<(), Cause> {
-        for (_, unsettled) in mem::take(&mut self.unsettled) {
+        let replied: Vec<Reply> = self.replied.try_iter().collect();
+        replied.into_iter().try_for_each(|reply| self.handed_over(reply))?;
+        for (_, duty) in mem::take(&mut self.unsettled) {
+            let Some(unsettled) = duty else { continue };
             self.post.tally.returned();
             self.channel.settle(unsettled, Settlement::GiveBack)?;
         }
@@ -385,6 +507,11 @@ impl<'p> Hands<'p> {
     fn abandon(&mut self, cause: Option<Cause>) -> End {
         for ran in self.ran.try_iter() {
             self.orphaned(&ran);
+        }
+        for (_, Leaving { mut event, .. }) in mem::take(&mut self.leaving) {
+            self.post.tally.orphaned();
+            event.kind = EventKind::Orphaned;
+            self.post.observer.tell(|| event);
         }
         End::Lost(cause)
     }

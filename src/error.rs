@@ -89,6 +89,13 @@ pub enum Error {
         /// What became of it.
         outcome: crate::Outcome,
     },
+    /// The broker takes no publishes at present. It will pass when the broker has memory or disk
+    /// again.
+    #[non_exhaustive]
+    Blocked {
+        /// The broker's own words.
+        reason: String,
+    },
     /// The operating system gave no thread.
     #[non_exhaustive]
     NoThread {
@@ -214,6 +221,7 @@ impl fmt::Display for Error {
                  another client, such as the management page's Get messages, then start again"
             ),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
+            Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),
             Error::NoThread { .. } => write!(f, "the system gave no further thread"),
         }
     }

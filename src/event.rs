@@ -17,6 +17,8 @@ pub struct Event {
     pub kind: EventKind,
     /// The task's id; empty where its producer set none.
     pub task: String,
+    /// Which attempt of the task it was, from 1.
+    pub attempt: u32,
     /// The number of the worker thread, from 1.
     pub thread: usize,
     /// The queue.
@@ -33,7 +35,13 @@ pub enum EventKind {
     Started,
     /// The handler said done, and the delivery was acked.
     Done,
-    /// The handler failed; the task goes back to the queue after a pause.
+    /// The handler failed, and the task was handed over to its delay queue, then acked.
+    Retried,
+    /// The handler failed for good, and the task was handed over to the dead letters, then
+    /// acked.
+    Dead,
+    /// The handler failed and the task could not be handed over: it goes back to the queue after
+    /// a pause, as if it had not been tried. With automatic acks, it failed and is lost.
     Failed,
     /// Not finished here, and given back to the queue.
     Returned,
@@ -49,6 +57,8 @@ impl EventKind {
         match self {
             EventKind::Started => "started",
             EventKind::Done => "done",
+            EventKind::Retried => "retried",
+            EventKind::Dead => "dead",
             EventKind::Failed => "failed",
             EventKind::Returned => "returned",
             EventKind::Orphaned => "orphaned",

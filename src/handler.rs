@@ -2,6 +2,7 @@
 //! [`Failure`] it may answer with.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::task::Task;
 
@@ -61,6 +62,8 @@ pub struct Delivery {
     pub(crate) redelivered: bool,
     pub(crate) queue: String,
     pub(crate) thread: usize,
+    pub(crate) attempt: u32,
+    pub(crate) max_attempts: u32,
 }
 
 impl Delivery {
@@ -94,16 +97,41 @@ impl Delivery {
     pub fn thread(&self) -> usize {
         self.thread
     }
+
+    /// Which attempt this is, from 1: one more than the task has failed. Failures count, across
+    /// workers and restarts; what was given back unfinished, or lost with its worker, does not
+    /// (see [`redelivered`](Delivery::redelivered)). Where the count cannot be read, this is
+    /// the last attempt.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// After how many failed attempts the task is dead.
+    #[must_use]
+    pub fn max_attempts(&self) -> u32 {
+        self.max_attempts
+    }
 }
 
-/// Why a task was not done.
+/// Why a task was not done. What becomes of it is up to the worker's
+/// [`RetryPolicy`](crate::RetryPolicy).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// It may work another time.
+    /// It may work another time: tried again later, until it has been tried often enough.
     #[non_exhaustive]
     Retry {
-        /// What went wrong, for logs and people.
+        /// What went wrong, for logs, people and the dead letter.
+        reason: String,
+        /// How long to wait before the next attempt; by default as the policy says. Each
+        /// different delay is a queue at the broker, so round it.
+        after: Option<Duration>,
+    },
+    /// It will never work: to the dead letters now.
+    #[non_exhaustive]
+    Reject {
+        /// What is wrong with it.
         reason: String,
     },
 }
@@ -111,14 +139,24 @@ pub enum Failure {
 impl Failure {
     /// A failure that may pass.
     pub fn retry(reason: impl Into<String>) -> Failure {
-        Failure::Retry { reason: reason.into() }
+        Failure::Retry { reason: reason.into(), after: None }
+    }
+
+    /// A failure that may have passed by then.
+    pub fn retry_after(reason: impl Into<String>, after: Duration) -> Failure {
+        Failure::Retry { reason: reason.into(), after: Some(after) }
+    }
+
+    /// A failure for good.
+    pub fn reject(reason: impl Into<String>) -> Failure {
+        Failure::Reject { reason: reason.into() }
     }
 
     /// What went wrong.
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
-            Failure::Retry { reason } => reason,
+            Failure::Retry { reason, .. } | Failure::Reject { reason } => reason,
         }
     }
 }
@@ -138,7 +176,7 @@ impl<E: std::error::Error> From<E> for Failure {
             reason.push_str(&inner.to_string());
             source = inner.source();
         }
-        Failure::Retry { reason }
+        Failure::retry(reason)
     }
 }
 

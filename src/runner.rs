@@ -192,6 +192,7 @@ pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> 
         time: SystemTime::now(),
         kind,
         task: delivery.task.id().unwrap_or_default().to_string(),
+        attempt: delivery.attempt,
         thread: delivery.thread,
         queue: delivery.queue.clone(),
         elapsed,

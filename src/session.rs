@@ -2,23 +2,29 @@
 //! them all at the first death or at a stop, joins them, and closes the connection last.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, never, select_biased, unbounded};
 use log::{debug, info, warn};
 
+use crate::broker::Broker;
 use crate::cause::Cause;
 use crate::channel::Channel;
 use crate::connection::{Connection, Notice, read_notice};
-use crate::consumer::{End, Post};
+use crate::consumer::{End, InHand, Post};
+use crate::drain::Drain;
 use crate::error::Error;
+use crate::handover::Handover;
+use crate::queue::Target;
 use crate::runner::{Crew, Work};
 use crate::shutdown::{Closer, Shutdown, Signal, closer};
-use crate::worker::Settings;
+use crate::worker::{RunUntil, Settings};
 
 /// What a worker's sessions have in common.
 pub(crate) struct Session<'a> {
+    pub(crate) broker: &'a Broker,
     pub(crate) settings: &'a Settings,
     pub(crate) work: &'a Work,
     pub(crate) crew: &'a Crew,
@@ -39,6 +45,8 @@ pub(crate) enum SessionEnd {
     Stopped { deadline: Instant },
     /// No further task may be started.
     Exhausted,
+    /// The queue is empty, and nothing is on its way back to it.
+    Drained,
     /// Something died, and why.
     Lost(Error),
 }
@@ -77,8 +85,19 @@ impl Session<'_> {
         }
         if let Some(first) = channels.first() {
             first.declare(&self.settings.queue)?;
+            self.declare_dead_letters(first)?;
         }
         Ok(channels)
+    }
+
+    /// The queue of dead letters is declared when the first one comes, but where the broker
+    /// itself sends letters there: it has to be there before.
+    fn declare_dead_letters(&self, channel: &Channel) -> Result<(), Cause> {
+        let queue = &self.settings.queue;
+        if !queue.counts_deliveries() {
+            return Ok(());
+        }
+        queue.plans(Target::Dead).iter().try_for_each(|plan| channel.declare_as(plan))
     }
 
     fn wind_up(&self, connection: Connection, told: Option<Told>, lost: Lost) -> SessionEnd {
@@ -99,6 +118,7 @@ impl Session<'_> {
                 SessionEnd::Stopped { deadline }
             }
             (_, Some(error)) => SessionEnd::Lost(error),
+            (Some(Told::Drained), None) => SessionEnd::Drained,
             (_, None) => SessionEnd::Exhausted,
         }
     }
@@ -118,6 +138,7 @@ impl Session<'_> {
 enum Told {
     Stop { deadline: Instant },
     Exhausted,
+    Drained,
 }
 
 /// What the session has lost.
@@ -157,13 +178,25 @@ impl<'a> Watch<'a> {
         let (stop, leave) = (self.stop.1.clone(), self.leave.1.clone());
         let (consuming, standing) = unbounded();
         let (ends, ended) = unbounded();
+        let in_hand = Arc::new(InHand::default());
+        let (handover, drain) = match self.start_helpers(&in_hand) {
+            Ok(started) => started,
+            Err(error) => {
+                self.consumer_lost(Some(Cause::Lost(error.chain())));
+                return;
+            }
+        };
         thread::scope(|scope| {
             for (runner, channel) in crew.runners().iter().zip(channels) {
                 let post = Post {
                     queue: settings.queue.name(),
                     prefetch: settings.prefetch,
                     acks: settings.acks,
+                    policy: &settings.policy,
+                    host: &settings.host,
                     runner,
+                    in_hand: &in_hand,
+                    orders: handover.orders(),
                     tally: &work.tally,
                     observer: &work.observer,
                     stop: &stop,
@@ -181,12 +214,32 @@ impl<'a> Watch<'a> {
                 }
             }
             drop((ends, consuming));
-            self.until_all_ended(&ended, standing);
+            let drained = drain.as_ref().map_or_else(never, |drain| drain.drained.clone());
+            self.until_all_ended(&ended, standing, drained);
         });
+        handover.end(LEAVING);
+    }
+
+    /// Starts what the consumers have done by others.
+    fn start_helpers(&self, in_hand: &Arc<InHand>) -> Result<(Handover, Option<Drain>), Error> {
+        let Session { broker, settings, .. } = self.session;
+        let handover = Handover::start(broker, &settings.queue, &self.leave.1)?;
+        let drain = match settings.until {
+            RunUntil::Stopped => None,
+            RunUntil::Drained => {
+                Some(Drain::start(broker, &settings.queue, &settings.policy, in_hand)?)
+            }
+        };
+        Ok((handover, drain))
     }
 
     /// Watches over the consumers: passes on what they have to know, and notes what happens.
-    fn until_all_ended(&mut self, ended: &Receiver<End>, mut standing: Receiver<()>) {
+    fn until_all_ended(
+        &mut self,
+        ended: &Receiver<End>,
+        mut standing: Receiver<()>,
+        mut drained: Signal,
+    ) {
         let mut notices = self.connection.notices().clone();
         let mut stopping = self.session.shutdown.stopping().clone();
         let mut aborting = self.session.shutdown.aborting().clone();
@@ -219,6 +272,11 @@ impl<'a> Watch<'a> {
                 recv(exhausted) -> _ => {
                     exhausted = never();
                     self.told.get_or_insert(Told::Exhausted);
+                    self.stop.0.close();
+                },
+                recv(drained) -> _ => {
+                    drained = never();
+                    self.told.get_or_insert(Told::Drained);
                     self.stop.0.close();
                 },
                 recv(notices) -> notice => match notice {

@@ -9,7 +9,12 @@ use std::time::Duration;
 pub struct Summary {
     /// Tasks done and acked.
     pub done: u64,
-    /// Failures; each of these tasks went back to the queue.
+    /// Failures of tasks that were handed over to be tried again.
+    pub retried: u64,
+    /// Tasks that were handed over to the dead letters.
+    pub dead: u64,
+    /// Failures of tasks that could not be handed over and went back to the queue, uncounted;
+    /// with automatic acks, tasks that failed and are lost.
     pub failed: u64,
     /// Tasks given back to the queue without having been finished here.
     pub returned: u64,
@@ -31,6 +36,8 @@ pub enum Ended {
     Stopped,
     /// It started as many tasks as it was allowed to.
     MaxTasks,
+    /// Its queue was empty, and nothing was on its way back to it.
+    Drained,
     /// It was asked to stop, and the grace ended with tasks still running.
     GraceOver,
     /// It was asked to stop at once.
@@ -41,6 +48,8 @@ pub enum Ended {
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     done: AtomicU64,
+    retried: AtomicU64,
+    dead: AtomicU64,
     failed: AtomicU64,
     returned: AtomicU64,
     orphaned: AtomicU64,
@@ -49,6 +58,14 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn retried(&self) {
+        self.retried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dead(&self) {
+        self.dead.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn failed(&self) {
@@ -67,6 +84,8 @@ impl Tally {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Summary {
             done: read(&self.done),
+            retried: read(&self.retried),
+            dead: read(&self.dead),
             failed: read(&self.failed),
             returned: read(&self.returned),
             orphaned: read(&self.orphaned),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use amiquip::{AmqpProperties, AmqpValue};
 
 use crate::error::Error;
+use crate::queue::LONGEST_DELAY;
 
 /// A unit of work: a body of any bytes, and the message properties that travel with it.
 ///
@@ -22,6 +23,20 @@ use crate::error::Error;
 pub struct Task {
     body: Vec<u8>,
     properties: AmqpProperties,
+    /// How long it is held back before it comes to its queue.
+    delay: Option<Duration>,
+}
+
+/// A header's value, as far as this crate itself writes and reads headers.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Text(String),
+    Number(i64),
+    Time(SystemTime),
+    List(Vec<Value>),
+    Table(Vec<(String, Value)>),
+    /// Of a type that none of ours has.
+    Other,
 }
 
 const PERSISTENT: u8 = 2;
@@ -33,6 +48,10 @@ const LARGEST_BODY: usize = 134_217_728;
 /// The longest AMQP `shortstr`, in bytes; a longer one is written malformed
 /// (amq-protocol-types 1.2 generation.rs:106).
 const LONGEST_SHORTSTR: usize = 255;
+const EXPIRATION: &str = "x-rabbit-work-expiration";
+const USER_ID: &str = "x-rabbit-work-user-id";
+const COPIES: &str = "x-rabbit-work-cc";
+
 /// The most bytes of headers; they have to fit a frame together with the other properties
 /// (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
 const LARGEST_HEADERS: usize = 64 * 1024;
@@ -42,7 +61,7 @@ impl Task {
     #[must_use]
     pub fn new(body: impl Into<Vec<u8>>) -> Task {
         let properties = AmqpProperties::default().with_delivery_mode(PERSISTENT);
-        Task { body: body.into(), properties }
+        Task { body: body.into(), properties, delay: None }
     }
 
     /// Gives the task an id (`message_id`). Default: a random UUID, set when it is published.
@@ -85,6 +104,33 @@ impl Task {
         self.map(|properties| properties.with_reply_to(queue.into()))
     }
 
+    /// Sets the priority, from 0. It counts in queues that were declared with priorities
+    /// (`x-max-priority`), which [`Queue::existing`](crate::Queue::existing) can use, and in
+    /// quorum queues since RabbitMQ 4 (<https://www.rabbitmq.com/docs/priority>). Default: none.
+    #[must_use]
+    pub fn priority(self, priority: u8) -> Task {
+        self.map(|properties| properties.with_priority(priority))
+    }
+
+    /// Has the broker drop the task when no worker has taken it after this long, in whole
+    /// milliseconds. A retry is exempt: once a worker had the task, it no longer expires. Not
+    /// to be combined with a [`delay`](Task::delay), which it would cut short: RabbitMQ counts
+    /// the one of the two that is shorter, and forgets the expiration where a delay ends
+    /// (<https://www.rabbitmq.com/docs/ttl>). Default: never.
+    #[must_use]
+    pub fn expiration(self, after: Duration) -> Task {
+        self.map(|properties| properties.with_expiration(after.as_millis().to_string()))
+    }
+
+    /// Holds the task back this long, in whole milliseconds, before it comes to its queue; at
+    /// most 42 days. It waits at the broker, in a queue for all tasks with the same delay.
+    /// Default: none.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Task {
+        self.delay = (!delay.is_zero()).then_some(delay);
+        self
+    }
+
     /// The body, as published.
     #[must_use]
     pub fn body(&self) -> &[u8] {
@@ -121,7 +167,83 @@ impl Task {
 
     /// A task as it was received.
     pub(crate) fn received(body: Vec<u8>, properties: AmqpProperties) -> Task {
-        Task { body, properties }
+        Task { body, properties, delay: None }
+    }
+
+    pub(crate) fn held_back(&self) -> Option<Duration> {
+        self.delay
+    }
+
+    /// A header in one of the forms that this crate writes.
+    pub(crate) fn value(&self, name: &str) -> Option<Value> {
+        self.properties.headers().as_ref()?.get(name).map(read_value)
+    }
+
+    /// Sets a header, or takes it away.
+    pub(crate) fn with_value(self, name: &str, value: Option<Value>) -> Task {
+        self.with_values([(name, value)])
+    }
+
+    /// Sets headers, or takes them away.
+    pub(crate) fn with_values<'a>(
+        self,
+        values: impl IntoIterator<Item = (&'a str, Option<Value>)>,
+    ) -> Task {
+        self.map(|properties| {
+            let mut headers = properties.headers().clone().unwrap_or_default();
+            for (name, value) in values {
+                match value.and_then(write_value) {
+                    Some(value) => headers.insert(name.into(), value),
+                    None => headers.remove(name),
+                };
+            }
+            properties.with_headers(headers)
+        })
+    }
+
+    /// Makes the task fit to be published again by somebody else than its producer, without
+    /// loss and to one queue only. What would be in the way goes into headers of ours:
+    ///
+    /// * `expiration` would end a delay early, or a dead letter;
+    /// * a `user_id` other than the login's is refused, and takes the channel with it
+    ///   (<https://www.rabbitmq.com/docs/validated-user-id>);
+    /// * `CC` would send copies again (<https://www.rabbitmq.com/docs/sender-selected>).
+    pub(crate) fn for_another_journey(self) -> Task {
+        let expiration = self.properties.expiration().clone();
+        let user = self.properties.user_id().clone();
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        for (name, text) in [(EXPIRATION, expiration), (USER_ID, user)] {
+            if let Some(text) = text {
+                headers.insert(name.into(), AmqpValue::LongString(text));
+            }
+        }
+        if let Some(copies) = headers.remove("CC") {
+            headers.insert(COPIES.into(), copies);
+        }
+        // Builders only set: the properties are copied without those two.
+        let old = &self.properties;
+        let mut properties = AmqpProperties::default().with_headers(headers);
+        properties = properties.with_delivery_mode(PERSISTENT);
+        macro_rules! keep {
+            ($($get:ident $with:ident),*) => {
+                $(if let Some(it) = old.$get().clone() { properties = properties.$with(it); })*
+            };
+        }
+        keep!(content_type with_content_type, content_encoding with_content_encoding);
+        keep!(priority with_priority, correlation_id with_correlation_id);
+        keep!(reply_to with_reply_to, message_id with_message_id, timestamp with_timestamp);
+        keep!(type_ with_type_, app_id with_app_id, cluster_id with_cluster_id);
+        Task { body: self.body, properties, delay: None }
+    }
+
+    /// Gives the task the expiration back that was set aside.
+    pub(crate) fn with_its_expiration(self) -> Task {
+        let expiration = self.header_text(EXPIRATION);
+        let task = self.with_value(EXPIRATION, None);
+        match expiration {
+            Some(millis) => task.map(|properties| properties.with_expiration(millis)),
+            None => task,
+        }
     }
 
     pub(crate) fn properties(&self) -> &AmqpProperties {
@@ -155,7 +277,26 @@ impl Task {
         within_shortstr("content type", properties.content_type())?;
         within_shortstr("correlation id", properties.correlation_id())?;
         within_shortstr("reply-to", properties.reply_to())?;
+        self.validate_delay()?;
         self.validate_headers()
+    }
+
+    fn validate_delay(&self) -> Result<(), Error> {
+        let Some(delay) = self.delay else { return Ok(()) };
+        if delay > LONGEST_DELAY {
+            return Err(Error::setting(
+                "delay",
+                "RabbitMQ can hold a task back for 42 days at most",
+            ));
+        }
+        if self.properties.expiration().is_some() {
+            return Err(Error::setting(
+                "expiration",
+                "it cannot be combined with a delay: RabbitMQ would cut the delay short, and \
+                 forget the expiration after it",
+            ));
+        }
+        Ok(())
     }
 
     fn validate_headers(&self) -> Result<(), Error> {
@@ -164,7 +305,7 @@ impl Task {
             if name.len() > LONGEST_SHORTSTR {
                 return Err(Error::setting("header", "a name has more than 255 bytes"));
             }
-            total += name.len() + value_as_text(value).map_or(16, |text| text.len()) + 8;
+            total += name.len() + size_of(value) + 8;
         }
         if total > LARGEST_HEADERS {
             return Err(Error::setting("header", "all together have more than 64 KiB"));
@@ -173,7 +314,7 @@ impl Task {
     }
 
     fn map(self, change: impl FnOnce(AmqpProperties) -> AmqpProperties) -> Task {
-        Task { body: self.body, properties: change(self.properties) }
+        Task { body: self.body, properties: change(self.properties), delay: self.delay }
     }
 }
 
@@ -191,6 +332,56 @@ fn within_shortstr(what: &'static str, text: &Option<String>) -> Result<(), Erro
         }
         _ => Ok(()),
     }
+}
+
+fn size_of(value: &AmqpValue) -> usize {
+    match value {
+        AmqpValue::LongString(text) => text.len(),
+        AmqpValue::ByteArray(bytes) => bytes.len(),
+        AmqpValue::FieldArray(values) => values.iter().map(|it| size_of(it) + 5).sum(),
+        AmqpValue::FieldTable(table) => {
+            table.iter().map(|(name, it)| name.len() + size_of(it) + 6).sum()
+        }
+        _ => 8,
+    }
+}
+
+fn read_value(value: &AmqpValue) -> Value {
+    match value {
+        AmqpValue::LongString(text) => Value::Text(text.clone()),
+        AmqpValue::Timestamp(seconds) => {
+            let time = UNIX_EPOCH.checked_add(Duration::from_secs(*seconds));
+            time.map_or(Value::Other, Value::Time)
+        }
+        AmqpValue::FieldArray(values) => Value::List(values.iter().map(read_value).collect()),
+        AmqpValue::FieldTable(table) => {
+            Value::Table(table.iter().map(|(name, it)| (name.clone(), read_value(it))).collect())
+        }
+        AmqpValue::ShortShortInt(it) => Value::Number((*it).into()),
+        AmqpValue::ShortShortUInt(it) => Value::Number((*it).into()),
+        AmqpValue::ShortInt(it) => Value::Number((*it).into()),
+        AmqpValue::ShortUInt(it) => Value::Number((*it).into()),
+        AmqpValue::LongInt(it) => Value::Number((*it).into()),
+        AmqpValue::LongUInt(it) => Value::Number((*it).into()),
+        AmqpValue::LongLongInt(it) => Value::Number(*it),
+        _ => Value::Other,
+    }
+}
+
+fn write_value(value: Value) -> Option<AmqpValue> {
+    Some(match value {
+        Value::Text(text) => AmqpValue::LongString(text),
+        Value::Number(number) => AmqpValue::LongLongInt(number),
+        Value::Time(time) => AmqpValue::Timestamp(time.duration_since(UNIX_EPOCH).ok()?.as_secs()),
+        Value::List(values) => {
+            let values: Vec<AmqpValue> = values.into_iter().filter_map(write_value).collect();
+            AmqpValue::FieldArray(values)
+        }
+        Value::Table(entries) => AmqpValue::FieldTable(
+            entries.into_iter().filter_map(|(name, it)| Some((name, write_value(it)?))).collect(),
+        ),
+        Value::Other => return None,
+    })
 }
 
 fn value_as_text(value: &AmqpValue) -> Option<String> {
@@ -238,6 +429,42 @@ mod tests {
         assert!(Task::new("x").header("n".repeat(256), "v").validate().is_err());
         assert!(Task::new("x").header("n", "v".repeat(65_000)).validate().is_ok());
         assert!(Task::new("x").header("n", "v".repeat(66_000)).validate().is_err());
+    }
+
+    #[test]
+    fn an_expiration_and_a_delay_exclude_each_other() {
+        let task = Task::new("x").delay(Duration::from_secs(1));
+        assert!(task.validate().is_ok());
+        assert!(task.expiration(Duration::from_secs(9)).validate().is_err());
+        assert!(Task::new("x").delay(LONGEST_DELAY).validate().is_ok());
+        assert!(Task::new("x").delay(LONGEST_DELAY + Duration::from_nanos(1)).validate().is_err());
+        assert_eq!(Task::new("x").delay(Duration::ZERO).held_back(), None);
+    }
+
+    #[test]
+    fn on_another_journey_a_task_keeps_all_but_what_would_harm_it() {
+        let sent = Task::new("x").with_id("1").content_type("t").priority(3).header("h", "v");
+        let sent = sent.correlation_id("c").reply_to("r").stamped(SystemTime::now());
+        let harmful = sent.clone().expiration(Duration::from_millis(5)).transient();
+        let harmful = harmful.header("CC", "elsewhere").map(|it| it.with_user_id("guest".into()));
+        let again = harmful.for_another_journey();
+        assert_eq!(*again.properties().expiration(), None);
+        assert_eq!(*again.properties().user_id(), None);
+        assert_eq!(again.value("CC"), None);
+        assert_eq!(again.value(USER_ID), Some(Value::Text("guest".into())));
+        let whole = again.with_value(USER_ID, None).with_value(COPIES, None).with_its_expiration();
+        assert_eq!(whole.properties(), sent.expiration(Duration::from_millis(5)).properties());
+    }
+
+    #[test]
+    fn values_come_back_as_they_were_written() {
+        let time = UNIX_EPOCH + Duration::from_secs(7);
+        let table =
+            Value::Table(vec![("a".into(), Value::Number(-1)), ("b".into(), Value::Time(time))]);
+        let list = Value::List(vec![table, Value::Text("t".into())]);
+        let task = Task::new("").with_value("h", Some(list.clone()));
+        assert_eq!(task.value("h"), Some(list));
+        assert_eq!(task.with_value("h", None).value("h"), None);
     }
 
     #[test]

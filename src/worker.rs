@@ -1,6 +1,7 @@
 //! Owns [`Worker`]: the settings of a worker, and the sessions it runs one after the other until
 //! it is told to stop.
 
+use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::handler::Handler;
 use crate::queue::Queue;
+use crate::retry::RetryPolicy;
 use crate::runner::{Crew, Tickets, Work};
 use crate::session::{Course, Session, SessionEnd};
 use crate::shutdown::Shutdown;
@@ -30,10 +32,18 @@ use crate::summary::{Ended, Summary, Tally};
 /// | situation | what happens |
 /// |---|---|
 /// | the handler returns `Ok` | acked |
-/// | it returns a [`Failure`](crate::Failure), or panics | rejected with requeue after a pause of 1 s, doubling with each failure in a row of that thread, at most 60 s |
+/// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
+/// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
+/// | that publish is not confirmed | rejected with requeue after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted |
 /// | prefetched but not started at a stop | given back at once |
 /// | still running when the grace ends | given back; its thread is left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
+///
+/// Delay queues are called `NAME.retry.MILLISECONDS`; they appear when a task has to wait and go
+/// when they were not used for a week. `NAME.retries` lists them. The queue itself is declared
+/// as without them. Failures are counted, crashes are not: on a classic queue, a task that kills
+/// its worker each time comes back for ever; a quorum queue has a
+/// [delivery limit](Queue::delivery_limit).
 ///
 /// **At least once: a task runs again when its ack does not reach the broker.** Make the work
 /// such that doing it twice does no harm.
@@ -54,6 +64,17 @@ pub(crate) struct Settings {
     pub(crate) prefetch: u16,
     pub(crate) acks: Acks,
     pub(crate) grace: Duration,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) until: RunUntil,
+    /// The name of this machine, for dead letters.
+    pub(crate) host: String,
+}
+
+/// When a worker ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunUntil {
+    Stopped,
+    Drained,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +102,9 @@ impl Worker {
             prefetch: 1,
             acks: Acks::Manual,
             grace: Duration::from_secs(30),
+            policy: RetryPolicy::new(),
+            until: RunUntil::Stopped,
+            host: host_name(),
         };
         Worker {
             broker: broker.clone(),
@@ -124,6 +148,24 @@ impl Worker {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Worker {
         self.settings.grace = grace;
+        self
+    }
+
+    /// Sets how often a failed task is tried again, and when. Default: five attempts, 5 s, 10 s,
+    /// 20 s and 40 s apart.
+    #[must_use]
+    pub fn retry(mut self, policy: RetryPolicy) -> Worker {
+        self.settings.policy = policy;
+        self
+    }
+
+    /// Ends once there is nothing left to do: the queue and its delay queues are empty, and
+    /// everything that this worker took is settled. Looks once a second, on a connection of its
+    /// own. What another worker still runs does not count; when that fails, it is the other's
+    /// to finish. Default: works until it is stopped.
+    #[must_use]
+    pub fn drain(mut self) -> Worker {
+        self.settings.until = RunUntil::Drained;
         self
     }
 
@@ -179,6 +221,7 @@ impl Worker {
         };
         let crew = Crew::start(self.threads, &work)?;
         let session = Session {
+            broker: &self.broker,
             settings: &self.settings,
             work: &work,
             crew: &crew,
@@ -195,6 +238,10 @@ impl Worker {
 
     fn validate(&self) -> Result<(), Error> {
         self.settings.queue.validate()?;
+        self.settings.policy.validate()?;
+        if self.settings.acks == Acks::Manual {
+            self.settings.queue.validate_for_delays()?;
+        }
         if !(1..=MOST_THREADS).contains(&self.threads) {
             return Err(Error::setting(
                 "threads",
@@ -237,9 +284,8 @@ impl Worker {
         history.note(consumed, began.elapsed(), &end);
         match end {
             SessionEnd::Stopped { deadline } => Ok(Finish { deadline, by: By::Stop }),
-            SessionEnd::Exhausted => {
-                Ok(Finish { deadline: Instant::now() + self.settings.grace, by: By::Limit })
-            }
+            SessionEnd::Exhausted => Ok(self.finished_now(By::Limit)),
+            SessionEnd::Drained => Ok(self.finished_now(By::Drain)),
             SessionEnd::Lost(error) => Err(error),
         }
     }
@@ -249,8 +295,21 @@ impl Worker {
     }
 
     fn stopped_now(&self) -> Finish {
-        Finish { deadline: Instant::now() + self.settings.grace, by: By::Stop }
+        self.finished_now(By::Stop)
     }
+
+    fn finished_now(&self, by: By) -> Finish {
+        Finish { deadline: Instant::now() + self.settings.grace, by }
+    }
+}
+
+/// The name of this machine, as its kernel tells it.
+fn host_name() -> String {
+    let told = ["/proc/sys/kernel/hostname", "/etc/hostname"]
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok());
+    let name = told.unwrap_or_default().trim().to_string();
+    if name.is_empty() { "unknown".into() } else { name }
 }
 
 /// How the last session ended, and until when what still runs may go on.
@@ -262,12 +321,14 @@ struct Finish {
 enum By {
     Stop,
     Limit,
+    Drain,
 }
 
 impl Finish {
     fn ended(&self, shutdown: &Shutdown, running: usize) -> Ended {
         match self.by {
             By::Limit if running == 0 => Ended::MaxTasks,
+            By::Drain if running == 0 => Ended::Drained,
             _ if shutdown.is_aborting() => Ended::Aborted,
             _ if running > 0 => Ended::GraceOver,
             _ => Ended::Stopped,

@@ -1,0 +1,306 @@
+//! `queuectl`: looks at a RabbitMQ queue, checks a set-up, shows and replays dead letters.
+
+mod cli;
+
+use std::io;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Parser, Subcommand};
+use cli::{BrokerArgs, Exit, QueueArgs, print_line};
+use log::error;
+use rabbit_work::{Broker, Error, Inspector, Letter, Letters, Queue, Record, Selection};
+use serde_json::{Value, json};
+
+/// Look at a RabbitMQ queue, check a set-up, show and replay dead letters.
+///
+/// Exit status: 0 done, or all is well; 1 something is not as asked; 2 usage or configuration;
+/// 69 broker unreachable.
+#[derive(Debug, Parser)]
+#[command(name = "queuectl", version)]
+struct Options {
+    #[command(flatten)]
+    broker: BrokerArgs,
+
+    #[command(flatten)]
+    queue: QueueArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show how many tasks are ready, wait for a retry, or are dead, and how many consumers
+    /// there are
+    ///
+    /// What is unacked is known to the broker's management only, and shown as null.
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check connection, login, virtual host, queue and publishing, one line each
+    ///
+    /// Exit status: 0 all is well; 1 there is no such queue, or the broker blocks publishers at
+    /// present; 2 TLS, login, virtual host, permissions, or a queue with other arguments; 69
+    /// broker unreachable.
+    Check,
+    /// Show, replay or throw away dead letters
+    #[command(subcommand)]
+    Dead(Dead),
+    /// Throw away every task that is ready; what waits for a retry stays
+    Purge {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Dead {
+    /// Show dead letters, the oldest first; they stay where they are
+    List {
+        /// Show this many at most
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put tasks back on their queue, each confirmed before its letter is acked; their attempts
+    /// start again
+    Replay {
+        /// Replay this many at most, the oldest first
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+
+        /// Replay the task with this id
+        #[arg(long, value_name = "ID")]
+        id: Option<String>,
+
+        /// Show what would be replayed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Throw all dead letters away
+    Purge {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    cli::init_logging();
+    run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
+}
+
+fn run(options: &Options) -> Result<Exit, Error> {
+    let broker = options.broker.broker()?;
+    let queue = options.queue.queue();
+    let letters = Letters::new(&broker, &queue);
+    match &options.command {
+        Command::Status { json } => status(&broker, &queue, *json),
+        Command::Check => Ok(check(&broker, &queue)),
+        Command::Purge { yes } => {
+            require_yes(*yes, queue.name())?;
+            told_purged(Inspector::new(&broker, &queue).purge()?)
+        }
+        Command::Dead(Dead::List { limit, json }) => {
+            let letters = letters.list(&selection(*limit, None))?;
+            Ok(show_letters(&letters, *json))
+        }
+        Command::Dead(Dead::Replay { limit, id, dry_run }) => {
+            replay(&letters, &selection(*limit, id.as_deref()), *dry_run)
+        }
+        Command::Dead(Dead::Purge { yes }) => {
+            require_yes(*yes, &format!("{}.dead", queue.name()))?;
+            told_purged(letters.purge()?)
+        }
+    }
+}
+
+fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> {
+    let status = Inspector::new(broker, queue).status()?;
+    if as_json {
+        let queues: Vec<Value> = status
+            .delayed
+            .iter()
+            .map(|it| json!({ "delay": it.delay.as_secs_f64(), "tasks": it.tasks }))
+            .collect();
+        return Ok(print([json!({
+            "queue": queue.name(),
+            "ready": status.ready,
+            "unacked": null,
+            "consumers": status.consumers,
+            "retry": status.delayed_tasks(),
+            "dead": status.dead,
+            "retry_queues": queues,
+        })]));
+    }
+    let mut lines = vec![
+        format!("queue      {}", queue.name()),
+        format!("ready      {}", status.ready),
+        format!("consumers  {}", status.consumers),
+        format!("retry      {}", status.delayed_tasks()),
+    ];
+    for it in status.delayed.iter().filter(|it| it.tasks > 0) {
+        lines.push(format!(
+            "           {} after {}",
+            it.tasks,
+            humantime::format_duration(it.delay)
+        ));
+    }
+    lines.push(format!("dead       {}", status.dead));
+    Ok(print(lines))
+}
+
+fn check(broker: &Broker, queue: &Queue) -> Exit {
+    let mut exit = Exit::Success;
+    let mut lines = Vec::new();
+    for check in Inspector::new(broker, queue).check() {
+        match &check.result {
+            Ok(found) => lines.push(format!("ok    {:<8} {found}", check.name)),
+            Err(error) => {
+                lines.push(format!("FAIL  {:<8} {}", check.name, error.chain()));
+                exit = exit_for_check(error);
+            }
+        }
+    }
+    match print(lines) {
+        Exit::Success => exit,
+        unwritable => unwritable,
+    }
+}
+
+fn exit_for_check(error: &Error) -> Exit {
+    match error {
+        Error::Blocked { .. } => Exit::Failed,
+        Error::QueueRefused { text, .. } if text.contains("no such queue") => Exit::Failed,
+        error => Exit::from(error),
+    }
+}
+
+fn replay(letters: &Letters, selection: &Selection, dry_run: bool) -> Result<Exit, Error> {
+    if dry_run {
+        let letters = letters.list(selection)?;
+        let shown = show_letters(&letters, false);
+        return Ok(match shown {
+            Exit::Success => print([format!("{} would be replayed", letters.len())]),
+            unwritable => unwritable,
+        });
+    }
+    let replay = letters.replay(selection)?;
+    let told = print([format!("{} replayed", replay.replayed)]);
+    if let Some(reason) = replay.stopped {
+        error!("a task was not confirmed, and its letter stays; so do those behind it: {reason}");
+        return Ok(Exit::Failed);
+    }
+    Ok(told)
+}
+
+fn show_letters(letters: &[Letter], as_json: bool) -> Exit {
+    if as_json {
+        let array: Vec<Value> = letters.iter().map(as_object).collect();
+        return print([Value::from(array)]);
+    }
+    let heading =
+        format!("{:<36}  {:<20}  {:>8}  {:<40}  {}", "ID", "DIED", "ATTEMPTS", "BODY", "REASON");
+    let rows = letters.iter().map(|letter| {
+        let record = letter.record();
+        let body = String::from_utf8_lossy(letter.task().body());
+        format!(
+            "{:<36}  {:<20}  {:>8}  {:<40}  {}",
+            printable(letter.task().id().unwrap_or("-"), 255),
+            time(record.last_failure).unwrap_or_else(|| "-".into()),
+            record.attempts,
+            printable(&body, 40),
+            printable(&record.reason, 200),
+        )
+    });
+    print([heading].into_iter().chain(rows))
+}
+
+fn as_object(letter: &Letter) -> Value {
+    let task = letter.task();
+    let mut object = record_as_object(&letter.record());
+    object["id"] = json!(task.id());
+    object["enqueued_at"] = json!(time(task.enqueued_at()));
+    object["body"] = json!(String::from_utf8_lossy(task.body()));
+    object["bytes"] = json!(task.body().len());
+    object["history"] = letter.history().iter().map(record_as_object).collect();
+    object
+}
+
+fn record_as_object(record: &Record) -> Value {
+    json!({
+        "queue": record.queue,
+        "attempts": record.attempts,
+        "first_failure": time(record.first_failure),
+        "last_failure": time(record.last_failure),
+        "reason": record.reason,
+        "host": record.host,
+        "version": record.version,
+    })
+}
+
+fn selection(limit: Option<u64>, id: Option<&str>) -> Selection {
+    let mut selection = Selection::all();
+    if let Some(limit) = limit {
+        selection = selection.limit(limit);
+    }
+    if let Some(id) = id {
+        selection = selection.id(id);
+    }
+    selection
+}
+
+fn require_yes(yes: bool, queue: &str) -> Result<(), Error> {
+    if yes {
+        return Ok(());
+    }
+    Err(Error::setting(
+        "purge",
+        format!("it would throw away what is in '{queue}'; add --yes to do it"),
+    ))
+}
+
+fn told_purged(purged: u64) -> Result<Exit, Error> {
+    Ok(print([format!("{purged} thrown away")]))
+}
+
+/// On one line, without anything a terminal would act on, at most `width` characters.
+fn printable(text: &str, width: usize) -> String {
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut cut: String = plain.clone().take(width).collect();
+    if plain.count() > width {
+        cut.pop();
+        cut.push('…');
+    }
+    cut
+}
+
+fn time(time: Option<SystemTime>) -> Option<String> {
+    // The calendar of humantime ends with the year 9999.
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    let time = time.filter(|it| it.duration_since(UNIX_EPOCH).is_ok_and(|since| since <= LAST))?;
+    Some(humantime::format_rfc3339_seconds(time).to_string())
+}
+
+/// Prints lines; whoever stops reading them wanted no more.
+fn print(lines: impl IntoIterator<Item = impl std::fmt::Display>) -> Exit {
+    for line in lines {
+        match print_line(line) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Success,
+            Err(error) => {
+                error!("standard output cannot be written: {error}");
+                return Exit::Failed;
+            }
+        }
+    }
+    Exit::Success
+}

@@ -1,0 +1,117 @@
+//! Owns the handing over of failed tasks: one thread per session that publishes them to their
+//! delay queue or to the dead letters, many at a time, and tells each consumer which of its
+//! deliveries the broker now answers for elsewhere.
+//!
+//! On a connection of its own: during a memory alarm the broker reads nothing more from
+//! connections that publish, and acks must still get through.
+
+use std::convert::Infallible;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::broker::Broker;
+use crate::error::Error;
+use crate::producer::Outcome;
+use crate::publisher::{Limits, Publisher, Settled};
+use crate::queue::{Queue, Target};
+use crate::shutdown::{Signal, is_closed};
+use crate::task::Task;
+
+/// A session's hand-over. It connects when the first task comes, and ends when the last of its
+/// order books is dropped.
+pub(crate) struct Handover {
+    orders: Sender<Order>,
+    ended: Receiver<Infallible>,
+}
+
+/// A failed task to be published.
+pub(crate) struct Order {
+    pub(crate) task: Task,
+    pub(crate) target: Target,
+    pub(crate) receipt: Slip,
+}
+
+/// Where to tell what became of an order, and by which tag the consumer knows it.
+pub(crate) struct Slip {
+    pub(crate) tag: u64,
+    pub(crate) replies: Sender<Reply>,
+}
+
+/// What became of an order: only what is confirmed may be acked.
+pub(crate) struct Reply {
+    pub(crate) tag: u64,
+    pub(crate) outcome: Outcome,
+}
+
+/// How many tasks are in flight at a time, and how long each is tried.
+const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
+
+impl Handover {
+    /// Starts the thread. Once `leave` closes, what is outstanding is given up.
+    pub(crate) fn start(broker: &Broker, queue: &Queue, leave: &Signal) -> Result<Handover, Error> {
+        let (orders, inbox) = unbounded();
+        let (alive, ended) = bounded(0);
+        let mut publisher = Publisher::new(broker, queue, LIMITS).proven();
+        publisher.stopping = leave.clone();
+        publisher.aborting = leave.clone();
+        let leave = leave.clone();
+        thread::Builder::new()
+            .name("rw-handover".into())
+            .spawn(move || {
+                let alive: Sender<Infallible> = alive;
+                run(&mut publisher, &inbox, &leave);
+                publisher.close();
+                drop(alive);
+            })
+            .map_err(|source| Error::NoThread { source })?;
+        Ok(Handover { orders, ended })
+    }
+
+    /// A book to write orders in.
+    pub(crate) fn orders(&self) -> Sender<Order> {
+        self.orders.clone()
+    }
+
+    /// Waits for its end, at most for `limit`. A broker that does not answer may hold it up for
+    /// longer; it then ends by itself, and nobody waits for what it does.
+    pub(crate) fn end(self, limit: Duration) {
+        drop(self.orders);
+        let _ = self.ended.recv_timeout(limit);
+    }
+}
+
+fn run(publisher: &mut Publisher<Slip>, orders: &Receiver<Order>, leave: &Signal) {
+    loop {
+        publisher.progress();
+        for settled in publisher.take_settled() {
+            reply(settled);
+        }
+        if is_closed(leave) {
+            return;
+        }
+        match publisher.wait(orders) {
+            None => {}
+            Some(Err(_)) => return,
+            Some(Ok(order)) => {
+                accept(publisher, order);
+                orders.try_iter().for_each(|order| accept(publisher, order));
+            }
+        }
+    }
+}
+
+fn accept(publisher: &mut Publisher<Slip>, order: Order) {
+    let Order { task, target, receipt } = order;
+    match task.validate() {
+        Ok(()) => publisher.accept(task, target, receipt),
+        Err(error) => publisher.refuse(task, error.to_string(), receipt),
+    }
+}
+
+fn reply(settled: Settled<Slip>) {
+    let Slip { tag, replies } = settled.ticket;
+    // A consumer that is gone has left the delivery to the broker.
+    let _ = replies.send(Reply { tag, outcome: settled.outcome });
+}

@@ -1,0 +1,389 @@
+//! Owns [`Inspector`]: what can be seen of a queue and of those beside it, without taking part.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::never;
+use log::debug;
+
+use crate::broker::Broker;
+use crate::cause::{Cause, NOT_FOUND};
+use crate::channel::{Channel, Count};
+use crate::connection::{Connection, Notice, read_notice};
+use crate::error::Error;
+use crate::places::listed_delays;
+use crate::queue::{Declaration, Queue, Target};
+use crate::shutdown::Signal;
+use crate::task::Task;
+
+/// Looks at a queue, its delay queues and its dead letters. Connects when it is first asked.
+#[derive(Debug)]
+pub struct Inspector {
+    broker: Broker,
+    queue: Queue,
+    interrupt: Signal,
+    link: Option<Link>,
+    /// Delays that were seen once are asked for ever after.
+    delays: BTreeSet<Duration>,
+}
+
+/// What is in a queue and beside it. AMQP does not tell what is unacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// Tasks that wait for a worker.
+    pub ready: u64,
+    /// Consumers of the queue, which is how many worker threads there are.
+    pub consumers: u64,
+    /// The delay queues that are there, shortest delay first.
+    pub delayed: Vec<Delayed>,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+/// One delay queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delayed {
+    /// How long each task waits in it.
+    pub delay: Duration,
+    /// How many wait.
+    pub tasks: u64,
+}
+
+/// One step of a [check](Inspector::check).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Check {
+    /// What was checked, in one word.
+    pub name: &'static str,
+    /// What was found; or what is wrong.
+    pub result: Result<String, Error>,
+}
+
+struct Link {
+    connection: Connection,
+    /// `None` after a refusal, which takes the channel with it.
+    channel: Option<Channel>,
+}
+
+/// How long to wait for another reader of the list of delays.
+const READING: Duration = Duration::from_secs(2);
+const READ_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long the broker may take to say that it blocks publishers.
+const BLOCKED_WITHIN: Duration = Duration::from_secs(2);
+
+impl Status {
+    /// Tasks that wait in delay queues.
+    #[must_use]
+    pub fn delayed_tasks(&self) -> u64 {
+        self.delayed.iter().map(|it| it.tasks).sum()
+    }
+}
+
+impl Inspector {
+    /// An inspector of this queue.
+    #[must_use]
+    pub fn new(broker: &Broker, queue: &Queue) -> Inspector {
+        Inspector::interrupted_by(broker, queue, &never())
+    }
+
+    pub(crate) fn interrupted_by(broker: &Broker, queue: &Queue, interrupt: &Signal) -> Inspector {
+        Inspector {
+            broker: broker.clone(),
+            queue: queue.clone(),
+            interrupt: interrupt.clone(),
+            link: None,
+            delays: BTreeSet::new(),
+        }
+    }
+
+    /// What is in the queue and beside it, at this moment.
+    ///
+    /// # Errors
+    /// [`Error::QueueRefused`] when there is no such queue or it may not be used;
+    /// [`Error::Unreachable`], [`Error::LoginRefused`], [`Error::VhostRefused`],
+    /// [`Error::Tls`] when there is no connection to be had; [`Error::SessionLost`] when it is
+    /// lost.
+    ///
+    /// # Blocking
+    /// For some answers of the broker, each bounded by its limits.
+    pub fn status(&mut self) -> Result<Status, Error> {
+        self.queue.validate()?;
+        let count = self.count_queue()?;
+        self.learn_delays()?;
+        let mut delayed = Vec::new();
+        for delay in self.delays.clone() {
+            if let Some(count) = self.count(Target::Delay(delay))? {
+                delayed.push(Delayed { delay, tasks: count.ready });
+            }
+        }
+        let dead = self.count(Target::Dead)?.map_or(0, |count| count.ready);
+        Ok(Status { ready: count.ready, consumers: count.consumers, delayed, dead })
+    }
+
+    /// Whether there is nothing in the queue nor in its delay queues; `delays` are further ones
+    /// to look for.
+    pub(crate) fn is_empty(&mut self, delays: &[Duration]) -> Result<bool, Error> {
+        // What was there before is likely to be there still: asked first, and most often last.
+        if self.count_queue()?.ready > 0 || self.is_any_waiting()? {
+            return Ok(false);
+        }
+        self.learn_delays()?;
+        self.delays.extend(delays.iter().filter(|delay| !delay.is_zero()));
+        // The delay queues first: what leaves one while we look is in the queue then.
+        Ok(!self.is_any_waiting()? && self.count_queue()?.ready == 0)
+    }
+
+    /// Checks one thing after the other, up to the first that is wrong: `connect`, `login`,
+    /// `vhost`, `queue` (is it there, with these arguments), `publish` (may we, and does the
+    /// broker take publishes at present). Changes nothing.
+    ///
+    /// # Blocking
+    /// For some answers of the broker, each bounded by its limits.
+    pub fn check(&mut self) -> Vec<Check> {
+        let mut checks = match self.check_connection() {
+            Ok(checks) => checks,
+            Err(checks) => return checks,
+        };
+        let queue = self.check_queue();
+        let failed = queue.is_err();
+        checks.push(Check { name: "queue", result: queue });
+        if !failed {
+            checks.push(Check { name: "publish", result: self.check_publish() });
+        }
+        checks
+    }
+
+    /// Removes every task that is ready in the queue; says how many. What waits in delay
+    /// queues stays.
+    ///
+    /// # Errors
+    /// As [`status`](Inspector::status).
+    ///
+    /// # Blocking
+    /// For an answer of the broker.
+    pub fn purge(&mut self) -> Result<u64, Error> {
+        self.purge_target(Target::Work)
+    }
+
+    pub(crate) fn purge_target(&mut self, target: Target) -> Result<u64, Error> {
+        let name = self.queue.name_of(target);
+        match self.ask(|channel| channel.purge(&name))? {
+            Some(purged) => Ok(purged),
+            None => Err(missing(&name)),
+        }
+    }
+
+    fn check_connection(&mut self) -> Result<Vec<Check>, Vec<Check>> {
+        let ok = |name, text: &str| Check { name, result: Ok(text.to_string()) };
+        let opened = self.queue.validate().and_then(|()| self.link().map(|link| link.address()));
+        match opened {
+            Ok(address) => {
+                Ok(vec![ok("connect", &address), ok("login", "accepted"), ok("vhost", "accepted")])
+            }
+            Err(error @ Error::LoginRefused { .. }) => {
+                let login = Check { name: "login", result: Err(error) };
+                Err(vec![ok("connect", &self.broker.to_string()), login])
+            }
+            Err(error @ Error::VhostRefused { .. }) => {
+                let vhost = Check { name: "vhost", result: Err(error) };
+                let connect = ok("connect", &self.broker.to_string());
+                Err(vec![connect, ok("login", "accepted"), vhost])
+            }
+            Err(error @ Error::InvalidSetting { .. }) => {
+                Err(vec![Check { name: "settings", result: Err(error) }])
+            }
+            Err(error) => Err(vec![Check { name: "connect", result: Err(error) }]),
+        }
+    }
+
+    fn check_queue(&mut self) -> Result<String, Error> {
+        let count = self.count_queue()?;
+        let queue = self.queue.clone();
+        let mut told = format!("{} ready, {} consumers", count.ready, count.consumers);
+        if queue.declaration() == Declaration::Declare {
+            // It is there, so this creates nothing; it compares.
+            self.ask(|channel| channel.declare(&queue))?;
+            told.push_str(", declared with these arguments");
+        }
+        Ok(told)
+    }
+
+    /// Publishes a task to a queue that nobody has: the broker returns it, or says why not.
+    fn check_publish(&mut self) -> Result<String, Error> {
+        let nowhere = format!("{}.nowhere.{}", self.queue.name(), fastrand::u64(..));
+        let probe = Task::new("").transient();
+        let ends = self.ask(|channel| {
+            let ends = channel.confirm_publishes()?;
+            channel.publish(&nowhere, &probe, BLOCKED_WITHIN)?;
+            Ok(ends)
+        })?;
+        let Some(ends) = ends else { return Err(missing(self.queue.name())) };
+        let answer = match &self.link {
+            Some(link) => link.answer_to_publish(&ends.confirms),
+            None => return Err(missing(self.queue.name())),
+        };
+        match answer {
+            Answer::Confirmed => Ok("allowed".into()),
+            Answer::Blocked(reason) => Err(Error::Blocked { reason }),
+            Answer::Closed => {
+                // The channel tells why to the next call.
+                let name = self.queue.name().to_string();
+                self.ask(|channel| channel.count(&name))?;
+                Ok("allowed".into())
+            }
+        }
+    }
+
+    fn is_any_waiting(&mut self) -> Result<bool, Error> {
+        for delay in self.delays.clone() {
+            if self.count(Target::Delay(delay))?.is_some_and(|count| count.ready > 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn count_queue(&mut self) -> Result<Count, Error> {
+        match self.count(Target::Work)? {
+            Some(count) => Ok(count),
+            None => Err(missing(self.queue.name())),
+        }
+    }
+
+    fn count(&mut self, target: Target) -> Result<Option<Count>, Error> {
+        let name = self.queue.name_of(target);
+        self.ask(|channel| channel.count(&name))
+    }
+
+    fn learn_delays(&mut self) -> Result<(), Error> {
+        let list = self.queue.delays_plan().name;
+        let queue = self.queue.clone();
+        let deadline = Instant::now() + READING;
+        while self.ask(|channel| channel.count(&list))?.is_some() {
+            match self.ask(|channel| listed_delays(channel, &queue))? {
+                Some(Some(delays)) => {
+                    self.delays.extend(delays);
+                    return Ok(());
+                }
+                Some(None) => {
+                    // Taken by another connection: our channel is gone.
+                    self.forget_channel();
+                    if Instant::now() >= deadline {
+                        let text = format!("'{list}' is being read by somebody else all the time");
+                        return Err(Error::QueueRefused { queue: list, text });
+                    }
+                    let _ = self.interrupt.recv_timeout(READ_AGAIN);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_channel(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.channel = None;
+        }
+    }
+
+    /// Asks something of the broker; `None` when what was asked for is not there.
+    fn ask<T>(
+        &mut self,
+        ask: impl FnOnce(&Channel) -> Result<T, Cause>,
+    ) -> Result<Option<T>, Error> {
+        let queue = self.queue.name().to_string();
+        let link = self.link()?;
+        let answer = link.channel().and_then(ask);
+        let cause = match answer {
+            Ok(answer) => return Ok(Some(answer)),
+            Err(cause) => cause,
+        };
+        link.channel = None;
+        if matches!(cause, Cause::ChannelClosed { code: NOT_FOUND, .. }) {
+            return Ok(None);
+        }
+        if cause.spares_the_connection() {
+            return Err(Error::from_queue_use(&queue, &link.address(), cause));
+        }
+        let (address, cause) = match self.link.take() {
+            Some(Link { connection, .. }) => {
+                (connection.address().to_string(), connection.end(Some(cause)))
+            }
+            None => (String::new(), cause),
+        };
+        Err(Error::session_lost(&address, cause))
+    }
+
+    fn link(&mut self) -> Result<&mut Link, Error> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => {
+                let opened = Connection::open(&self.broker, &self.interrupt, None)?;
+                let interrupted = || Error::Unreachable { attempts: vec!["interrupted".into()] };
+                Link { connection: opened.ok_or_else(interrupted)?, channel: None }
+            }
+        };
+        Ok(self.link.insert(link))
+    }
+}
+
+/// What came of a publish.
+enum Answer {
+    Confirmed,
+    Blocked(String),
+    Closed,
+}
+
+impl Link {
+    fn address(&self) -> String {
+        self.connection.address().to_string()
+    }
+
+    fn channel(&mut self) -> Result<&Channel, Cause> {
+        let channel = match self.channel.take() {
+            Some(channel) => channel,
+            None => self.connection.open_channel()?,
+        };
+        Ok(self.channel.insert(channel))
+    }
+
+    fn answer_to_publish<C>(&self, confirms: &crossbeam_channel::Receiver<C>) -> Answer {
+        let deadline = crossbeam_channel::after(BLOCKED_WITHIN);
+        crossbeam_channel::select_biased! {
+            recv(confirms) -> confirm => match confirm {
+                Ok(_) => Answer::Confirmed,
+                Err(_) => Answer::Closed,
+            },
+            recv(self.connection.notices()) -> notice => match notice.map(read_notice) {
+                Ok(Notice::Blocked(reason)) => Answer::Blocked(reason),
+                _ => Answer::Closed,
+            },
+            recv(deadline) -> _ => Answer::Blocked(format!("no confirm within {BLOCKED_WITHIN:?}")),
+        }
+    }
+}
+
+impl Drop for Inspector {
+    /// Closes the connection; waits for the broker, at most the close limit.
+    fn drop(&mut self) {
+        let Some(Link { connection, channel }) = self.link.take() else { return };
+        if let Err(cause) = connection.close() {
+            debug!("the connection did not close in order: {cause}");
+        }
+        drop(channel);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("address", &self.connection.address()).finish_non_exhaustive()
+    }
+}
+
+fn missing(queue: &str) -> Error {
+    Error::QueueRefused { queue: queue.into(), text: "there is no such queue".into() }
+}

@@ -1,0 +1,242 @@
+//! Owns [`Letters`]: the dead letters of a queue, to be read, replayed and thrown away.
+
+use std::time::Duration;
+
+use crate::broker::Broker;
+use crate::cause::{Cause, NOT_FOUND};
+use crate::channel::{Channel, Settlement, Unsettled};
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::inspect::Inspector;
+use crate::producer::Outcome;
+use crate::publisher::{Limits, Publisher, Settled, Until};
+use crate::queue::{Queue, Target};
+use crate::record::{Record, history_of, record_of, revived};
+use crate::task::Task;
+
+/// The dead letters of one queue: tasks that failed for good, in `NAME.dead`.
+#[derive(Clone, Debug)]
+pub struct Letters {
+    broker: Broker,
+    queue: Queue,
+}
+
+/// One dead letter.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    task: Task,
+}
+
+/// Which letters to replay.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    limit: Option<u64>,
+    id: Option<String>,
+}
+
+/// How a replay went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replay {
+    /// How many tasks are on their queue again.
+    pub replayed: u64,
+    /// Why it ended early, if it did: a task was not confirmed, and its letter stayed.
+    pub stopped: Option<String>,
+}
+
+const LIMITS: Limits = Limits { window: 100, timeout: Duration::from_secs(30) };
+
+impl Letter {
+    /// The task, with all its headers.
+    #[must_use]
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// Why it is here.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        record_of(&self.task)
+    }
+
+    /// Its deaths before the last, from each of which it was replayed; oldest first, the last 10
+    /// of them.
+    #[must_use]
+    pub fn history(&self) -> Vec<Record> {
+        history_of(&self.task)
+    }
+}
+
+impl Selection {
+    /// All letters there are.
+    #[must_use]
+    pub fn all() -> Selection {
+        Selection::default()
+    }
+
+    /// At most this many, the oldest first.
+    #[must_use]
+    pub fn limit(mut self, letters: u64) -> Selection {
+        self.limit = Some(letters);
+        self
+    }
+
+    /// Only those whose task has this id.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Selection {
+        self.id = Some(id.into());
+        self
+    }
+
+    fn takes(&self, task: &Task) -> bool {
+        self.id.is_none() || self.id.as_deref() == task.id()
+    }
+
+    fn is_full(&self, selected: u64) -> bool {
+        self.limit.is_some_and(|limit| selected >= limit)
+    }
+}
+
+impl Letters {
+    /// The dead letters of this queue.
+    #[must_use]
+    pub fn new(broker: &Broker, queue: &Queue) -> Letters {
+        Letters { broker: broker.clone(), queue: queue.clone() }
+    }
+
+    /// Reads letters, oldest first. They stay where they are, in their order; while they are
+    /// read, nobody else sees them.
+    ///
+    /// # Errors
+    /// As [`Inspector::status`]; a queue that never had a dead letter has none.
+    ///
+    /// # Blocking
+    /// For one answer of the broker for each letter.
+    pub fn list(&self, selection: &Selection) -> Result<Vec<Letter>, Error> {
+        self.with_channel(|channel| {
+            let dead = self.queue.name_of(Target::Dead);
+            let (mut letters, mut held) = (Vec::new(), Vec::new());
+            while !selection.is_full(letters.len() as u64) {
+                let Some((unsettled, received)) = channel.get(&dead)? else { break };
+                held.push(unsettled);
+                if selection.takes(&received.task) {
+                    letters.push(Letter { task: received.task });
+                }
+            }
+            give_back(channel, held)?;
+            Ok(Ok(letters))
+        })
+        .map(Option::unwrap_or_default)
+    }
+
+    /// Puts tasks back on their queue, as their producer sent them, with their attempts at zero
+    /// and their failures in their history. Each is published, confirmed, and only then acked
+    /// in the dead letters: killed at any moment, this loses nothing, and at worst a task is in
+    /// both places. Those that die again meanwhile are not replayed twice.
+    ///
+    /// # Errors
+    /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect).
+    ///
+    /// # Blocking
+    /// For one answer of the broker for each letter; at most 30 s for a confirm.
+    pub fn replay(&self, selection: &Selection) -> Result<Replay, Error> {
+        self.with_channel(|channel| {
+            let dead = self.queue.name_of(Target::Dead);
+            let present = channel.count(&dead)?.ready;
+            let mut publisher = Publisher::new(&self.broker, &self.queue, LIMITS);
+            if let Err(error) = publisher.connect() {
+                return Ok(Err(error));
+            }
+            let mut replay = Replay::default();
+            let (mut selected, mut passed) = (0, Vec::new());
+            for _ in 0..present {
+                if selection.is_full(selected) || replay.stopped.is_some() {
+                    break;
+                }
+                let Some((unsettled, received)) = channel.get(&dead)? else { break };
+                if selection.takes(&received.task) {
+                    selected += 1;
+                    publisher.accept(revived(received.task), Target::Work, unsettled);
+                    publisher.pump(Until::Published);
+                    settle(channel, publisher.take_settled(), &mut replay)?;
+                } else {
+                    passed.push(unsettled);
+                }
+            }
+            publisher.pump(Until::Settled);
+            settle(channel, publisher.take_settled(), &mut replay)?;
+            give_back(channel, passed)?;
+            publisher.close();
+            Ok(Ok(replay))
+        })
+        .map(Option::unwrap_or_default)
+    }
+
+    /// Throws all letters away; says how many.
+    ///
+    /// # Errors
+    /// As [`Inspector::status`].
+    ///
+    /// # Blocking
+    /// For an answer of the broker.
+    pub fn purge(&self) -> Result<u64, Error> {
+        let mut inspector = Inspector::new(&self.broker, &self.queue);
+        match inspector.purge_target(Target::Dead) {
+            Err(Error::QueueRefused { text, .. }) if text.contains("no such queue") => Ok(0),
+            purged => purged,
+        }
+    }
+
+    /// Works on a channel of its own, and closes it in order; `None` when there is no queue of
+    /// dead letters. What was taken and not settled is back when the channel is closed.
+    fn with_channel<T>(
+        &self,
+        work: impl FnOnce(&Channel) -> Result<Result<T, Error>, Cause>,
+    ) -> Result<Option<T>, Error> {
+        self.queue.validate()?;
+        let opened = Connection::open(&self.broker, &crossbeam_channel::never(), None)?;
+        let Some(mut connection) = opened else { return Ok(None) };
+        let worked = connection.open_channel().and_then(|channel| {
+            let done = work(&channel)?;
+            channel.close()?;
+            Ok(done)
+        });
+        let address = connection.address().to_string();
+        match worked {
+            Ok(done) => {
+                // Everything is settled and answered: how this ends changes nothing.
+                let _ = connection.close();
+                done.map(Some)
+            }
+            Err(cause) => match connection.end(Some(cause)) {
+                Cause::ChannelClosed { code: NOT_FOUND, .. } => Ok(None),
+                cause => {
+                    let dead = self.queue.name_of(Target::Dead);
+                    Err(Error::from_queue_use(&dead, &address, cause))
+                }
+            },
+        }
+    }
+}
+
+/// Acks the letters whose tasks are confirmed, and gives the others back.
+fn settle(
+    channel: &Channel,
+    settled: Vec<Settled<Unsettled>>,
+    replay: &mut Replay,
+) -> Result<(), Cause> {
+    for Settled { outcome, ticket, .. } in settled {
+        if outcome == Outcome::Confirmed {
+            channel.settle(ticket, Settlement::Ack)?;
+            replay.replayed += 1;
+        } else {
+            channel.settle(ticket, Settlement::GiveBack)?;
+            replay.stopped.get_or_insert(outcome.to_string());
+        }
+    }
+    Ok(())
+}
+
+fn give_back(channel: &Channel, letters: Vec<Unsettled>) -> Result<(), Cause> {
+    letters.into_iter().try_for_each(|letter| channel.settle(letter, Settlement::GiveBack))
+}

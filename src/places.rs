@@ -1,0 +1,207 @@
+//! Owns the queues beside a queue: declares its delay queues and its queue of dead letters when
+//! they are needed, keeps delay queues that are in use from expiring, and keeps the list of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Once;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{debug, info, warn};
+
+use crate::cause::{Cause, RESOURCE_LOCKED};
+use crate::channel::{Channel, PublishEnds, Settlement};
+use crate::connection::Connection;
+use crate::queue::{Plan, Queue, Target};
+use crate::task::Task;
+
+/// What one connection knows of the queues beside its queue.
+#[derive(Default)]
+pub(crate) struct Places {
+    /// Not the channel that publishes: a refused declaration takes its channel with it.
+    side: Option<Side>,
+    /// When each was declared last.
+    ready: HashMap<Target, Instant>,
+}
+
+/// Why a place cannot be published to.
+pub(crate) enum Unready {
+    /// The broker does not allow it.
+    Refused(String),
+    /// The connection is lost.
+    Lost(Cause),
+}
+
+struct Side {
+    channel: Channel,
+    ends: PublishEnds,
+}
+
+/// How often a place in use is declared and renewed again: far below the week by which a delay
+/// queue outlives its delay.
+const RENEWED_EVERY: Duration = Duration::from_secs(3600);
+
+/// How long to wait for the confirm of an entry in the list of delays. Without the entry, tasks
+/// are as safe; only counts and drains could miss them.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
+impl From<Cause> for Unready {
+    fn from(cause: Cause) -> Unready {
+        match cause {
+            cause if cause.spares_the_connection() => Unready::Refused(cause.to_string()),
+            cause => Unready::Lost(cause),
+        }
+    }
+}
+
+impl Places {
+    /// Sees to it that `target` is there, and stays there for longer than what is published now
+    /// waits in it. Waits for the broker the first time, and once an hour.
+    pub(crate) fn prepare(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        target: Target,
+    ) -> Result<(), Unready> {
+        let known = self.ready.get(&target);
+        if target == Target::Work || known.is_some_and(|since| since.elapsed() < RENEWED_EVERY) {
+            return Ok(());
+        }
+        self.declare(connection, queue, target)?;
+        if let Target::Delay(delay) = target {
+            self.list(connection, queue, delay)?;
+        }
+        self.ready.insert(target, Instant::now());
+        Ok(())
+    }
+
+    /// Has `target` declared again before it is published to again: it was not there.
+    pub(crate) fn forget(&mut self, target: Target) {
+        self.ready.remove(&target);
+    }
+
+    fn declare(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        target: Target,
+    ) -> Result<(), Unready> {
+        let mut refusals = Vec::new();
+        for (rank, plan) in queue.plans(target).iter().enumerate() {
+            match self.declare_as(connection, plan) {
+                Ok(()) if rank > 0 => {
+                    say_once_that_it_is_simple(plan, &refusals);
+                    return Ok(());
+                }
+                Ok(()) if matches!(target, Target::Delay(_)) => {
+                    return self.renew(connection, plan);
+                }
+                Ok(()) => return Ok(()),
+                Err(Unready::Refused(reason)) => refusals.push(reason),
+                Err(lost) => return Err(lost),
+            }
+        }
+        let name = queue.name_of(target);
+        let reason = format!("'{name}' cannot be declared: {}", refusals.join("; "));
+        if target == Target::Dead && self.side(connection)?.channel.count(&name).is_ok() {
+            info!("{reason}; it is there, and used as it is");
+            return Ok(());
+        }
+        self.side = None;
+        Err(Unready::Refused(reason))
+    }
+
+    fn declare_as(&mut self, connection: &mut Connection, plan: &Plan) -> Result<(), Unready> {
+        let declared = self.side(connection)?.channel.declare_as(plan);
+        if declared.is_err() {
+            self.side = None;
+        }
+        Ok(declared?)
+    }
+
+    /// Puts off the expiry of a delay queue. To declare a quorum queue again does not do that,
+    /// unlike with a classic one (measured on RabbitMQ 3.10.8); to take a message from it does,
+    /// also when there is none. What was taken goes back to its place and keeps its time.
+    fn renew(&mut self, connection: &mut Connection, plan: &Plan) -> Result<(), Unready> {
+        let channel = &self.side(connection)?.channel;
+        if let Some((unsettled, _)) = channel.get(&plan.name)? {
+            channel.settle(unsettled, Settlement::GiveBack)?;
+        }
+        Ok(())
+    }
+
+    /// Enters a delay in the list of this queue's delays.
+    fn list(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        delay: Duration,
+    ) -> Result<(), Unready> {
+        let plan = queue.delays_plan();
+        if let Err(Unready::Refused(reason)) = self.declare_as(connection, &plan) {
+            debug!("'{}' cannot be declared: {reason}", plan.name);
+            return Ok(());
+        }
+        let entry = Task::new(delay.as_millis().to_string()).stamped(SystemTime::now());
+        let side = self.side(connection)?;
+        side.channel.publish(&plan.name, &entry, LISTED_WITHIN)?;
+        if side.ends.confirms.recv_timeout(LISTED_WITHIN).is_err() {
+            debug!("'{}' has no confirmed entry for {delay:?}", plan.name);
+        }
+        Ok(())
+    }
+
+    fn side(&mut self, connection: &mut Connection) -> Result<&mut Side, Cause> {
+        let side = match self.side.take() {
+            Some(side) => side,
+            None => {
+                let channel = connection.open_channel()?;
+                let ends = channel.confirm_publishes()?;
+                Side { channel, ends }
+            }
+        };
+        Ok(self.side.insert(side))
+    }
+}
+
+/// The delays in the list of a queue, which must be there; `None` when somebody else reads it
+/// just now: readers take the entries out and give them back, so there is one at a time.
+pub(crate) fn listed_delays(
+    channel: &Channel,
+    queue: &Queue,
+) -> Result<Option<BTreeSet<Duration>>, Cause> {
+    let list = queue.delays_plan().name;
+    let lock = format!("{list}.lock");
+    match channel.declare_exclusive(&lock) {
+        Err(Cause::ChannelClosed { code: RESOURCE_LOCKED, .. }) => return Ok(None),
+        declared => declared?,
+    }
+    let mut delays = BTreeSet::new();
+    let mut kept = Vec::new();
+    while let Some((unsettled, received)) = channel.get(&list)? {
+        match read_entry(received.task.body()) {
+            Some(delay) if delays.insert(delay) => kept.push(unsettled),
+            _ => channel.settle(unsettled, Settlement::Ack)?,
+        }
+    }
+    for unsettled in kept {
+        channel.settle(unsettled, Settlement::GiveBack)?;
+    }
+    channel.delete(&lock)?;
+    Ok(Some(delays))
+}
+
+fn read_entry(body: &[u8]) -> Option<Duration> {
+    let millis = std::str::from_utf8(body).ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+fn say_once_that_it_is_simple(plan: &Plan, refusals: &[String]) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        warn!(
+            "'{}' and queues like it are classic queues, because the broker refused better ones \
+             ({}): a crash of the broker while a task leaves one can lose that task",
+            plan.name,
+            refusals.join("; ")
+        );
+    });
+}

@@ -1,0 +1,550 @@
+//! Owns publishing with confirms: many in flight, each until it is confirmed or its time is up,
+//! across lost connections. What a [`Producer`](crate::Producer) and a worker's hand-overs share.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
+use log::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::broker::Broker;
+use crate::cause::Cause;
+use crate::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
+use crate::confirms::Confirms;
+use crate::connection::{Connection, Notice, read_notice};
+use crate::error::Error;
+use crate::places::{Places, Unready};
+use crate::producer::Outcome;
+use crate::queue::{Declaration, Queue, Target};
+use crate::shutdown::{Signal, is_closed};
+use crate::task::Task;
+
+/// Publishes tasks to one queue and to those beside it. Each task that it accepts comes back
+/// settled, with the ticket that it came with.
+pub(crate) struct Publisher<T> {
+    broker: Broker,
+    queue: Queue,
+    pub(crate) limits: Limits,
+    /// Once closed, [`connect`](Publisher::connect) is given up.
+    pub(crate) stopping: Signal,
+    /// Once closed, everything is given up.
+    pub(crate) aborting: Signal,
+    link: Option<Link<T>>,
+    /// What is to be published, oldest first.
+    backlog: VecDeque<Pending<T>>,
+    settled: Vec<Settled<T>>,
+    backoff: Backoff,
+    /// No connection is tried before this moment.
+    not_before: Option<Instant>,
+    /// Whether this broker has ever taken us.
+    proven: bool,
+    /// Why no connection will ever be had.
+    refusal: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How many tasks may be in flight.
+    pub(crate) window: usize,
+    /// How long each task is tried.
+    pub(crate) timeout: Duration,
+}
+
+/// A task, and what became of it.
+pub(crate) struct Settled<T> {
+    pub(crate) task: Task,
+    pub(crate) outcome: Outcome,
+    pub(crate) ticket: T,
+}
+
+/// Until when to go on.
+#[derive(Clone, Copy)]
+pub(crate) enum Until {
+    Published,
+    Settled,
+}
+
+/// A connection with the publishes that are in flight on it.
+struct Link<T> {
+    connection: Connection,
+    channel: Channel,
+    ends: PublishEnds,
+    confirms: Confirms<Pending<T>>,
+    places: Places,
+    /// The bytes of the bodies in flight.
+    in_flight: usize,
+    /// How many returns, and why, whose confirms have not come yet; by queue and message id.
+    returned: HashMap<(String, Option<String>), (usize, String)>,
+    /// Why the broker takes no publishes at present.
+    blocked: Option<String>,
+}
+
+/// A task on its way, and the moment until when it is tried.
+struct Pending<T> {
+    task: Task,
+    target: Target,
+    deadline: Instant,
+    ticket: T,
+}
+
+/// The most bytes of bodies in flight, unless it is a single one: below the mark of 16 MiB at
+/// which the client library stops reading our channel (amiquip 0.4.2 connection.rs:96).
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// What a call of the client library gets at least, so that a task that is all but out of time
+/// does not take the connection with it.
+const SHORTEST_CALL: Duration = Duration::from_secs(1);
+
+impl<T> Publisher<T> {
+    /// A publisher that connects when it is first used.
+    pub(crate) fn new(broker: &Broker, queue: &Queue, limits: Limits) -> Publisher<T> {
+        Publisher {
+            broker: broker.clone(),
+            queue: queue.clone(),
+            limits,
+            stopping: never(),
+            aborting: never(),
+            link: None,
+            backlog: VecDeque::new(),
+            settled: Vec::new(),
+            backoff: Backoff::new(),
+            not_before: None,
+            proven: false,
+            refusal: None,
+        }
+    }
+
+    /// A publisher to a broker that has taken us already: what refuses us may pass.
+    pub(crate) fn proven(mut self) -> Publisher<T> {
+        self.proven = true;
+        self
+    }
+
+    /// Connects, where it is not connected; see [`Producer::connect`](crate::Producer::connect).
+    pub(crate) fn connect(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.limits.timeout;
+        let mut last = None;
+        while self.link.is_none() {
+            match self.try_connect(deadline, &self.stopping.clone()) {
+                Ok(true) => {}
+                Err(error) if error.is_transient() => last = Some(error),
+                Err(error) => return Err(error),
+                Ok(false) => {
+                    let attempts = vec![format!("{}: no answer in time", self.broker)];
+                    return Err(last.unwrap_or(Error::Unreachable { attempts }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
+        let deadline = Instant::now() + self.limits.timeout;
+        self.backlog.push_back(Pending { task, target, deadline, ticket });
+    }
+
+    /// Settles a task that was never on its way.
+    pub(crate) fn refuse(&mut self, task: Task, reason: String, ticket: T) {
+        self.settled.push(Settled { task, outcome: unconfirmed(reason), ticket });
+    }
+
+    /// What was settled since the last time.
+    pub(crate) fn take_settled(&mut self) -> Vec<Settled<T>> {
+        mem::take(&mut self.settled)
+    }
+
+    /// Publishes, collects confirms and connects again as needed, until `until` is reached or
+    /// every task concerned is out of time.
+    pub(crate) fn pump(&mut self, until: Until) {
+        loop {
+            self.progress();
+            if self.has_reached(until) {
+                return;
+            }
+            self.wait(&never::<()>());
+        }
+    }
+
+    /// How many tasks it has accepted and not settled.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.backlog.len() + self.link.as_ref().map_or(0, |link| link.confirms.len())
+    }
+
+    /// Does what can be done without waiting, but for what it takes to have the queues there.
+    pub(crate) fn progress(&mut self) {
+        self.give_up_expired();
+        let Some(link) = &mut self.link else { return };
+        link.collect(&self.queue, &mut self.settled);
+        if let Err(cause) =
+            link.publish(self.limits.window, &self.queue, &mut self.backlog, &mut self.settled)
+        {
+            self.lose_link(Some(cause));
+        }
+    }
+
+    /// Waits for the next thing that can happen; for `wake`, too, which it then tells.
+    pub(crate) fn wait<W>(&mut self, wake: &Receiver<W>) -> Option<Result<W, RecvError>> {
+        let deadline = self.oldest_deadline();
+        match (&self.link, deadline) {
+            (None, None) => return Some(wake.recv()),
+            (None, Some(deadline)) => {
+                // What failed was logged; what it means for each task is in its outcome.
+                let _ = self.try_connect(deadline, &self.aborting.clone());
+            }
+            (Some(link), deadline) => match link.wait(deadline, &self.aborting, wake) {
+                Woken::Confirm(verdict) => self.apply(verdict),
+                Woken::Notice(notice) => self.note(notice),
+                Woken::Lost => self.lose_link(None),
+                Woken::Time => {}
+                Woken::Wake(woken) => return Some(woken),
+            },
+        }
+        None
+    }
+
+    /// Closes the connection; waits for the broker, at most the close limit.
+    pub(crate) fn close(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.close();
+        }
+    }
+
+    fn has_reached(&self, until: Until) -> bool {
+        match until {
+            Until::Published => self.backlog.is_empty(),
+            Until::Settled => self.unsettled() == 0,
+        }
+    }
+
+    fn apply(&mut self, verdict: Verdict) {
+        if let Some(link) = &mut self.link {
+            link.apply(verdict, &self.queue, &mut self.settled);
+        }
+    }
+
+    fn note(&mut self, notice: Notice) {
+        let Some(link) = &mut self.link else { return };
+        match notice {
+            Notice::Blocked(reason) => {
+                warn!("the broker blocks publishers: {reason}; publishing waits");
+                link.blocked = Some(reason);
+            }
+            Notice::Unblocked => {
+                info!("the broker takes publishes again");
+                link.blocked = None;
+            }
+        }
+    }
+
+    /// Tries once to connect, after the pause that is due. `Ok(false)`: no time was left.
+    fn try_connect(&mut self, deadline: Instant, interrupt: &Signal) -> Result<bool, Error> {
+        if let Some(not_before) = self.not_before.take() {
+            select_biased! {
+                recv(interrupt) -> _ => return Ok(false),
+                recv(at(not_before.min(deadline))) -> _ => {},
+            }
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        let opened = self.queue.validate().and_then(|()| self.open(interrupt, deadline));
+        match opened {
+            Ok(Some(link)) => {
+                self.link = Some(link);
+                self.proven = true;
+                self.backoff = Backoff::new();
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => {
+                self.note_failed_connect(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn open(&self, interrupt: &Signal, deadline: Instant) -> Result<Option<Link<T>>, Error> {
+        let opened = Connection::open(&self.broker, interrupt, Some(deadline))?;
+        let Some(connection) = opened else { return Ok(None) };
+        let leash = connection.leash().clone();
+        let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
+        let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue));
+        leash.within(left, "setting up the channel", set_up).map(Some)
+    }
+
+    fn note_failed_connect(&mut self, error: &Error) {
+        if !error.is_transient() && !self.proven {
+            self.refusal = Some(error.chain());
+            return;
+        }
+        let pause = self.backoff.next_pause();
+        warn!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
+        self.not_before = Some(Instant::now() + pause);
+    }
+
+    /// Takes back what was in flight, to be published again under the same ids.
+    fn lose_link(&mut self, known: Option<Cause>) {
+        let Some(mut link) = self.link.take() else { return };
+        link.collect(&self.queue, &mut self.settled);
+        let outstanding = link.confirms.take_all();
+        let again = outstanding.len();
+        for pending in outstanding.into_iter().rev() {
+            self.backlog.push_front(pending);
+        }
+        let (address, cause) = link.bury(known);
+        if let Some(limit) = cause.size_limit() {
+            // Published again, it would end every channel, and nothing behind it get through.
+            self.give_up(&cause.to_string(), |pending| pending.task.body().len() > limit);
+        }
+        let error = Error::session_lost(&address, cause);
+        let pause = self.backoff.next_pause();
+        warn!(
+            "{}; {again} tasks in flight are published again in {:.1} s",
+            error.chain(),
+            pause.as_secs_f64()
+        );
+        self.not_before = Some(Instant::now() + pause);
+    }
+
+    fn give_up_expired(&mut self) {
+        if self.refusal.is_some() || is_closed(&self.aborting) {
+            let stopped = || "stopped before it was confirmed".to_string();
+            let reason = self.refusal.clone().unwrap_or_else(stopped);
+            self.give_up(&reason, |_| true);
+            return;
+        }
+        let now = Instant::now();
+        if self.oldest_deadline().is_some_and(|deadline| deadline <= now) {
+            let reason = self.why_waiting();
+            self.give_up(&reason, |pending| pending.deadline <= now);
+        }
+    }
+
+    fn why_waiting(&self) -> String {
+        let wait = format!("not confirmed within {:?}", self.limits.timeout);
+        match &self.link {
+            None => format!("{wait}: no connection"),
+            Some(Link { blocked: Some(reason), .. }) => {
+                format!("{wait}: the broker blocks publishers: {reason}")
+            }
+            Some(_) => wait,
+        }
+    }
+
+    fn give_up(&mut self, reason: &str, which: impl Fn(&Pending<T>) -> bool) {
+        if let Some(link) = &mut self.link {
+            for pending in link.confirms.take_if(&which) {
+                link.in_flight -= pending.task.body().len();
+                self.settled.push(pending.settled(unconfirmed(reason)));
+            }
+        }
+        let (over, left) = mem::take(&mut self.backlog).into_iter().partition(&which);
+        self.backlog = left;
+        let over: VecDeque<Pending<T>> = over;
+        for pending in over {
+            self.settled.push(pending.settled(unconfirmed(reason)));
+        }
+    }
+
+    fn oldest_deadline(&self) -> Option<Instant> {
+        let in_flight = self.link.as_ref().and_then(|link| link.confirms.oldest());
+        let waiting = self.backlog.front();
+        in_flight.into_iter().chain(waiting).map(|pending| pending.deadline).min()
+    }
+}
+
+impl<T> fmt::Debug for Publisher<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("broker", &self.broker)
+            .field("queue", &self.queue.name())
+            .field("limits", &self.limits)
+            .field("connected", &self.link.is_some())
+            .field("unsettled", &self.unsettled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What ended a wait.
+enum Woken<W> {
+    Confirm(Verdict),
+    Notice(Notice),
+    Wake(Result<W, RecvError>),
+    Lost,
+    Time,
+}
+
+impl<T> Link<T> {
+    fn open(mut connection: Connection, queue: &Queue) -> Result<Link<T>, Error> {
+        let set_up = |connection: &mut Connection| {
+            let channel = connection.open_channel()?;
+            if queue.declaration() == Declaration::Declare {
+                channel.declare(queue)?;
+            }
+            let ends = channel.confirm_publishes()?;
+            Ok((channel, ends))
+        };
+        match set_up(&mut connection) {
+            Ok((channel, ends)) => Ok(Link {
+                connection,
+                channel,
+                ends,
+                confirms: Confirms::new(),
+                places: Places::default(),
+                in_flight: 0,
+                returned: HashMap::new(),
+                blocked: None,
+            }),
+            Err(cause) => {
+                let address = connection.address().to_string();
+                let cause = connection.end(Some(cause));
+                Err(Error::from_queue_use(queue.name(), &address, cause))
+            }
+        }
+    }
+
+    /// Publishes from the front of the backlog while the window has room.
+    fn publish(
+        &mut self,
+        window: usize,
+        queue: &Queue,
+        backlog: &mut VecDeque<Pending<T>>,
+        settled: &mut Vec<Settled<T>>,
+    ) -> Result<(), Cause> {
+        while self.has_room(backlog.front(), window) {
+            let Some(pending) = backlog.pop_front() else { break };
+            match self.places.prepare(&mut self.connection, queue, pending.target) {
+                Ok(()) => self.publish_one(pending, queue)?,
+                Err(Unready::Refused(reason)) => settled.push(pending.settled(unconfirmed(reason))),
+                Err(Unready::Lost(cause)) => {
+                    backlog.push_front(pending);
+                    return Err(cause);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_one(&mut self, pending: Pending<T>, queue: &Queue) -> Result<(), Cause> {
+        let left = pending.deadline.saturating_duration_since(Instant::now());
+        let limit = left.max(SHORTEST_CALL);
+        let name = queue.name_of(pending.target);
+        let published = self.channel.publish(&name, &pending.task, limit);
+        // Also when it failed: part of it may be on its way.
+        self.in_flight += pending.task.body().len();
+        self.confirms.publish(pending);
+        published
+    }
+
+    fn has_room(&self, next: Option<&Pending<T>>, window: usize) -> bool {
+        let Some(next) = next else { return false };
+        let fits = self.in_flight + next.task.body().len() <= WINDOW_BYTES;
+        self.blocked.is_none() && self.confirms.len() < window && (fits || self.confirms.is_empty())
+    }
+
+    /// Takes the confirms that have come in.
+    fn collect(&mut self, queue: &Queue, settled: &mut Vec<Settled<T>>) {
+        while let Ok(confirm) = self.ends.confirms.try_recv() {
+            self.apply(read_confirm(confirm), queue, settled);
+        }
+    }
+
+    fn apply(&mut self, verdict: Verdict, queue: &Queue, settled: &mut Vec<Settled<T>>) {
+        self.collect_returns();
+        let (reach, acked) = match verdict {
+            Verdict::Acked(reach) => (reach, Outcome::Confirmed),
+            Verdict::Nacked(reach) => (reach, Outcome::Nacked),
+        };
+        for pending in self.confirms.settle(reach) {
+            self.in_flight -= pending.task.body().len();
+            let outcome = match self.return_of(&pending, queue) {
+                Some(reason) => {
+                    self.places.forget(pending.target);
+                    Outcome::Returned { reason }
+                }
+                None => acked.clone(),
+            };
+            settled.push(pending.settled(outcome));
+        }
+    }
+
+    /// The broker sends a return before the confirm of the same task, and one thread passes both
+    /// on: whatever was returned is here before its confirm is.
+    fn collect_returns(&mut self) {
+        while let Ok(returned) = self.ends.returns.try_recv() {
+            let (what, reason) = read_return(returned);
+            let (times, why) = self.returned.entry(what).or_default();
+            *times += 1;
+            *why = reason;
+        }
+    }
+
+    /// Why a task was returned, if it was. Two with the same id for the same queue are the same
+    /// task twice, and it does not matter which of the two was returned.
+    fn return_of(&mut self, pending: &Pending<T>, queue: &Queue) -> Option<String> {
+        if self.returned.is_empty() {
+            return None;
+        }
+        let key = (queue.name_of(pending.target), pending.task.id().map(str::to_string));
+        let (times, reason) = self.returned.get_mut(&key)?;
+        let reason = reason.clone();
+        *times -= 1;
+        if *times == 0 {
+            self.returned.remove(&key);
+        }
+        Some(reason)
+    }
+
+    fn wait<W>(
+        &self,
+        deadline: Option<Instant>,
+        aborting: &Signal,
+        wake: &Receiver<W>,
+    ) -> Woken<W> {
+        select_biased! {
+            recv(aborting) -> _ => Woken::Time,
+            recv(self.ends.confirms) -> confirm => {
+                confirm.map_or(Woken::Lost, |confirm| Woken::Confirm(read_confirm(confirm)))
+            },
+            recv(self.connection.notices()) -> notice => {
+                notice.map_or(Woken::Lost, |notice| Woken::Notice(read_notice(notice)))
+            },
+            recv(wake) -> woken => Woken::Wake(woken),
+            recv(deadline.map_or_else(never, at)) -> _ => Woken::Time,
+        }
+    }
+
+    /// Ends a link that has failed; tells where and why.
+    fn bury(self, known: Option<Cause>) -> (String, Cause) {
+        let Link { connection, channel, .. } = self;
+        let address = connection.address().to_string();
+        // The reason of a closed channel is told once, to the first call that fails.
+        let cause = known.or_else(|| channel.last_words());
+        (address, connection.end(cause))
+    }
+
+    /// Ends a healthy link. The connection goes first: nothing that matters is queued on the
+    /// channel, and its close then waits for nobody.
+    fn close(self) {
+        let Link { connection, channel, confirms, .. } = self;
+        if confirms.is_empty() {
+            let _ = connection.close();
+        } else {
+            drop(connection);
+        }
+        drop(channel);
+    }
+}
+
+impl<T> Pending<T> {
+    fn settled(self, outcome: Outcome) -> Settled<T> {
+        Settled { task: self.task, outcome, ticket: self.ticket }
+    }
+}
+
+fn unconfirmed(reason: impl Into<String>) -> Outcome {
+    Outcome::Unconfirmed { reason: reason.into() }
+}
