@@ -163,7 +163,7 @@ impl Dots {
     /// A worker whose output is lost does no good: it stops, and the task goes back.
     fn print(&self, line: String) -> Result<(), Failure> {
         print_line(line).map_err(|error| {
-            let failure = Failure::retry(format!("standard output cannot be written: {error}"));
+            let failure = Failure::postpone(format!("standard output cannot be written: {error}"));
             let _ = self.unwritable.set(error);
             self.trigger.stop();
             failure

@@ -171,7 +171,7 @@ struct Hands<'p> {
     replies: Sender<Reply>,
     replied: Receiver<Reply>,
     pausing: Vec<Pausing>,
-    /// Hand-overs in a row that were not confirmed.
+    /// Tasks in a row that had to go back.
     failures: u32,
 }
 
@@ -182,10 +182,12 @@ struct Leaving {
     event: Event,
 }
 
-/// A failed task that could not be handed over, on its way back to the queue.
+/// A task that could not be tried, or failed and could not be handed over, on its way back to
+/// the queue.
 struct Pausing {
     until: Instant,
     tag: u64,
+    how: Settlement,
 }
 
 impl<'p> Hands<'p> {
@@ -303,6 +305,7 @@ impl<'p> Hands<'p> {
                     self.orphaned(&ran);
                     return Err(cause);
                 }
+                self.failures = 0;
                 self.post.tally.done();
                 self.post.observer.tell(|| event(EventKind::Done, &ran.job.delivery, ran.elapsed));
                 Ok(())
@@ -311,26 +314,44 @@ impl<'p> Hands<'p> {
                 self.lose(&ran.job, &failure, ran.elapsed)
             }
             JobResult::Failed(failure) => {
-                self.hand_over(ran.job, &failure, ran.elapsed);
+                self.dispose(ran.job, &failure, ran.elapsed);
                 Ok(())
             }
             JobResult::NotStarted => self.give_back(&ran.job),
         }
     }
 
-    /// Has a failed task published to where it goes. It is acked only once that is confirmed;
+    /// Sends a failed task on its way. What is handed over is acked only once that is confirmed;
     /// meanwhile this thread goes on.
-    fn hand_over(&mut self, job: Job, failure: &Failure, elapsed: Duration) {
-        let Job { tag, delivery } = job;
-        let fate = self.post.policy.decide(delivery.attempt, failure);
-        let (kind, target) = match fate {
-            Fate::Retry(delay) if delay.is_zero() => (EventKind::Retried, Target::Work),
-            Fate::Retry(delay) => (EventKind::Retried, Target::Delay(delay)),
-            Fate::Dead => (EventKind::Dead, Target::Dead),
+    fn dispose(&mut self, job: Job, failure: &Failure, elapsed: Duration) {
+        let fate = self.post.policy.decide(job.delivery.attempt, failure);
+        let event = |kind| Event {
+            reason: Some(failure.reason().to_string()),
+            ..event(kind, &job.delivery, elapsed)
         };
-        self.note_failure(&delivery, failure, fate);
-        let event = event(kind, &delivery, elapsed);
-        self.leaving.insert(tag, Leaving { fate, event });
+        let (target, event) = match fate {
+            Fate::Back => {
+                let event = event(EventKind::Returned);
+                let pause = self.pause(job.tag, Settlement::GiveBack);
+                self.note(&job.delivery, &format!("goes back to the queue in {pause:?}"), failure);
+                self.post.tally.returned();
+                return self.post.observer.tell(|| event);
+            }
+            Fate::Retry(delay) if delay.is_zero() => (Target::Work, event(EventKind::Retried)),
+            Fate::Retry(delay) => (Target::Delay(delay), event(EventKind::Retried)),
+            Fate::Dead => (Target::Dead, event(EventKind::Dead)),
+        };
+        let what = match fate {
+            Fate::Retry(delay) => format!("is tried again in {delay:?}"),
+            Fate::Dead | Fate::Back => "goes to the dead letters".to_string(),
+        };
+        self.note(&job.delivery, &what, failure);
+        self.leaving.insert(job.tag, Leaving { fate, event });
+        self.hand_over(job, target, failure);
+    }
+
+    fn hand_over(&self, job: Job, target: Target, failure: &Failure) {
+        let Job { tag, delivery } = job;
         let scene = Scene { queue: self.post.queue, host: self.post.host, now: SystemTime::now() };
         let task = after_failure(delivery.task, delivery.attempt, failure.reason(), scene);
         let receipt = Slip { tag, replies: self.replies.clone() };
@@ -339,6 +360,20 @@ impl<'p> Hands<'p> {
             let reason = "the hand-over has ended".to_string();
             let _ = replies.send(Reply { tag, outcome: Outcome::Unconfirmed { reason } });
         }
+    }
+
+    /// Keeps a delivery for a while before it goes back: so long.
+    fn pause(&mut self, tag: u64, how: Settlement) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let pause = pause_after(self.failures);
+        self.pausing.push(Pausing { until: Instant::now() + pause, tag, how });
+        pause
+    }
+
+    fn note(&self, delivery: &Delivery, what: &str, failure: &Failure) {
+        let (thread, task) = (self.post.runner.number, name_of(delivery));
+        let (attempt, most) = (delivery.attempt, delivery.max_attempts);
+        warn!("thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}");
     }
 
     /// Acks what the broker has confirmed elsewhere; anything else goes back to the queue.
@@ -351,12 +386,10 @@ impl<'p> Hands<'p> {
             self.settle_one(tag, Settlement::Ack)?;
             match fate {
                 Fate::Retry(_) => self.post.tally.retried(),
-                Fate::Dead => self.post.tally.dead(),
+                Fate::Dead | Fate::Back => self.post.tally.dead(),
             }
         } else {
-            self.failures = self.failures.saturating_add(1);
-            let pause = pause_after(self.failures);
-            self.pausing.push(Pausing { until: Instant::now() + pause, tag });
+            let pause = self.pause(tag, Settlement::Requeue);
             let thread = self.post.runner.number;
             let task = if event.task.is_empty() { "without an id" } else { &event.task };
             warn!(
@@ -370,27 +403,15 @@ impl<'p> Hands<'p> {
         Ok(())
     }
 
-    fn note_failure(&self, delivery: &Delivery, failure: &Failure, fate: Fate) {
-        let (thread, task) = (self.post.runner.number, name_of(delivery));
-        let (attempt, most) = (delivery.attempt, delivery.max_attempts);
-        match fate {
-            Fate::Retry(delay) => warn!(
-                "thread {thread}: task {task} failed (attempt {attempt} of {most}), and is tried \
-                 again in {delay:?}: {failure}"
-            ),
-            Fate::Dead => warn!(
-                "thread {thread}: task {task} failed (attempt {attempt} of {most}), and goes to \
-                 the dead letters: {failure}"
-            ),
-        }
-    }
-
     /// With automatic acks the broker has forgotten the task long ago.
     fn lose(&mut self, job: &Job, failure: &Failure, elapsed: Duration) -> Result<(), Cause> {
         let (thread, task) = (self.post.runner.number, name_of(&job.delivery));
         warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
         self.post.tally.failed();
-        self.post.observer.tell(|| event(EventKind::Failed, &job.delivery, elapsed));
+        self.post.observer.tell(|| Event {
+            reason: Some(failure.reason().to_string()),
+            ..event(EventKind::Failed, &job.delivery, elapsed)
+        });
         self.settle_one(job.tag, Settlement::Ack)
     }
 
@@ -407,12 +428,12 @@ impl<'p> Hands<'p> {
             mem::take(&mut self.pausing).into_iter().partition(|pausing| pausing.until <= now);
         self.pausing = later;
         let due: Vec<Pausing> = due;
-        due.into_iter().try_for_each(|pausing| self.settle_one(pausing.tag, Settlement::Requeue))
+        due.into_iter().try_for_each(|pausing| self.settle_one(pausing.tag, pausing.how))
     }
 
     fn requeue_pausing(&mut self) -> Result<(), Cause> {
         let pausing = mem::take(&mut self.pausing);
-        pausing.into_iter().try_for_each(|it| self.settle_one(it.tag, Settlement::Requeue))
+        pausing.into_iter().try_for_each(|it| self.settle_one(it.tag, it.how))
     }
 
     fn give_back(&mut self, job: &Job) -> Result<(), Cause> {

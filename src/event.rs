@@ -25,6 +25,8 @@ pub struct Event {
     pub queue: String,
     /// How long the handler ran; zero for what never started.
     pub elapsed: Duration,
+    /// Why the handler failed, if it did.
+    pub reason: Option<String>,
 }
 
 /// What happened.

@@ -134,6 +134,13 @@ pub enum Failure {
         /// What is wrong with it.
         reason: String,
     },
+    /// It could not be tried, and that is not the task's fault: it goes back to the queue after
+    /// a pause, and no attempt is counted.
+    #[non_exhaustive]
+    Postpone {
+        /// What was in the way, for logs and people.
+        reason: String,
+    },
 }
 
 impl Failure {
@@ -152,11 +159,18 @@ impl Failure {
         Failure::Reject { reason: reason.into() }
     }
 
+    /// Not a failure of the task: something else was in the way.
+    pub fn postpone(reason: impl Into<String>) -> Failure {
+        Failure::Postpone { reason: reason.into() }
+    }
+
     /// What went wrong.
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
-            Failure::Retry { reason, .. } | Failure::Reject { reason } => reason,
+            Failure::Retry { reason, .. }
+            | Failure::Reject { reason }
+            | Failure::Postpone { reason } => reason,
         }
     }
 }

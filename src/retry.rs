@@ -37,6 +37,8 @@ pub(crate) enum Fate {
     Retry(Duration),
     /// Never again: to the dead letters.
     Dead,
+    /// It was not tried: back to the queue, uncounted.
+    Back,
 }
 
 /// Jittered delays fall on this many steps, so that the delay queues stay few.
@@ -110,6 +112,7 @@ impl RetryPolicy {
     pub(crate) fn decide(&self, attempt: u32, failure: &Failure) -> Fate {
         match failure {
             Failure::Reject { .. } => Fate::Dead,
+            Failure::Postpone { .. } => Fate::Back,
             Failure::Retry { .. } if attempt >= self.max_attempts => Fate::Dead,
             Failure::Retry { after: Some(after), .. } => Fate::Retry(in_millis(*after)),
             Failure::Retry { after: None, .. } => {
@@ -226,6 +229,7 @@ mod tests {
             assert_eq!(policy.decide(attempt, &failure), Fate::Dead);
         }
         assert_eq!(policy.decide(1, &Failure::reject("bad")), Fate::Dead);
+        assert_eq!(policy.decide(u32::MAX, &Failure::postpone("full")), Fate::Back);
         assert_eq!(RetryPolicy::new().max_attempts(1).decide(1, &failure), Fate::Dead);
     }
 

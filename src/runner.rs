@@ -196,6 +196,7 @@ pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> 
         thread: delivery.thread,
         queue: delivery.queue.clone(),
         elapsed,
+        reason: None,
     }
 }
 
