@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rabbit_work::{Broker, Delivery, Producer, Queue, Shutdown, Task, Worker, shutdown};
+use rabbit_work::{
+    Broker, Delivery, Failure, Producer, Queue, RetryPolicy, Shutdown, Task, Worker, shutdown,
+};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::support::command::Command;
@@ -83,11 +85,17 @@ fn a_ledger_worker() {
     let worker = Worker::new(&broker, &queue)
         .threads(number("IT_THREADS"))
         .prefetch(number("IT_PREFETCH") as u16)
-        .grace(Duration::from_secs(5));
+        .grace(Duration::from_secs(5))
+        .retry(retry_policy());
+    let worker = if var("IT_DRAIN").is_some() { worker.drain() } else { worker };
     let work = move |delivery: &Delivery| {
         let id = delivery.task().id().unwrap_or("without-id");
         ledger.started(id);
         thread::sleep(task);
+        let needed = if id.ends_with("dead") { u32::MAX } else { attempts_needed() };
+        if delivery.attempt() < needed {
+            return Err(Failure::retry("not yet"));
+        }
         ledger.finished(id);
         if kills {
             let _ = kill_process(getpid(), Signal::KILL);
@@ -97,6 +105,17 @@ fn a_ledger_worker() {
     let summary = worker.run(work, &stop_on_signals());
     println!("ended: {summary:?}");
     summary.expect("a worker with a broker that comes back ends well");
+}
+
+/// Three attempts, a moment apart.
+fn retry_policy() -> RetryPolicy {
+    let delay = Duration::from_millis(100);
+    RetryPolicy::new().max_attempts(3).first_delay(delay).longest_delay(delay)
+}
+
+/// At which attempt a task is done.
+fn attempts_needed() -> u32 {
+    var("IT_ATTEMPTS").map_or(1, |text| text.parse().expect("a number"))
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rabbit_work::{
-    Broker, Delivery, Ended, Error, EventKind, Failure, Outcome, Producer, Queue, Task, Worker,
-    shutdown,
+    Broker, Delivery, Ended, Error, EventKind, Failure, Outcome, Producer, Queue, RetryPolicy,
+    Task, Worker, shutdown,
 };
 
 use crate::child::{self, AtTheEnd, LedgerWorker};
@@ -184,18 +184,18 @@ fn row_13_a_panic_is_a_failed_task_and_the_thread_goes_on() {
     client.declare(&queue);
     client.publish_ids(&queue, ["boom", "fine"]);
     let handler = |delivery: &Delivery| {
-        let first = !delivery.redelivered();
+        let first = delivery.attempt() == 1;
         assert!(!(first && delivery.body() == b"boom"), "on purpose");
         Ok(())
     };
+    let policy = RetryPolicy::new().first_delay(Duration::from_millis(300));
 
-    let working = Working::start(&worker(&queue).prefetch(5), handler);
+    let working = Working::start(&worker(&queue).prefetch(5).retry(policy), handler);
 
-    assert_eq!(working.wait_for(EventKind::Failed, SOON), "boom");
     assert_eq!(working.wait_for(EventKind::Done, SOON), "fine");
     assert_eq!(working.wait_for(EventKind::Done, SOON), "boom");
     let summary = working.stop(SOON);
-    assert_eq!((summary.done, summary.failed), (2, 1));
+    assert_eq!((summary.done, summary.retried, summary.dead), (2, 1, 0));
 }
 
 #[test]
@@ -207,23 +207,25 @@ fn row_14_a_thousand_panics_in_every_thread_kill_no_connection() {
     let ids: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
     client.publish_ids(&queue, ids.iter().map(String::as_str));
     let broker = proxy.url().parse().expect("a URL");
-    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(4).prefetch(250);
+    let policy = RetryPolicy::new().max_attempts(1);
+    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(4).prefetch(250).retry(policy);
 
     let panic = |_: &Delivery| -> Result<(), Failure> { std::panic::panic_any("on purpose") };
     let working = Working::start(&worker, panic);
     for _ in 0..1000 {
-        working.wait_for(EventKind::Failed, SOON);
+        working.wait_for(EventKind::Dead, SOON);
     }
     let summary = working.stop(SOON);
 
-    assert!(summary.failed >= 1000);
-    assert_eq!((summary.orphaned, proxy.connections()), (0, 1));
-    client.wait_for_count(&queue, 1000, SOON);
+    assert_eq!((summary.dead, summary.failed), (1000, 0));
+    // One for the tasks, one for what is handed over.
+    assert_eq!((summary.orphaned, proxy.connections()), (0, 2));
+    client.wait_for_count(&format!("{queue}.dead"), 1000, SOON);
 }
 
 #[test]
-fn a_failing_task_does_not_spin_and_does_not_hold_up_the_others() {
-    let queue = unique_queue("failing");
+fn what_could_not_be_tried_goes_back_after_a_pause_and_is_not_counted() {
+    let queue = unique_queue("postponed");
     let mut client = shared_broker().client();
     client.declare(&queue);
     client.publish_ids(&queue, ["bad", "good"]);
@@ -232,8 +234,9 @@ fn a_failing_task_does_not_spin_and_does_not_hold_up_the_others() {
         let tries = Arc::clone(&tries);
         move |delivery: &Delivery| match delivery.body() {
             b"bad" => {
+                assert_eq!(delivery.attempt(), 1);
                 tries.fetch_add(1, Ordering::SeqCst);
-                Err(Failure::retry("on purpose"))
+                Err(Failure::postpone("on purpose"))
             }
             _ => Ok(()),
         }
@@ -242,13 +245,14 @@ fn a_failing_task_does_not_spin_and_does_not_hold_up_the_others() {
     let working = Working::start(&worker(&queue).prefetch(2), handler);
     assert_eq!(working.wait_for(EventKind::Done, SOON), "good");
     let begun = Instant::now();
-    working.wait_for(EventKind::Failed, SOON);
-    working.wait_for(EventKind::Failed, SOON);
+    working.wait_for(EventKind::Returned, SOON);
+    working.wait_for(EventKind::Returned, SOON);
 
-    // Pauses of 1 s and 2 s lie between three tries.
-    assert!(begun.elapsed() > Duration::from_millis(1500), "{:?}", begun.elapsed());
+    // A pause of 1 s at least lies between two tries.
+    assert!(begun.elapsed() > Duration::from_millis(900), "{:?}", begun.elapsed());
     assert!(tries.load(Ordering::SeqCst) <= 3);
-    drop(working);
+    let summary = working.stop(SOON);
+    assert_eq!((summary.retried, summary.dead), (0, 0));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
 mod child;
+mod letters;
 mod library;
 mod producer;
+mod retry;
 mod support;
 mod support_test;
 mod worker;

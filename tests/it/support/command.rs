@@ -53,6 +53,11 @@ impl Command {
         Command::program(env!("CARGO_BIN_EXE_worker"), arguments)
     }
 
+    /// The `queuectl`, with empty input.
+    pub(crate) fn queuectl(arguments: &[&str]) -> Command {
+        Command::program(env!("CARGO_BIN_EXE_queuectl"), arguments)
+    }
+
     /// Any other program, with empty input.
     pub(crate) fn program(program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
         let mut command = std::process::Command::new(program);

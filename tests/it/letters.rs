@@ -1,0 +1,181 @@
+//! `queuectl`: what it shows, checks, replays and throws away.
+
+use std::time::Duration;
+
+use rabbit_work::{Broker, Delivery, Failure, Producer, Queue, RetryPolicy, Task, Worker};
+use serde_json::Value;
+
+use crate::support::broker::{PrivateBroker, shared_broker};
+use crate::support::client::unique_queue;
+use crate::support::command::{Command, Output};
+use crate::support::working::Working;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn queuectl(queue: &str, arguments: &[&str]) -> Output {
+    let to = ["--url", shared_broker().url(), "--queue", queue];
+    Command::queuectl(&[&to, arguments].concat()).run(SOON)
+}
+
+fn json(output: &Output) -> Value {
+    output.assert_code(0);
+    serde_json::from_str(&output.stdout()).expect("JSON")
+}
+
+fn broker() -> Broker {
+    shared_broker().url().parse().expect("a URL")
+}
+
+/// Lets tasks with these ids die, each with its id as its reason.
+fn let_die(queue: &str, ids: &[&str]) {
+    let mut producer = Producer::new(&broker(), &Queue::new(queue));
+    for id in ids {
+        producer.publish(Task::new(format!("body of {id}")).with_id(*id)).expect("confirmed");
+    }
+    die(queue);
+}
+
+fn die(queue: &str) {
+    let policy = RetryPolicy::new().max_attempts(1);
+    let worker = Worker::new(&broker(), &Queue::new(queue)).threads(1).retry(policy).drain();
+    let handler = |delivery: &Delivery| -> Result<(), Failure> {
+        Err(Failure::retry(format!("reason of {}", delivery.task().id().unwrap_or_default())))
+    };
+    Working::start(&worker, handler).wait(SOON).expect("it ends well");
+}
+
+fn ids(listed: &Value) -> Vec<&str> {
+    let letters = listed.as_array().expect("an array").iter();
+    letters.map(|letter| letter["id"].as_str().expect("an id")).collect()
+}
+
+#[test]
+fn dead_list_shows_letters_in_their_order_and_leaves_them_there() {
+    let queue = unique_queue("list");
+    assert_eq!(json(&queuectl(&queue, &["dead", "list", "--json"])), serde_json::json!([]));
+    let_die(&queue, &["1", "2", "3"]);
+    for _ in 0..3 {
+        let listed = json(&queuectl(&queue, &["dead", "list", "--json"]));
+        assert_eq!(ids(&listed), ["1", "2", "3"]);
+        assert_eq!(listed[0]["reason"], "reason of 1");
+        assert_eq!(listed[0]["body"], "body of 1");
+        assert_eq!(
+            (&listed[0]["attempts"], &listed[0]["queue"]),
+            (&1.into(), &queue.clone().into())
+        );
+        let some = json(&queuectl(&queue, &["dead", "list", "--json", "--limit", "2"]));
+        assert_eq!(ids(&some), ["1", "2"]);
+    }
+    let table = queuectl(&queue, &["dead", "list"]).success();
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(table.contains("reason of 3"), "{table}");
+    let client = shared_broker().client();
+    let letters = client.get_all(&format!("{queue}.dead"));
+    assert_eq!(
+        letters.iter().map(|it| it.text()).collect::<Vec<_>>(),
+        ["body of 1", "body of 2", "body of 3"]
+    );
+}
+
+#[test]
+fn dead_replay_resets_the_attempts_and_a_second_death_keeps_the_history() {
+    let queue = unique_queue("history");
+    let_die(&queue, &["1", "2", "3"]);
+
+    queuectl(&queue, &["dead", "replay", "--dry-run"]).assert_code(0);
+    assert_eq!(ids(&json(&queuectl(&queue, &["dead", "list", "--json"]))), ["1", "2", "3"]);
+    let told = queuectl(&queue, &["dead", "replay", "--id", "2"]).success();
+    assert_eq!(told, "1 replayed\n");
+    assert_eq!(ids(&json(&queuectl(&queue, &["dead", "list", "--json"]))), ["1", "3"]);
+    let client = shared_broker().client();
+    assert_eq!(client.count(&queue), 1);
+    die(&queue);
+
+    let listed = json(&queuectl(&queue, &["dead", "list", "--json"]));
+    assert_eq!(ids(&listed), ["1", "3", "2"]);
+    assert_eq!(listed[2]["attempts"], 1);
+    assert_eq!(listed[2]["history"][0]["reason"], "reason of 2");
+    assert_eq!(listed[0]["history"], serde_json::json!([]));
+    assert_eq!(queuectl(&queue, &["dead", "replay", "--limit", "1"]).success(), "1 replayed\n");
+    assert_eq!(ids(&json(&queuectl(&queue, &["dead", "list", "--json"]))), ["3", "2"]);
+    assert_eq!(client.get_all(&queue)[0].message_id.as_deref(), Some("1"));
+}
+
+#[test]
+fn nothing_is_thrown_away_without_yes() {
+    let queue = unique_queue("purge");
+    let_die(&queue, &["1", "2"]);
+    let mut client = shared_broker().client();
+    client.publish_ids(&queue, ["3"]);
+    queuectl(&queue, &["purge"]).assert_code(2);
+    queuectl(&queue, &["dead", "purge"]).assert_code(2);
+    assert_eq!(client.count(&queue), 1);
+    assert_eq!(queuectl(&queue, &["dead", "purge", "--yes"]).success(), "2 thrown away\n");
+    assert_eq!(client.count(&queue), 1);
+    assert_eq!(queuectl(&queue, &["purge", "--yes"]).success(), "1 thrown away\n");
+}
+
+#[test]
+fn status_counts_what_is_ready_waits_and_is_dead() {
+    let queue = unique_queue("status");
+    let_die(&queue, &["1", "2"]);
+    let mut producer = Producer::new(&broker(), &Queue::new(&queue));
+    producer.publish(Task::new("")).expect("confirmed");
+    for _ in 0..3 {
+        producer.publish(Task::new("").delay(Duration::from_secs(60))).expect("confirmed");
+    }
+    let status = json(&queuectl(&queue, &["status", "--json"]));
+    assert_eq!(
+        (&status["ready"], &status["retry"], &status["dead"], &status["consumers"]),
+        (&1.into(), &3.into(), &2.into(), &0.into())
+    );
+    assert_eq!(status["unacked"], Value::Null);
+    let text = queuectl(&queue, &["status"]).success();
+    assert!(text.contains("3 after 1m"), "{text}");
+}
+
+#[test]
+fn check_names_the_real_cause_with_its_own_status() {
+    let broker = PrivateBroker::start();
+    let queue = unique_queue("check");
+    let client = broker.client();
+    client.declare(&queue);
+    let address = broker.address();
+    broker.ctl(&["add_user", "weak", "s3cret"]);
+    broker.ctl(&["set_permissions", "weak", "^$", "^$", "^$"]);
+    let check = |url: &str, queue: &str, flags: &[&str]| {
+        Command::queuectl(&[&["--url", url, "--queue", queue], flags, &["check"]].concat())
+            .run(SOON)
+    };
+    let url = |login: &str, vhost: &str| format!("amqp://{login}@{address}/{vhost}");
+    let good = url("guest:guest", "");
+    let cases: [(&str, String, &str, &[&str], i32); 6] = [
+        ("connect", "amqp://guest:guest@127.0.0.1:1".into(), &queue, &[], 69),
+        ("login", url("guest:s3cret", ""), &queue, &[], 2),
+        ("vhost", url("guest:guest", "nowhere"), &queue, &[], 2),
+        ("queue", good.clone(), "no-such", &[], 1),
+        ("queue", good.clone(), &queue, &["--queue-type", "quorum"], 2),
+        ("queue", url("weak:s3cret", ""), &queue, &[], 2),
+    ];
+    for (step, url, queue, flags, code) in cases {
+        let output = check(&url, queue, flags);
+        output.assert_code(code);
+        let text = output.stdout();
+        let failed: Vec<&str> = text.lines().filter(|line| line.starts_with("FAIL")).collect();
+        assert_eq!(failed.len(), 1, "{text}");
+        assert!(failed[0].starts_with(&format!("FAIL  {step}")), "{text}");
+        assert!(!text.contains("s3cret") && !output.stderr().contains("s3cret"));
+    }
+    let well = check(&good, &queue, &[]);
+    well.assert_code(0);
+    assert_eq!(well.stdout().lines().filter(|line| line.starts_with("ok")).count(), 5);
+
+    broker.alarm();
+    let blocked = check(&good, &queue, &[]);
+    blocked.assert_code(1);
+    assert!(
+        blocked.stdout().contains("FAIL  publish  the broker blocks publishers"),
+        "{}",
+        blocked.stdout()
+    );
+}

@@ -1,0 +1,462 @@
+//! What becomes of failed tasks: retries, attempts, dead letters, delays, drains; and that no
+//! fault in the middle of a hand-over loses one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use crossbeam_channel::unbounded;
+use rabbit_work::{
+    Broker, Delivery, Ended, EventKind, Failure, Letters, Outcome, Producer, Queue, QueueKind,
+    RetryPolicy, Selection, Task, Worker,
+};
+
+use crate::child::{AtTheEnd, LedgerWorker};
+use crate::support::broker::{PrivateBroker, poll, shared_broker};
+use crate::support::client::{Client, unique_queue};
+use crate::support::command::Command;
+use crate::support::ledger::{Ledger, Verdict};
+use crate::support::proxy::Proxy;
+use crate::support::working::Working;
+
+const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
+const MOMENT: Duration = Duration::from_millis(100);
+
+fn broker() -> Broker {
+    shared_broker().url().parse().expect("the broker's URL is one")
+}
+
+fn worker(queue: &str) -> Worker {
+    Worker::new(&broker(), &Queue::new(queue)).threads(1)
+}
+
+fn policy(attempts: u32) -> RetryPolicy {
+    RetryPolicy::new().max_attempts(attempts).first_delay(MOMENT)
+}
+
+fn dead(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
+fn publish(queue: &str, task: Task) {
+    Producer::new(&broker(), &Queue::new(queue)).publish(task).expect("confirmed");
+}
+
+/// A handler that fails as long as it is told, and tells each attempt.
+fn failing(
+    until: u32,
+) -> (crossbeam_channel::Receiver<u32>, impl Fn(&Delivery) -> Result<(), Failure>) {
+    let (tell, attempts) = unbounded();
+    let handler = move |delivery: &Delivery| {
+        let _ = tell.send(delivery.attempt());
+        if delivery.attempt() <= until { Err(Failure::retry("not yet")) } else { Ok(()) }
+    };
+    (attempts, handler)
+}
+
+#[test]
+fn a_task_comes_back_after_each_delay_with_its_attempts_counted_and_all_it_had() {
+    let queue = unique_queue("retried");
+    let (tell, seen) = unbounded();
+    let handler = move |delivery: &Delivery| {
+        let task = delivery.task();
+        let _ = tell.send((delivery.attempt(), task.header_text("user"), Instant::now()));
+        assert_eq!((task.id(), task.body()), (Some("1"), &b"body"[..]));
+        if delivery.attempt() < 3 { Err(Failure::retry("not yet")) } else { Ok(()) }
+    };
+    publish(&queue, Task::new("body").with_id("1").header("user", "ann"));
+
+    let working = Working::start(&worker(&queue).retry(policy(5)).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    let seen: Vec<_> = seen.try_iter().collect();
+    let attempts: Vec<u32> = seen.iter().map(|it| it.0).collect();
+    assert_eq!(attempts, [1, 2, 3]);
+    assert!(seen.iter().all(|it| it.1.as_deref() == Some("ann")));
+    assert!(seen[1].2 - seen[0].2 >= MOMENT, "the first delay");
+    assert!(seen[2].2 - seen[1].2 >= 2 * MOMENT, "the second is twice as long");
+    assert_eq!((summary.done, summary.retried, summary.dead), (1, 2, 0));
+    assert_eq!(summary.ended, Ended::Drained);
+}
+
+#[test]
+fn a_dead_letter_explains_itself_and_is_otherwise_as_it_was_sent() {
+    let queue = unique_queue("dead");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let mut headers = FieldTable::new();
+    headers.insert("h".into(), AmqpValue::LongString("v".into()));
+    let sent = AmqpProperties::default()
+        .with_message_id("1".into())
+        .with_content_type("text/x".into())
+        .with_type_("kind".into())
+        .with_app_id("app".into())
+        .with_correlation_id("c".into())
+        .with_priority(3)
+        .with_timestamp(7)
+        .with_delivery_mode(2)
+        .with_headers(headers);
+    client.publish(&queue, b"\0body\xff", sent.clone());
+
+    let handler = |_: &Delivery| -> Result<(), Failure> { Err(Failure::retry("é no\n")) };
+    let working = Working::start(&worker(&queue).retry(policy(3)).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.done, summary.retried, summary.dead), (0, 2, 1));
+    let letters = client.get_all(&dead(&queue));
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].body, b"\0body\xff");
+    let (ours, theirs): (BTreeMap<_, _>, BTreeMap<_, _>) = letters[0]
+        .headers
+        .clone()
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("x-rabbit-work-"));
+    assert_eq!(letters[0].properties.clone().with_headers(theirs), sent);
+    let text = |name: &str| match ours.get(&format!("x-rabbit-work-{name}")) {
+        Some(AmqpValue::LongString(text)) => text.clone(),
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!(text("reason"), "é no\n");
+    assert_eq!(text("queue"), queue);
+    assert_eq!(text("version"), env!("CARGO_PKG_VERSION"));
+    assert!(!text("host").is_empty());
+    assert_eq!(ours["x-rabbit-work-attempts"], AmqpValue::LongLongInt(3));
+    for name in ["x-rabbit-work-first-failure", "x-rabbit-work-last-failure"] {
+        assert!(matches!(ours[name], AmqpValue::Timestamp(seconds) if seconds > 1_600_000_000));
+    }
+}
+
+#[test]
+fn a_rejected_task_is_dead_at_once_and_an_own_delay_is_kept() {
+    let queue = unique_queue("rejected");
+    publish(&queue, Task::new("reject"));
+    publish(&queue, Task::new("later"));
+    let handler = |delivery: &Delivery| match (delivery.body(), delivery.attempt()) {
+        (b"reject", _) => Err(Failure::reject("bad")),
+        (_, 1) => Err(Failure::retry_after("busy", Duration::from_millis(123))),
+        _ => Ok(()),
+    };
+
+    let working = Working::start(&worker(&queue).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.done, summary.retried, summary.dead), (1, 1, 1));
+    let client = shared_broker().client();
+    assert_eq!(client.count(&format!("{queue}.retry.123")), 0);
+    assert_eq!(client.get_all(&dead(&queue))[0].text(), "reject");
+}
+
+#[test]
+fn a_delay_of_nothing_tries_again_at_once_and_needs_no_delay_queue() {
+    let queue = unique_queue("at-once");
+    publish(&queue, Task::new(""));
+    let (attempts, handler) = failing(3);
+    let policy = RetryPolicy::new().first_delay(Duration::ZERO);
+    let working = Working::start(&worker(&queue).retry(policy).drain(), handler);
+    working.wait(SOON).expect("it ends well");
+    assert_eq!(attempts.try_iter().collect::<Vec<_>>(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_damaged_counter_is_the_last_attempt() {
+    let queue = unique_queue("damaged");
+    publish(&queue, Task::new("").header("x-rabbit-work-attempts", "many"));
+    let (attempts, handler) = failing(u32::MAX);
+    let working = Working::start(&worker(&queue).retry(policy(4)).drain(), handler);
+    assert_eq!(working.wait(SOON).expect("it ends well").dead, 1);
+    assert_eq!(attempts.try_iter().collect::<Vec<_>>(), [4]);
+}
+
+#[test]
+fn a_long_delay_does_not_hold_up_a_short_one() {
+    let queue = unique_queue("delays");
+    publish(&queue, Task::new("long").delay(Duration::from_secs(3)));
+    publish(&queue, Task::new("short").delay(MOMENT));
+    let begun = Instant::now();
+    let (tell, bodies) = unbounded();
+    let handler = move |delivery: &Delivery| {
+        let _ = tell.send(delivery.task().body().to_vec());
+        Ok(())
+    };
+    let working = Working::start(&worker(&queue).drain(), handler);
+    assert_eq!(bodies.recv_timeout(SOON).expect("a task"), b"short");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(bodies.recv_timeout(SOON).expect("a task"), b"long");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(working.wait(SOON).expect("it ends well").done, 2);
+}
+
+#[test]
+fn what_cannot_be_handed_over_goes_back_after_a_pause_uncounted() {
+    let queue = unique_queue("refused");
+    let client = shared_broker().client();
+    // Not declared as either kind of delay queue: tasks would stay in it for ever.
+    client.declare(&format!("{queue}.retry.100"));
+    publish(&queue, Task::new("kept"));
+    let (attempts, handler) = failing(u32::MAX);
+    let working = Working::start(&worker(&queue).retry(policy(5)), handler);
+    working.wait_for(EventKind::Failed, SOON);
+    working.wait_for(EventKind::Failed, SOON);
+    let summary = working.stop(SOON);
+    assert!(attempts.try_iter().all(|attempt| attempt == 1));
+    assert_eq!((summary.retried, summary.dead), (0, 0));
+    assert_eq!(client.count(&format!("{queue}.retry.100")), 0);
+    client.wait_for_count(&queue, 1, SOON);
+}
+
+#[test]
+fn a_blocked_hand_over_stops_within_the_grace_and_loses_nothing() {
+    let broker = PrivateBroker::start();
+    let queue = unique_queue("blocked");
+    let mut client = broker.client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1"]);
+    broker.alarm();
+    let url = broker.url().parse().expect("a URL");
+    let (attempts, handler) = failing(u32::MAX);
+    let worker = Worker::new(&url, &Queue::new(&queue)).grace(Duration::from_secs(2));
+    let working = Working::start(&worker, handler);
+    attempts.recv_timeout(SOON).expect("a task");
+    let begun = Instant::now();
+    let summary = working.stop(SOON);
+    assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert_eq!(summary.dead, 0);
+    broker.clear_alarm();
+    let there = |name: &str| client.count(name) == 1;
+    poll("the task is back, or waits for its retry", SOON, || {
+        (there(&queue) || there(&format!("{queue}.retry.5000"))).then_some(())
+    });
+}
+
+#[test]
+fn several_workers_that_drain_one_queue_all_end_and_tell_of_dead_letters() {
+    let queue = unique_queue("drained");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let produce = |arguments: &[&str]| {
+        Command::producer(&[&to, arguments].concat()).run(SOON).assert_code(0);
+    };
+    produce(&["--repeat", "50", ""]);
+    produce(&["--delay", "2s", "later"]);
+    let begun = Instant::now();
+    let drain =
+        || Command::worker(&[&to[..], &["--drain", "--threads", "2", "--json"]].concat()).start();
+    let workers = [drain(), drain(), drain()];
+
+    let outputs = workers.map(|worker| worker.wait(SOON));
+
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+    let mut done = 0;
+    for output in &outputs {
+        output.assert_code(0);
+        let text = output.stdout();
+        let last = text.lines().last().expect("the summary");
+        let summary: serde_json::Value = serde_json::from_str(last).expect("JSON");
+        done += summary["done"].as_u64().expect("a number");
+    }
+    assert_eq!(done, 51);
+}
+
+#[test]
+fn a_worker_that_waits_for_delayed_tasks_uses_no_measurable_time() {
+    let queue = unique_queue("idle");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    Command::producer(&[&to[..], &["--delay", "5s", "later"]].concat()).run(SOON).assert_code(0);
+    let worker = Command::worker(&[&to[..], &["--drain", "--threads", "4"]].concat()).start();
+    worker.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    let before = processor_ticks(worker.id());
+    worker.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    let used = processor_ticks(worker.id()) - before;
+    // A tick is 10 ms: at most 2 % of one processor over about 5 s.
+    assert!(used <= 10, "{used} ticks");
+    worker.wait(SOON).assert_code(0);
+}
+
+fn processor_ticks(process: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("/proc");
+    let after_name = stat.rsplit_once(')').expect("a name").1;
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks = |field: usize| fields[field].parse::<u64>().expect("a number");
+    ticks(11) + ticks(12)
+}
+
+#[test]
+fn a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so() {
+    let queue = unique_queue("killer");
+    let quorum = Queue::new(&queue).kind(QueueKind::Quorum).delivery_limit(2);
+    Producer::new(&broker(), &quorum).publish(Task::new("").with_id("1")).expect("confirmed");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let quorum_flags = ["--queue-type", "quorum", "--delivery-limit", "2"];
+    // The worker declares the dead letters before the broker needs them.
+    let worker = Command::worker(&[&to[..], &quorum_flags, &["--max-tasks", "1"]].concat());
+    let running = worker.start();
+    running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    running.wait(SOON).assert_code(0);
+    Producer::new(&broker(), &quorum).publish(Task::new("").with_id("2")).expect("confirmed");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ledger");
+    let url = shared_broker().url();
+    let suicide = ledger_worker(url, &queue, &path, AtTheEnd::KillItsProcess);
+    for _ in 0..3 {
+        let output = suicide.command().env("IT_NO_DECLARE", "1").run(SOON);
+        assert_eq!(output.signal, Some(9));
+    }
+    let client = shared_broker().client();
+    client.wait_for_count(&dead(&queue), 1, SOON);
+    let list = [&to[..], &quorum_flags, &["dead", "list", "--json"]].concat();
+    let listed = Command::queuectl(&list).run(SOON).success();
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed[0]["id"], "2");
+    let reason = listed[0]["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("delivery limit"), "{reason}");
+}
+
+// ---- faults in the middle of hand-overs, by ledger ----
+
+fn ledger_worker<'a>(
+    url: &'a str,
+    queue: &'a str,
+    ledger: &'a Path,
+    at_the_end: AtTheEnd,
+) -> LedgerWorker<'a> {
+    let task = Duration::from_millis(2);
+    LedgerWorker { url, queue, ledger, threads: 4, prefetch: 20, task, at_the_end }
+}
+
+/// Every tenth task fails always, the others at their first two attempts of three.
+fn tasks(ledger: &Ledger, url: &str, queue: &str, count: usize) {
+    let broker: Broker = url.parse().expect("a URL");
+    let mut producer = Producer::new(&broker, &Queue::new(queue));
+    let mut receipts = Vec::new();
+    for number in 0..count {
+        let kind = if number % 10 == 0 { "dead" } else { "done" };
+        let id = format!("{number}-{kind}");
+        ledger.attempted(&id);
+        receipts.extend(producer.send(Task::new(id.clone()).with_id(id)));
+    }
+    receipts.extend(producer.flush());
+    for receipt in receipts {
+        assert_eq!(receipt.outcome, Outcome::Confirmed);
+        ledger.confirmed(receipt.task.id().expect("an id"));
+    }
+}
+
+/// Drains what is left, and judges: nothing lost, and each task where it belongs.
+fn judge(ledger: &Ledger, url: &str, queue: &str) -> Verdict {
+    let drain = ledger_worker(url, queue, ledger.path(), AtTheEnd::Return).command();
+    let output = drain.env("IT_ATTEMPTS", "3").env("IT_DRAIN", "1").run(LONG);
+    output.assert_code(0);
+    let letters = Client::connect(url).get_all(&dead(queue));
+    let ids: Vec<String> = letters.iter().filter_map(|letter| letter.message_id.clone()).collect();
+    for letter in &letters {
+        let attempts = &letter.headers["x-rabbit-work-attempts"];
+        assert_eq!(*attempts, AmqpValue::LongLongInt(3), "{:?}", letter.message_id);
+    }
+    assert!(ids.iter().all(|id| id.ends_with("dead")), "{ids:?}");
+    let verdict = ledger.verdict(&ids);
+    assert!(verdict.is_valid(), "{verdict}");
+    assert!(verdict.finished.iter().all(|id| id.ends_with("done")), "{verdict}");
+    verdict
+}
+
+fn started_tasks(ledger: &Ledger) -> usize {
+    ledger.records().started.values().sum()
+}
+
+fn wait_for_more(ledger: &Ledger, more: usize) {
+    let before = started_tasks(ledger);
+    poll("the worker goes on", SOON, || (started_tasks(ledger) >= before + more).then_some(()));
+}
+
+#[test]
+fn killed_in_the_middle_of_hand_overs_a_worker_loses_nothing() {
+    let queue = unique_queue("killed");
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Ledger::open(&dir.path().join("ledger"));
+    let url = shared_broker().url();
+    tasks(&ledger, url, &queue, 400);
+    for round in 0..6 {
+        let worker = ledger_worker(url, &queue, ledger.path(), AtTheEnd::Return);
+        let running = worker.command().env("IT_ATTEMPTS", "3").start();
+        wait_for_more(&ledger, 20 + 17 * round);
+        running.kill();
+        running.wait(SOON);
+    }
+    judge(&ledger, url, &queue);
+}
+
+#[test]
+fn cut_connections_in_the_middle_of_hand_overs_lose_nothing() {
+    let queue = unique_queue("cut");
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Ledger::open(&dir.path().join("ledger"));
+    let url = shared_broker().url();
+    tasks(&ledger, url, &queue, 400);
+    let proxy = Proxy::start(shared_broker().address());
+    let through = proxy.url();
+    let worker = ledger_worker(&through, &queue, ledger.path(), AtTheEnd::Return);
+    let running = worker.command().env("IT_ATTEMPTS", "3").start();
+    for round in 0..5 {
+        wait_for_more(&ledger, 15 + 23 * round);
+        proxy.cut();
+    }
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+    judge(&ledger, url, &queue);
+}
+
+#[test]
+fn a_broker_killed_in_the_middle_of_hand_overs_loses_nothing() {
+    let broker = PrivateBroker::start();
+    let queue = unique_queue("crash");
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Ledger::open(&dir.path().join("ledger"));
+    tasks(&ledger, broker.url(), &queue, 400);
+    let worker = ledger_worker(broker.url(), &queue, ledger.path(), AtTheEnd::Return);
+    let running = worker.command().env("IT_ATTEMPTS", "3").start();
+    for _ in 0..3 {
+        wait_for_more(&ledger, 90);
+        broker.kill();
+        broker.restart();
+    }
+    wait_for_more(&ledger, 1);
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+    judge(&ledger, broker.url(), &queue);
+}
+
+#[test]
+fn a_replay_killed_at_any_moment_loses_nothing() {
+    let queue = unique_queue("replayed");
+    let count = 300;
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.declare(&dead(&queue));
+    let ids: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    client.publish_ids(&dead(&queue), ids.iter().map(String::as_str));
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "dead", "replay"];
+    for round in 0..8 {
+        let running = Command::queuectl(&to).start();
+        let wanted = client.count(&queue) + 10 * round;
+        poll("some are replayed", SOON, || {
+            (client.count(&queue) >= wanted.min(count)).then_some(())
+        });
+        running.kill();
+        running.wait(SOON);
+    }
+    poll("a last replay goes through", SOON, || {
+        Command::queuectl(&to).run(SOON).assert_code(0);
+        (client.count(&dead(&queue)) == 0).then_some(())
+    });
+    let mut found: Vec<String> =
+        client.get_all(&queue).into_iter().filter_map(|it| it.message_id).collect();
+    let twice = found.len() as u32 - count;
+    found.sort();
+    found.dedup();
+    assert_eq!(found.len() as u32, count);
+    assert!(twice <= 8 * 100, "{twice} in both places");
+    let letters = Letters::new(&broker(), &Queue::new(&queue)).list(&Selection::all());
+    assert!(letters.expect("a list").is_empty());
+}
