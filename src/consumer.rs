@@ -147,6 +147,7 @@ struct Hands<'p> {
 struct Pausing {
     until: Instant,
     tag: u64,
+    how: Settlement,
 }
 
 impl<'p> Hands<'p> {
@@ -237,6 +238,8 @@ impl<'p> Hands<'p> {
             redelivered: received.redelivered,
             queue: self.post.queue.to_string(),
             thread: self.post.runner.number,
+            attempt: 1,
+            max_attempts: None,
         };
         if let Some(jobs) = &self.jobs {
             // Cannot fail: `queued` is a receiver too.
@@ -256,15 +259,32 @@ impl<'p> Hands<'p> {
                 self.post.tally.done();
                 self.tell(EventKind::Done, ran);
             }
+            JobResult::Failed(failure @ Failure::Postpone { .. }) => {
+                let pause = self.pause(ran.job.tag, Settlement::GiveBack);
+                self.note_postponed(ran, failure, pause);
+            }
             JobResult::Failed(failure) => {
-                self.failures = self.failures.saturating_add(1);
-                let pause = pause_after(self.failures);
+                let pause = self.pause(ran.job.tag, Settlement::Requeue);
                 self.note_failure(ran, failure, pause);
-                self.pausing.push(Pausing { until: Instant::now() + pause, tag: ran.job.tag });
             }
             JobResult::NotStarted => self.give_back(&ran.job)?,
         }
         Ok(())
+    }
+
+    /// Keeps a delivery for a while before it goes back: so long.
+    fn pause(&mut self, tag: u64, how: Settlement) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let pause = pause_after(self.failures);
+        self.pausing.push(Pausing { until: Instant::now() + pause, tag, how });
+        pause
+    }
+
+    fn note_postponed(&self, ran: &Ran, failure: &Failure, pause: Duration) {
+        self.post.tally.returned();
+        self.tell(EventKind::Returned, ran);
+        let (thread, task) = (self.post.runner.number, name_of(&ran.job.delivery));
+        warn!("thread {thread}: task {task} goes back to the queue in {pause:?}: {failure}");
     }
 
     fn note_failure(&self, ran: &Ran, failure: &Failure, pause: Duration) {
@@ -295,12 +315,12 @@ impl<'p> Hands<'p> {
             mem::take(&mut self.pausing).into_iter().partition(|pausing| pausing.until <= now);
         self.pausing = later;
         let due: Vec<Pausing> = due;
-        due.into_iter().try_for_each(|pausing| self.settle_one(pausing.tag, Settlement::Requeue))
+        due.into_iter().try_for_each(|pausing| self.settle_one(pausing.tag, pausing.how))
     }
 
     fn requeue_pausing(&mut self) -> Result<(), Cause> {
         let pausing = mem::take(&mut self.pausing);
-        pausing.into_iter().try_for_each(|it| self.settle_one(it.tag, Settlement::Requeue))
+        pausing.into_iter().try_for_each(|it| self.settle_one(it.tag, it.how))
     }
 
     fn give_back(&mut self, job: &Job) -> Result<(), Cause> {

@@ -1,7 +1,7 @@
 //! Owns what a program says about its tasks: [`Handler`], the [`Delivery`] it gets, and the
 //! [`Failure`] it may answer with.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use crate::task::Task;
 
@@ -61,6 +61,8 @@ pub struct Delivery {
     pub(crate) redelivered: bool,
     pub(crate) queue: String,
     pub(crate) thread: usize,
+    pub(crate) attempt: u32,
+    pub(crate) max_attempts: Option<u32>,
 }
 
 impl Delivery {
@@ -94,6 +96,19 @@ impl Delivery {
     pub fn thread(&self) -> usize {
         self.thread
     }
+
+    /// Which attempt this is, from 1. Only failures count: a task that was given back is still
+    /// in the attempt it was in.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// How many attempts a task has; `None` where there is no limit.
+    #[must_use]
+    pub fn max_attempts(&self) -> Option<u32> {
+        self.max_attempts
+    }
 }
 
 /// Why a task was not done.
@@ -106,6 +121,19 @@ pub enum Failure {
         /// What went wrong, for logs and people.
         reason: String,
     },
+    /// It can never work.
+    #[non_exhaustive]
+    Reject {
+        /// What is wrong with it, for logs and people.
+        reason: String,
+    },
+    /// It could not be tried, and that is not the task's fault: it goes back to the queue after
+    /// a pause, and no attempt is counted.
+    #[non_exhaustive]
+    Postpone {
+        /// What was in the way, for logs and people.
+        reason: String,
+    },
 }
 
 impl Failure {
@@ -114,18 +142,39 @@ impl Failure {
         Failure::Retry { reason: reason.into() }
     }
 
+    /// A failure that no further attempt can mend.
+    pub fn reject(reason: impl Into<String>) -> Failure {
+        Failure::Reject { reason: reason.into() }
+    }
+
+    /// Not a failure of the task: something else was in the way.
+    pub fn postpone(reason: impl Into<String>) -> Failure {
+        Failure::Postpone { reason: reason.into() }
+    }
+
     /// What went wrong.
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
-            Failure::Retry { reason } => reason,
+            Failure::Retry { reason }
+            | Failure::Reject { reason }
+            | Failure::Postpone { reason } => reason,
         }
     }
 }
 
+/// One line, whatever the reason holds: control characters are written as escapes, so that what
+/// a task says of itself cannot pass for a log record or steer a terminal.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.reason())
+        for letter in self.reason().chars() {
+            if letter.is_control() {
+                write!(f, "{}", letter.escape_default())?;
+            } else {
+                f.write_char(letter)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -153,5 +202,11 @@ mod tests {
             Ok(())
         }
         assert_eq!(parse(), Err(Failure::retry("invalid digit found in string")));
+    }
+
+    #[test]
+    fn a_failure_is_shown_in_one_line() {
+        let shown = Failure::retry("one\ntwo\x1b[2J é").to_string();
+        assert_eq!(shown, "one\\ntwo\\u{1b}[2J é");
     }
 }
