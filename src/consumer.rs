@@ -14,8 +14,8 @@ use crate::channel::{
 };
 use crate::event::{EventKind, Observer};
 use crate::handler::{Delivery, Failure};
-use crate::runner::{Assignment, Job, JobResult, Ran, Runner, event, name_of, orphaned};
-use crate::shutdown::{Closer, Signal, closer};
+use crate::runner::{Assignment, Cancellation, Job, JobResult, Ran, Runner, event, name_of, orphaned};
+use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
 
 /// What a consumer works for and with; the same for all of one session but for the runner.
@@ -30,6 +30,7 @@ pub(crate) struct Post<'a> {
     pub(crate) stop: &'a Signal,
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
+    pub(crate) cancellation: &'a Cancellation,
     /// Told once, when the subscription stands.
     pub(crate) consuming: Sender<()>,
 }
@@ -240,6 +241,8 @@ impl<'p> Hands<'p> {
             thread: self.post.runner.number,
             attempt: 1,
             max_attempts: None,
+            cancelled: self.post.cancellation.cancelled.clone(),
+            killed: self.post.cancellation.killed.clone(),
         };
         if let Some(jobs) = &self.jobs {
             // Cannot fail: `queued` is a receiver too.
@@ -249,6 +252,9 @@ impl<'p> Hands<'p> {
 
     /// Decides what becomes of a delivery that the runner is through with.
     fn settle(&mut self, ran: &Ran) -> Result<(), Cause> {
+        if is_closed(&self.post.cancellation.cancelled) {
+            return self.give_back(&ran.job);
+        }
         match &ran.result {
             JobResult::Done => {
                 self.failures = 0;

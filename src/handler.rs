@@ -1,8 +1,13 @@
 //! Owns what a program says about its tasks: [`Handler`], the [`Delivery`] it gets, and the
 //! [`Failure`] it may answer with.
 
+use std::convert::Infallible;
 use std::fmt::{self, Write};
+use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
+use crate::shutdown::Signal;
 use crate::task::Task;
 
 /// What a worker does with each task.
@@ -43,6 +48,13 @@ pub trait Handler: Send + Sync {
     /// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>): past that the broker
     /// gives the task to somebody else.
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure>;
+
+    /// How long a cancelled task ([`Delivery::cancelled`]) may take to end. Its delivery is
+    /// given back when it has, so that nobody else begins it before. Default: no time at all,
+    /// since a handler that does not look cannot end early.
+    fn wind_down(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl<F> Handler for F
@@ -63,6 +75,8 @@ pub struct Delivery {
     pub(crate) thread: usize,
     pub(crate) attempt: u32,
     pub(crate) max_attempts: Option<u32>,
+    pub(crate) cancelled: Signal,
+    pub(crate) killed: Signal,
 }
 
 impl Delivery {
@@ -95,6 +109,20 @@ impl Delivery {
     #[must_use]
     pub fn thread(&self) -> usize {
         self.thread
+    }
+
+    /// The channel that closes when the grace after a stop is over, or a stop at once was asked
+    /// for: whatever the handler answers from then on, the task goes back to the queue. A
+    /// handler that heeds it says in [`Handler::wind_down`] how long that takes.
+    #[must_use]
+    pub fn cancelled(&self) -> &Receiver<Infallible> {
+        &self.cancelled
+    }
+
+    /// The channel that closes when a cancelled task is not even given time to end in order.
+    #[must_use]
+    pub fn killed(&self) -> &Receiver<Infallible> {
+        &self.killed
     }
 
     /// Which attempt this is, from 1. Only failures count: a task that was given back is still

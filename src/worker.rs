@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::handler::Handler;
 use crate::queue::Queue;
-use crate::runner::{Crew, Tickets, Work};
+use crate::runner::{Cancellation, Crew, Tickets, Work};
 use crate::session::{Course, Session, SessionEnd};
 use crate::shutdown::Shutdown;
 use crate::summary::{Ended, Summary, Tally};
@@ -32,7 +32,7 @@ use crate::summary::{Ended, Summary, Tally};
 /// | the handler returns `Ok` | acked |
 /// | it returns a [`Failure`](crate::Failure), or panics | rejected with requeue after a pause of 1 s, doubling with each failure in a row of that thread, at most 60 s |
 /// | prefetched but not started at a stop | given back at once |
-/// | still running when the grace ends | given back; its thread is left to itself |
+/// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
 ///
 /// **At least once: a task runs again when its ack does not reach the broker.** Make the work
@@ -161,7 +161,8 @@ impl Worker {
     ///
     /// # Blocking
     /// Until then. After a stop: while tasks run, at most for the grace, and some 5 s more for
-    /// a broker that does not answer; after [`abort`](crate::Trigger::abort), about 1 s.
+    /// a broker that does not answer; after [`abort`](crate::Trigger::abort), about 1 s. To
+    /// both comes the time that cancelled handlers take, at most [`Handler::wind_down`].
     /// Handlers that are still running then are left behind in their threads.
     pub fn run(
         &self,
@@ -176,6 +177,7 @@ impl Worker {
             tickets: Arc::new(tickets),
             tally: Arc::new(Tally::default()),
             observer: self.observer.clone(),
+            cancellation: Arc::new(Cancellation::new(shutdown.killing())),
         };
         let crew = Crew::start(self.threads, &work)?;
         let session = Session {
@@ -187,7 +189,8 @@ impl Worker {
         };
         let finish = self.run_sessions(&session);
         let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
-        let running = crew.end(deadline, shutdown.aborting());
+        let left_behind = crew.end(&work, deadline, shutdown.aborting());
+        let running = left_behind + work.tally.all_cancelled();
         let finish = finish?;
         let ended = finish.ended(shutdown, running);
         Ok(work.tally.sum_up(running, started.elapsed(), ended))
