@@ -103,12 +103,18 @@ mod backoff;
 mod broker;
 mod cause;
 mod channel;
+#[cfg(all(unix, feature = "command"))]
+mod command;
 mod confirms;
 mod connection;
 mod consumer;
 mod error;
 mod event;
 mod handler;
+#[cfg(all(unix, feature = "command"))]
+mod output;
+#[cfg(all(unix, feature = "command"))]
+mod process;
 mod producer;
 mod queue;
 mod runner;
@@ -122,9 +128,13 @@ mod worker;
 pub use broker::Broker;
 #[cfg(feature = "tls")]
 pub use broker::Tls;
+#[cfg(all(unix, feature = "command"))]
+pub use command::Command;
 pub use error::Error;
 pub use event::{Event, EventKind};
 pub use handler::{Delivery, Failure, Handler};
+#[cfg(all(unix, feature = "command"))]
+pub use output::Stream;
 pub use producer::{Outcome, Producer, Receipt};
 pub use queue::{Queue, QueueKind};
 pub use shutdown::{Shutdown, Trigger, shutdown};

@@ -73,6 +73,21 @@ impl Task {
         })
     }
 
+    /// Sets the priority, 0 to 255, which counts on a queue that was declared with
+    /// `x-max-priority` (<https://www.rabbitmq.com/docs/priority>). Default: none, which is 0.
+    #[must_use]
+    pub fn priority(self, priority: u8) -> Task {
+        self.map(|properties| properties.with_priority(priority))
+    }
+
+    /// Has the broker drop the task when it was not delivered after this long, to the
+    /// millisecond (<https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers>).
+    /// Default: never.
+    #[must_use]
+    pub fn expiration(self, after: Duration) -> Task {
+        self.map(|properties| properties.with_expiration(after.as_millis().to_string()))
+    }
+
     /// Sets the id that ties an answer to this task. Default: none.
     #[must_use]
     pub fn correlation_id(self, id: impl Into<String>) -> Task {
@@ -117,6 +132,36 @@ impl Task {
     pub fn enqueued_at(&self) -> Option<SystemTime> {
         let seconds = (*self.properties.timestamp())?;
         UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    /// The body's media type, where its producer said so.
+    #[must_use]
+    pub fn media_type(&self) -> Option<&str> {
+        self.properties.content_type().as_deref()
+    }
+
+    /// The priority, where its producer set one.
+    #[must_use]
+    pub fn priority_set(&self) -> Option<u8> {
+        *self.properties.priority()
+    }
+
+    /// The id that ties an answer to this task, where it has one.
+    #[must_use]
+    pub fn correlation(&self) -> Option<&str> {
+        self.properties.correlation_id().as_deref()
+    }
+
+    /// The queue that an answer should go to, where it has one.
+    #[must_use]
+    pub fn answers_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_deref()
+    }
+
+    /// The headers that can be written as text, by name; see [`header_text`](Task::header_text).
+    pub fn header_texts(&self) -> impl Iterator<Item = (&str, String)> {
+        let headers = self.properties.headers().iter().flatten();
+        headers.filter_map(|(name, value)| Some((name.as_str(), value_as_text(value)?)))
     }
 
     /// A task as it was received.
