@@ -224,7 +224,7 @@ impl std::fmt::Debug for Lines {
 }
 
 fn find(name: &OsStr) -> Result<PathBuf, Error> {
-    let unfit = |why: &str| Error::setting("command", format!("{}: {why}", name.display()));
+    let unfit = |why: &str| Error::setting("command", format!("{}: {why}", name.to_string_lossy()));
     let candidates = candidates(name);
     if let Some(path) = candidates.iter().find(|path| is_executable(path)) {
         return match unfit_script(path) {
