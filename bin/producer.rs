@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use cli::{BrokerArgs, Exit, QueueArgs, parse_duration, print_line};
+use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use indicatif::{ProgressBar, ProgressStyle};
 use log::{error, info, warn};
@@ -80,8 +80,9 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
     let mut report = Report::open(options)?;
     let bodies = Bodies::open(options)?;
-    let (_trigger, shutdown) =
-        cli::stop_on_signals(options.timeout + Duration::from_secs(4), Exit::Failed)?;
+    let patience =
+        Patience { grace: options.timeout, wind_down: Duration::ZERO, late: Exit::Failed };
+    let (_trigger, shutdown) = cli::stop_on_signals(patience)?;
     let mut producer = Producer::new(&broker, &options.queue.queue())
         .window(options.window as usize)
         .timeout(options.timeout)

@@ -186,7 +186,10 @@ impl Command {
             }
             (Some(Told::OutOfTime), _) => {
                 let limit = self.time_limit.unwrap_or_default();
-                Err(Failure::retry(with_tail(&format!("ran past its time limit of {limit:?}"), ended)))
+                Err(Failure::retry(with_tail(
+                    &format!("ran past its time limit of {limit:?}"),
+                    ended,
+                )))
             }
             (None, None) => read_status(ended),
         }
@@ -419,14 +422,8 @@ mod tests {
     fn the_exit_status_says_what_becomes_of_the_task() {
         assert_eq!(run(sh("exit 0"), Task::new("")), Ok(()));
         assert_eq!(run(sh("exit 65"), Task::new("")), Err(Failure::reject("exit status 65")));
-        assert_eq!(
-            run(sh("exit 255"), Task::new("")),
-            Err(Failure::retry("exit status 255"))
-        );
-        assert_eq!(
-            run(sh("kill -9 $$"), Task::new("")),
-            Err(Failure::retry("killed by signal 9"))
-        );
+        assert_eq!(run(sh("exit 255"), Task::new("")), Err(Failure::retry("exit status 255")));
+        assert_eq!(run(sh("kill -9 $$"), Task::new("")), Err(Failure::retry("killed by signal 9")));
     }
 
     #[test]
@@ -493,9 +490,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_run_is_refused_before_anything_is() {
-        let why = |name: &str| {
-            Command::new(name, [""; 0]).expect_err("it cannot be run").to_string()
-        };
+        let why =
+            |name: &str| Command::new(name, [""; 0]).expect_err("it cannot be run").to_string();
         assert_eq!(why("no-such-program"), "command: no-such-program: not found in PATH");
         assert_eq!(why("/no/such"), "command: /no/such: not found");
         assert_eq!(why("/etc/passwd"), "command: /etc/passwd: is not executable");

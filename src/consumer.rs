@@ -12,9 +12,12 @@ use crate::cause::Cause;
 use crate::channel::{
     Acks, Channel, Incoming, Received, Settlement, Subscription, Unsettled, read_message,
 };
-use crate::event::{EventKind, Observer};
+use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
-use crate::runner::{Assignment, Cancellation, Job, JobResult, Ran, Runner, event, name_of, orphaned};
+use crate::health::Health;
+use crate::runner::{
+    Assignment, Cancellation, Job, JobResult, Ran, Runner, event, name_of, orphaned,
+};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
 
@@ -31,6 +34,7 @@ pub(crate) struct Post<'a> {
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
     pub(crate) cancellation: &'a Cancellation,
+    pub(crate) health: &'a Health,
     /// Told once, when the subscription stands.
     pub(crate) consuming: Sender<()>,
 }
@@ -85,7 +89,9 @@ impl Post<'_> {
             Err(cause) => return cause.into(),
         };
         let _ = self.consuming.send(());
+        self.health.consumes(self.runner.number);
         let end = hands.work(&subscription);
+        self.health.consumes_no_more(self.runner.number);
         hands.let_go(subscription, end)
     }
 
@@ -346,7 +352,14 @@ impl<'p> Hands<'p> {
     }
 
     fn tell(&self, kind: EventKind, ran: &Ran) {
-        self.post.observer.tell(|| event(kind, &ran.job.delivery, ran.elapsed));
+        let reason = match &ran.result {
+            JobResult::Failed(failure) => Some(failure.reason()),
+            JobResult::Done | JobResult::NotStarted => None,
+        };
+        self.post.observer.tell(|| Event {
+            reason: reason.map(str::to_string),
+            ..event(kind, &ran.job.delivery, ran.elapsed)
+        });
     }
 
     fn orphaned(&self, ran: &Ran) {

@@ -17,12 +17,16 @@ pub struct Event {
     pub kind: EventKind,
     /// The task's id; empty where its producer set none.
     pub task: String,
+    /// Which attempt at the task this is, from 1.
+    pub attempt: u32,
     /// The number of the worker thread, from 1.
     pub thread: usize,
     /// The queue.
     pub queue: String,
     /// How long the handler ran; zero for what never started.
     pub elapsed: Duration,
+    /// Why the handler failed, if it did.
+    pub reason: Option<String>,
 }
 
 /// What happened.

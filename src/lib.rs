@@ -111,6 +111,7 @@ mod consumer;
 mod error;
 mod event;
 mod handler;
+mod health;
 #[cfg(all(unix, feature = "command"))]
 mod output;
 #[cfg(all(unix, feature = "command"))]
@@ -133,6 +134,7 @@ pub use command::Command;
 pub use error::Error;
 pub use event::{Event, EventKind};
 pub use handler::{Delivery, Failure, Handler};
+pub use health::Health;
 #[cfg(all(unix, feature = "command"))]
 pub use output::Stream;
 pub use producer::{Outcome, Producer, Receipt};

@@ -16,6 +16,7 @@ use log::warn;
 use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure, Handler};
+use crate::health::Health;
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
 
@@ -77,6 +78,7 @@ pub(crate) struct Work {
     pub(crate) tally: Arc<Tally>,
     pub(crate) observer: Observer,
     pub(crate) cancellation: Arc<Cancellation>,
+    pub(crate) health: Health,
 }
 
 /// The end of all patience with what still runs, once for a whole run of a worker.
@@ -204,7 +206,9 @@ impl Running {
     }
 
     fn run_job(&self, job: Job) -> Ran {
+        let thread = job.delivery.thread;
         self.busy.fetch_add(1, Ordering::SeqCst);
+        self.work.health.works(thread);
         self.work.observer.tell(|| event(EventKind::Started, &job.delivery, Duration::ZERO));
         let started = Instant::now();
         let call = AssertUnwindSafe(|| self.work.handler.handle(&job.delivery));
@@ -213,6 +217,7 @@ impl Running {
             Ok(Err(failure)) => JobResult::Failed(failure),
             Err(panic) => JobResult::Failed(Failure::retry(panic_text(panic.as_ref()))),
         };
+        self.work.health.works_no_more(thread);
         self.note_end();
         Ran { job, result, elapsed: started.elapsed() }
     }
@@ -246,9 +251,11 @@ pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> 
         time: SystemTime::now(),
         kind,
         task: delivery.task.id().unwrap_or_default().to_string(),
+        attempt: delivery.attempt,
         thread: delivery.thread,
         queue: delivery.queue.clone(),
         elapsed,
+        reason: None,
     }
 }
 

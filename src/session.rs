@@ -169,6 +169,7 @@ impl<'a> Watch<'a> {
                     stop: &stop,
                     leave: &leave,
                     cancellation: &work.cancellation,
+                    health: &work.health,
                     consuming: consuming.clone(),
                 };
                 let end = ends.clone();

@@ -14,6 +14,7 @@ use crate::connection::Connection;
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::handler::Handler;
+use crate::health::Health;
 use crate::queue::Queue;
 use crate::runner::{Cancellation, Crew, Tickets, Work};
 use crate::session::{Course, Session, SessionEnd};
@@ -45,6 +46,7 @@ pub struct Worker {
     reconnect: Reconnect,
     max_tasks: Option<u64>,
     observer: Observer,
+    health: Health,
 }
 
 /// What a session has to know.
@@ -89,6 +91,7 @@ impl Worker {
             reconnect: Reconnect::Always,
             max_tasks: None,
             observer: Observer::default(),
+            health: Health::default(),
         }
     }
 
@@ -150,6 +153,12 @@ impl Worker {
         self
     }
 
+    /// A look at the threads of this worker, to be taken from another thread while it runs.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Works until `shutdown` asks to stop, or as many tasks as allowed have been done.
     ///
     /// # Errors
@@ -177,8 +186,10 @@ impl Worker {
             tickets: Arc::new(tickets),
             tally: Arc::new(Tally::default()),
             observer: self.observer.clone(),
+            health: self.health.clone(),
             cancellation: Arc::new(Cancellation::new(shutdown.killing())),
         };
+        self.health.expect(self.threads);
         let crew = Crew::start(self.threads, &work)?;
         let session = Session {
             settings: &self.settings,
