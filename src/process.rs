@@ -2,6 +2,7 @@
 //! that. Waits on descriptors only, so that an end, a time limit and a stop all wake it.
 
 use std::convert::Infallible;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -216,7 +217,7 @@ impl Group {
 
     /// To be asked when the leader is reaped; before that it counts, dead or alive.
     fn lives(&self) -> bool {
-        test_kill_process_group(self.id) != Err(Errno::SRCH)
+        test_kill_process_group(self.id) != Err(Errno::SRCH) && !only_zombies(self.id)
     }
 
     /// Waits for the leader, which has ended.
@@ -315,6 +316,32 @@ impl Bell {
     }
 }
 
+/// Whether nothing is left of a group but what its new parent, the system's first process, has
+/// not reaped yet; in a container that may take long, or for ever. Where this cannot be told, no.
+fn only_zombies(group: Pid) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let mut found = None;
+    for process in processes.flatten() {
+        let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
+        match state_in_group(&stat, group) {
+            Some('Z' | 'X') => found = Some(()),
+            Some(_) => return false,
+            None => {}
+        }
+    }
+    found.is_some()
+}
+
+/// The state of a process that belongs to the group, from its `/proc/PID/stat`: the first word
+/// after its name, which is in parentheses; the group is the third.
+fn state_in_group(stat: &str, group: Pid) -> Option<char> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut words = rest.split_ascii_whitespace();
+    let state = words.next()?.chars().next()?;
+    let its_group: i32 = words.nth(1)?.parse().ok()?;
+    (its_group == group.as_raw_nonzero().get()).then_some(state)
+}
+
 /// A descriptor that becomes readable when the process has ended, and is not reaped yet.
 fn notice_of_end(process: Pid) -> io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
@@ -398,6 +425,16 @@ mod tests {
         let ended = attend("sleep 1000 & sleep 1000", Some(Duration::from_millis(50)));
         assert_eq!(ended.told, Some(Told::OutOfTime));
         assert!(started.elapsed() < KILL_AFTER, "SIGTERM was enough");
+    }
+
+    #[test]
+    fn a_zombie_is_told_from_the_living() {
+        let group = Pid::from_raw(7).expect("a number");
+        let stat = |state: &str, group: &str| format!("12 (a ) (b)) {state} 1 {group} 3 0 -1");
+        assert_eq!(state_in_group(&stat("Z", "7"), group), Some('Z'));
+        assert_eq!(state_in_group(&stat("S", "7"), group), Some('S'));
+        assert_eq!(state_in_group(&stat("S", "8"), group), None);
+        assert_eq!(state_in_group("", group), None);
     }
 
     #[test]

@@ -198,8 +198,12 @@ impl Running {
                 } else {
                     self.run_job(job)
                 };
+                let not_started = matches!(ran.result, JobResult::NotStarted);
                 if let Err(SendError(ran)) = assignment.results.send(ran) {
                     orphaned(&ran, &self.work.tally, &self.work.observer);
+                }
+                if !not_started {
+                    self.note_end();
                 }
             }
         }
@@ -218,7 +222,6 @@ impl Running {
             Err(panic) => JobResult::Failed(Failure::retry(panic_text(panic.as_ref()))),
         };
         self.work.health.works_no_more(thread);
-        self.note_end();
         Ran { job, result, elapsed: started.elapsed() }
     }
 
