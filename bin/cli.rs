@@ -26,6 +26,7 @@ pub(crate) enum Exit {
     /// Usage or configuration.
     Usage,
     /// The grace ended with tasks still running.
+    #[allow(dead_code)] // The producer runs none.
     GraceOver,
     /// No broker, EX_UNAVAILABLE of sysexits.
     Unreachable,

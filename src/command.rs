@@ -301,7 +301,10 @@ fn variables(delivery: &Delivery) -> Vec<(String, String)> {
         ("TASK_ID", task.id().map(str::to_string)),
         ("TASK_QUEUE", Some(delivery.queue().to_string())),
         ("TASK_ATTEMPT", Some(delivery.attempt().to_string())),
-        ("TASK_MAX_ATTEMPTS", delivery.max_attempts().map(|count| count.to_string())),
+        (
+            "TASK_MAX_ATTEMPTS",
+            Some(delivery.max_attempts()).filter(|most| *most > 0).map(|most| most.to_string()),
+        ),
         ("TASK_REDELIVERED", Some(u8::from(delivery.redelivered()).to_string())),
         ("TASK_CONTENT_TYPE", task.media_type().map(str::to_string)),
         ("TASK_PRIORITY", task.priority_set().map(|priority| priority.to_string())),
@@ -404,7 +407,7 @@ mod tests {
             queue: "q".into(),
             thread: 3,
             attempt: 2,
-            max_attempts: Some(5),
+            max_attempts: 5,
             cancelled: never(),
             killed: never(),
         }

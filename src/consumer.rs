@@ -246,7 +246,7 @@ impl<'p> Hands<'p> {
             queue: self.post.queue.to_string(),
             thread: self.post.runner.number,
             attempt: 1,
-            max_attempts: None,
+            max_attempts: 0,
             cancelled: self.post.cancellation.cancelled.clone(),
             killed: self.post.cancellation.killed.clone(),
         };

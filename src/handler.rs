@@ -74,7 +74,7 @@ pub struct Delivery {
     pub(crate) queue: String,
     pub(crate) thread: usize,
     pub(crate) attempt: u32,
-    pub(crate) max_attempts: Option<u32>,
+    pub(crate) max_attempts: u32,
     pub(crate) cancelled: Signal,
     pub(crate) killed: Signal,
 }
@@ -132,9 +132,9 @@ impl Delivery {
         self.attempt
     }
 
-    /// How many attempts a task has; `None` where there is no limit.
+    /// How many attempts a task has; 0 where there is no limit.
     #[must_use]
-    pub fn max_attempts(&self) -> Option<u32> {
+    pub fn max_attempts(&self) -> u32 {
         self.max_attempts
     }
 }
