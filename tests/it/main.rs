@@ -3,6 +3,7 @@
 mod child;
 mod library;
 mod producer;
+mod shell_test;
 mod support;
 mod support_test;
 mod worker;
