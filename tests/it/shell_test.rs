@@ -3,6 +3,7 @@
 mod input_test;
 mod run_test;
 mod stop_test;
+mod verdict_test;
 
 use std::fs;
 use std::path::Path;
