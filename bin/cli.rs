@@ -25,6 +25,7 @@ pub(crate) enum Exit {
     /// Usage or configuration.
     Usage,
     /// The grace ended with tasks still running.
+    #[allow(dead_code)] // The producer runs none.
     GraceOver,
     /// No broker, EX_UNAVAILABLE of sysexits.
     Unreachable,
@@ -167,10 +168,26 @@ pub(crate) fn init_logging() {
     builder.init();
 }
 
-/// Connects the signals to a shutdown: the first stops, the second aborts. Should the process
-/// still be there `limit` after the first, or 1.5 s after the second, it ends all the same: a
-/// stop is always bounded.
-pub(crate) fn stop_on_signals(limit: Duration, late: Exit) -> Result<(Trigger, Shutdown), Error> {
+/// How long a command may take to stop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// After the first signal, until what runs is cancelled.
+    pub(crate) grace: Duration,
+    /// From then on, or after the second signal, until that has ended.
+    pub(crate) wind_down: Duration,
+    /// What it ends with when that is not enough.
+    pub(crate) late: Exit,
+}
+
+/// For whatever else there is to do at an end: giving back, closing, reporting.
+const CLOSING: Duration = Duration::from_millis(1500);
+/// What killed programs may take until they are gone.
+const DYING: Duration = Duration::from_millis(300);
+
+/// Connects the signals to a shutdown: the first stops, the second aborts, the third kills.
+/// Should the process still be there when its patience is over, it ends all the same: a stop is
+/// always bounded.
+pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown), Error> {
     let (trigger, shutdown) = shutdown();
     let handed_out = trigger.clone();
     let count = AtomicU32::new(0);
@@ -178,21 +195,30 @@ pub(crate) fn stop_on_signals(limit: Duration, late: Exit) -> Result<(Trigger, S
         0 => {
             trigger.stop();
             warn!("stopping; a second signal ends it now");
-            end_after(limit, late);
+            let limit = patience.grace + patience.wind_down + CLOSING * 2;
+            end_after(limit, patience.late, trigger.clone());
+        }
+        1 => {
+            trigger.abort();
+            end_after(patience.wind_down + CLOSING, Exit::Interrupted, trigger.clone());
         }
         _ => {
-            trigger.abort();
-            end_after(Duration::from_millis(1500), Exit::Interrupted);
+            trigger.kill();
+            end_after(CLOSING, Exit::Interrupted, trigger.clone());
         }
     };
     ctrlc::set_handler(handle).map_err(|error| Error::setting("signals", error.to_string()))?;
     Ok((handed_out, shutdown))
 }
 
-#[allow(clippy::exit)] // The last resort, when an orderly end did not come in time.
-fn end_after(limit: Duration, exit: Exit) {
+/// The last resort, when an orderly end did not come in time. Programs that still run are not
+/// left behind.
+#[allow(clippy::exit)]
+fn end_after(limit: Duration, exit: Exit, trigger: Trigger) {
     let last_resort = move || {
         thread::sleep(limit);
+        trigger.kill();
+        thread::sleep(DYING);
         std::process::exit(i32::from(exit.status()));
     };
     if let Err(error) = thread::Builder::new().name("last-resort".into()).spawn(last_resort) {

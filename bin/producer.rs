@@ -2,7 +2,7 @@
 
 mod cli;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use cli::{BrokerArgs, Exit, QueueArgs, parse_duration, print_line};
+use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use indicatif::{ProgressBar, ProgressStyle};
 use log::{error, info, warn};
@@ -36,9 +36,17 @@ struct Options {
         value_name = "FILE",
         num_args = 0..=1,
         default_missing_value = "-",
-        conflicts_with_all = ["message", "repeat"]
+        conflicts_with_all = ["message", "repeat", "body_file"]
     )]
     lines: Option<PathBuf>,
+
+    /// As --lines, with a NUL after each task instead of a newline
+    #[arg(long, conflicts_with_all = ["message", "repeat", "body_file"])]
+    null: bool,
+
+    /// One task with the whole of FILE as its body; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "message")]
+    body_file: Option<PathBuf>,
 
     /// Publish the message this many times
     #[arg(long, value_name = "N", default_value = "1")]
@@ -61,6 +69,14 @@ struct Options {
     #[arg(long, value_name = "N")]
     priority: Option<u8>,
 
+    /// A header of each task; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = parse_header)]
+    header: Vec<(String, String)>,
+
+    /// The media type of each task's body
+    #[arg(long, value_name = "T")]
+    content_type: Option<String>,
+
     /// How many publishes may be in flight
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
@@ -69,7 +85,8 @@ struct Options {
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Write the tasks that were not confirmed to FILE, ready to be fed again
+    /// Write the tasks that were read and not confirmed to FILE, byte for byte and ready to be fed
+    /// again: one for each line; with --null, a NUL after each; with --body-file, the body alone
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
 
@@ -91,10 +108,12 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
-    let mut report = Report::open(options)?;
-    let bodies = Bodies::open(options)?;
-    let (_trigger, shutdown) =
-        cli::stop_on_signals(options.timeout + Duration::from_secs(4), Exit::Failed)?;
+    let source = Source::of(options);
+    let mut report = Report::open(&source, options)?;
+    let bodies = Bodies::open(&source, options)?;
+    let patience =
+        Patience { grace: options.timeout, wind_down: Duration::ZERO, late: Exit::Failed };
+    let (_trigger, shutdown) = cli::stop_on_signals(patience)?;
     let mut producer = Producer::new(&broker, &options.queue.queue())
         .window(options.window as usize)
         .timeout(options.timeout)
@@ -140,6 +159,9 @@ fn publish_all(
         }
     };
     report.note(producer.flush());
+    if !matches!(end, End::Finished) {
+        report.note_unsent(bodies.read_ahead());
+    }
     end
 }
 
@@ -157,40 +179,85 @@ fn task(body: Vec<u8>, options: &Options) -> Task {
     if let Some(priority) = options.priority {
         task = task.priority(priority);
     }
+    for (name, value) in &options.header {
+        task = task.header(name, value);
+    }
+    if let Some(content_type) = &options.content_type {
+        task = task.content_type(content_type);
+    }
     task
 }
 
-/// Where the tasks' bodies come from. Read by a thread of its own: reading may block for ever,
-/// and a stop must not.
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("it has the form NAME=VALUE".into()),
+    }
+}
+
+/// Where the tasks' bodies come from.
+#[derive(Debug)]
+enum Source {
+    /// The words of the command line, so many times.
+    Words(u64),
+    /// A whole file, so many times.
+    Whole(PathBuf, u64),
+    /// The pieces of a file, each ended by this byte.
+    Pieces(PathBuf, u8),
+}
+
+impl Source {
+    fn of(options: &Options) -> Source {
+        let end = if options.null { 0 } else { b'\n' };
+        match (&options.lines, &options.body_file) {
+            (Some(path), _) => Source::Pieces(path.clone(), end),
+            (None, _) if options.null => Source::Pieces("-".into(), end),
+            (None, Some(path)) => Source::Whole(path.clone(), options.repeat),
+            (None, None) => Source::Words(options.repeat),
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Source::Words(_) => None,
+            Source::Whole(path, _) | Source::Pieces(path, _) => Some(path),
+        }
+    }
+
+    /// What follows each task where they are written down.
+    fn end(&self) -> &'static [u8] {
+        match self {
+            Source::Pieces(_, 0) => b"\0",
+            Source::Whole(..) => b"",
+            Source::Words(_) | Source::Pieces(..) => b"\n",
+        }
+    }
+}
+
+/// The bodies as they are read, by a thread of its own: reading may block for ever, and a stop
+/// must not.
 struct Bodies {
     receiver: Receiver<io::Result<Vec<u8>>>,
 }
 
-/// The longest line taken; RabbitMQ takes no longer body either.
-const LONGEST_LINE: u64 = 128 * 1024 * 1024;
+/// The longest body taken; RabbitMQ takes no longer one either.
+const LONGEST_BODY: u64 = 128 * 1024 * 1024;
 
 impl Bodies {
-    fn open(options: &Options) -> Result<Bodies, Error> {
+    fn open(source: &Source, options: &Options) -> Result<Bodies, Error> {
         let (sender, receiver) = bounded(256);
-        let spawned = match &options.lines {
-            None => {
-                let body = options.message.join(" ").into_bytes();
-                let repeat = options.repeat;
-                spawn_reader(move || {
-                    for _ in 0..repeat {
-                        if sender.send(Ok(body.clone())).is_err() {
-                            return;
-                        }
-                    }
-                })
+        let spawned = match source {
+            Source::Words(count) => {
+                let (body, count) = (options.message.join(" ").into_bytes(), *count);
+                spawn_reader(move || repeat(&body, count, &sender))
             }
-            Some(path) if path == Path::new("-") => {
-                spawn_reader(move || send_lines(io::stdin().lock(), &sender))
+            Source::Whole(path, count) => {
+                let (body, count) = (read_whole(path)?, *count);
+                spawn_reader(move || repeat(&body, count, &sender))
             }
-            Some(path) => {
-                let unreadable = |error| Error::setting("--lines", show(path, &error));
-                let file = File::open(path).map_err(unreadable)?;
-                spawn_reader(move || send_lines(BufReader::new(file), &sender))
+            Source::Pieces(path, end) => {
+                let (input, end) = (open_input("--lines", path)?, *end);
+                spawn_reader(move || send_pieces(BufReader::new(input), end, &sender))
             }
         };
         spawned.map_err(|error| Error::setting("reading", error.to_string()))?;
@@ -207,32 +274,144 @@ impl Bodies {
             },
         }
     }
+
+    /// What was read and not asked for.
+    fn read_ahead(&self) -> impl Iterator<Item = Vec<u8>> {
+        // No more than that: the reader goes on while there is room.
+        let count = self.receiver.len();
+        self.receiver.try_iter().take(count).filter_map(Result::ok)
+    }
 }
 
 fn spawn_reader(read: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name("reader".into()).spawn(read).map(drop)
 }
 
-fn send_lines(mut input: impl BufRead, sender: &Sender<io::Result<Vec<u8>>>) {
-    while let Some(line) = next_line(&mut input).transpose() {
-        let failed = line.is_err();
-        if sender.send(line).is_err() || failed {
+fn repeat(body: &[u8], count: u64, sender: &Sender<io::Result<Vec<u8>>>) {
+    for _ in 0..count {
+        if sender.send(Ok(body.to_vec())).is_err() {
             return;
         }
     }
 }
 
-/// The next line without its newline; bytes as they are.
-fn next_line(input: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let read = input.take(LONGEST_LINE + 1).read_until(b'\n', &mut line)?;
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    } else if read as u64 > LONGEST_LINE {
-        let error = format!("a line has more than {LONGEST_LINE} bytes");
+fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>, Error> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(path).map_err(|error| Error::setting(option, show(path, &error)))?;
+    Ok(Box::new(file))
+}
+
+fn read_whole(path: &Path) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::new();
+    let input = open_input("--body-file", path)?;
+    let read = input.take(LONGEST_BODY + 1).read_to_end(&mut body);
+    read.map_err(|error| Error::setting("--body-file", show(path, &error)))?;
+    if body.len() as u64 > LONGEST_BODY {
+        let error = format!("{}: it has more than {LONGEST_BODY} bytes", path.display());
+        return Err(Error::setting("--body-file", error));
+    }
+    Ok(body)
+}
+
+fn send_pieces(mut input: impl BufRead, end: u8, sender: &Sender<io::Result<Vec<u8>>>) {
+    while let Some(piece) = next_piece(&mut input, end).transpose() {
+        let failed = piece.is_err();
+        if sender.send(piece).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// The next piece of the input without the byte that ends it; all others as they are.
+fn next_piece(input: &mut impl BufRead, end: u8) -> io::Result<Option<Vec<u8>>> {
+    let mut piece = Vec::new();
+    let read = input.take(LONGEST_BODY + 1).read_until(end, &mut piece)?;
+    if piece.last() == Some(&end) {
+        piece.pop();
+    } else if read as u64 > LONGEST_BODY {
+        let error = format!("a task has more than {LONGEST_BODY} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, error));
     }
-    Ok((read > 0).then_some(line))
+    Ok((read > 0).then_some(piece))
+}
+
+/// How far it is, on a terminal, for long input; nothing elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    unit: Unit,
+    started: Instant,
+    shown: Instant,
+}
+
+/// What a bar counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Tasks,
+    /// The bytes of the input, where how many tasks it has is not known.
+    Bytes,
+}
+
+/// No eye sees more often.
+const SHOW_AGAIN: Duration = Duration::from_millis(100);
+
+impl Progress {
+    fn new(source: &Source) -> Progress {
+        let (bar, unit) = match source {
+            Source::Words(count) | Source::Whole(_, count) if *count > 1 => {
+                (ProgressBar::new(*count), Unit::Tasks)
+            }
+            Source::Words(_) | Source::Whole(..) => (ProgressBar::hidden(), Unit::Tasks),
+            Source::Pieces(path, _) => match length(path) {
+                Some(length) => (ProgressBar::new(length), Unit::Bytes),
+                None => (ProgressBar::no_length(), Unit::Bytes),
+            },
+        };
+        let template = match bar.length() {
+            Some(_) => "{wide_bar} {percent}%  {msg}, {eta} left",
+            None => "{spinner} {msg}, {elapsed}",
+        };
+        let style = ProgressStyle::with_template(template);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        let now = Instant::now();
+        Progress { bar, unit, started: now, shown: now }
+    }
+
+    fn note(&mut self, body: &[u8], confirmed: u64, failed: u64) {
+        self.bar.inc(match self.unit {
+            Unit::Tasks => 1,
+            Unit::Bytes => body.len() as u64 + 1,
+        });
+        if self.shown.elapsed() >= SHOW_AGAIN {
+            self.shown = Instant::now();
+            let rate = confirmed as f64 / self.started.elapsed().as_secs_f64();
+            self.bar.set_message(format!("{confirmed} confirmed, {failed} failed, {rate:.0}/s"));
+        }
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// How many bytes the input has, where it is a file.
+fn length(path: &Path) -> Option<u64> {
+    let metadata = if path == Path::new("-") { stdin_metadata() } else { fs::metadata(path).ok() };
+    metadata.filter(fs::Metadata::is_file).map(|metadata| metadata.len())
+}
+
+#[cfg(unix)]
+fn stdin_metadata() -> Option<fs::Metadata> {
+    use std::os::fd::AsFd;
+
+    let stdin = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    File::from(stdin).metadata().ok()
+}
+
+#[cfg(not(unix))]
+fn stdin_metadata() -> Option<fs::Metadata> {
+    None
 }
 
 /// What became of the tasks, for people, for scripts, and for another try.
@@ -241,7 +420,9 @@ struct Report {
     sent: Sent,
     summary: Summary,
     failed: Option<BufWriter<File>>,
-    progress: ProgressBar,
+    /// What follows each task there.
+    failed_end: &'static [u8],
+    progress: Progress,
     /// How many tasks were read from the input.
     read: u64,
     confirmed: u64,
@@ -268,16 +449,16 @@ enum Sent {
 }
 
 impl Report {
-    fn open(options: &Options) -> Result<Report, Error> {
-        let failed =
-            options.failed.as_deref().map(|path| open_failed(path, options)).transpose()?;
-        let quiet = options.json || options.lines.is_some();
+    fn open(source: &Source, options: &Options) -> Result<Report, Error> {
+        let failed = options.failed.as_deref().map(|path| open_failed(path, source)).transpose()?;
+        let quiet = options.json || !matches!(source, Source::Words(_));
         Ok(Report {
             started: Instant::now(),
             sent: if quiet { Sent::Nothing } else { Sent::Line },
             summary: if options.json { Summary::Json } else { Summary::Nothing },
             failed,
-            progress: progress(options),
+            failed_end: source.end(),
+            progress: Progress::new(source),
             read: 0,
             confirmed: 0,
             nacked: 0,
@@ -295,12 +476,21 @@ impl Report {
             } else {
                 self.note_failed(&receipt);
             }
+            self.progress.note(receipt.task.body(), self.confirmed, self.not_confirmed());
+        }
+    }
+
+    /// Tasks that were read, and not sent any more.
+    fn note_unsent(&mut self, bodies: impl Iterator<Item = Vec<u8>>) {
+        for body in bodies {
+            self.read += 1;
+            self.unconfirmed += 1;
+            self.write_failed(&body);
         }
     }
 
     fn note_confirmed(&mut self, task: &Task) {
         self.confirmed += 1;
-        self.progress.inc(1);
         if self.sent == Sent::Line && self.unwritable.is_none() {
             let line = format!(" [x] Sent '{}'", String::from_utf8_lossy(task.body()));
             self.unwritable = print_line(line).err();
@@ -321,13 +511,15 @@ impl Report {
             let id = receipt.task.id().unwrap_or("without an id");
             error!("task {id}: {}", receipt.outcome);
         }
-        if let Some(failed) = &mut self.failed {
-            let written =
-                failed.write_all(receipt.task.body()).and_then(|()| failed.write_all(b"\n"));
-            if let Err(error) = written {
-                error!("--failed cannot be written: {error}");
-                self.failed = None;
-            }
+        self.write_failed(receipt.task.body());
+    }
+
+    fn write_failed(&mut self, body: &[u8]) {
+        let Some(failed) = &mut self.failed else { return };
+        let written = failed.write_all(body).and_then(|()| failed.write_all(self.failed_end));
+        if let Err(error) = written {
+            error!("--failed cannot be written: {error}");
+            self.failed = None;
         }
     }
 
@@ -336,9 +528,9 @@ impl Report {
     }
 
     fn close(mut self, end: &End, shutdown: &Shutdown) -> Result<Exit, Error> {
-        self.progress.finish_and_clear();
-        if let Some(failed) = &mut self.failed {
-            failed.flush().map_err(|error| Error::setting("--failed", error.to_string()))?;
+        self.progress.end();
+        if let Some(Err(error)) = self.failed.as_mut().map(BufWriter::flush) {
+            error!("--failed cannot be written: {error}");
         }
         self.tell_end(end);
         if self.summary == Summary::Json && self.unwritable.is_none() {
@@ -391,26 +583,14 @@ impl Report {
     }
 }
 
-fn open_failed(path: &Path, options: &Options) -> Result<BufWriter<File>, Error> {
-    let input = options.lines.as_deref().and_then(|input| input.canonicalize().ok());
+fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {
+    let input = source.path().and_then(|input| input.canonicalize().ok());
     if input.is_some() && input == path.canonicalize().ok() {
         return Err(Error::setting("--failed", "it would overwrite the input"));
     }
     let file =
         File::create(path).map_err(|error| Error::setting("--failed", show(path, &error)))?;
     Ok(BufWriter::new(file))
-}
-
-/// A bar on a terminal, for long input; nothing elsewhere.
-fn progress(options: &Options) -> ProgressBar {
-    if options.lines.is_none() {
-        return ProgressBar::hidden();
-    }
-    let template = "{spinner} {human_pos} confirmed, {per_sec}, {elapsed}";
-    let style = ProgressStyle::with_template(template);
-    let bar = ProgressBar::no_length();
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar
 }
 
 fn show(path: &Path, error: &io::Error) -> String {

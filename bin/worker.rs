@@ -2,34 +2,37 @@
 
 mod cli;
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Parser;
-use cli::{BrokerArgs, Exit, QueueArgs, parse_duration, print_line};
+use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use log::{error, info, warn};
 use rabbit_work::{
-    Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Summary, Trigger, Worker,
+    Command, Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Stream, Summary,
+    Trigger, Worker,
 };
 use serde_json::json;
 
-/// Work the tasks of a RabbitMQ queue: for each, print it, sleep a second for each dot in it,
-/// and ack it.
+/// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
+/// or, without a COMMAND, print it and sleep a second for each dot in it.
 ///
 /// A task that fails is tried again after a delay, and ends in the queue NAME.dead when it has
 /// failed too often; queuectl shows and replays what is there.
 ///
 /// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
-/// asked for, but this run made a dead letter, or standard output could not be written; 2 usage or
-/// configuration; 3 the grace ended with tasks still running; 69 broker unreachable, with
+/// asked for, but this run made a dead letter, or standard output could not be written; 2 usage,
+/// configuration, or a command that cannot be found; 3 the grace ended with tasks still running; 69 broker unreachable, with
 /// --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
-#[command(name = "worker", version)]
+#[command(name = "worker", version, after_help = COMMAND_HELP)]
 struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
@@ -76,18 +79,46 @@ struct Options {
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
     grace: Duration,
 
+    /// How long a command may run; then its process group gets SIGTERM, and SIGKILL 5 s later
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "command")]
+    task_timeout: Option<Duration>,
+
+    /// Put thread and task id before each line that commands write
+    #[arg(long, requires = "command")]
+    tag: bool,
+
     /// End when the broker is not reached or the connection is lost
     #[arg(long)]
     no_reconnect: bool,
 
-    /// Append one JSON object for each event to FILE: time event task attempt thread queue ms
+    /// Touch FILE every few seconds while every thread consumes, or works within its time limit;
+    /// removed at exit
+    #[arg(long, value_name = "PATH")]
+    health_file: Option<PathBuf>,
+
+    /// Append one JSON object for each event to FILE: time event task attempt thread queue ms,
+    /// and the reason of a failure
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
     /// Print one summary object on standard output at exit: done retried dead returned seconds
     #[arg(long)]
     json: bool,
+
+    /// The command to run for each task, and its arguments; {} in an argument is the body
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
+
+const COMMAND_HELP: &str = "\
+COMMAND's exit status: 0 done; 65 never to be tried again; any other, a signal, or running past
+--task-timeout: to be tried again. No shell is involved; put -- before {} where a body may begin
+with a dash. Its environment has TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
+TASK_REDELIVERED TASK_CONTENT_TYPE TASK_PRIORITY TASK_ENQUEUED_AT TASK_CORRELATION_ID
+TASK_REPLY_TO TASK_WORKER and TASK_HEADER_<NAME>.
+
+Signals: the first stops, with --grace for what runs; the second ends that with SIGTERM, and
+SIGKILL 5 s later; the third with SIGKILL at once. What was not finished goes back to the queue.";
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -97,17 +128,48 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<Exit, Error> {
     let worker = build(options)?;
-    let late = options.grace + Duration::from_secs(4);
-    let (trigger, shutdown) = cli::stop_on_signals(late, Exit::GraceOver)?;
-    let unwritable = Arc::new(OnceLock::new());
-    let summary = worker.run(Dots { trigger, unwritable: Arc::clone(&unwritable) }, &shutdown)?;
+    let output = Output::default();
+    let command = command(options, &output)?;
+    let wind_down = command.as_ref().map_or(Duration::ZERO, Command::wind_down);
+    let health =
+        options.health_file.as_deref().map(|path| HealthFile::keep(path, options, &worker));
+    let health = health.transpose()?;
+    let patience = Patience { grace: options.grace, wind_down, late: Exit::GraceOver };
+    let (trigger, shutdown) = cli::stop_on_signals(patience)?;
+    output.stop_when_unwritable(trigger);
+    let summary = match command {
+        Some(command) => worker.run(command, &shutdown)?,
+        None => worker.run(Dots { output: output.clone() }, &shutdown)?,
+    };
+    drop(health);
     info!("{}", in_words(&summary));
-    if options.json && unwritable.get().is_none() {
-        if let Err(error) = print_line(as_json(&summary)) {
-            let _ = unwritable.set(error);
-        }
+    if options.json && output.error().is_none() {
+        let _ = output.written(print_line(as_json(&summary)));
     }
-    Ok(exit_for(&summary, unwritable.get()))
+    Ok(exit_for(&summary, output.error()))
+}
+
+/// The handler that runs the command, where there is one.
+fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error> {
+    let Some((program, arguments)) = options.command.split_first() else { return Ok(None) };
+    let mut command = Command::new(program, arguments)?;
+    if let Some(limit) = options.task_timeout {
+        command = command.time_limit(limit);
+    }
+    if options.tag {
+        let output = output.clone();
+        command = command.tag_lines(move |stream, lines| match stream {
+            Stream::Stdout => output.written(write_out(lines)),
+            Stream::Stderr => output.written(io::stderr().lock().write_all(lines)),
+        });
+    }
+    Ok(Some(command))
+}
+
+fn write_out(lines: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(lines)?;
+    stdout.flush()
 }
 
 fn build(options: &Options) -> Result<Worker, Error> {
@@ -144,10 +206,38 @@ fn retry_policy(options: &Options) -> RetryPolicy {
         .longest_delay(options.max_retry_delay)
 }
 
+/// What the worker itself writes. A worker whose output is lost does no good: it stops, and what
+/// was not written goes back.
+#[derive(Clone, Debug, Default)]
+struct Output {
+    lost: Arc<OnceLock<io::Error>>,
+    trigger: Arc<OnceLock<Trigger>>,
+}
+
+impl Output {
+    fn stop_when_unwritable(&self, trigger: Trigger) {
+        let _ = self.trigger.set(trigger);
+    }
+
+    fn written(&self, result: io::Result<()>) -> io::Result<()> {
+        result.map_err(|error| {
+            let copy = io::Error::new(error.kind(), error.to_string());
+            let _ = self.lost.set(error);
+            if let Some(trigger) = self.trigger.get() {
+                trigger.stop();
+            }
+            copy
+        })
+    }
+
+    fn error(&self) -> Option<&io::Error> {
+        self.lost.get()
+    }
+}
+
 /// The tutorial's task: a second of work for each dot in the body.
 struct Dots {
-    trigger: Trigger,
-    unwritable: Arc<OnceLock<io::Error>>,
+    output: Output,
 }
 
 impl Handler for Dots {
@@ -160,15 +250,66 @@ impl Handler for Dots {
 }
 
 impl Dots {
-    /// A worker whose output is lost does no good: it stops, and the task goes back.
     fn print(&self, line: String) -> Result<(), Failure> {
-        print_line(line).map_err(|error| {
-            let failure = Failure::postpone(format!("standard output cannot be written: {error}"));
-            let _ = self.unwritable.set(error);
-            self.trigger.stop();
-            failure
+        let written = self.output.written(print_line(line));
+        written.map_err(|error| {
+            Failure::postpone(format!("standard output cannot be written: {error}"))
         })
     }
+}
+
+/// The health file, kept fresh by a thread while the worker is sound. Dropping it removes it.
+struct HealthFile {
+    path: PathBuf,
+    /// Its end is that of the thread.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Well below the 10 s after which the file counts as stale.
+const TOUCH: Duration = Duration::from_secs(2);
+/// What ending a command at its time limit takes on top of that.
+const ENDING: Duration = Duration::from_secs(6);
+
+impl HealthFile {
+    fn keep(path: &Path, options: &Options, worker: &Worker) -> Result<HealthFile, Error> {
+        let unfit = |error: io::Error| {
+            Error::setting("--health-file", format!("{}: {error}", path.display()))
+        };
+        // Nothing is sound yet; but whether it can be written is better told now.
+        touch(path).and_then(|()| fs::remove_file(path)).map_err(unfit)?;
+        let health = worker.health();
+        let limit = options.task_timeout.map(|limit| limit + ENDING);
+        let (stop, stopped) = bounded(0);
+        let touched = path.to_path_buf();
+        let keep_fresh = move || {
+            while stopped.recv_timeout(TOUCH) == Err(RecvTimeoutError::Timeout) {
+                if !health.is_sound(limit) {
+                    continue;
+                }
+                if let Err(error) = touch(&touched) {
+                    warn!("--health-file cannot be written: {error}");
+                }
+            }
+        };
+        let thread =
+            thread::Builder::new().name("health".into()).spawn(keep_fresh).map_err(unfit)?;
+        Ok(HealthFile { path: path.to_path_buf(), stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for HealthFile {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn touch(path: &Path) -> io::Result<()> {
+    fs::write(path, format!("{}\n", std::process::id()))
 }
 
 /// The events file: one JSON object for each line.
@@ -186,7 +327,7 @@ impl EventLog {
 
     fn note(&self, event: &Event) {
         let since = event.time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = json!({
+        let mut line = json!({
             "time": since.as_millis() as f64 / 1000.0,
             "event": event.kind.name(),
             "task": event.task,
@@ -195,6 +336,9 @@ impl EventLog {
             "queue": event.queue,
             "ms": event.elapsed.as_millis() as u64,
         });
+        if let Some(reason) = &event.reason {
+            line["reason"] = json!(reason);
+        }
         // One write for each line, so that lines of several workers on one file do not mix.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {

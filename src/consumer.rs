@@ -16,12 +16,15 @@ use crate::channel::{
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
 use crate::handover::{Order, Reply, Slip};
+use crate::health::Health;
 use crate::producer::Outcome;
 use crate::queue::Target;
 use crate::record::{Scene, after_failure, attempt_of};
 use crate::retry::{Fate, RetryPolicy};
-use crate::runner::{Assignment, Job, JobResult, Ran, Runner, event, name_of, orphaned};
-use crate::shutdown::{Closer, Signal, closer};
+use crate::runner::{
+    Assignment, Cancellation, Job, JobResult, Ran, Runner, event, name_of, orphaned,
+};
+use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
 
 /// What a consumer works for and with; the same for all of one session but for the runner.
@@ -41,6 +44,8 @@ pub(crate) struct Post<'a> {
     pub(crate) stop: &'a Signal,
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
+    pub(crate) cancellation: &'a Cancellation,
+    pub(crate) health: &'a Health,
     /// Told once, when the subscription stands.
     pub(crate) consuming: Sender<()>,
 }
@@ -112,7 +117,9 @@ impl Post<'_> {
             Err(cause) => return cause.into(),
         };
         let _ = self.consuming.send(());
+        self.health.consumes(self.runner.number);
         let end = hands.work(&subscription);
+        self.health.consumes_no_more(self.runner.number);
         hands.let_go(subscription, end)
     }
 
@@ -290,6 +297,8 @@ impl<'p> Hands<'p> {
             redelivered: received.redelivered,
             queue: self.post.queue.to_string(),
             thread: self.post.runner.number,
+            cancelled: self.post.cancellation.cancelled.clone(),
+            killed: self.post.cancellation.killed.clone(),
         };
         if let Some(jobs) = &self.jobs {
             // Cannot fail: `queued` is a receiver too.
@@ -299,6 +308,9 @@ impl<'p> Hands<'p> {
 
     /// Decides what becomes of a delivery that the runner is through with.
     fn settle(&mut self, ran: Ran) -> Result<(), Cause> {
+        if is_closed(&self.post.cancellation.cancelled) {
+            return self.give_back(&ran.job);
+        }
         match ran.result {
             JobResult::Done => {
                 if let Err(cause) = self.settle_one(ran.job.tag, Settlement::Ack) {

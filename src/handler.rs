@@ -1,9 +1,13 @@
 //! Owns what a program says about its tasks: [`Handler`], the [`Delivery`] it gets, and the
 //! [`Failure`] it may answer with.
 
-use std::fmt;
+use std::convert::Infallible;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
+use crate::shutdown::Signal;
 use crate::task::Task;
 
 /// What a worker does with each task.
@@ -44,6 +48,13 @@ pub trait Handler: Send + Sync {
     /// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>): past that the broker
     /// gives the task to somebody else.
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure>;
+
+    /// How long a cancelled task ([`Delivery::cancelled`]) may take to end. Its delivery is
+    /// given back when it has, so that nobody else begins it before. Default: no time at all,
+    /// since a handler that does not look cannot end early.
+    fn wind_down(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl<F> Handler for F
@@ -64,6 +75,8 @@ pub struct Delivery {
     pub(crate) thread: usize,
     pub(crate) attempt: u32,
     pub(crate) max_attempts: u32,
+    pub(crate) cancelled: Signal,
+    pub(crate) killed: Signal,
 }
 
 impl Delivery {
@@ -96,6 +109,20 @@ impl Delivery {
     #[must_use]
     pub fn thread(&self) -> usize {
         self.thread
+    }
+
+    /// The channel that closes when the grace after a stop is over, or a stop at once was asked
+    /// for: whatever the handler answers from then on, the task goes back to the queue. A
+    /// handler that heeds it says in [`Handler::wind_down`] how long that takes.
+    #[must_use]
+    pub fn cancelled(&self) -> &Receiver<Infallible> {
+        &self.cancelled
+    }
+
+    /// The channel that closes when a cancelled task is not even given time to end in order.
+    #[must_use]
+    pub fn killed(&self) -> &Receiver<Infallible> {
+        &self.killed
     }
 
     /// Which attempt this is, from 1: one more than the task has failed. Failures count, across
@@ -175,9 +202,18 @@ impl Failure {
     }
 }
 
+/// One line, whatever the reason holds: control characters are written as escapes, so that what
+/// a task says of itself cannot pass for a log record or steer a terminal.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.reason())
+        for letter in self.reason().chars() {
+            if letter.is_control() {
+                write!(f, "{}", letter.escape_default())?;
+            } else {
+                f.write_char(letter)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -205,5 +241,11 @@ mod tests {
             Ok(())
         }
         assert_eq!(parse(), Err(Failure::retry("invalid digit found in string")));
+    }
+
+    #[test]
+    fn a_failure_is_shown_in_one_line() {
+        let shown = Failure::retry("one\ntwo\x1b[2J é").to_string();
+        assert_eq!(shown, "one\\ntwo\\u{1b}[2J é");
     }
 }

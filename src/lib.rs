@@ -103,6 +103,8 @@ mod backoff;
 mod broker;
 mod cause;
 mod channel;
+#[cfg(all(unix, feature = "command"))]
+mod command;
 mod confirms;
 mod connection;
 mod consumer;
@@ -111,9 +113,14 @@ mod error;
 mod event;
 mod handler;
 mod handover;
+mod health;
 mod inspect;
 mod letters;
+#[cfg(all(unix, feature = "command"))]
+mod output;
 mod places;
+#[cfg(all(unix, feature = "command"))]
+mod process;
 mod producer;
 mod publisher;
 mod queue;
@@ -130,11 +137,16 @@ mod worker;
 pub use broker::Broker;
 #[cfg(feature = "tls")]
 pub use broker::Tls;
+#[cfg(all(unix, feature = "command"))]
+pub use command::Command;
 pub use error::Error;
 pub use event::{Event, EventKind};
 pub use handler::{Delivery, Failure, Handler};
+pub use health::Health;
 pub use inspect::{Check, Delayed, Inspector, Status};
 pub use letters::{Letter, Letters, Replay, Selection};
+#[cfg(all(unix, feature = "command"))]
+pub use output::Stream;
 pub use producer::{Outcome, Producer, Receipt};
 pub use queue::{Queue, QueueKind};
 pub use record::Record;

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, SendError, Sender, bounded, select_biased};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded, select_biased};
 use log::warn;
 
 use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure, Handler};
+use crate::health::Health;
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
 
@@ -51,6 +52,8 @@ pub(crate) struct Crew {
     runners: Vec<Runner>,
     threads: Vec<JoinHandle<()>>,
     busy: Arc<AtomicUsize>,
+    /// Told when the last running task has ended after it was cancelled.
+    idle: Receiver<()>,
     /// Disconnects when the last runner has ended.
     ended: Receiver<Infallible>,
 }
@@ -74,21 +77,47 @@ pub(crate) struct Work {
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) tally: Arc<Tally>,
     pub(crate) observer: Observer,
+    pub(crate) cancellation: Arc<Cancellation>,
+    pub(crate) health: Health,
+}
+
+/// The end of all patience with what still runs, once for a whole run of a worker.
+pub(crate) struct Cancellation {
+    cancel: Closer,
+    pub(crate) cancelled: Signal,
+    pub(crate) killed: Signal,
 }
 
 struct Running {
     work: Work,
     busy: Arc<AtomicUsize>,
+    idle: Sender<()>,
+}
+
+impl Cancellation {
+    pub(crate) fn new(killed: &Signal) -> Cancellation {
+        let (cancel, cancelled) = closer();
+        Cancellation { cancel, cancelled, killed: killed.clone() }
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.cancel.close();
+    }
 }
 
 impl Crew {
     pub(crate) fn start(size: usize, work: &Work) -> Result<Crew, Error> {
         let busy = Arc::new(AtomicUsize::new(0));
         let (alive, ended) = bounded(0);
-        let mut crew = Crew { runners: Vec::new(), threads: Vec::new(), busy, ended };
+        let (tell_idle, idle) = bounded(1);
+        let mut crew = Crew { runners: Vec::new(), threads: Vec::new(), busy, idle, ended };
         for number in 1..=size {
             let (assignments, inbox) = bounded(0);
-            let running = Running { work: work.clone(), busy: Arc::clone(&crew.busy) };
+            let running = Running {
+                work: work.clone(),
+                busy: Arc::clone(&crew.busy),
+                idle: tell_idle.clone(),
+            };
             let alive: Sender<Infallible> = alive.clone();
             let thread = thread::Builder::new()
                 .name(format!("rw-runner-{number}"))
@@ -107,22 +136,36 @@ impl Crew {
         &self.runners
     }
 
+    /// Cancels what runs, and returns what is told when the last of it has ended; `None` when
+    /// nothing runs.
+    pub(crate) fn cancel(&self, work: &Work) -> Option<&Receiver<()>> {
+        work.cancellation.cancel();
+        (self.busy.load(Ordering::SeqCst) > 0).then_some(&self.idle)
+    }
+
     /// Lets the runners go, and waits for those that still run a task until `deadline` or
-    /// `aborting`. Returns how many were left behind; their threads end when their handlers do.
-    pub(crate) fn end(self, deadline: Instant, aborting: &Signal) -> usize {
-        let Crew { runners, threads, busy, ended } = self;
+    /// `aborting`; then cancels those. Returns how many were left behind; their threads end
+    /// when their handlers do.
+    pub(crate) fn end(self, work: &Work, deadline: Instant, aborting: &Signal) -> usize {
+        let Crew { runners, threads, busy, ended, .. } = self;
         drop(runners);
-        select_biased! {
-            recv(ended) -> _ => {
-                for thread in threads {
-                    let _ = thread.join();
-                }
-                return 0;
-            },
-            recv(aborting) -> _ => {},
-            recv(crossbeam_channel::at(deadline)) -> _ => {},
+        let in_time = select_biased! {
+            recv(ended) -> _ => true,
+            recv(aborting) -> _ => false,
+            recv(crossbeam_channel::at(deadline)) -> _ => false,
+        };
+        let ended = in_time || {
+            work.cancellation.cancel();
+            let limit = work.handler.wind_down();
+            matches!(ended.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
+        };
+        if !ended {
+            return busy.load(Ordering::SeqCst);
         }
-        busy.load(Ordering::Acquire)
+        for thread in threads {
+            let _ = thread.join();
+        }
+        0
     }
 }
 
@@ -147,20 +190,29 @@ impl Running {
     fn run(&self, assignments: &Receiver<Assignment>) {
         for assignment in assignments {
             for job in &assignment.jobs {
-                let ran = if is_closed(&assignment.shut) || !self.work.tickets.take() {
+                let over = is_closed(&assignment.shut)
+                    || is_closed(&self.work.cancellation.cancelled)
+                    || !self.work.tickets.take();
+                let ran = if over {
                     Ran { job, result: JobResult::NotStarted, elapsed: Duration::ZERO }
                 } else {
                     self.run_job(job)
                 };
+                let not_started = matches!(ran.result, JobResult::NotStarted);
                 if let Err(SendError(ran)) = assignment.results.send(ran) {
                     orphaned(&ran, &self.work.tally, &self.work.observer);
+                }
+                if !not_started {
+                    self.note_end();
                 }
             }
         }
     }
 
     fn run_job(&self, job: Job) -> Ran {
-        self.busy.fetch_add(1, Ordering::AcqRel);
+        let thread = job.delivery.thread;
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        self.work.health.works(thread);
         self.work.observer.tell(|| event(EventKind::Started, &job.delivery, Duration::ZERO));
         let started = Instant::now();
         let call = AssertUnwindSafe(|| self.work.handler.handle(&job.delivery));
@@ -169,8 +221,18 @@ impl Running {
             Ok(Err(failure)) => JobResult::Failed(failure),
             Err(panic) => JobResult::Failed(Failure::retry(panic_text(panic.as_ref()))),
         };
-        self.busy.fetch_sub(1, Ordering::AcqRel);
+        self.work.health.works_no_more(thread);
         Ran { job, result, elapsed: started.elapsed() }
+    }
+
+    fn note_end(&self) {
+        let left = self.busy.fetch_sub(1, Ordering::SeqCst) - 1;
+        if is_closed(&self.work.cancellation.cancelled) {
+            self.work.tally.cancelled();
+            if left == 0 {
+                let _ = self.idle.try_send(());
+            }
+        }
     }
 }
 

@@ -201,6 +201,8 @@ impl<'a> Watch<'a> {
                     observer: &work.observer,
                     stop: &stop,
                     leave: &leave,
+                    cancellation: &work.cancellation,
+                    health: &work.health,
                     consuming: consuming.clone(),
                 };
                 let end = ends.clone();
@@ -247,6 +249,7 @@ impl<'a> Watch<'a> {
         // Computed once, whoever asks first.
         let mut deadline = None;
         let (mut out_of_grace, mut out_of_time) = (never(), never());
+        let (mut idle, mut wound_down) = (never(), never());
         loop {
             select_biased! {
                 recv(ended) -> end => match end {
@@ -258,9 +261,8 @@ impl<'a> Watch<'a> {
                     Err(_) => return,
                 },
                 recv(aborting) -> _ => {
-                    aborting = never();
-                    self.leave.0.close();
-                    out_of_time = after(LEAVING);
+                    (aborting, out_of_grace) = (never(), never());
+                    (idle, wound_down) = self.cancel();
                 },
                 recv(stopping) -> _ => {
                     stopping = never();
@@ -291,11 +293,36 @@ impl<'a> Watch<'a> {
                     Err(_) => standing = never(),
                 },
                 recv(out_of_grace) -> _ => {
+                    out_of_grace = never();
+                    if matches!(self.told, Some(Told::Stop { .. })) {
+                        (idle, wound_down) = self.cancel();
+                    } else {
+                        self.leave.0.close();
+                        out_of_time = after(LEAVING);
+                    }
+                },
+                recv(idle) -> _ => {
+                    idle = never();
+                    self.leave.0.close();
+                    out_of_time = after(LEAVING);
+                },
+                recv(wound_down) -> _ => {
+                    wound_down = never();
                     self.leave.0.close();
                     out_of_time = after(LEAVING);
                 },
                 recv(out_of_time) -> _ => self.connection.leash().abort(),
             }
+        }
+    }
+
+    /// Cancels what runs. What comes first says when to leave: the last of it has ended, or it
+    /// has had its time.
+    fn cancel(&self) -> (Receiver<()>, Receiver<Instant>) {
+        let Session { crew, work, .. } = self.session;
+        match crew.cancel(work) {
+            Some(idle) => (idle.clone(), after(work.handler.wind_down())),
+            None => (never(), after(Duration::ZERO)),
         }
     }
 

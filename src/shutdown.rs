@@ -1,4 +1,4 @@
-//! Owns the way to stop: two channels that only ever close.
+//! Owns the way to stop: three channels that only ever close.
 //!
 //! A [`Trigger`] is what a signal handler or a supervising thread holds; a [`Shutdown`] is what
 //! everything that waits holds. Nothing is ever sent; a closed channel is the signal, so it can
@@ -27,14 +27,16 @@ pub struct Trigger {
 pub struct Shutdown {
     stopping: Signal,
     aborting: Signal,
+    killing: Signal,
     /// Held so that the loss of the last trigger closes `stopping` only.
-    _abort: Arc<Closer>,
+    _later: [Arc<Closer>; 2],
 }
 
 #[derive(Debug)]
 struct Stages {
     stop: Closer,
     abort: Arc<Closer>,
+    kill: Arc<Closer>,
 }
 
 /// Makes a connected pair, not stopped yet.
@@ -42,9 +44,11 @@ struct Stages {
 pub fn shutdown() -> (Trigger, Shutdown) {
     let (stop, stopping) = closer();
     let (abort, aborting) = closer();
-    let abort = Arc::new(abort);
-    let stages = Arc::new(Stages { stop, abort: Arc::clone(&abort) });
-    (Trigger { stages }, Shutdown { stopping, aborting, _abort: abort })
+    let (kill, killing) = closer();
+    let (abort, kill) = (Arc::new(abort), Arc::new(kill));
+    let _later = [Arc::clone(&abort), Arc::clone(&kill)];
+    let stages = Arc::new(Stages { stop, abort, kill });
+    (Trigger { stages }, Shutdown { stopping, aborting, killing, _later })
 }
 
 impl Trigger {
@@ -53,11 +57,18 @@ impl Trigger {
         self.stages.stop.close();
     }
 
-    /// Asks to stop at once: what runs is left behind and goes back to the queue. Implies
-    /// [`stop`](Trigger::stop). Idempotent, never blocks.
+    /// Asks to stop at once: what runs is cancelled or left behind, and goes back to the queue.
+    /// Implies [`stop`](Trigger::stop). Idempotent, never blocks.
     pub fn abort(&self) {
-        self.stages.stop.close();
+        self.stop();
         self.stages.abort.close();
+    }
+
+    /// Asks that nothing be waited for any more: what was cancelled is not given the time to
+    /// end in order either. Implies [`abort`](Trigger::abort). Idempotent, never blocks.
+    pub fn kill(&self) {
+        self.abort();
+        self.stages.kill.close();
     }
 }
 
@@ -94,6 +105,12 @@ impl Shutdown {
     pub fn aborting(&self) -> &Receiver<Infallible> {
         &self.aborting
     }
+
+    /// The channel that closes when nothing is to be waited for any more, to be selected on.
+    #[must_use]
+    pub fn killing(&self) -> &Receiver<Infallible> {
+        &self.killing
+    }
 }
 
 /// The one sender of a [`Signal`]; closing it is dropping that sender.
@@ -127,13 +144,17 @@ mod tests {
     }
 
     #[test]
-    fn every_clone_sees_a_stop_and_abort_implies_stop() {
+    fn every_clone_sees_a_stop_and_each_stage_implies_those_before() {
         let (trigger, shutdown) = shutdown();
         let other = shutdown.clone();
         trigger.stop();
         assert!(other.is_stopping() && !other.is_aborting());
         trigger.clone().abort();
-        assert!(shutdown.is_aborting());
+        assert!(shutdown.is_aborting() && !is_closed(shutdown.killing()));
+        let (trigger, shutdown) = super::shutdown();
+        trigger.kill();
+        assert!(shutdown.is_stopping() && shutdown.is_aborting());
+        assert!(is_closed(shutdown.killing()));
     }
 
     #[test]

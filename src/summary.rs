@@ -1,6 +1,6 @@
 //! Owns the counts of a worker's run.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// What a worker did, from its start to its end.
@@ -20,7 +20,7 @@ pub struct Summary {
     pub returned: u64,
     /// Tasks whose handler ended after their session was lost; each may run twice.
     pub orphaned: u64,
-    /// Handlers that were still running when the worker ended.
+    /// Handlers that were still running when the grace ended or an abort was asked for.
     pub running: usize,
     /// How long the worker ran.
     pub elapsed: Duration,
@@ -53,6 +53,7 @@ pub(crate) struct Tally {
     failed: AtomicU64,
     returned: AtomicU64,
     orphaned: AtomicU64,
+    cancelled: AtomicUsize,
 }
 
 impl Tally {
@@ -78,6 +79,15 @@ impl Tally {
 
     pub(crate) fn orphaned(&self) {
         self.orphaned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A handler has ended after it was cancelled.
+    pub(crate) fn cancelled(&self) {
+        self.cancelled.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn all_cancelled(&self) -> usize {
+        self.cancelled.load(Ordering::SeqCst)
     }
 
     pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: Ended) -> Summary {

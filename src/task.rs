@@ -165,6 +165,36 @@ impl Task {
         UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
+    /// The body's media type, where its producer said so.
+    #[must_use]
+    pub fn media_type(&self) -> Option<&str> {
+        self.properties.content_type().as_deref()
+    }
+
+    /// The priority, where its producer set one.
+    #[must_use]
+    pub fn priority_set(&self) -> Option<u8> {
+        *self.properties.priority()
+    }
+
+    /// The id that ties an answer to this task, where it has one.
+    #[must_use]
+    pub fn correlation(&self) -> Option<&str> {
+        self.properties.correlation_id().as_deref()
+    }
+
+    /// The queue that an answer should go to, where it has one.
+    #[must_use]
+    pub fn answers_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_deref()
+    }
+
+    /// The headers that can be written as text, by name; see [`header_text`](Task::header_text).
+    pub fn header_texts(&self) -> impl Iterator<Item = (&str, String)> {
+        let headers = self.properties.headers().iter().flatten();
+        headers.filter_map(|(name, value)| Some((name.as_str(), value_as_text(value)?)))
+    }
+
     /// A task as it was received.
     pub(crate) fn received(body: Vec<u8>, properties: AmqpProperties) -> Task {
         Task { body, properties, delay: None }

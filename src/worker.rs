@@ -15,9 +15,10 @@ use crate::connection::Connection;
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::handler::Handler;
+use crate::health::Health;
 use crate::queue::Queue;
 use crate::retry::RetryPolicy;
-use crate::runner::{Crew, Tickets, Work};
+use crate::runner::{Cancellation, Crew, Tickets, Work};
 use crate::session::{Course, Session, SessionEnd};
 use crate::shutdown::Shutdown;
 use crate::summary::{Ended, Summary, Tally};
@@ -36,7 +37,7 @@ use crate::summary::{Ended, Summary, Tally};
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
 /// | that publish is not confirmed | rejected with requeue after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted |
 /// | prefetched but not started at a stop | given back at once |
-/// | still running when the grace ends | given back; its thread is left to itself |
+/// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
 ///
 /// Delay queues are called `NAME.retry.MILLISECONDS`; they appear when a task has to wait and go
@@ -55,6 +56,7 @@ pub struct Worker {
     reconnect: Reconnect,
     max_tasks: Option<u64>,
     observer: Observer,
+    health: Health,
 }
 
 /// What a session has to know.
@@ -113,6 +115,7 @@ impl Worker {
             reconnect: Reconnect::Always,
             max_tasks: None,
             observer: Observer::default(),
+            health: Health::default(),
         }
     }
 
@@ -192,6 +195,12 @@ impl Worker {
         self
     }
 
+    /// A look at the threads of this worker, to be taken from another thread while it runs.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Works until `shutdown` asks to stop, or as many tasks as allowed have been done.
     ///
     /// # Errors
@@ -203,7 +212,8 @@ impl Worker {
     ///
     /// # Blocking
     /// Until then. After a stop: while tasks run, at most for the grace, and some 5 s more for
-    /// a broker that does not answer; after [`abort`](crate::Trigger::abort), about 1 s.
+    /// a broker that does not answer; after [`abort`](crate::Trigger::abort), about 1 s. To
+    /// both comes the time that cancelled handlers take, at most [`Handler::wind_down`].
     /// Handlers that are still running then are left behind in their threads.
     pub fn run(
         &self,
@@ -218,7 +228,10 @@ impl Worker {
             tickets: Arc::new(tickets),
             tally: Arc::new(Tally::default()),
             observer: self.observer.clone(),
+            health: self.health.clone(),
+            cancellation: Arc::new(Cancellation::new(shutdown.killing())),
         };
+        self.health.expect(self.threads);
         let crew = Crew::start(self.threads, &work)?;
         let session = Session {
             broker: &self.broker,
@@ -230,7 +243,8 @@ impl Worker {
         };
         let finish = self.run_sessions(&session);
         let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
-        let running = crew.end(deadline, shutdown.aborting());
+        let left_behind = crew.end(&work, deadline, shutdown.aborting());
+        let running = left_behind + work.tally.all_cancelled();
         let finish = finish?;
         let ended = finish.ended(shutdown, running);
         Ok(work.tally.sum_up(running, started.elapsed(), ended))

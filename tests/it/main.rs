@@ -5,6 +5,7 @@ mod letters;
 mod library;
 mod producer;
 mod retry;
+mod shell_test;
 mod support;
 mod support_test;
 mod worker;

@@ -1,0 +1,87 @@
+//! Owns the look at a worker's threads from outside: which consume, and which work since when.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a supervisor asks a running worker. Cheap to clone; see
+/// [`Worker::health`](crate::Worker::health).
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    threads: Arc<Mutex<Vec<State>>>,
+}
+
+/// One thread, from both sides.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    consuming: bool,
+    busy_since: Option<Instant>,
+}
+
+impl Health {
+    /// Whether every thread consumes, or works on a task and has for at most `limit`. Before a
+    /// worker runs, while it has no connection, and once it stops, none is.
+    #[must_use]
+    pub fn is_sound(&self, limit: Option<Duration>) -> bool {
+        let threads = self.lock();
+        let sound = |state: &State| match state.busy_since {
+            Some(since) => limit.is_none_or(|limit| since.elapsed() <= limit),
+            None => state.consuming,
+        };
+        !threads.is_empty() && threads.iter().all(sound)
+    }
+
+    /// Forgets all, and knows so many threads that do nothing yet.
+    pub(crate) fn expect(&self, threads: usize) {
+        *self.lock() = vec![State::default(); threads];
+    }
+
+    pub(crate) fn consumes(&self, thread: usize) {
+        self.change(thread, |state| state.consuming = true);
+    }
+
+    pub(crate) fn consumes_no_more(&self, thread: usize) {
+        self.change(thread, |state| state.consuming = false);
+    }
+
+    pub(crate) fn works(&self, thread: usize) {
+        self.change(thread, |state| state.busy_since = Some(Instant::now()));
+    }
+
+    pub(crate) fn works_no_more(&self, thread: usize) {
+        self.change(thread, |state| state.busy_since = None);
+    }
+
+    /// Threads count from 1.
+    fn change(&self, thread: usize, change: impl FnOnce(&mut State)) {
+        if let Some(state) = self.lock().get_mut(thread.saturating_sub(1)) {
+            change(state);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<State>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thread_has_to_consume_or_to_work_within_its_time() {
+        let health = Health::default();
+        assert!(!health.is_sound(None), "nothing runs");
+        health.expect(2);
+        health.consumes(1);
+        assert!(!health.is_sound(None), "the second does nothing");
+        health.works(2);
+        assert!(health.is_sound(None));
+        assert!(!health.is_sound(Some(Duration::ZERO)), "it has worked for too long");
+        health.works_no_more(2);
+        assert!(!health.is_sound(None));
+        health.consumes(2);
+        assert!(health.is_sound(Some(Duration::ZERO)));
+        health.consumes_no_more(1);
+        assert!(!health.is_sound(None));
+    }
+}

@@ -1,0 +1,77 @@
+//! The commands as a shell uses them: a program for each task, any bytes in, honest ends.
+
+mod input_test;
+mod run_test;
+mod stop_test;
+mod verdict_test;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::broker::{SharedBroker, shared_broker};
+use crate::support::client::unique_queue;
+use crate::support::command::Command;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A queue of its own on the shared broker, gone when the test is over.
+struct Bench {
+    broker: &'static SharedBroker,
+    queue: String,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(test: &str) -> Bench {
+        let broker = shared_broker();
+        let queue = unique_queue(test);
+        broker.client().declare(&queue);
+        Bench { broker, queue, dir: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn publish(&self, bodies: &[&[u8]]) {
+        let messages = bodies.iter().map(|body| (*body, amiquip::AmqpProperties::default()));
+        self.broker.client().publish_all(&self.queue, messages);
+    }
+
+    fn worker(&self, options: &[&str], command: &[&str]) -> Command {
+        let address = ["--url", self.broker.url(), "--queue", &self.queue];
+        let command = if command.is_empty() { vec![] } else { [&["--"], command].concat() };
+        Command::worker(&[&address, options, &command].concat()).current_dir(self.dir.path())
+    }
+
+    fn producer(&self, options: &[&str]) -> Command {
+        let address = ["--url", self.broker.url(), "--queue", &self.queue];
+        Command::producer(&[&address, options].concat()).current_dir(self.dir.path())
+    }
+
+    /// What is ready in the queue, taken out of it.
+    fn left(&self) -> Vec<crate::support::client::Message> {
+        self.broker.client().get_all(&self.queue)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        let path = self.path(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.broker.client().delete(&self.queue);
+        }
+    }
+}
+
+/// Whether a process is there and not a zombie.
+fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat"));
+    let state = |stat: String| stat.rsplit_once(") ")?.1.chars().next();
+    stat.is_ok_and(|stat| !matches!(state(stat), Some('Z' | 'X') | None))
+}

@@ -1,0 +1,111 @@
+//! What the producer takes, sends along, and gives back.
+
+use std::fs;
+
+use amiquip::{AmqpValue, FieldTable};
+
+use super::{Bench, SOON};
+use crate::support::broker::poll;
+use crate::support::command::Command;
+
+fn texts(bench: &Bench) -> Vec<String> {
+    bench.left().iter().map(crate::support::client::Message::text).collect()
+}
+
+#[test]
+fn lines_and_nul_separated_tasks_are_taken_byte_for_byte() {
+    let bench = Bench::new("pieces");
+    bench.producer(&["--lines"]).stdin("a\r\n\n b ").run(SOON).assert_code(0);
+    assert_eq!(texts(&bench), ["a\r", "", " b "]);
+    bench.producer(&["--null"]).stdin(&b"a\nb\0\0c\xff"[..]).run(SOON).assert_code(0);
+    let bodies: Vec<Vec<u8>> = bench.left().into_iter().map(|it| it.body).collect();
+    assert_eq!(bodies, [&b"a\nb"[..], b"", b"c\xff"]);
+    bench.producer(&["--lines"]).run(SOON).assert_code(0);
+    assert!(bench.left().is_empty());
+}
+
+#[test]
+fn a_file_is_one_task() {
+    let bench = Bench::new("file");
+    let body: Vec<u8> = (0..300_000_u32).map(|n| n as u8).collect();
+    fs::write(bench.path("body"), &body).expect("written");
+    bench.producer(&["--body-file", "body"]).run(SOON).assert_code(0);
+    bench.producer(&["--body-file", "-"]).stdin(body.clone()).run(SOON).assert_code(0);
+    let left = bench.left();
+    assert!(left.len() == 2 && left.iter().all(|it| it.body == body));
+    let missing = bench.producer(&["--body-file", "missing"]).run(SOON);
+    missing.assert_code(2);
+    assert!(missing.stderr().contains("missing: No such file"), "{}", missing.stderr());
+}
+
+#[test]
+fn properties_travel_with_each_task() {
+    let bench = Bench::new("properties");
+    let options = "--header a=1 --header b=x=y --content-type text/plain --priority 7 \
+                   --expiration 90s x";
+    let options: Vec<&str> = options.split_whitespace().collect();
+    bench.producer(&options).run(SOON).assert_code(0);
+    let left = bench.left();
+    let message = &left[0];
+    assert_eq!(message.headers["a"], AmqpValue::LongString("1".into()));
+    assert_eq!(message.headers["b"], AmqpValue::LongString("x=y".into()));
+    assert_eq!(message.properties.content_type().as_deref(), Some("text/plain"));
+    assert_eq!(*message.properties.priority(), Some(7));
+    assert_eq!(message.properties.expiration().as_deref(), Some("90000"));
+    bench.producer(&["--header", "novalue", "x"]).run(SOON).assert_code(2);
+}
+
+/// A queue that refuses what it has no room for.
+fn full_queue(bench: &Bench) -> String {
+    let name = format!("{}.full", bench.queue);
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-max-length".into(), AmqpValue::LongInt(3));
+    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    bench.broker.client().declare_with(&name, arguments);
+    name
+}
+
+#[test]
+fn what_was_not_confirmed_can_be_fed_again_and_nothing_else() {
+    let bench = Bench::new("failed");
+    let full = full_queue(&bench);
+    let input: Vec<String> = (0..50).map(|n| format!("task\n{n}")).collect();
+    let options = ["--queue", &full, "--no-declare", "--null", "--failed", "failed", "--json"];
+    let address = ["--url", bench.broker.url()];
+    let producer = Command::producer(&[&address[..], &options].concat());
+    let output = producer.current_dir(bench.dir.path()).stdin(input.join("\0")).run(SOON);
+    output.assert_code(1);
+    let on_queue = bench.broker.client().get_all(&full);
+    let on_queue: Vec<String> = on_queue.iter().map(|it| it.text()).collect();
+    let failed = bench.read("failed");
+    assert!(failed.ends_with('\0'));
+    let failed: Vec<&str> = failed.trim_end_matches('\0').split('\0').collect();
+    let mut both: Vec<&str> = on_queue.iter().map(String::as_str).chain(failed.clone()).collect();
+    both.sort_unstable();
+    let mut wanted: Vec<&str> = input.iter().map(String::as_str).collect();
+    wanted.sort_unstable();
+    assert_eq!(both, wanted, "each task is in exactly one place");
+    let summary: serde_json::Value = serde_json::from_str(&output.stdout()).expect("JSON");
+    assert_eq!(summary["nacked"], failed.len());
+    bench.producer(&["--null"]).stdin(failed.join("\0")).run(SOON).assert_code(0);
+    assert_eq!(texts(&bench), failed);
+    bench.broker.client().delete(&full);
+}
+
+#[test]
+fn stopped_it_tells_how_far_it_came_and_loses_nothing_up_to_there() {
+    let bench = Bench::new("stopped");
+    let mut producer =
+        bench.producer(&["--lines", "--failed", "failed", "--json"]).open_stdin().start();
+    let lines: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    producer.write(format!("{}\n", lines.join("\n")).as_bytes());
+    poll("all are in the queue", SOON, || {
+        (bench.broker.client().count(&bench.queue) == 1000).then_some(())
+    });
+    producer.signal("INT");
+    producer.wait_for_stderr_line(|line| line.contains("stopped after 1000 tasks"), SOON);
+    let output = producer.wait(SOON);
+    output.assert_code(1);
+    assert_eq!(bench.read("failed"), "");
+    assert_eq!(texts(&bench), lines);
+}

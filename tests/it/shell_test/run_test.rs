@@ -1,0 +1,265 @@
+//! One program for each task: what it gets, what it writes, and how it ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+
+use super::{Bench, SOON, lives};
+use crate::support::broker::poll;
+use crate::support::command::Command;
+
+#[test]
+fn a_body_arrives_byte_for_byte_whatever_its_length() {
+    let bench = Bench::new("body");
+    let mut bodies: Vec<Vec<u8>> = [0, 1, 65_536, 131_063, 131_064, 131_065, 262_128, 3 << 20]
+        .into_iter()
+        .map(|length| (0..length).map(|n: u32| (n * 7 + length) as u8).collect())
+        .collect();
+    bodies.extend([b"\xff\0\n\r".to_vec(), b"-rf".to_vec(), b"$(id); `id` | id".to_vec()]);
+    let mut client = bench.broker.client();
+    for (number, body) in bodies.iter().enumerate() {
+        let properties = AmqpProperties::default().with_message_id(number.to_string());
+        client.publish(&bench.queue, body, properties);
+    }
+    let count = bodies.len().to_string();
+    let worker = bench.worker(&["--max-tasks", &count], &["sh", "-c", "cat > body.$TASK_ID"]);
+    worker.run(SOON).assert_code(0);
+    for (number, body) in bodies.iter().enumerate() {
+        let arrived = fs::read(bench.path(&format!("body.{number}"))).expect("a body");
+        assert!(arrived == *body, "body {number} of {} bytes is another", body.len());
+    }
+}
+
+#[test]
+fn no_body_and_no_header_can_say_what_is_run() {
+    let bench = Bench::new("inject");
+    let bodies: [&[u8]; 7] =
+        [b"; touch PWNED", b"$(touch PWNED)", b"`touch PWNED`", b"--help", b"a b\nc", b"\"'", b"*"];
+    let mut headers = FieldTable::new();
+    for name in ["PATH", "LD_PRELOAD", "=x", "A\nB=c", "TASK_ID"] {
+        headers.insert(name.into(), AmqpValue::LongString("/evil $(touch PWNED)".into()));
+    }
+    let mut client = bench.broker.client();
+    for body in bodies {
+        let properties = AmqpProperties::default().with_headers(headers.clone());
+        client.publish(&bench.queue, body, properties);
+    }
+    let worker = bench
+        .worker(
+            &["--threads", "1", "--max-tasks", "7"],
+            &["sh", "-c", "printf '%s|' \"$#\" \"$@\"; env -0 >> env", "sh", "--", "{}", "x{}y"],
+        )
+        .env("TASK_SECRET", "inherited");
+    let written = worker.run(SOON).success();
+    let wanted: String = bodies
+        .iter()
+        .map(|body| String::from_utf8_lossy(body))
+        .map(|body| format!("3|--|{body}|x{body}y|"))
+        .collect();
+    assert_eq!(written, wanted);
+    assert!(!bench.path("PWNED").exists());
+    let environment = bench.read("env");
+    let evil = environment.split('\0').filter(|variable| variable.contains("/evil"));
+    let evil: BTreeSet<&str> = evil.filter_map(|it| Some(it.split_once('=')?.0)).collect();
+    let prefixed = ["PATH", "LD_PRELOAD", "_X", "A_B_C", "TASK_ID"];
+    let prefixed = prefixed.map(|name| format!("TASK_HEADER_{name}"));
+    assert_eq!(evil, prefixed.iter().map(String::as_str).collect());
+    assert!(!environment.contains("TASK_SECRET"), "inherited");
+}
+
+#[test]
+fn what_cannot_be_run_is_told_before_anything_is_consumed() {
+    let bench = Bench::new("notfound");
+    bench.publish(&[b"x"]);
+    fs::write(bench.path("plain"), "#!/bin/sh\n").expect("written");
+    for (command, why) in [
+        ("no-such-program", "not found in PATH"),
+        ("./no-such-program", "not found"),
+        ("./plain", "not executable"),
+    ] {
+        let output = bench.worker(&[], &[command]).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains(why), "{}", output.stderr());
+    }
+    let left = bench.left();
+    assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
+}
+
+#[test]
+fn a_body_with_a_nul_is_no_argument_and_runs_nothing() {
+    let bench = Bench::new("nul");
+    bench.publish(&[b"a\0b"]);
+    let worker = bench.worker(&["--threads", "1", "--max-tasks", "1"], &["touch", "ran", "{}"]);
+    let output = worker.run(SOON);
+    assert!(output.stderr().contains("holds a NUL"), "{}", output.stderr());
+    assert!(!bench.path("ran").exists());
+}
+
+#[test]
+fn a_program_that_vanished_is_not_the_fault_of_the_task() {
+    let bench = Bench::new("vanished");
+    bench.publish(&[b"first", b"second"]);
+    fs::write(bench.path("once"), "#!/bin/sh\nrm once\n").expect("written");
+    Command::program("chmod", &["+x", &bench.path("once").to_string_lossy()]).run(SOON).success();
+    let worker = bench.worker(&["--threads", "1", "--json"], &["./once"]).start();
+    worker.wait_for_stderr_line(|line| line.contains("could not be started"), SOON);
+    worker.signal("TERM");
+    let summary = worker.wait(SOON).success();
+    assert!(summary.contains(r#""dead":0,"done":1,"retried":0"#), "{summary}");
+    assert_eq!(bench.left().len(), 1);
+}
+
+#[test]
+fn what_a_task_leaves_in_the_background_does_not_hold_it_up() {
+    let bench = Bench::new("background");
+    bench.publish(&[b"x"]);
+    let started = Instant::now();
+    let script = "(sleep 60; true) & echo $! > pid; echo said >&2; exit 0";
+    let worker = bench.worker(&["--max-tasks", "1", "--tag"], &["sh", "-c", script]);
+    // The background program holds the pipe to us too.
+    let worker = worker.start();
+    worker.wait_for_stderr_line(|line| line.contains("1 tasks done"), SOON);
+    assert!(started.elapsed() < Duration::from_secs(30));
+    let pid = bench.read("pid");
+    assert!(lives(&pid), "it was let be");
+    Command::program("pkill", &["-P", pid.trim()]).run(SOON);
+    worker.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn at_the_time_limit_the_whole_group_ends() {
+    let bench = Bench::new("limit");
+    bench.publish(&[b"x"]);
+    let script = "sleep 600 & echo $! > pid; echo stuck >&2; wait";
+    let options = ["--max-tasks", "1", "--task-timeout", "500ms"];
+    let started = Instant::now();
+    let output = bench.worker(&options, &["sh", "-c", script]).run(SOON);
+    assert!(started.elapsed() < Duration::from_secs(5), "SIGTERM was enough");
+    let stderr = output.stderr();
+    assert!(
+        stderr.contains("time limit of 500ms; the end of its standard error: stuck"),
+        "{stderr}"
+    );
+    assert!(!lives(&bench.read("pid")));
+}
+
+#[test]
+fn a_program_that_ignores_the_time_limit_is_killed() {
+    let bench = Bench::new("ignores");
+    bench.publish(&[b"x"]);
+    let script = "trap '' TERM; echo $$ > pid; while :; do sleep 1; done";
+    let options = ["--max-tasks", "1", "--task-timeout", "500ms"];
+    let output = bench.worker(&options, &["sh", "-c", script]).run(SOON);
+    assert!(output.stderr().contains("time limit"), "{}", output.stderr());
+    assert!(!lives(&bench.read("pid")));
+}
+
+#[test]
+fn each_line_has_its_tag() {
+    let bench = Bench::new("tag");
+    let properties = AmqpProperties::default().with_message_id("id-1".into());
+    bench.broker.client().publish(&bench.queue, b"x", properties);
+    let script = "printf 'one\\ntwo'; printf 'three' >&2";
+    let options = ["--threads", "1", "--max-tasks", "1", "--tag"];
+    let output = bench.worker(&options, &["sh", "-c", script]).run(SOON);
+    assert_eq!(output.success(), "[1 id-1] one\n[1 id-1] two\n");
+    assert!(output.stderr().contains("\n[1 id-1] three\n"), "{}", output.stderr());
+}
+
+#[test]
+fn whole_lines_of_many_tasks_do_not_mix() {
+    let bench = Bench::new("lines");
+    let bodies: Vec<String> = (0..8).map(|n| n.to_string()).collect();
+    bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
+    let script = "for n in $(seq 200); do echo \"$0$0$0$0$0$0$0$0$0$0$0$0$0$0$0$0\" >&2; done";
+    let options = ["--threads", "4", "--max-tasks", "8"];
+    let output = bench.worker(&options, &["sh", "-c", script, "{}"]).run(SOON);
+    output.assert_code(0);
+    let stderr = output.stderr();
+    let lines = stderr.lines().filter(|line| !line.contains("INFO"));
+    let whole = |line: &str| line.len() == 16 && line.bytes().all(|it| it == line.as_bytes()[0]);
+    assert_eq!(lines.filter(|line| whole(line)).count(), 8 * 200, "{stderr}");
+}
+
+#[test]
+fn tagged_output_that_is_lost_leaves_its_task_in_the_queue() {
+    let bench = Bench::new("full");
+    bench.publish(&[b"x"]);
+    let worker = env!("CARGO_BIN_EXE_worker");
+    let script = "exec \"$0\" \"$@\" > /dev/full";
+    let url = bench.broker.url();
+    let arguments = ["-c", script, worker, "--url", url, "--queue", &bench.queue, "--tag"];
+    let output =
+        Command::program("sh", &[&arguments[..], &["--", "echo", "hi"]].concat()).run(SOON);
+    output.assert_code(1);
+    assert!(output.stderr().contains("No space left"), "{}", output.stderr());
+    assert_eq!(bench.left().len(), 1, "nothing was acked");
+}
+
+#[test]
+fn without_standard_output_nothing_panics() {
+    let bench = Bench::new("closed");
+    bench.publish(&[b"x", b"y"]);
+    let worker = env!("CARGO_BIN_EXE_worker");
+    for options in [&["--max-tasks", "1", "--json"][..], &["--max-tasks", "1", "--tag"]] {
+        let script = "exec \"$0\" \"$@\" >&-";
+        let address = ["-c", script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
+        let arguments = [&address, options, &["--", "echo", "hi"]].concat();
+        let output = Command::program("sh", &arguments).run(SOON);
+        assert!(!output.stderr().contains("panicked"), "{}", output.stderr());
+        assert!(output.signal.is_none());
+    }
+}
+
+#[test]
+fn descriptors_and_threads_come_back() {
+    let bench = Bench::new("hygiene");
+    let worker = bench.worker(&["--threads", "2"], &["sh", "-c", "cat >&2; echo end {}"]).start();
+    let run = |first: u32, last: u32| {
+        let bodies: Vec<String> = (first..=last).map(|n| format!("{n} ")).collect();
+        bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
+        let mut left: BTreeSet<u32> = (first..=last).collect();
+        while !left.is_empty() {
+            let line = worker.wait_for_stdout_line(|line| line.starts_with("end "), SOON);
+            left.remove(&line[4..].trim().parse().expect("a number"));
+        }
+    };
+    let counts = || {
+        let count = |folder: &str| {
+            fs::read_dir(format!("/proc/{}/{folder}", worker.id())).expect("its folder").count()
+        };
+        (count("fd"), count("task"))
+    };
+    let idle = || {
+        // A program has written its last line before it has ended, so wait for that.
+        let children = format!("/proc/{0}/task", worker.id());
+        poll("all programs are gone", SOON, || {
+            let mut threads = fs::read_dir(&children).expect("its threads").flatten();
+            let none = |it: fs::DirEntry| fs::read_to_string(it.path().join("children"));
+            threads.all(|it| none(it).is_ok_and(|list| list.is_empty())).then_some(())
+        });
+        counts()
+    };
+    run(1, 10);
+    let before = idle();
+    run(11, 1000);
+    poll("as many as before", SOON, || (idle() == before).then_some(()));
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn the_health_file_is_there_while_all_is_well() {
+    let bench = Bench::new("health");
+    let file = bench.path("health");
+    let options = ["--threads", "2", "--health-file", "health", "--task-timeout", "1h"];
+    let worker = bench.worker(&options, &["true"]).start();
+    poll("the health file", SOON, || file.exists().then_some(()));
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(0);
+    assert!(!file.exists(), "removed at exit");
+    let options = ["--health-file", "no/such/folder/health"];
+    bench.worker(&options, &["true"]).run(SOON).assert_code(2);
+}

@@ -1,0 +1,134 @@
+//! The three stages of a stop, with what they mean for programs that run.
+
+use std::time::{Duration, Instant};
+
+use super::{Bench, SOON, lives};
+use crate::support::broker::poll;
+use crate::support::command::{Command, Output, Running};
+
+const HEEDS: &str = "echo $$ > pid; echo up; exec sleep 600";
+const IGNORES: &str = "trap '' TERM; echo $$ > pid; echo up; while :; do sleep 1; done";
+
+/// A worker that runs the script for one task, and has begun to.
+fn working(bench: &Bench, grace: &str, script: &str) -> Running {
+    bench.publish(&[b"x"]);
+    let worker = bench.worker(&["--threads", "2", "--grace", grace], &["sh", "-c", script]).start();
+    worker.wait_for_stdout_line(|line| line == "up", SOON);
+    worker
+}
+
+/// Nothing was acked, and nobody is left.
+fn assert_given_back(bench: &Bench, output: &Output, code: i32) {
+    output.assert_code(code);
+    assert!(!lives(&bench.read("pid")), "an orphan");
+    let left = bench.left();
+    assert!(left.len() == 1 && left[0].redelivered, "{left:?}");
+}
+
+#[test]
+fn the_first_signal_lets_it_finish() {
+    let bench = Bench::new("finish");
+    let worker = working(&bench, "30s", "echo up; sleep 1; echo done");
+    worker.signal("HUP");
+    let output = worker.wait(SOON);
+    assert_eq!(output.success(), "up\ndone\n");
+    assert!(bench.left().is_empty());
+}
+
+#[test]
+fn at_the_end_of_the_grace_it_gets_sigterm() {
+    let bench = Bench::new("grace");
+    let worker = working(&bench, "1s", HEEDS);
+    let signalled = Instant::now();
+    worker.signal("TERM");
+    let output = worker.wait(SOON);
+    assert!(signalled.elapsed() < Duration::from_secs(4), "{:?}", signalled.elapsed());
+    assert_given_back(&bench, &output, 3);
+}
+
+#[test]
+fn the_second_signal_brings_sigterm_at_once() {
+    let bench = Bench::new("second");
+    let worker = working(&bench, "60s", HEEDS);
+    worker.signal("INT");
+    worker.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    let signalled = Instant::now();
+    worker.signal("INT");
+    let output = worker.wait(SOON);
+    assert!(signalled.elapsed() < Duration::from_secs(2), "{:?}", signalled.elapsed());
+    assert_given_back(&bench, &output, 130);
+}
+
+#[test]
+fn who_ignores_sigterm_is_killed_after_5_s() {
+    let bench = Bench::new("ignores");
+    let worker = working(&bench, "0s", IGNORES);
+    let signalled = Instant::now();
+    worker.signal("TERM");
+    let output = worker.wait(SOON);
+    let took = signalled.elapsed();
+    assert!((Duration::from_secs(5)..Duration::from_secs(8)).contains(&took), "{took:?}");
+    assert_given_back(&bench, &output, 3);
+}
+
+#[test]
+fn the_third_signal_kills_at_once() {
+    let bench = Bench::new("third");
+    let worker = working(&bench, "60s", IGNORES);
+    worker.signal("INT");
+    worker.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    let signalled = Instant::now();
+    worker.signal("INT");
+    worker.signal("TERM");
+    let output = worker.wait(SOON);
+    assert!(signalled.elapsed() < Duration::from_secs(4), "{:?}", signalled.elapsed());
+    assert_given_back(&bench, &output, 130);
+}
+
+#[test]
+fn what_the_program_started_ends_with_it_and_has_its_time_for_that() {
+    let bench = Bench::new("nested");
+    // The shell dies of SIGTERM at once; what it started needs a second.
+    let script = "sh -c 'trap \"sleep 1; echo clean > clean; exit\" TERM; echo $$ > pid; echo up; \
+                  while :; do sleep 0.1; done' & wait";
+    let worker = working(&bench, "60s", script);
+    worker.signal("INT");
+    worker.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    worker.signal("INT");
+    let output = worker.wait(SOON);
+    assert_given_back(&bench, &output, 130);
+    assert_eq!(bench.read("clean"), "clean\n");
+}
+
+#[test]
+fn a_ctrl_c_in_the_terminal_does_not_reach_the_program() {
+    let bench = Bench::new("tty");
+    bench.publish(&[b"x"]);
+    let script = "trap 'echo reached > reached' INT; echo up; sleep 1; echo finished";
+    let worker = env!("CARGO_BIN_EXE_worker");
+    let (url, queue) = (bench.broker.url(), &bench.queue);
+    let line = format!("{worker} --url {url} --queue {queue} -- sh -c \"$SCRIPT\"");
+    let terminal = Command::program("script", &["-qefc", &line, "/dev/null"])
+        .current_dir(bench.dir.path())
+        .env("SCRIPT", script)
+        .open_stdin();
+    let mut terminal = terminal.start();
+    terminal.wait_for_stdout_line(|line| line.trim() == "up", SOON);
+    terminal.write(b"\x03");
+    terminal.wait_for_stdout_line(|line| line.contains("stopping"), SOON);
+    terminal.wait_for_stdout_line(|line| line.trim() == "finished", SOON);
+    terminal.wait(SOON).assert_code(0);
+    assert!(!bench.path("reached").exists());
+    assert!(bench.left().is_empty());
+}
+
+#[test]
+fn a_worker_that_is_killed_gives_everything_back() {
+    let bench = Bench::new("killed");
+    let worker = working(&bench, "60s", HEEDS);
+    worker.kill();
+    worker.wait(SOON);
+    let left = poll("the task is back", SOON, || Some(bench.left()).filter(|it| !it.is_empty()));
+    assert!(left.len() == 1 && left[0].redelivered, "{left:?}");
+    Command::program("kill", &["-9", bench.read("pid").trim()]).run(SOON);
+}
