@@ -171,17 +171,31 @@ impl Error {
 }
 
 /// RabbitMQ says "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'false' but
-/// current is 'true'"; people read it better the other way round.
+/// current is 'true'", of the arguments after x- "received the value 'quorum' of type 'longstr'
+/// but current is none"; people read it better the other way round.
 fn explain_mismatch(text: &str) -> String {
-    let quoted = |key: &str| Some(text.split_once(key)?.1.split_once('\'')?.0.to_string());
-    let received = quoted("received '")
-        .or_else(|| text.contains("received none").then(|| "nothing".to_string()));
-    let current = quoted("current is '");
-    match (quoted("inequivalent arg '"), received, current) {
-        (Some(argument), Some(asked), Some(has)) => {
+    let parts = || {
+        let argument = text.split_once("inequivalent arg '")?.1.split_once('\'')?.0;
+        let (received, current) =
+            text.split_once(": received ")?.1.split_once(" but current is ")?;
+        Some((argument, side(received), side(current)))
+    };
+    match parts() {
+        Some((argument, asked, has)) => {
             format!("{argument} is {has} there, and {asked} was asked for")
         }
-        _ => text.to_string(),
+        None => text.to_string(),
+    }
+}
+
+fn side(text: &str) -> &str {
+    if text.starts_with("none") {
+        return "not set";
+    }
+    match text.split('\'').nth(1) {
+        Some("") => "''",
+        Some(value) => value,
+        None => text,
     }
 }
 
@@ -251,6 +265,18 @@ mod tests {
         let line = error.to_string();
         assert!(line.contains("queue 'q'"), "{line}");
         assert!(line.contains("durable is true there, and false was asked for"), "{line}");
+    }
+
+    #[test]
+    fn a_mismatch_of_an_extension_names_both_sides() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost \
+                    '/': received the value 'quorum' of type 'longstr' but current is none";
+        let wanted = "x-queue-type is not set there, and quorum was asked for";
+        assert_eq!(explain_mismatch(text), wanted);
+        let text = "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received \
+                    none but current is the value '' of type 'longstr'";
+        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for";
+        assert_eq!(explain_mismatch(text), wanted);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::handover::Handover;
 use crate::queue::Target;
 use crate::runner::{Crew, Work};
-use crate::shutdown::{Closer, Shutdown, Signal, closer};
+use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
 use crate::worker::{RunUntil, Settings};
 
 /// What a worker's sessions have in common.
@@ -62,11 +62,18 @@ impl Session<'_> {
     /// After a stop, at most for the grace and the time that leaving and closing may take.
     pub(crate) fn run(&self, mut connection: Connection) -> Course {
         let leash = connection.leash().clone();
-        let aborting = self.shutdown.aborting();
-        let channels = match leash.unless(aborting, || self.open_channels(&mut connection)) {
+        let stopping = self.shutdown.stopping();
+        // Nothing is in hand yet: a stop need not wait for anything here.
+        let channels = match leash.unless(stopping, || self.open_channels(&mut connection)) {
             Ok(channels) => channels,
             Err(cause) => {
-                let end = SessionEnd::Lost(self.end(connection, Some(cause)));
+                let lost = self.end(connection, Some(cause));
+                let deadline = Instant::now() + self.settings.grace;
+                let end = if is_closed(stopping) {
+                    SessionEnd::Stopped { deadline }
+                } else {
+                    SessionEnd::Lost(lost)
+                };
                 return Course { consumed: false, end };
             }
         };
