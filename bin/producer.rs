@@ -23,7 +23,7 @@ use serde_json::json;
 /// configuration; 69 broker unreachable; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
 #[command(name = "producer", version)]
-struct Options {
+pub(crate) struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 /// 69 broker unreachable.
 #[derive(Debug, Parser)]
 #[command(name = "queuectl", version)]
-struct Options {
+pub(crate) struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
 

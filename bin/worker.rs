@@ -33,7 +33,7 @@ use serde_json::json;
 /// --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, after_help = COMMAND_HELP)]
-struct Options {
+pub(crate) struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
 

@@ -1,0 +1,52 @@
+#!/bin/sh
+# Writes the man pages and the shell completions of the commands to FOLDER (default
+# target/manual); with --install, copies them below PREFIX (default /usr/local):
+#   PREFIX/share/man/man1/NAME.1
+#   PREFIX/share/bash-completion/completions/NAME
+#   PREFIX/share/zsh/site-functions/_NAME
+#   PREFIX/share/fish/vendor_completions.d/NAME.fish
+# Usage: scripts/manual.sh [FOLDER] | scripts/manual.sh --install [PREFIX]
+set -eu
+
+case "${1:-}" in
+-h | --help)
+	sed -n '2,9s/^# \{0,1\}//p' "$0"
+	exit 0
+	;;
+--install)
+	prefix=${2:-/usr/local}
+	folder=
+	;;
+-*)
+	echo "manual.sh: unknown option $1; see --help" >&2
+	exit 2
+	;;
+*)
+	prefix=
+	folder=${1:-}
+	;;
+esac
+
+case "$folder" in
+/*) ;;
+?*) folder=$PWD/$folder ;;
+esac
+cd "$(dirname "$0")/.."
+folder=${folder:-$PWD/target/manual}
+cargo run --quiet --example manual -- "$folder"
+if [ -z "$prefix" ]; then
+	echo "$folder"
+	exit 0
+fi
+
+share=$prefix/share
+mkdir -p "$share/man/man1" "$share/bash-completion/completions" \
+	"$share/zsh/site-functions" "$share/fish/vendor_completions.d"
+for page in "$folder"/man/*.1; do
+	name=$(basename "$page" .1)
+	cp "$page" "$share/man/man1/"
+	cp "$folder/completions/$name.bash" "$share/bash-completion/completions/$name"
+	cp "$folder/completions/_$name" "$share/zsh/site-functions/"
+	cp "$folder/completions/$name.fish" "$share/fish/vendor_completions.d/"
+done
+echo "$share"
