@@ -190,8 +190,7 @@ const DYING: Duration = Duration::from_millis(300);
 pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown), Error> {
     let (trigger, shutdown) = shutdown();
     let handed_out = trigger.clone();
-    let count = AtomicU32::new(0);
-    let handle = move || match count.fetch_add(1, Ordering::Relaxed) {
+    let handle = move || match SIGNALS.fetch_add(1, Ordering::SeqCst) {
         0 => {
             trigger.stop();
             warn!("stopping; a second signal ends it now");
@@ -209,6 +208,13 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
     };
     ctrlc::set_handler(handle).map_err(|error| Error::setting("signals", error.to_string()))?;
     Ok((handed_out, shutdown))
+}
+
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a second signal came: an abort may also be our own last resort.
+pub(crate) fn is_interrupted() -> bool {
+    SIGNALS.load(Ordering::SeqCst) > 1
 }
 
 /// The last resort, when an orderly end did not come in time. Programs that still run are not

@@ -123,7 +123,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
         return if stopped { Ok(stopped_early(&shutdown)) } else { Err(error) };
     }
     let end = publish_all(&mut producer, &bodies, &shutdown, &mut report, options);
-    report.close(&end, &shutdown)
+    report.close(&end)
 }
 
 fn stopped_early(shutdown: &Shutdown) -> Exit {
@@ -527,7 +527,7 @@ impl Report {
         self.nacked + self.returned + self.unconfirmed
     }
 
-    fn close(mut self, end: &End, shutdown: &Shutdown) -> Result<Exit, Error> {
+    fn close(mut self, end: &End) -> Result<Exit, Error> {
         self.progress.end();
         if let Some(Err(error)) = self.failed.as_mut().map(BufWriter::flush) {
             error!("--failed cannot be written: {error}");
@@ -537,7 +537,7 @@ impl Report {
             self.unwritable = print_line(self.as_json()).err();
         }
         Ok(match end {
-            _ if shutdown.is_aborting() => Exit::Interrupted,
+            _ if cli::is_interrupted() => Exit::Interrupted,
             End::Finished if self.not_confirmed() == 0 => self.exit_as_printed(),
             _ => Exit::Failed,
         })

@@ -372,8 +372,8 @@ fn exit_for(summary: &Summary, unwritable: Option<&io::Error>) -> Exit {
         error!("standard output cannot be written: {error}");
     }
     match summary.ended {
-        Ended::Aborted => Exit::Interrupted,
-        Ended::GraceOver => Exit::GraceOver,
+        Ended::Aborted if cli::is_interrupted() => Exit::Interrupted,
+        Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
         _ if unwritable.is_some() => Exit::Failed,
         Ended::Drained | Ended::MaxTasks if summary.dead > 0 => Exit::Failed,
         _ => Exit::Success,

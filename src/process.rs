@@ -301,11 +301,14 @@ impl Bell {
         let (_alive, gone) = bounded::<Infallible>(0);
         let (heard, killed) = (cancelled.clone(), killed.clone());
         thread::Builder::new().name("rw-bell".into()).spawn(move || {
-            for (signal, ring) in [(&heard, ring_cancel), (&killed, ring_kill)] {
-                select! {
-                    recv(gone) -> _ => return,
-                    recv(signal) -> _ => drop(ring),
-                }
+            select! {
+                recv(gone) -> _ => return,
+                recv(killed) -> _ => return, // Both ring.
+                recv(heard) -> _ => drop(ring_cancel),
+            }
+            select! {
+                recv(gone) -> _ => {},
+                recv(killed) -> _ => drop(ring_kill),
             }
         })?;
         Ok(Bell { cancelled: cancelled.clone(), cancel, kill, _alive })

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Runs the recipes of docs/SHELL.md: each ```sh block as it stands, in the order they are in, with
+# the commands of this checkout in PATH and a queue's broker in AMQP_URL. The ```text block that
+# follows is what it has to print. The systemd unit is started and stopped as systemd would.
+# Usage: tests/shell.sh [FILE]; AMQP_URL names the broker, or else one is started.
+set -eu -o pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+PATIENCE=60 # seconds, for each block
+
+main() {
+    local recipes=${1:-$here/docs/SHELL.md}
+    recipes=$(realpath "$recipes")
+    work=$(mktemp -d)
+    trap finish EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
+    PATH=${CARGO_TARGET_DIR:-$here/target}/debug:$PATH
+    if [ -z "${AMQP_URL:-}" ]; then
+        AMQP_URL=$("$here/scripts/broker.sh" --dir "$work/broker" start)
+    fi
+    export PATH AMQP_URL RUST_LOG=info
+    mkdir "$work/blocks" "$work/run"
+    split_blocks "$recipes"
+    cd "$work/run"
+    local block
+    for block in "$work"/blocks/*.sh; do
+        run_block "${block%.sh}"
+    done
+    check_unit "$recipes"
+    echo "shell: every recipe did what it shows"
+}
+
+split_blocks() {
+    awk -v out="$work/blocks" '
+        /^```/ && file != "" { close(file); file = ""; next }
+        /^```sh$/ { name = sprintf("%s/%02d", out, ++count); file = name ".sh"; next }
+        /^```text$/ { file = name ".expected"; next }
+        /^```/ { file = "/dev/null"; next }
+        file != "" { print > file }
+    ' "$1"
+    [ -e "$work/blocks/01.sh" ] || fail "$1 has no sh block"
+}
+
+# What a block prints goes to a file, since what it leaves in the background holds on to that.
+run_block() {
+    echo "shell: $(head -n 1 "$1.sh")"
+    local status=0
+    timeout --kill-after=5 "$PATIENCE" bash -eu -o pipefail "$1.sh" </dev/null >"$1.real" 2>"$1.log" ||
+        status=$?
+    if [ "$status" != 0 ]; then
+        cat "$1.real" "$1.log" >&2
+        fail "that block ended with $status"
+    fi
+    if [ -e "$1.expected" ] && ! diff -u "$1.expected" "$1.real" >&2; then
+        cat "$1.log" >&2
+        fail "that block printed something else"
+    fi
+}
+
+# Its command line, with what stands in for the paths of a system; SIGTERM to the worker alone.
+check_unit() {
+    echo "shell: worker@.service"
+    awk '/^```ini$/ { unit = 1; next } /^```/ { unit = 0 } unit' "$1" >"$work/unit"
+    if command -v systemd-analyze >/dev/null; then
+        systemd-analyze verify --man=no "$work/unit" 2>&1 | grep -i 'unknown' >&2 && fail "the unit is not understood"
+    fi
+    grep -q '^KillMode=mixed$' "$work/unit" || fail "the unit signals the commands too"
+    local start
+    start=$(sed -n 's/^ExecStart=//p' "$work/unit" | sed 's/%i/mail/g')
+    printf '#!/bin/sh\necho begun >mail.begun; sleep 2; echo finished >mail.finished\n' >mail
+    chmod +x mail
+    start=${start//\/usr\/local\/bin\//}
+    start=${start//\/usr\/local\/lib\/worker\//./}
+    producer --queue mail hello >/dev/null 2>&1
+    # shellcheck disable=SC2086 # Its words are systemd's too.
+    $start >"$work/unit.log" 2>&1 &
+    local worker=$! waited=0
+    until [ -e mail.begun ]; do
+        [ $((waited += 1)) -le $((PATIENCE * 10)) ] || fail "the unit's worker did not begin"
+        sleep 0.1
+    done
+    kill -TERM $worker
+    wait $worker || { cat "$work/unit.log" >&2; fail "the unit's worker ended with $?"; }
+    [ -e mail.finished ] || fail "the unit's worker did not let its command finish"
+}
+
+fail() {
+    echo "shell: $1" >&2
+    exit 1
+}
+
+finish() {
+    local status=$?
+    if [ -d "$work/broker" ]; then
+        "$here/scripts/broker.sh" --dir "$work/broker" stop >/dev/null 2>&1 || true
+    fi
+    rm -rf "$work"
+    exit $status
+}
+
+main "$@"
