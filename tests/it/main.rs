@@ -1,6 +1,7 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
 mod child;
+mod faults;
 mod letters;
 mod library;
 mod producer;

@@ -1,0 +1,563 @@
+//! The faults of the network and of brokers that say strange things: nothing lost, nothing hung.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use rabbit_work::{Broker, Error, EventKind, Outcome, Producer, Queue, Receipt, Task, Worker};
+
+use crate::support::broker::shared_broker;
+use crate::support::client::unique_queue;
+use crate::support::command::Command;
+use crate::support::proxy::{Direction, Proxy, Toxic};
+use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session};
+use crate::support::wire::{Call, Delivery as WireDelivery};
+use crate::support::working::{Working, bodies, gate};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn proxied(proxy: &Proxy) -> Broker {
+    proxy.url().parse().expect("the proxy's URL is one")
+}
+
+fn worker(broker: &Broker, queue: &str) -> Worker {
+    Worker::new(broker, &Queue::new(queue)).threads(1)
+}
+
+fn confirmed(receipts: &[Receipt]) -> BTreeSet<String> {
+    let confirmed = receipts.iter().filter(|receipt| receipt.outcome == Outcome::Confirmed);
+    confirmed.filter_map(|receipt| receipt.task.id().map(str::to_owned)).collect()
+}
+
+fn deliver(session: &mut Session, consumer: &Consumer, tag: u64) {
+    let delivery = WireDelivery::new(consumer.channel, &consumer.tag, tag);
+    session.deliver(&delivery.body(tag.to_string()));
+}
+
+/// Does something for each case, as many at a time as a small machine can bear.
+fn sweep<T>(cases: impl Iterator<Item = T> + Send, act: impl Fn(T) + Sync) {
+    let cases = Mutex::new(cases);
+    thread::scope(|scope| {
+        for _ in 0..SWEEPERS {
+            scope.spawn(|| {
+                loop {
+                    let next = cases.lock().expect("not poisoned").next();
+                    let Some(case) = next else { return };
+                    act(case);
+                }
+            });
+        }
+    });
+}
+
+/// Each of them mostly waits for a backoff.
+const SWEEPERS: usize = 64;
+
+/// Publishes two tasks through a proxy that was let through so far, and ends.
+fn publish_two(
+    proxy: &Proxy,
+    queue: &str,
+    prefix: &str,
+    fault: impl FnOnce(&Proxy),
+) -> Vec<Receipt> {
+    let mut producer = Producer::new(&proxied(proxy), &Queue::new(queue));
+    producer.connect().expect("the first connection is let through");
+    fault(proxy);
+    let mut receipts = Vec::new();
+    for number in 0..2 {
+        let task = Task::new("0123456789").with_id(format!("{prefix}.{number}"));
+        receipts.extend(producer.send(task));
+    }
+    receipts.extend(producer.flush());
+    receipts
+}
+
+#[test]
+fn row_25_a_reset_after_every_byte_of_a_publish_loses_nothing() {
+    let queue = unique_queue("sweep");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let whole = Proxy::start(shared_broker().address());
+    let mut before = 0;
+    publish_two(&whole, &queue, "0000", |proxy| before = proxy.bytes(Direction::ToBroker));
+    let length = whole.bytes(Direction::ToBroker) - before;
+    assert_eq!(client.purge(&queue), 2);
+
+    let in_doubt = AtomicUsize::new(0);
+    sweep(1..length, |offset| {
+        let proxy = Proxy::start(shared_broker().address());
+        let reset = |proxy: &Proxy| {
+            proxy.set(Direction::ToBroker, Toxic::ResetAfter(offset));
+        };
+        let receipts = thread::scope(|scope| {
+            let publishing =
+                scope.spawn(|| publish_two(&proxy, &queue, &format!("{offset:04}"), reset));
+            // The second connection is made half a second after the first was lost at least.
+            proxy.wait_for_connections(1, SOON);
+            while !publishing.is_finished() && proxy.connections() < 2 {
+                thread::sleep(Duration::from_millis(5));
+            }
+            proxy.set(Direction::ToBroker, Toxic::Pass);
+            publishing.join().expect("no panic")
+        });
+        let ids: BTreeSet<String> = (0..2).map(|number| format!("{offset:04}.{number}")).collect();
+        assert_eq!(confirmed(&receipts), ids, "cut after {offset} bytes: {receipts:?}");
+        assert_eq!(receipts.len(), 2);
+        in_doubt.fetch_add(2, Ordering::SeqCst);
+    });
+
+    let messages = client.get_all(&queue);
+    let ids: BTreeSet<_> = messages.iter().filter_map(|it| it.message_id.clone()).collect();
+    let wanted = in_doubt.load(Ordering::SeqCst);
+    assert_eq!(ids.len(), wanted, "each task is on the queue");
+    assert!(messages.len() <= 2 * wanted, "{} messages of {wanted} tasks", messages.len());
+}
+
+#[test]
+fn row_25_a_reset_after_every_byte_of_a_worker_s_session_loses_nothing() {
+    let both = [Direction::ToBroker, Direction::ToClient];
+    let whole = Proxy::start(shared_broker().address());
+    let mut before = [0; 2];
+    work_two(&whole, |proxy| before = both.map(|direction| proxy.bytes(direction)));
+    let length = |direction: Direction| whole.bytes(direction) - before[direction as usize];
+
+    let to_broker = (1..length(Direction::ToBroker)).map(|offset| (both[0], offset));
+    let to_client = (1..length(Direction::ToClient)).step_by(5).map(|offset| (both[1], offset));
+
+    sweep(to_broker.chain(to_client), |(direction, offset)| {
+        let proxy = Proxy::start(shared_broker().address());
+        work_two(&proxy, |proxy| proxy.set(direction, Toxic::ResetAfter(offset)));
+    });
+}
+
+/// Works a task in one session and another in the next, which the fault may end at any point,
+/// also after the task or during the stop. Each task must be done.
+fn work_two(proxy: &Proxy, fault: impl FnOnce(&Proxy)) {
+    let queue = unique_queue("session");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_id(&queue, "1");
+    let (done, handler) = bodies();
+    let working = Working::start(&worker(&proxied(proxy), &queue), handler);
+    assert_eq!(done.recv_timeout(SOON).as_deref(), Ok(&b"1"[..]));
+    working.wait_for(EventKind::Done, SOON);
+
+    proxy.cut();
+    fault(proxy);
+    client.publish_id(&queue, "2");
+    let begun = Instant::now();
+    while done.recv_timeout(Duration::from_millis(20)).as_deref() != Ok(&b"2"[..]) {
+        assert!(begun.elapsed() < SOON, "the second task is not done");
+        if proxy.connections() > 2 {
+            proxy.set_both(Toxic::Pass);
+        }
+    }
+
+    working.stop(SOON);
+    client.delete(&queue);
+}
+
+#[test]
+fn row_27_a_blackhole_is_noticed_within_two_heartbeats_and_left_when_it_ends() {
+    let queue = unique_queue("blackhole");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let proxy = Proxy::start(shared_broker().address());
+    let url = format!("{}?heartbeat=1", proxy.url());
+    let running = Command::worker(&["--url", &url, "--queue", &queue]).start();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+
+    let begun = Instant::now();
+    proxy.set_both(Toxic::Timeout);
+    running.wait_for_stderr_line(|line| line.contains("missed two heartbeats"), SOON);
+    let noticed = begun.elapsed();
+    proxy.set_both(Toxic::Pass);
+    proxy.cut();
+    let begun = Instant::now();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    client.publish_id(&queue, "again");
+    running.wait_for_stdout_line(|line| line == " [x] Received 'again'", SOON);
+
+    assert!(noticed < Duration::from_secs(5), "{noticed:?}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn signals_in_a_blackhole_end_a_worker_in_bounded_time() {
+    for signals in [&["INT"][..], &["TERM", "TERM"]] {
+        let queue = unique_queue("dark");
+        let mut client = shared_broker().client();
+        client.declare(&queue);
+        let proxy = Proxy::start(shared_broker().address());
+        let arguments =
+            ["--url", &proxy.url(), "--queue", &queue, "--threads", "2", "--grace", "1s"];
+        let running = Command::worker(&arguments).start();
+        running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+        client.publish_id(&queue, "long..........");
+        running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+
+        proxy.set_both(Toxic::Timeout);
+        running.signal(signals[0]);
+        running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+        let begun = Instant::now();
+        signals[1..].iter().for_each(|signal| running.signal(signal));
+        let output = running.wait(SOON);
+
+        let limit = if signals.len() == 1 { 6 } else { 2 };
+        assert!(begun.elapsed() < Duration::from_secs(limit), "{:?}", begun.elapsed());
+        output.assert_code(if signals.len() == 1 { 3 } else { 130 });
+        proxy.set_both(Toxic::Pass);
+        drop(proxy);
+        client.wait_for_count(&queue, 1, SOON);
+    }
+}
+
+#[test]
+fn a_signal_while_reconnecting_ends_a_worker_at_once() {
+    let queue = unique_queue("reconnecting");
+    let proxy = Proxy::start(shared_broker().address());
+    let running = Command::worker(&["--url", &proxy.url(), "--queue", &queue]).start();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    proxy.set_both(Toxic::Down);
+    running.wait_for_stderr_line(|line| line.contains("no broker reached"), SOON);
+
+    let begun = Instant::now();
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    output.assert_code(0);
+}
+
+#[test]
+fn a_task_whose_session_is_lost_is_never_acked_later_and_counts_as_orphaned() {
+    let (hang_up, told) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        let consumer = session.accept_consumer();
+        deliver(session, &consumer, 1);
+        if number == 0 {
+            let _ = told.recv_timeout(SOON);
+            session.hang_up();
+            return;
+        }
+        let ack = session.answer_rpcs().expect("the ack of this session's own delivery");
+        assert_eq!(ack.call, Call::Ack { delivery_tag: 1, multiple: false });
+        session.report("acked");
+        assert_eq!(session.answer_rpcs(), None, "no second ack");
+    });
+    let url = broker.url().parse().expect("a URL");
+    let (gate, handler) = gate();
+    let working = Working::start(&worker(&url, "q").threads(1), handler);
+    gate.entered.recv_timeout(SOON).expect("the task runs");
+
+    hang_up.send(()).expect("the script waits");
+    broker.wait_for(SOON, |event| *event == Event::Connected(1));
+    gate.open.send(()).expect("the handler waits");
+    working.wait_for(EventKind::Orphaned, SOON);
+    // Had the late ack been sent, the script would have had it before this one runs.
+    gate.entered.recv_timeout(SOON).expect("the task runs again");
+    gate.open.send(()).expect("the handler waits");
+    broker.wait("acked", SOON);
+    let summary = working.stop(SOON);
+
+    assert_eq!((summary.done, summary.orphaned), (1, 1));
+    broker.finish(SOON);
+}
+
+#[test]
+fn what_a_dead_connection_had_buffered_is_never_started() {
+    let queue = unique_queue("buffered");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1", "2", "3", "4", "5"]);
+    let proxy = Proxy::start(shared_broker().address());
+    let (gate, handler) = gate();
+    let working = Working::start(&worker(&proxied(&proxy), &queue).prefetch(5), handler);
+    assert_eq!(gate.entered.recv_timeout(SOON).as_deref(), Ok("1"));
+    client.wait_for_count(&queue, 0, SOON);
+
+    proxy.set_both(Toxic::Down);
+    client.wait_for_count(&queue, 5, SOON);
+    // The death has been seen when the worker tries to connect again; nothing tells of it but
+    // the pause, so the task is held a little longer than that takes.
+    thread::sleep(Duration::from_millis(300));
+    gate.open.send(()).expect("the handler waits");
+    working.wait_for(EventKind::Orphaned, SOON);
+
+    assert!(gate.entered.try_recv().is_err(), "a buffered task was started");
+    assert_eq!(client.count(&queue), 5);
+    drop(gate);
+}
+
+#[test]
+fn row_15_cut_connections_are_replaced_with_all_their_consumers() {
+    let queue = unique_queue("cut");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let proxy = Proxy::start(shared_broker().address());
+    let (_, handler) = bodies();
+    let working = Working::start(&worker(&proxied(&proxy), &queue).threads(4), handler);
+    client.wait_for_consumers(&queue, 4, SOON);
+
+    for connection in 2..=3 {
+        proxy.cut();
+        client.wait_for_consumers(&queue, 0, SOON);
+        let begun = Instant::now();
+        proxy.wait_for_connections(connection, SOON);
+        client.wait_for_consumers(&queue, 4, SOON);
+        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    }
+
+    working.stop(SOON);
+    assert_eq!(client.consumers(&queue), 0);
+}
+
+#[test]
+fn row_30_a_peer_that_never_speaks_is_given_up_after_the_handshake_timeout() {
+    let silent = ScriptedBroker::start(|session, _| session.stay_silent());
+    let broker: Broker = silent.url().parse().expect("a URL");
+    let broker = broker.handshake_timeout(Duration::from_millis(500));
+
+    let begun = Instant::now();
+    let (_, handler) = bodies();
+    let working = Working::start(&worker(&broker, "q").no_reconnect(), handler);
+    let ended = working.wait(SOON);
+
+    let Err(Error::Unreachable { attempts, .. }) = ended else { panic!("{ended:?}") };
+    assert!(attempts[0].contains("handshake"), "{attempts:?}");
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(400) && took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn row_31_a_peer_that_drops_the_first_packet_is_given_up_after_the_connect_timeout() {
+    let (full, _queued) = full_listener();
+    let url = format!("amqp://{full}?connection_timeout=400");
+
+    let begun = Instant::now();
+    let output = Command::worker(&["--url", &url, "--no-reconnect"]).run(SOON);
+
+    output.assert_code(69);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(350) && took < Duration::from_secs(3), "{took:?}");
+}
+
+/// A listener that accepts nothing and whose queue of connections is full: the system answers
+/// no further one.
+fn full_listener() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    rustix::net::listen(&listener, 0).expect("a shorter queue");
+    let address = listener.local_addr().expect("an address");
+    let brief = Duration::from_millis(200);
+    let queued = std::iter::from_fn(|| TcpStream::connect_timeout(&address, brief).ok());
+    let queued = queued.take(64).collect::<Vec<_>>();
+    assert!(queued.len() < 64, "the queue never fills");
+    (address, (listener, queued))
+}
+
+#[test]
+fn row_32_a_slow_network_is_no_dead_one() {
+    for toxic in
+        [Toxic::Slicer(1), Toxic::Latency(Duration::from_millis(200)), Toxic::Bandwidth(4096)]
+    {
+        let queue = unique_queue("slow");
+        let proxy = Proxy::start(shared_broker().address());
+        proxy.set_both(toxic);
+        let broker = proxied(&proxy).heartbeat(Duration::from_secs(2));
+
+        let mut producer = Producer::new(&broker, &Queue::new(&queue));
+        let mut receipts = Vec::new();
+        for number in 0..20 {
+            receipts.extend(producer.send(Task::new(vec![b'x'; 100]).with_id(number.to_string())));
+        }
+        receipts.extend(producer.flush());
+        let (_, handler) = bodies();
+        let working = Working::start(&worker(&broker, &queue).max_tasks(20), handler);
+        let summary = working.wait(SOON).expect("it ends well");
+
+        assert_eq!(confirmed(&receipts).len(), 20, "{toxic:?}");
+        assert_eq!((summary.done, summary.orphaned), (20, 0), "{toxic:?}");
+        assert_eq!(proxy.connections(), 2, "{toxic:?}: one each, none was lost");
+    }
+}
+
+#[test]
+fn row_36_a_queue_deleted_while_consuming_is_declared_and_consumed_again() {
+    let queue = unique_queue("gone");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let arguments = ["--url", shared_broker().url(), "--queue", &queue, "--threads", "2"];
+    let running = Command::worker(&arguments).start();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+
+    let begun = Instant::now();
+    client.delete(&queue);
+    running.wait_for_stderr_line(|line| line.contains("cancelled the consumer"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    client.publish_id(&queue, "after");
+    running.wait_for_stdout_line(|line| line == " [x] Received 'after'", SOON);
+
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+}
+
+const TIMED_OUT: &str = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                         Timeout value used: 1800000 ms. This timeout value can be configured, see \
+                         consumers doc guide to learn more";
+
+#[test]
+fn row_43_a_delivery_timeout_is_named_and_the_late_ack_is_not_sent() {
+    let (started, running) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        let consumer = session.accept_consumer();
+        if number == 0 {
+            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1).body("late."));
+            let _ = running.recv_timeout(SOON);
+            session.close_channel(consumer.channel, 406, TIMED_OUT);
+        } else {
+            session.report("consuming again");
+        }
+        let left = session.answer_rpcs();
+        assert_eq!(left, None, "no ack");
+    });
+
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--json"];
+    let running = Command::worker(&arguments).start();
+    running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    started.send(()).expect("the script waits");
+    running.wait_for_stderr_line(|line| line.contains("consumer_timeout"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("may run twice"), SOON);
+    broker.wait("consuming again", SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let stderr = output.stderr();
+    assert!(stderr.contains("406 PRECONDITION_FAILED - delivery acknowledgement"), "{stderr}");
+    let stdout = output.stdout();
+    assert!(stdout.lines().last().is_some_and(|it| it.contains("\"done\":0")), "{stdout}");
+    broker.finish(SOON);
+}
+
+#[test]
+fn row_43_a_consumer_cancelled_during_a_task_sends_no_late_ack_and_consumes_again() {
+    let (started, running) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        let consumer = session.accept_consumer();
+        if number == 0 {
+            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1).body("late."));
+            let _ = running.recv_timeout(SOON);
+            session.cancel_consumer(&consumer);
+        } else {
+            session.report("consuming again");
+        }
+        let left = session.answer_rpcs();
+        assert_eq!(left, None, "no ack");
+    });
+
+    let arguments = ["--url", &broker.url(), "--threads", "1"];
+    let running = Command::worker(&arguments).start();
+    running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    started.send(()).expect("the script waits");
+    running.wait_for_stderr_line(|line| line.contains("may run twice"), SOON);
+    broker.wait("consuming again", SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    assert!(output.stderr().contains("cancelled the consumer"), "{}", output.stderr());
+    broker.finish(SOON);
+}
+
+#[test]
+fn the_broker_s_own_words_are_in_the_line_that_tells_of_a_lost_session() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        session.accept_consumer();
+        match number {
+            0 => session.close_connection(320, "CONNECTION_FORCED - broker forced it"),
+            1 => session.close_connection(541, "INTERNAL_ERROR - of its own"),
+            2 => session.close_channel(1, 406, "PRECONDITION_FAILED - unknown delivery tag 7"),
+            _ => session.report("consuming"),
+        }
+        let _ = session.answer_rpcs();
+    });
+
+    let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
+
+    for words in
+        ["320 CONNECTION_FORCED - broker forced it", "541 INTERNAL_ERROR", "unknown delivery tag 7"]
+    {
+        let line = running.wait_for_stderr_line(|line| line.contains(words), SOON);
+        assert!(line.contains("ERROR") && line.contains("next try in"), "{line}");
+    }
+    broker.wait("consuming", SOON);
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn a_message_that_cannot_be_parsed_trips_the_breaker_with_cause_and_remedy() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
+        session.deliver(&delivery.routing_key([0xFF]).body("x"));
+        session.read_until_closed();
+    });
+
+    let begun = Instant::now();
+    let output = Command::worker(&["--url", &broker.url(), "--queue", "poisoned"]).run(SOON);
+
+    output.assert_code(2);
+    let stderr = output.stderr();
+    let last = stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("queue 'poisoned'") && last.contains("not UTF-8"), "{stderr}");
+    assert!(last.contains("remove it with another client"), "{stderr}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_producer_whose_channel_is_closed_publishes_what_was_not_confirmed_again() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        let publishes: Vec<_> = (0..3).map_while(|_| session.try_read_publish()).collect();
+        let ids: Vec<_> = publishes.iter().filter_map(|it| it.message_id()).collect();
+        session.report(format!("{number}: {}", ids.join(" ")));
+        if number == 0 {
+            session.ack(publishes[1].channel, 2);
+            session.close_channel(publishes[0].channel, 541, "INTERNAL_ERROR - on purpose");
+        } else {
+            session.ack_up_to(publishes[0].channel, 3);
+        }
+        let _ = session.answer_rpcs();
+    });
+    let url = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q"));
+
+    let mut receipts = Vec::new();
+    for id in ["a", "b", "c"] {
+        receipts.extend(producer.send(Task::new(id).with_id(id)));
+    }
+    broker.wait("0: a b c", SOON);
+    receipts.extend(producer.send(Task::new("d").with_id("d")));
+    receipts.extend(producer.flush());
+
+    broker.wait("1: a c d", SOON);
+    let wanted = ["a", "b", "c", "d"].map(str::to_owned);
+    assert_eq!((confirmed(&receipts), receipts.len()), (wanted.into(), 4));
+}
