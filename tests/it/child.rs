@@ -5,6 +5,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub(crate) enum AtTheEnd {
 }
 
 impl LedgerWorker<'_> {
-    /// It prints `consuming` when it may be relied on, and stops at a signal.
+    /// It prints `first task` when it has one, and stops at a signal.
     pub(crate) fn command(&self) -> Command {
         this_program("child::a_ledger_worker")
             .env("IT_URL", self.url)
@@ -85,11 +86,19 @@ fn a_ledger_worker() {
     let worker = Worker::new(&broker, &queue)
         .threads(number("IT_THREADS"))
         .prefetch(number("IT_PREFETCH") as u16)
+<<<<<<< HEAD
         .grace(Duration::from_secs(5))
         .retry(retry_policy());
     let worker = if var("IT_DRAIN").is_some() { worker.drain() } else { worker };
+=======
+        .grace(Duration::from_secs(5));
+    let started = AtomicBool::new(false);
+>>>>>>> 1dcb46a (Test the faults of a real node)
     let work = move |delivery: &Delivery| {
         let id = delivery.task().id().unwrap_or("without-id");
+        if !started.swap(true, Ordering::SeqCst) {
+            println!("first task");
+        }
         ledger.started(id);
         thread::sleep(task);
         let needed = if id.ends_with("dead") { u32::MAX } else { attempts_needed() };

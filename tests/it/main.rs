@@ -4,6 +4,7 @@ mod child;
 mod faults;
 mod letters;
 mod library;
+mod node;
 mod producer;
 mod retry;
 mod shell_test;

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,20 @@ pub(crate) fn shared_broker() -> &'static SharedBroker {
         Ok(broker) => broker,
         Err(why) => panic!("no broker to test against: {why}\n{HOW_TO_GET_ONE}"),
     }
+}
+
+/// A node that tests may break, one at a time: a node takes long to start, so they share it. It
+/// is mended before it is lent again.
+pub(crate) fn breakable_broker() -> MutexGuard<'static, PrivateBroker> {
+    static BREAKABLE: OnceLock<Mutex<PrivateBroker>> = OnceLock::new();
+    let broker = BREAKABLE.get_or_init(|| Mutex::new(PrivateBroker::start()));
+    broker.lock().unwrap_or_else(|left_broken| {
+        let mended = left_broken.into_inner();
+        mended.resume();
+        mended.restart();
+        broker.clear_poison();
+        mended
+    })
 }
 
 /// Asks again and again until there is an answer, for what can tell of itself in no other way.
@@ -130,6 +144,15 @@ impl PrivateBroker {
 
     pub(crate) fn clear_alarm(&self) {
         self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+
+    /// Raises the alarm for the disk's free space, which blocks connections that publish.
+    pub(crate) fn disk_alarm(&self) {
+        self.ctl(&["set_disk_free_limit", "1000GB"]);
+    }
+
+    pub(crate) fn clear_disk_alarm(&self) {
+        self.ctl(&["set_disk_free_limit", "50MB"]);
     }
 
     pub(crate) fn queue_counts(&self, queue: &str) -> QueueCounts {

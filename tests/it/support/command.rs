@@ -76,6 +76,11 @@ impl Command {
         self
     }
 
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Command {
+        self.command.args(arguments);
+        self
+    }
+
     pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Command {
         self.command.env(key, value);
         self

@@ -1,0 +1,366 @@
+//! The faults of a real broker: stopped, killed, frozen, short of memory. One node for all of
+//! them, which they break one after the other.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rabbit_work::{Broker, Delivery, Outcome, Producer, Queue, Task, Worker};
+
+use crate::child::{AtTheEnd, LedgerWorker};
+use crate::support::broker::{PrivateBroker, breakable_broker};
+use crate::support::client::unique_queue;
+use crate::support::command::{Command, Running};
+use crate::support::ledger::{Ledger, Verdict};
+use crate::support::working::Working;
+
+const SOON: Duration = Duration::from_secs(90);
+
+/// A worker that has begun to consume, with heartbeats of a second.
+fn worker(broker: &PrivateBroker, queue: &str, arguments: &[&str]) -> Running {
+    let url = format!("{}?heartbeat=1", broker.url());
+    let running = Command::worker(&["--url", &url, "--queue", queue]).args(arguments).start();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    running
+}
+
+fn producer(broker: &PrivateBroker, queue: &str, arguments: &[&str]) -> Command {
+    let url = format!("{}?heartbeat=1", broker.url());
+    Command::producer(&["--url", &url, "--queue", queue]).args(arguments)
+}
+
+/// Publishes while the fault is on, works in a process of its own, and gives the verdict.
+fn under(broker: &PrivateBroker, tasks: usize, fault: impl FnOnce()) -> (Verdict, Duration) {
+    let queue = unique_queue("ledger");
+    broker.client().declare(&queue);
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Arc::new(Ledger::open(&dir.path().join("ledger")));
+    let working = ledger_worker(broker, &queue, ledger.path());
+    let publishing = std::thread::spawn({
+        let (url, queue, ledger) = (broker.url().to_owned(), queue.clone(), Arc::clone(&ledger));
+        move || publish(&url, &queue, &ledger, tasks)
+    });
+    working.wait_for_stdout_line(|line| line == "first task", SOON);
+
+    fault();
+    let begun = Instant::now();
+    publishing.join().expect("the producer does not panic");
+    broker.wait_for_queue(&queue, |it| it.ready == 0 && it.unacked == 0, SOON);
+    let recovery = begun.elapsed();
+    working.signal("INT");
+    working.wait(SOON).assert_code(0);
+
+    let left = broker.client().get_all(&queue);
+    let left: Vec<String> = left.into_iter().filter_map(|message| message.message_id).collect();
+    broker.client().delete(&queue);
+    (ledger.verdict(&left), recovery)
+}
+
+const THREADS: usize = 2;
+const PREFETCH: u16 = 5;
+
+fn ledger_worker(broker: &PrivateBroker, queue: &str, ledger: &Path) -> Running {
+    let worker = LedgerWorker {
+        url: broker.url(),
+        queue,
+        ledger,
+        threads: THREADS,
+        prefetch: PREFETCH,
+        task: Duration::from_millis(2),
+        at_the_end: AtTheEnd::Return,
+    };
+    worker.command().start()
+}
+
+/// Paced, so that tasks are being published from before the fault until after it.
+fn publish(url: &str, queue: &str, ledger: &Ledger, tasks: usize) {
+    let broker: Broker = url.parse().expect("a URL");
+    let broker = broker.heartbeat(Duration::from_secs(2));
+    let mut producer = Producer::new(&broker, &Queue::new(queue)).timeout(SOON);
+    let mut receipts = Vec::new();
+    for number in 0..tasks {
+        let id = number.to_string();
+        ledger.attempted(&id);
+        receipts.extend(producer.send(Task::new("x").with_id(id)));
+        note(ledger, &mut receipts);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    receipts.extend(producer.flush());
+    note(ledger, &mut receipts);
+}
+
+fn note(ledger: &Ledger, receipts: &mut Vec<rabbit_work::Receipt>) {
+    for receipt in receipts.drain(..) {
+        assert_eq!(receipt.outcome, Outcome::Confirmed, "{receipt:?}");
+        ledger.confirmed(receipt.task.id().expect("it has an id"));
+    }
+}
+
+#[test]
+fn row_21_graceful_restarts_lose_nothing_and_the_worker_comes_back() {
+    let broker = breakable_broker();
+
+    let (verdict, _) = under(&broker, 1500, || {
+        for _ in 0..2 {
+            broker.stop_app();
+            broker.start_app();
+        }
+    });
+
+    assert!(verdict.is_valid(), "{verdict}");
+    assert_eq!((verdict.confirmed.len(), verdict.finished.len()), (1500, 1500));
+    let bound = 2 * THREADS * usize::from(PREFETCH) + PUBLISHED_TWICE;
+    assert!(verdict.duplicated.len() <= bound, "{verdict}");
+}
+
+/// What a producer has in flight when its connection is lost may be on the queue twice.
+const PUBLISHED_TWICE: usize = 2 * 1000;
+
+#[test]
+fn row_22_kill_9_of_the_broker_loses_nothing_that_was_confirmed() {
+    let broker = breakable_broker();
+
+    let (verdict, recovery) = under(&broker, 1500, || {
+        broker.kill();
+        broker.restart();
+    });
+
+    assert!(verdict.is_valid(), "{verdict}");
+    assert_eq!((verdict.confirmed.len(), verdict.finished.len()), (1500, 1500));
+    assert!(recovery < Duration::from_secs(60), "{recovery:?}");
+}
+
+#[test]
+fn row_23_a_frozen_broker_is_noticed_within_two_heartbeats_and_used_again_when_it_thaws() {
+    let broker = breakable_broker();
+    let queue = unique_queue("frozen");
+    let running = worker(&broker, &queue, &[]);
+
+    broker.stop();
+    let begun = Instant::now();
+    running.wait_for_stderr_line(|line| line.contains("missed two heartbeats"), SOON);
+    let noticed = begun.elapsed();
+    broker.resume();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    broker.client().publish_id(&queue, "thawed");
+    running.wait_for_stdout_line(|line| line == " [x] Received 'thawed'", SOON);
+
+    assert!(noticed < Duration::from_secs(4), "{noticed:?}");
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn row_23_signals_to_a_worker_of_a_frozen_broker_end_it_in_bounded_time() {
+    let broker = breakable_broker();
+    let queue = unique_queue("frozen");
+    broker.client().declare(&queue);
+    broker.client().publish_ids(&queue, ["long..........", "longer............"]);
+    let without_heartbeat = Command::worker(&["--url", &format!("{}?heartbeat=0", broker.url())])
+        .args(&["--queue", &queue, "--threads", "1", "--grace", "1s"])
+        .start();
+    without_heartbeat.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    let twice = worker(&broker, &queue, &["--threads", "1"]);
+    twice.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    let idle = worker(&broker, &queue, &[]);
+
+    broker.stop();
+    let begun = Instant::now();
+    for running in [&without_heartbeat, &idle, &twice] {
+        running.signal("INT");
+    }
+    twice.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    let second = Instant::now();
+    twice.signal("INT");
+
+    let output = twice.wait(SOON);
+    assert!(second.elapsed() < Duration::from_secs(2), "{:?}", second.elapsed());
+    output.assert_code(130);
+    let output = without_heartbeat.wait(SOON);
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    output.assert_code(3);
+    let output = idle.wait(SOON);
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    output.assert_code(0);
+    broker.resume();
+    broker.wait_for_queue(&queue, |it| it.ready == 2 && it.consumers == 0, SOON);
+}
+
+#[test]
+fn signals_while_the_broker_is_gone_end_a_busy_worker_in_bounded_time() {
+    let broker = breakable_broker();
+    let queue = unique_queue("gone");
+    broker.client().declare(&queue);
+    broker.client().publish_ids(&queue, ["long..........", "short..."]);
+    let beyond = worker(&broker, &queue, &["--threads", "1", "--grace", "1s"]);
+    beyond.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    let within = worker(&broker, &queue, &["--threads", "1", "--json"]);
+    within.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+
+    broker.kill();
+    let begun = Instant::now();
+    for running in [&beyond, &within] {
+        running.signal("TERM");
+    }
+
+    let output = within.wait(SOON);
+    output.assert_code(0);
+    assert!(output.stderr().contains("may run twice"), "{}", output.stderr());
+    let output = beyond.wait(SOON);
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    output.assert_code(3);
+    broker.restart();
+    broker.wait_for_queue(&queue, |it| it.ready == 2, SOON);
+    broker.client().delete(&queue);
+}
+
+#[test]
+fn rows_33_and_35_an_alarm_is_reported_once_and_publishing_goes_on_when_it_ends() {
+    let broker = breakable_broker();
+    for disk in [None, Some(())] {
+        let queue = unique_queue("alarm");
+        broker.client().declare(&queue);
+        let consumer = worker(&broker, &queue, &["--threads", "1"]);
+        let mut running = producer(&broker, &queue, &["--lines", "--json", "--timeout", "60s"])
+            .open_stdin()
+            .start();
+        running.write(b"before..\n");
+        consumer.wait_for_stdout_line(|line| line == " [x] Received 'before..'", SOON);
+
+        disk.map_or_else(|| broker.alarm(), |()| broker.disk_alarm());
+        running.write(b"during\n");
+        let line = running.wait_for_stderr_line(|line| line.contains("blocks publishers"), SOON);
+        // What ran meanwhile is acked all the same.
+        consumer.wait_for_stdout_line(|line| line == " [x] Done", SOON);
+        broker.wait_for_queue(&queue, |it| it.unacked == 0, SOON);
+        running.write(b"after\n");
+        let lifted = Instant::now();
+        disk.map_or_else(|| broker.clear_alarm(), |()| broker.clear_disk_alarm());
+        consumer.wait_for_stdout_line(|line| line == " [x] Received 'after'", SOON);
+        running.end_input();
+        let output = running.wait(SOON);
+
+        output.assert_code(0);
+        assert!(line.contains(if disk.is_some() { "disk" } else { "memory" }), "{line}");
+        assert!(lifted.elapsed() < Duration::from_secs(10), "{:?}", lifted.elapsed());
+        assert!(output.stdout().contains("\"confirmed\":3"), "{}", output.stdout());
+        assert_eq!(output.stderr().matches("blocks publishers").count(), 1);
+        consumer.signal("INT");
+        consumer.wait(SOON).assert_code(0);
+        broker.client().delete(&queue);
+    }
+}
+
+#[test]
+fn row_34_a_producer_stopped_during_an_alarm_ends_in_time_and_says_what_is_unconfirmed() {
+    let broker = breakable_broker();
+    let queue = unique_queue("alarmed");
+    broker.client().declare(&queue);
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let arguments = ["--lines", "--json", "--timeout", "3s", "--failed"];
+    let start = || {
+        let mut running = producer(&broker, &queue, &arguments).arg(&failed).open_stdin().start();
+        running.write(b"first\n");
+        running
+    };
+    let mut once = start();
+    let twice = producer(&broker, &queue, &["--lines", "--timeout", "60s"]).open_stdin();
+    let mut twice = twice.start();
+    twice.write(b"first\n");
+    broker.wait_for_queue(&queue, |it| it.ready == 2, SOON);
+
+    broker.alarm();
+    once.write(b"kept\n");
+    twice.write(b"kept\n");
+    for running in [&once, &twice] {
+        running.wait_for_stderr_line(|line| line.contains("blocks publishers"), SOON);
+        running.signal("INT");
+    }
+    let begun = Instant::now();
+    twice.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    twice.signal("INT");
+    let second = Instant::now();
+
+    let output = twice.wait(SOON);
+    assert!(second.elapsed() < Duration::from_secs(2), "{:?}", second.elapsed());
+    output.assert_code(130);
+    let output = once.wait(SOON);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    output.assert_code(1);
+    assert!(output.stdout().contains("\"unconfirmed\":1"), "{}", output.stdout());
+    assert!(output.stderr().contains("blocks publishers: low on memory"), "{}", output.stderr());
+    assert_eq!(std::fs::read_to_string(&failed).expect("--failed"), "kept\n");
+    broker.clear_alarm();
+    broker.client().delete(&queue);
+}
+
+#[test]
+fn a_worker_stopped_during_an_alarm_acks_what_it_finished() {
+    let broker = breakable_broker();
+    let queue = unique_queue("acks");
+    broker.client().declare(&queue);
+    broker.client().publish_ids(&queue, ["runs..", "waits"]);
+    let running = worker(&broker, &queue, &["--threads", "1", "--prefetch", "5"]);
+    running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+
+    broker.alarm();
+    let begun = Instant::now();
+    running.signal("INT");
+    let output = running.wait(SOON);
+    let took = begun.elapsed();
+
+    output.assert_code(0);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    broker.wait_for_queue(&queue, |it| it.unacked == 0 && it.ready == 1, SOON);
+    broker.clear_alarm();
+    broker.client().delete(&queue);
+}
+
+#[test]
+fn a_broker_restart_keeps_a_durable_queue_with_its_persistent_tasks_only() {
+    let broker = breakable_broker();
+    let (durable, transient) = (unique_queue("durable"), unique_queue("transient"));
+    producer(&broker, &durable, &["persistent"]).run(SOON).assert_code(0);
+    producer(&broker, &durable, &["--transient", "not"]).run(SOON).assert_code(0);
+    producer(&broker, &transient, &["--transient-queue", "gone"]).run(SOON).assert_code(0);
+
+    broker.restart();
+
+    let client = broker.client();
+    let kept: Vec<String> = client.get_all(&durable).iter().map(|it| it.text()).collect();
+    assert_eq!(kept, ["persistent"]);
+    assert!(!broker.ctl(&["list_queues", "name"]).contains(&transient));
+    client.delete(&durable);
+}
+
+#[test]
+fn row_20_a_worker_started_before_its_broker_consumes_soon_after_that_is_up() {
+    let broker = breakable_broker();
+    let queue = unique_queue("early");
+    broker.kill();
+    let address: Broker = broker.url().parse().expect("a URL");
+    let done = BTreeSet::from(["1".to_owned()]);
+    let (tell, told) = crossbeam_channel::unbounded();
+    let handler = move |delivery: &Delivery| {
+        let _ = tell.send(String::from_utf8_lossy(delivery.body()).into_owned());
+        Ok(())
+    };
+    let worker = Worker::new(&address, &Queue::new(&queue)).threads(1);
+    let working = Working::start(&worker, handler);
+
+    broker.restart();
+    let begun = Instant::now();
+    let client_queue = broker.wait_for_queue(&queue, |it| it.consumers == 1, SOON);
+    let took = begun.elapsed();
+    broker.client().publish_id(&queue, "1");
+
+    assert_eq!(client_queue.consumers, 1);
+    // The pauses have grown while the broker started, to 30 s at the very most.
+    assert!(took < Duration::from_secs(34), "{took:?}");
+    let got: BTreeSet<String> = told.recv_timeout(SOON).into_iter().collect();
+    assert_eq!(got, done);
+    working.stop(SOON);
+    broker.client().delete(&queue);
+}
