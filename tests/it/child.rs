@@ -86,14 +86,10 @@ fn a_ledger_worker() {
     let worker = Worker::new(&broker, &queue)
         .threads(number("IT_THREADS"))
         .prefetch(number("IT_PREFETCH") as u16)
-<<<<<<< HEAD
         .grace(Duration::from_secs(5))
         .retry(retry_policy());
     let worker = if var("IT_DRAIN").is_some() { worker.drain() } else { worker };
-=======
-        .grace(Duration::from_secs(5));
     let started = AtomicBool::new(false);
->>>>>>> 1dcb46a (Test the faults of a real node)
     let work = move |delivery: &Delivery| {
         let id = delivery.task().id().unwrap_or("without-id");
         if !started.swap(true, Ordering::SeqCst) {
