@@ -1,6 +1,9 @@
 //! Writes the man pages and shell completions of the commands, from the definitions that
 //! `--help` is made of: `cargo run --example manual -- FOLDER`; see scripts/manual.sh.
 
+// Each command has a `cli` of its own.
+#![allow(clippy::duplicate_mod)]
+
 use std::error::Error;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

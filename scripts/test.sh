@@ -27,6 +27,8 @@ main() {
     step "broker script" tests/broker.sh
     step "demo" scripts/demo.sh --fast
     step "README" tests/readme.sh
+    step "recipes" with_broker tests/shell.sh
+    step "man pages and completions" scripts/manual.sh "$work/manual"
 }
 
 usage() {

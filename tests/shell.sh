@@ -2,7 +2,8 @@
 # Runs the recipes of docs/SHELL.md: each ```sh block as it stands, in the order they are in, with
 # the commands of this checkout in PATH and a queue's broker in AMQP_URL. The ```text block that
 # follows is what it has to print. The systemd unit is started and stopped as systemd would.
-# Usage: tests/shell.sh [FILE]; AMQP_URL names the broker, or else one is started.
+# Usage: tests/shell.sh [FILE]; AMQP_URL or RABBIT_WORK_TEST_URL names the broker, or else one is
+# started.
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -18,7 +19,8 @@ main() {
     trap 'exit 143' TERM
     cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
     PATH=${CARGO_TARGET_DIR:-$here/target}/debug:$PATH
-    if [ -z "${AMQP_URL:-}" ]; then
+    AMQP_URL=${AMQP_URL:-${RABBIT_WORK_TEST_URL:-}}
+    if [ -z "$AMQP_URL" ]; then
         AMQP_URL=$("$here/scripts/broker.sh" --dir "$work/broker" start)
     fi
     export PATH AMQP_URL RUST_LOG=info

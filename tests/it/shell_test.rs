@@ -65,6 +65,7 @@ impl Drop for Bench {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.broker.client().delete(&self.queue);
+            self.broker.client().delete(&format!("{}.dead", self.queue));
         }
     }
 }

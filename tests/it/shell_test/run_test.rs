@@ -214,43 +214,6 @@ fn without_standard_output_nothing_panics() {
 }
 
 #[test]
-fn descriptors_and_threads_come_back() {
-    let bench = Bench::new("hygiene");
-    let worker = bench.worker(&["--threads", "2"], &["sh", "-c", "cat >&2; echo end {}"]).start();
-    let run = |first: u32, last: u32| {
-        let bodies: Vec<String> = (first..=last).map(|n| format!("{n} ")).collect();
-        bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
-        let mut left: BTreeSet<u32> = (first..=last).collect();
-        while !left.is_empty() {
-            let line = worker.wait_for_stdout_line(|line| line.starts_with("end "), SOON);
-            left.remove(&line[4..].trim().parse().expect("a number"));
-        }
-    };
-    let counts = || {
-        let count = |folder: &str| {
-            fs::read_dir(format!("/proc/{}/{folder}", worker.id())).expect("its folder").count()
-        };
-        (count("fd"), count("task"))
-    };
-    let idle = || {
-        // A program has written its last line before it has ended, so wait for that.
-        let children = format!("/proc/{0}/task", worker.id());
-        poll("all programs are gone", SOON, || {
-            let mut threads = fs::read_dir(&children).expect("its threads").flatten();
-            let none = |it: fs::DirEntry| fs::read_to_string(it.path().join("children"));
-            threads.all(|it| none(it).is_ok_and(|list| list.is_empty())).then_some(())
-        });
-        counts()
-    };
-    run(1, 10);
-    let before = idle();
-    run(11, 1000);
-    poll("as many as before", SOON, || (idle() == before).then_some(()));
-    worker.signal("TERM");
-    worker.wait(SOON).assert_code(0);
-}
-
-#[test]
 fn the_health_file_is_there_while_all_is_well() {
     let bench = Bench::new("health");
     let file = bench.path("health");

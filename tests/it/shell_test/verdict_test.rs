@@ -1,65 +1,96 @@
-//! Every way to end, many times: what the library's handler makes of it.
+//! Every way to end, many times: each task is settled as the contract says, and nothing is left
+//! behind in the worker.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::fs;
+use std::time::Duration;
 
-use rabbit_work::{Broker, Command, Delivery, Failure, Handler, Queue, Summary, Worker, shutdown};
+use amiquip::AmqpValue;
+use serde_json::Value;
 
-use super::Bench;
+use super::{Bench, SOON};
+use crate::support::broker::poll;
+use crate::support::client::Message;
+use crate::support::command::Running;
 
-/// Those that end a program that does nothing about them.
+/// The signals that end a program that does nothing about them.
 const DEADLY: [u32; 22] =
     [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 29, 30, 31];
 const ROUNDS: usize = 36;
-
-/// How often each answer was given.
-type Verdicts = Arc<Mutex<BTreeMap<String, usize>>>;
+const REASON: &str = "x-rabbit-work-reason";
+const LONG: Duration = Duration::from_secs(180);
 
 #[test]
-fn each_of_10_000_ends_is_read_as_what_it_is() {
+fn each_of_10_000_ends_is_settled_as_what_it_is() {
     let bench = Bench::new("verdicts");
-    let statuses = (0..256).map(|status| format!("exit {status}"));
-    let signals = DEADLY.map(|signal| format!("ulimit -c 0; kill -{signal} $$"));
-    let ends: Vec<String> = statuses.chain(signals).collect();
-    for _ in 0..ROUNDS {
-        bench.publish(&ends.iter().map(String::as_bytes).collect::<Vec<_>>());
-    }
-    let total = ROUNDS * ends.len();
-    assert!(total >= 10_000);
-    let verdicts = Verdicts::default();
-    let summary = run(&bench, total as u64, &verdicts);
-    assert_eq!((summary.done, summary.failed, summary.returned), (total as u64, 0, 0));
-    assert!(bench.left().is_empty());
-    let verdicts = verdicts.lock().expect("no thread panicked");
-    assert_eq!(*verdicts, expected());
-}
-
-fn run(bench: &Bench, total: u64, verdicts: &Verdicts) -> Summary {
-    let command = Command::new("sh", ["-c", "eval \"$(cat)\""]).expect("sh is there");
-    let noted = Arc::clone(verdicts);
-    // Whatever the answer, the task is done with: this is about the answers.
-    let handler = move |delivery: &Delivery| {
-        let answer = match command.handle(delivery) {
-            Ok(()) => "done".to_string(),
-            Err(Failure::Reject { .. }) => "reject".to_string(),
-            Err(failure) => format!("{failure}"),
-        };
-        let mut noted = noted.lock().map_err(|_| Failure::retry("poisoned"))?;
-        *noted.entry(answer).or_default() += 1;
-        Ok(())
+    let ends = ends();
+    assert!(ROUNDS * ends.len() >= 10_000);
+    let publish = |rounds: usize| {
+        let all: Vec<&[u8]> = (0..rounds).flat_map(|_| &ends).map(String::as_bytes).collect();
+        bench.publish(&all);
     };
-    let broker: Broker = bench.broker.url().parse().expect("the broker's URL is one");
-    let (_trigger, shutdown) = shutdown();
-    let worker = Worker::new(&broker, &Queue::new(&bench.queue)).threads(4).max_tasks(total);
-    worker.run(handler, &shutdown).expect("the worker runs")
+    let options = ["--threads", "4", "--max-attempts", "1", "--events", "events", "--json"];
+    let script = ["sh", "-c", "ulimit -c 0; eval \"$1\"", "sh", "{}"];
+    let worker = bench.worker(&options, &script).env("RUST_LOG", "error").start();
+
+    publish(1);
+    wait_until_settled(&bench, ends.len());
+    let before = idle(&worker);
+    publish(ROUNDS - 1);
+    wait_until_settled(&bench, ROUNDS * ends.len());
+    poll("as many threads and descriptors as before", SOON, || {
+        (idle(&worker) == before).then_some(())
+    });
+
+    worker.signal("TERM");
+    let summary: Value = serde_json::from_str(&worker.wait(SOON).success()).expect("JSON");
+    let dead = (ends.len() - 1) * ROUNDS;
+    assert_eq!((&summary["done"], &summary["dead"]), (&ROUNDS.into(), &dead.into()), "{summary}");
+    assert_eq!((&summary["retried"], &summary["returned"]), (&0.into(), &0.into()), "{summary}");
+    assert!(bench.left().is_empty());
+    let letters = bench.broker.client().get_all(&format!("{}.dead", bench.queue));
+    assert_eq!(reasons(&letters), expected());
 }
 
-fn expected() -> BTreeMap<String, usize> {
-    let statuses = (0..256).map(|status| match status {
-        0 => "done".to_string(),
-        65 => "reject".to_string(),
-        status => format!("exit status {status}"),
+fn ends() -> Vec<String> {
+    let statuses = (0..256).map(|status| format!("exit {status}"));
+    let signals = DEADLY.iter().map(|signal| format!("kill -{signal} $$"));
+    statuses.chain(signals).collect()
+}
+
+/// How often each reason stands on a dead letter, together with what was to be run.
+fn reasons(letters: &[Message]) -> BTreeMap<(String, String), usize> {
+    let mut reasons = BTreeMap::new();
+    for letter in letters {
+        let reason = match letter.headers.get(REASON) {
+            Some(AmqpValue::LongString(reason)) => reason.clone(),
+            other => panic!("no reason on a dead letter: {other:?} of {:?}", letter.headers),
+        };
+        *reasons.entry((letter.text(), reason)).or_default() += 1;
+    }
+    reasons
+}
+
+fn expected() -> BTreeMap<(String, String), usize> {
+    let statuses = (1..256).map(|it| (format!("exit {it}"), format!("exit status {it}")));
+    let signals =
+        DEADLY.iter().map(|it| (format!("kill -{it} $$"), format!("killed by signal {it}")));
+    statuses.chain(signals).map(|reason| (reason, ROUNDS)).collect()
+}
+
+fn wait_until_settled(bench: &Bench, count: usize) {
+    poll("every task is settled", LONG, || {
+        let events = fs::read_to_string(bench.path("events")).unwrap_or_default();
+        let settled =
+            |line: &&str| line.contains(r#""event":"done""#) || line.contains(r#""event":"dead""#);
+        (events.lines().filter(settled).count() == count).then_some(())
     });
-    let signals = DEADLY.map(|signal| format!("killed by signal {signal}"));
-    statuses.chain(signals).map(|answer| (answer, ROUNDS)).collect()
+}
+
+/// How many descriptors and threads a worker has that runs nothing.
+fn idle(worker: &Running) -> (usize, usize) {
+    let count = |folder: &str| {
+        fs::read_dir(format!("/proc/{}/{folder}", worker.id())).expect("its folder").count()
+    };
+    (count("fd"), count("task"))
 }
