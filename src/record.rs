@@ -16,7 +16,7 @@ pub struct Record {
     pub first_failure: Option<SystemTime>,
     /// When it failed last, to the second.
     pub last_failure: Option<SystemTime>,
-    /// Why it failed last; at most 2,000 bytes.
+    /// Why it failed last; at most 4,500 bytes.
     pub reason: String,
     /// The host of the worker where it failed last.
     pub host: String,
@@ -54,7 +54,8 @@ const OF_THE_BROKER: [&str; 8] = [
     "x-delivery-count",
 ];
 
-const LONGEST_REASON: usize = 2000;
+/// Room for the last 4 KiB of what a program said, and for what became of it.
+const LONGEST_REASON: usize = 4500;
 /// How many deaths before the last a letter tells of.
 const LONGEST_HISTORY: usize = 10;
 
@@ -309,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_reason_keeps_its_beginning_and_its_end() {
-        assert_eq!(cut("short", 2000), "short");
+        assert_eq!(cut("short", LONGEST_REASON), "short");
         for text in ["x".repeat(5000), "é".repeat(5000), "€".repeat(5000)] {
             let short = cut(&format!("first{text}last"), LONGEST_REASON);
             assert!(short.len() <= LONGEST_REASON, "{}", short.len());

@@ -87,14 +87,35 @@ fn what_cannot_be_run_is_told_before_anything_is_consumed() {
     assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
 }
 
+/// What stands on the only dead letter.
+fn last_words(bench: &Bench) -> String {
+    let letters = bench.broker.client().get_all(&format!("{}.dead", bench.queue));
+    assert_eq!(letters.len(), 1);
+    match &letters[0].headers["x-rabbit-work-reason"] {
+        AmqpValue::LongString(reason) => reason.clone(),
+        other => panic!("no reason: {other:?}"),
+    }
+}
+
 #[test]
 fn a_body_with_a_nul_is_no_argument_and_runs_nothing() {
     let bench = Bench::new("nul");
     bench.publish(&[b"a\0b"]);
-    let worker = bench.worker(&["--threads", "1", "--max-tasks", "1"], &["touch", "ran", "{}"]);
-    let output = worker.run(SOON);
-    assert!(output.stderr().contains("holds a NUL"), "{}", output.stderr());
+    bench.worker(&["--drain"], &["touch", "ran", "{}"]).run(SOON).assert_code(1);
+    assert!(last_words(&bench).contains("holds a NUL"));
     assert!(!bench.path("ran").exists());
+}
+
+#[test]
+fn a_dead_letter_tells_how_it_ended_and_what_was_said_last() {
+    let bench = Bench::new("lastwords");
+    bench.publish(&[b"x"]);
+    let script = "seq 1 10000 >&2; exit 65";
+    bench.worker(&["--drain"], &["sh", "-c", script]).run(SOON).assert_code(1);
+    let said: String = (1..=10_000).map(|n| format!("{n}\n")).collect();
+    let last = said[said.len() - 4096..].trim_end();
+    let wanted = format!("exit status 65; the end of its standard error: {last}");
+    assert_eq!(last_words(&bench), wanted);
 }
 
 #[test]

@@ -29,7 +29,9 @@ fn each_of_10_000_ends_is_settled_as_what_it_is() {
         let all: Vec<&[u8]> = (0..rounds).flat_map(|_| &ends).map(String::as_bytes).collect();
         bench.publish(&all);
     };
-    let options = ["--threads", "4", "--max-attempts", "1", "--events", "events", "--json"];
+    // A dead letter is acked once it is confirmed; a thread with one task at a time waits for that.
+    let options = "--threads 4 --prefetch 100 --max-attempts 1 --events events --json";
+    let options: Vec<&str> = options.split(' ').collect();
     let script = ["sh", "-c", "ulimit -c 0; eval \"$1\"", "sh", "{}"];
     let worker = bench.worker(&options, &script).env("RUST_LOG", "error").start();
 
