@@ -5,6 +5,7 @@ mod cli;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -19,6 +20,7 @@ use rabbit_work::{
     Command, Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Stream, Summary,
     Trigger, Worker,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 /// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
@@ -138,7 +140,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let (trigger, shutdown) = cli::stop_on_signals(patience)?;
     output.stop_when_unwritable(trigger);
     let summary = match command {
-        Some(command) => worker.run(command, &shutdown)?,
+        Some(command) => worker.run(Job { command, output: output.clone() }, &shutdown)?,
         None => worker.run(Dots { output: output.clone() }, &shutdown)?,
     };
     drop(health);
@@ -233,6 +235,35 @@ impl Output {
     fn error(&self) -> Option<&io::Error> {
         self.lost.get()
     }
+}
+
+/// A command for each task.
+struct Job {
+    command: Command,
+    output: Output,
+}
+
+impl Handler for Job {
+    /// A command that failed because nobody reads our standard output any more (`| head -1`) is
+    /// not at fault, and neither is its task: the worker stops.
+    fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let failed = match self.command.handle(delivery) {
+            Err(failure) if has_no_reader(&io::stdout()) => failure,
+            answer => return answer,
+        };
+        let _ = self.output.written(Err(io::ErrorKind::BrokenPipe.into()));
+        Err(Failure::postpone(format!("nobody reads standard output any more: {failed}")))
+    }
+
+    fn wind_down(&self) -> Duration {
+        self.command.wind_down()
+    }
+}
+
+fn has_no_reader(output: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(output, PollFlags::empty())];
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
 /// The tutorial's task: a second of work for each dot in the body.

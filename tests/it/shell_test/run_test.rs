@@ -220,6 +220,23 @@ fn tagged_output_that_is_lost_leaves_its_task_in_the_queue() {
 }
 
 #[test]
+fn when_nobody_reads_the_output_any_more_the_worker_stops_and_no_task_suffers() {
+    let bench = Bench::new("head");
+    let bodies: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
+    let script = "{ \"$0\" \"$@\"; echo status $? >&2; } | head -n 1";
+    let worker = env!("CARGO_BIN_EXE_worker");
+    let address = ["-c", script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
+    let arguments = [&address[..], &["--threads", "2", "--", "echo", "hi"]].concat();
+    let output = Command::program("sh", &arguments).run(SOON);
+    assert_eq!(output.success(), "hi\n");
+    assert!(output.stderr().contains("status 1"), "{}", output.stderr());
+    assert!(!output.stderr().contains("is tried again"), "{}", output.stderr());
+    let left = bench.left().len();
+    assert!((100..200).contains(&left), "{left} left");
+}
+
+#[test]
 fn without_standard_output_nothing_panics() {
     let bench = Bench::new("closed");
     bench.publish(&[b"x", b"y"]);
