@@ -74,6 +74,8 @@ struct Link<T> {
     ends: PublishEnds,
     confirms: Confirms<Pending<T>>,
     places: Places,
+    /// When to look again at what waits for a new queue to settle.
+    settles_at: Option<Instant>,
     /// The bytes of the bodies in flight.
     in_flight: usize,
     /// How many returns, and why, whose confirms have not come yet; by queue and message id.
@@ -394,6 +396,7 @@ impl<T> Link<T> {
                 ends,
                 confirms: Confirms::new(),
                 places: Places::default(),
+                settles_at: None,
                 in_flight: 0,
                 returned: HashMap::new(),
                 blocked: None,
@@ -414,18 +417,25 @@ impl<T> Link<T> {
         backlog: &mut VecDeque<Pending<T>>,
         settled: &mut Vec<Settled<T>>,
     ) -> Result<(), Cause> {
-        while self.has_room(backlog.front(), window) {
+        let mut held = Vec::new();
+        let mut published = Ok(());
+        while published.is_ok() && self.has_room(backlog.front(), window) {
             let Some(pending) = backlog.pop_front() else { break };
             match self.places.prepare(&mut self.connection, queue, pending.target) {
-                Ok(()) => self.publish_one(pending, queue)?,
+                Ok(()) => published = self.publish_one(pending, queue),
+                Err(Unready::Settling) => held.push(pending),
                 Err(Unready::Refused(reason)) => settled.push(pending.settled(unconfirmed(reason))),
                 Err(Unready::Lost(cause)) => {
-                    backlog.push_front(pending);
-                    return Err(cause);
+                    held.push(pending);
+                    published = Err(cause);
                 }
             }
         }
-        Ok(())
+        self.settles_at = if held.is_empty() { None } else { self.places.next_settled() };
+        for pending in held.into_iter().rev() {
+            backlog.push_front(pending);
+        }
+        published
     }
 
     fn publish_one(&mut self, pending: Pending<T>, queue: &Queue) -> Result<(), Cause> {
@@ -504,6 +514,7 @@ impl<T> Link<T> {
         aborting: &Signal,
         wake: &Receiver<W>,
     ) -> Woken<W> {
+        let deadline = deadline.into_iter().chain(self.settles_at).min();
         select_biased! {
             recv(aborting) -> _ => Woken::Time,
             recv(self.ends.confirms) -> confirm => {

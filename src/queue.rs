@@ -38,6 +38,12 @@ pub(crate) struct Plan {
     pub(crate) arguments: Vec<(&'static str, Argument)>,
 }
 
+impl Plan {
+    pub(crate) fn is_replicated(&self) -> bool {
+        self.arguments.contains(&("x-queue-type", text("quorum")))
+    }
+}
+
 /// The value of an argument of a declaration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Argument {
