@@ -55,8 +55,9 @@
 //!   than the broker's `consumer_timeout` (30 minutes unless configured). And a task is queued
 //!   twice when its confirm does not reach the producer, which then publishes it again under the
 //!   same message id. Make the work such that doing it twice does no harm.
-//! * **Failed:** a task goes back to the queue after a pause that grows from 1 s to 60 s with
-//!   each failure in a row of that thread, and runs again.
+//! * **Failed:** a task waits in a delay queue and runs again, as often and as late as the
+//!   [`RetryPolicy`] says; then it is a dead letter that says why, which [`Letters`] reads and
+//!   replays. Each step is published, confirmed, and only then acked.
 //! * **Given up only by name:** [`Worker::auto_ack`] loses what a worker had in hand when it
 //!   ends; [`Task::transient`] and [`Queue::transient`] lose tasks when the broker restarts.
 //!
@@ -68,6 +69,10 @@
 //!   as long as the run, and never touch a channel.
 //! * `rw-consumer-1`, …: one for each runner, for as long as the connection lives. Each owns one
 //!   channel, and only it takes and settles what comes in there.
+//! * `rw-handover`: one for as long as the connection lives. It publishes the tasks that failed,
+//!   on a second connection that is made when the first one does; the consumers go on meanwhile.
+//! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a connection of
+//!   its own.
 //! * `rw-watchdog`, and two of the client library: one set for each connection.
 //!
 //! So a stop gives back at once what was prefetched while the handlers finish, a dead connection
