@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
-use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
+use crossbeam_channel::{Receiver, Select, Sender, bounded, select_biased};
 use indicatif::{ProgressBar, ProgressStyle};
 use log::{error, info, warn};
 use rabbit_work::{Error, Outcome, Producer, Receipt, Shutdown, Task};
@@ -148,6 +148,13 @@ fn publish_all(
     options: &Options,
 ) -> End {
     let end = loop {
+        if !bodies.are_coming(shutdown) {
+            // Nobody reads confirms, or publishes again, while we wait for the next body.
+            report.note(producer.flush());
+            if report.gave_up {
+                break End::GaveUp;
+            }
+        }
         let body = match bodies.next(shutdown) {
             Ok(body) => body,
             Err(end) => break end,
@@ -243,6 +250,9 @@ struct Bodies {
 /// The longest body taken; RabbitMQ takes no longer one either.
 const LONGEST_BODY: u64 = 128 * 1024 * 1024;
 
+/// An input that pauses for longer than this is not a stream of tasks in full flow.
+const LULL: Duration = Duration::from_millis(50);
+
 impl Bodies {
     fn open(source: &Source, options: &Options) -> Result<Bodies, Error> {
         let (sender, receiver) = bounded(256);
@@ -273,6 +283,14 @@ impl Bodies {
                 Err(_) => Err(End::Finished),
             },
         }
+    }
+
+    /// Waits a moment for the input to go on or to end; says whether it does.
+    fn are_coming(&self, shutdown: &Shutdown) -> bool {
+        let mut ready = Select::new();
+        ready.recv(&self.receiver);
+        ready.recv(shutdown.stopping());
+        ready.ready_timeout(LULL).is_ok()
     }
 
     /// What was read and not asked for.
