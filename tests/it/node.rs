@@ -41,7 +41,7 @@ fn under(broker: &PrivateBroker, tasks: usize, fault: impl FnOnce()) -> (Verdict
         let (url, queue, ledger) = (broker.url().to_owned(), queue.clone(), Arc::clone(&ledger));
         move || publish(&url, &queue, &ledger, tasks)
     });
-    working.wait_for_stdout_line(|line| line == "first task", SOON);
+    working.wait_for_stdout_line(|line| line.ends_with("first task"), SOON);
 
     fault();
     let begun = Instant::now();
