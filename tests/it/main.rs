@@ -8,6 +8,7 @@ mod node;
 mod producer;
 mod retry;
 mod shell_test;
+mod soak;
 mod support;
 mod support_test;
 mod worker;

@@ -301,11 +301,11 @@ fn a_worker_stopped_during_an_alarm_acks_what_it_finished() {
     let broker = breakable_broker();
     let queue = unique_queue("acks");
     broker.client().declare(&queue);
-    broker.client().publish_ids(&queue, ["runs..", "waits"]);
+    broker.client().publish_ids(&queue, ["runs...", "waits"]);
+    broker.alarm();
     let running = worker(&broker, &queue, &["--threads", "1", "--prefetch", "5"]);
     running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
 
-    broker.alarm();
     let begun = Instant::now();
     running.signal("INT");
     let output = running.wait(SOON);

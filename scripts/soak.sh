@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs producers and workers under a random sequence of faults, and prints the faults and the
+# verdict: of the tasks attempted, how many were confirmed, lost, unexpected, done twice.
+set -eu -o pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+minutes=1
+seed=$RANDOM$RANDOM
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/soak.sh [--minutes M] [--seed S]
+
+Kills workers and a private broker, resets and swallows connections, raises alarms and deletes
+empty queues, for M minutes (default 1). The same seed gives the same sequence of faults.
+
+Exit: 0 nothing was lost, 1 something was, or hung, 2 usage.
+TEXT
+}
+
+misused() {
+    echo "soak: $1" >&2
+    usage >&2
+    exit 2
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --minutes) [[ ${2-} =~ ^[0-9]+([.][0-9]+)?$ ]] || misused "--minutes takes a number"; minutes=$2; shift 2 ;;
+        --seed) [[ ${2-} =~ ^[0-9]{1,18}$ ]] || misused "--seed takes a whole number"; seed=$2; shift 2 ;;
+        --help | -h) usage; exit 0 ;;
+        *) misused "what is $1?" ;;
+    esac
+done
+
+cd "$here"
+cargo build --locked --tests --bins
+# What the faults, the deaths and the drain at the end may take on a slow machine, and more.
+limit=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 600 }')
+export SOAK_MINUTES=$minutes SOAK_SEED=$seed
+echo "soak: $minutes minutes, seed $seed"
+if timeout -k 10 "$limit" cargo test --locked --quiet --test it soak::soak -- --exact --ignored --nocapture; then
+    exit 0
+fi
+echo "soak: FAILED; run it again with --seed $seed" >&2
+exit 1
