@@ -55,6 +55,20 @@ impl Cause {
             if text.contains("delivery acknowledgement") && text.contains("timed out"))
     }
 
+    /// Whether the broker closed the channel for something that is over with the channel, or
+    /// that passes: not for what it was asked to use.
+    pub(crate) fn may_pass(&self) -> bool {
+        let Cause::ChannelClosed { code, text } = self else { return true };
+        match *code {
+            PRECONDITION_FAILED => {
+                self.is_delivery_timeout() || text.contains("unknown delivery tag")
+            }
+            // In a cluster: the queue is there, and the node that has it is not.
+            NOT_FOUND => text.contains("home node"),
+            _ => false,
+        }
+    }
+
     /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
     /// "message size 200 is larger than configured max size 100".
     pub(crate) fn size_limit(&self) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! Owns what is done on one AMQP channel: declare, publish, consume, and the one function that
 //! settles a delivery. Each call is bounded.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem;
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub(crate) struct Channel {
     inner: Option<amiquip::Channel>,
     leash: Leash,
     limit: Duration,
+    settled: Cell<bool>,
 }
 
 /// A consumer on a channel, while it lasts.
@@ -101,7 +103,7 @@ const LEAVING: Duration = Duration::from_secs(5);
 
 impl Channel {
     pub(crate) fn new(inner: amiquip::Channel, leash: Leash, limit: Duration) -> Channel {
-        Channel { inner: Some(inner), leash, limit }
+        Channel { inner: Some(inner), leash, limit, settled: Cell::new(false) }
     }
 
     /// Declares the queue as it is described, or checks that it is there at all.
@@ -196,12 +198,18 @@ impl Channel {
 
     /// The only place that acks, nacks or rejects.
     pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), Cause> {
+        self.settled.set(true);
         let shell = unsettled.shell;
         self.call("settling a delivery", |inner| match how {
             Settlement::Ack => shell.ack(inner),
             Settlement::GiveBack => shell.nack(inner, true),
             Settlement::Requeue => shell.reject(inner, true),
         })
+    }
+
+    /// Whether anything was ever settled here, which only [`close`](Channel::close) makes sure of.
+    pub(crate) fn has_settled(&self) -> bool {
+        self.settled.get()
     }
 
     /// Closes the channel and waits for the broker's answer: the barrier behind which

@@ -1,7 +1,7 @@
 //! Owns one worker thread's side of the broker: takes deliveries from its own channel, has them
 //! run, settles each on the channel it came in on, and gives the rest back when it ends.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -94,23 +94,24 @@ impl Post<'_> {
         if let End::Lost(cause) = self.consume(&channel) {
             return End::Lost(cause);
         }
-        match channel.close() {
-            Ok(()) => End::Told,
-            Err(cause) => {
-                warn!(
-                    "thread {}: the last acks may not have arrived, and their tasks may run \
-                     twice: {cause}",
-                    self.runner.number
-                );
-                cause.into()
-            }
+        let acked = channel.has_settled();
+        let closed = channel.close();
+        if let (true, Err(cause)) = (acked, &closed) {
+            warn!(
+                "thread {}: the last acks may not have arrived, and their tasks may run twice: \
+                 {cause}",
+                self.runner.number
+            );
         }
+        closed.map_or_else(End::from, |()| End::Told)
     }
 
     fn consume(&self, channel: &Channel) -> End {
         let (mut hands, assignment) = Hands::new(self, channel);
-        if self.engage(assignment).is_err() {
-            return End::Told;
+        match self.engage(assignment) {
+            Ok(()) => {}
+            Err(Finish::Told(_)) => return End::Told,
+            Err(Finish::Lost(cause)) => return End::Lost(cause),
         }
         let subscription = match channel.consume(self.queue, self.prefetch, self.acks) {
             Ok(subscription) => subscription,
@@ -124,7 +125,7 @@ impl Post<'_> {
     }
 
     /// Waits for the runner, which may still be busy with a task of an earlier session.
-    fn engage(&self, assignment: Assignment) -> Result<(), Told> {
+    fn engage(&self, assignment: Assignment) -> Result<(), Finish> {
         let sent = self.runner.assignments.send_timeout(assignment, BUSY_AFTER);
         let Err(busy) = sent else { return Ok(()) };
         info!(
@@ -132,9 +133,11 @@ impl Post<'_> {
             self.runner.number
         );
         select_biased! {
-            recv(self.leave) -> _ => Err(Told::Leave),
-            recv(self.stop) -> _ => Err(Told::Stop),
-            send(self.runner.assignments, busy.into_inner()) -> sent => sent.map_err(|_| Told::Stop),
+            recv(self.leave) -> _ => Err(Finish::Told(Told::Leave)),
+            recv(self.stop) -> _ => Err(Finish::Told(Told::Stop)),
+            send(self.runner.assignments, busy.into_inner()) -> sent => {
+                sent.map_err(|_| Cause::Lost("the runner ended".into()).into())
+            },
         }
     }
 }
@@ -177,7 +180,8 @@ struct Hands<'p> {
     leaving: HashMap<u64, Leaving>,
     replies: Sender<Reply>,
     replied: Receiver<Reply>,
-    pausing: Vec<Pausing>,
+    /// How each goes back when its pause is over, by that moment and its tag.
+    pausing: BTreeMap<(Instant, u64), Settlement>,
     /// Tasks in a row that had to go back.
     failures: u32,
 }
@@ -187,14 +191,6 @@ struct Leaving {
     fate: Fate,
     /// What to tell when it has arrived there.
     event: Event,
-}
-
-/// A task that could not be tried, or failed and could not be handed over, on its way back to
-/// the queue.
-struct Pausing {
-    until: Instant,
-    tag: u64,
-    how: Settlement,
 }
 
 impl<'p> Hands<'p> {
@@ -215,7 +211,7 @@ impl<'p> Hands<'p> {
             leaving: HashMap::new(),
             replies,
             replied,
-            pausing: Vec::new(),
+            pausing: BTreeMap::new(),
             failures: 0,
         };
         (hands, assignment)
@@ -378,7 +374,7 @@ impl<'p> Hands<'p> {
     fn pause(&mut self, tag: u64, how: Settlement) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let pause = pause_after(self.failures);
-        self.pausing.push(Pausing { until: Instant::now() + pause, tag, how });
+        self.pausing.insert((Instant::now() + pause, tag), how);
         pause
     }
 
@@ -428,33 +424,32 @@ impl<'p> Hands<'p> {
     }
 
     fn next_pause_over(&self) -> Receiver<Instant> {
-        match self.pausing.iter().map(|pausing| pausing.until).min() {
-            Some(until) => crossbeam_channel::at(until),
-            None => crossbeam_channel::never(),
+        match self.pausing.first_key_value() {
+            Some(((until, _), _)) => crossbeam_channel::at(*until),
+            None => never(),
         }
     }
 
     fn requeue_due(&mut self) -> Result<(), Cause> {
-        let now = Instant::now();
-        let (due, later) =
-            mem::take(&mut self.pausing).into_iter().partition(|pausing| pausing.until <= now);
-        self.pausing = later;
-        let due: Vec<Pausing> = due;
-        due.into_iter().try_for_each(|pausing| self.settle_one(pausing.tag, pausing.how))
+        let later = self.pausing.split_off(&(Instant::now(), u64::MAX));
+        let due = mem::replace(&mut self.pausing, later);
+        due.into_iter().try_for_each(|((_, tag), how)| self.settle_one(tag, how))
     }
 
     fn requeue_pausing(&mut self) -> Result<(), Cause> {
         let pausing = mem::take(&mut self.pausing);
-        pausing.into_iter().try_for_each(|it| self.settle_one(it.tag, it.how))
+        pausing.into_iter().try_for_each(|((_, tag), how)| self.settle_one(tag, how))
     }
 
     fn give_back(&mut self, job: &Job) -> Result<(), Cause> {
-        if matches!(self.unsettled.get(&job.tag), Some(Some(_))) {
+        let held = matches!(self.unsettled.get(&job.tag), Some(Some(_)));
+        self.settle_one(job.tag, Settlement::GiveBack)?;
+        if held {
             self.post.tally.returned();
             let returned = || event(EventKind::Returned, &job.delivery, Duration::ZERO);
             self.post.observer.tell(returned);
         }
-        self.settle_one(job.tag, Settlement::GiveBack)
+        Ok(())
     }
 
     fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), Cause> {
@@ -530,14 +525,17 @@ impl<'p> Hands<'p> {
         replied.into_iter().try_for_each(|reply| self.handed_over(reply))?;
         for (_, duty) in mem::take(&mut self.unsettled) {
             let Some(unsettled) = duty else { continue };
-            self.post.tally.returned();
             self.channel.settle(unsettled, Settlement::GiveBack)?;
+            self.post.tally.returned();
         }
         Ok(())
     }
 
     /// Leaves everything to the broker, which has requeued it or is about to.
     fn abandon(&mut self, cause: Option<Cause>) -> End {
+        if self.post.acks == Acks::Automatic {
+            self.note_dropped();
+        }
         for ran in self.ran.try_iter() {
             self.orphaned(&ran);
         }

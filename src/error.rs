@@ -152,6 +152,7 @@ impl Error {
     /// act on, or a lost session.
     pub(crate) fn from_queue_use(queue: &str, address: &str, cause: Cause) -> Error {
         match cause {
+            cause if cause.may_pass() => Error::session_lost(address, cause),
             Cause::ChannelClosed { code: cause::PRECONDITION_FAILED, text }
                 if text.contains("inequivalent arg") =>
             {
@@ -164,7 +165,7 @@ impl Error {
                     | cause::RESOURCE_LOCKED
                     | cause::PRECONDITION_FAILED,
                 text,
-            } if !text.contains("delivery") => Error::QueueRefused { queue: queue.into(), text },
+            } => Error::QueueRefused { queue: queue.into(), text },
             cause => Error::session_lost(address, cause),
         }
     }
@@ -292,6 +293,18 @@ mod tests {
             chain,
             "lost the session with host:1: the broker closed the connection: 320 CONNECTION_FORCED"
         );
+    }
+
+    #[test]
+    fn a_refusal_is_one_whatever_the_name_of_the_queue() {
+        let closed = |code, text: &str| Cause::ChannelClosed { code, text: text.into() };
+        let missing = closed(404, "NOT_FOUND - no queue 'food-delivery' in vhost '/'");
+        assert!(!Error::from_queue_use("food-delivery", "h", missing).is_transient());
+        let down = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
+                    inaccessible";
+        assert!(Error::from_queue_use("q", "h", closed(404, down)).is_transient());
+        let late = "PRECONDITION_FAILED - unknown delivery tag 7";
+        assert!(Error::from_queue_use("q", "h", closed(406, late)).is_transient());
     }
 
     #[test]

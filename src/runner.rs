@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -219,7 +220,11 @@ impl Running {
         let result = match catch_unwind(call) {
             Ok(Ok(())) => JobResult::Done,
             Ok(Err(failure)) => JobResult::Failed(failure),
-            Err(panic) => JobResult::Failed(Failure::retry(panic_text(panic.as_ref()))),
+            Err(panic) => {
+                let failure = Failure::retry(panic_text(panic.as_ref()));
+                drop_quietly(panic);
+                JobResult::Failed(failure)
+            }
         };
         self.work.health.works_no_more(thread);
         Ran { job, result, elapsed: started.elapsed() }
@@ -273,6 +278,13 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     match text {
         Some(text) => format!("panicked: {text}"),
         None => "panicked".to_string(),
+    }
+}
+
+/// What a handler panics with may panic in its turn when it is dropped.
+fn drop_quietly(panic: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        mem::forget(again);
     }
 }
 

@@ -2,6 +2,7 @@
 //! them all at the first death or at a stop, joins them, and closes the connection last.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,6 +55,10 @@ pub(crate) enum SessionEnd {
 /// How long consumers may take to give back what they have before the socket is shut under
 /// them. A second signal has to end the process within two seconds.
 const LEAVING: Duration = Duration::from_secs(1);
+
+/// How long the other consumers may finish what they run when one is lost and the connection
+/// still stands, so that it can be acked: nothing new is taken until all of them have ended.
+const MENDING: Duration = Duration::from_secs(10);
 
 impl Session<'_> {
     /// Works until the connection is lost or the worker is told to stop.
@@ -108,6 +113,7 @@ impl Session<'_> {
     }
 
     fn wind_up(&self, connection: Connection, told: Option<Told>, lost: Lost) -> SessionEnd {
+        let address = connection.address().to_string();
         let error = match lost {
             Lost::Nothing => {
                 if let Err(cause) = connection.close() {
@@ -126,7 +132,11 @@ impl Session<'_> {
             }
             (_, Some(error)) => SessionEnd::Lost(error),
             (Some(Told::Drained), None) => SessionEnd::Drained,
-            (_, None) => SessionEnd::Exhausted,
+            (Some(Told::Exhausted), None) => SessionEnd::Exhausted,
+            (None, None) => {
+                let cause = Cause::Lost("the consumers ended by themselves".into());
+                SessionEnd::Lost(Error::session_lost(&address, cause))
+            }
         }
     }
 
@@ -216,7 +226,9 @@ impl<'a> Watch<'a> {
                 let thread = thread::Builder::new()
                     .name(format!("rw-consumer-{}", runner.number))
                     .spawn_scoped(scope, move || {
-                        let _ = end.send(post.work(channel));
+                        let work = AssertUnwindSafe(|| post.work(channel));
+                        let panicked = Cause::Lost("a consumer panicked".into());
+                        let _ = end.send(catch_unwind(work).unwrap_or(panicked.into()));
                     });
                 if let Err(error) = thread {
                     self.no_thread(&error);
@@ -253,8 +265,8 @@ impl<'a> Watch<'a> {
         let mut stopping = self.session.shutdown.stopping().clone();
         let mut aborting = self.session.shutdown.aborting().clone();
         let mut exhausted = self.session.exhausted.clone();
-        // Computed once, whoever asks first.
-        let mut deadline = None;
+        // A thread that the system did not give is lost before this begins.
+        let mut mending = if self.has_lost() { after(MENDING) } else { never() };
         let (mut out_of_grace, mut out_of_time) = (never(), never());
         let (mut idle, mut wound_down) = (never(), never());
         loop {
@@ -262,10 +274,15 @@ impl<'a> Watch<'a> {
                 recv(ended) -> end => match end {
                     Ok(End::Told) => {}
                     Ok(End::Lost(cause)) => {
+                        if !self.has_lost() {
+                            mending = after(MENDING);
+                        }
                         self.consumer_lost(cause);
-                        out_of_grace = at(*deadline.get_or_insert(self.grace_from_now()));
                     }
-                    Err(_) => return,
+                    Err(_) => {
+                        self.standing += standing.try_iter().count();
+                        return;
+                    }
                 },
                 recv(aborting) -> _ => {
                     (aborting, out_of_grace) = (never(), never());
@@ -273,7 +290,7 @@ impl<'a> Watch<'a> {
                 },
                 recv(stopping) -> _ => {
                     stopping = never();
-                    let deadline = *deadline.get_or_insert(self.grace_from_now());
+                    let deadline = Instant::now() + self.session.settings.grace;
                     self.told = Some(Told::Stop { deadline });
                     self.stop.0.close();
                     out_of_grace = at(deadline);
@@ -299,25 +316,13 @@ impl<'a> Watch<'a> {
                     Ok(()) => self.consumer_stands(),
                     Err(_) => standing = never(),
                 },
-                recv(out_of_grace) -> _ => {
-                    out_of_grace = never();
-                    if matches!(self.told, Some(Told::Stop { .. })) {
-                        (idle, wound_down) = self.cancel();
-                    } else {
-                        self.leave.0.close();
-                        out_of_time = after(LEAVING);
-                    }
-                },
+                recv(mending) -> _ => out_of_time = self.leave_now(),
+                recv(out_of_grace) -> _ => (idle, wound_down) = self.cancel(),
                 recv(idle) -> _ => {
                     idle = never();
-                    self.leave.0.close();
-                    out_of_time = after(LEAVING);
+                    out_of_time = self.leave_now();
                 },
-                recv(wound_down) -> _ => {
-                    wound_down = never();
-                    self.leave.0.close();
-                    out_of_time = after(LEAVING);
-                },
+                recv(wound_down) -> _ => out_of_time = self.leave_now(),
                 recv(out_of_time) -> _ => self.connection.leash().abort(),
             }
         }
@@ -333,8 +338,14 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn grace_from_now(&self) -> Instant {
-        Instant::now() + self.session.settings.grace
+    /// Has the consumers leave, and returns the end of their time for that.
+    fn leave_now(&self) -> Receiver<Instant> {
+        self.leave.0.close();
+        after(LEAVING)
+    }
+
+    fn has_lost(&self) -> bool {
+        matches!(self.lost, Lost::Consumer(_))
     }
 
     fn consumer_stands(&mut self) {
@@ -350,8 +361,10 @@ impl<'a> Watch<'a> {
     /// The others finish what they run: where the connection still stands, it can be acked.
     fn consumer_lost(&mut self, cause: Option<Cause>) {
         self.stop.0.close();
-        if let Some(advice) = cause.as_ref().and_then(Cause::advice) {
-            warn!("a consumer was lost: {advice}");
+        if let Some(cause) = cause.as_ref().filter(|cause| cause.spares_the_connection()) {
+            let advice = cause.advice().unwrap_or_default();
+            warn!("a consumer was lost: {cause}; {advice}");
+            info!("the other threads have {MENDING:?} to end what they run, then all begin anew");
         }
         if !matches!(self.lost, Lost::Consumer(Some(_))) {
             self.lost = Lost::Consumer(cause);

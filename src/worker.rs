@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::error;
+use log::{error, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::Broker;
@@ -20,7 +20,7 @@ use crate::queue::Queue;
 use crate::retry::RetryPolicy;
 use crate::runner::{Cancellation, Crew, Tickets, Work};
 use crate::session::{Course, Session, SessionEnd};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Shutdown, is_closed};
 use crate::summary::{Ended, Summary, Tally};
 
 /// Works the tasks of one queue with several threads.
@@ -275,6 +275,10 @@ impl Worker {
                 Ok(finish) => return Ok(finish),
                 Err(error) => error,
             };
+            if is_closed(session.exhausted) {
+                warn!("{}", error.chain());
+                return Ok(self.finished_now(By::Limit));
+            }
             if self.gives_up(&error, &history) {
                 return Err(error);
             }
@@ -369,7 +373,9 @@ impl History {
             self.malformed_in_a_row = 0;
         }
         match end {
-            SessionEnd::Lost(error) if error.is_malformed() => self.malformed_in_a_row += 1,
+            SessionEnd::Lost(error) if consumed && error.is_malformed() => {
+                self.malformed_in_a_row += 1;
+            }
             _ => self.malformed_in_a_row = 0,
         }
     }
