@@ -362,8 +362,9 @@ impl<'a> Watch<'a> {
     fn consumer_lost(&mut self, cause: Option<Cause>) {
         self.stop.0.close();
         if let Some(cause) = cause.as_ref().filter(|cause| cause.spares_the_connection()) {
-            let advice = cause.advice().unwrap_or_default();
-            warn!("a consumer was lost: {cause}; {advice}");
+            if let Some(advice) = cause.advice() {
+                warn!("a consumer was lost: {advice}");
+            }
             info!("the other threads have {MENDING:?} to end what they run, then all begin anew");
         }
         if !matches!(self.lost, Lost::Consumer(Some(_))) {

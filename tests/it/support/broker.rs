@@ -140,6 +140,7 @@ impl PrivateBroker {
     /// Raises the memory alarm, which blocks connections that publish.
     pub(crate) fn alarm(&self) {
         self.ctl(&["set_vm_memory_high_watermark", "0.0001"]);
+        self.wait_for_alarm();
     }
 
     pub(crate) fn clear_alarm(&self) {
@@ -149,6 +150,14 @@ impl PrivateBroker {
     /// Raises the alarm for the disk's free space, which blocks connections that publish.
     pub(crate) fn disk_alarm(&self) {
         self.ctl(&["set_disk_free_limit", "1000GB"]);
+        self.wait_for_alarm();
+    }
+
+    fn wait_for_alarm(&self) {
+        poll("an alarm is in force", ANSWER_LIMIT, || {
+            let alarms = self.ctl(&["eval", "rabbit_alarm:get_alarms()."]);
+            alarms.contains("resource_limit").then_some(())
+        });
     }
 
     pub(crate) fn clear_disk_alarm(&self) {
