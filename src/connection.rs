@@ -12,6 +12,7 @@ use log::{debug, warn};
 use crate::broker::{Address, Broker, Limits, Login, Transport};
 use crate::cause::{self, Cause};
 use crate::channel::Channel;
+use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
 use crate::shutdown::Signal;
 use crate::watchdog::{Leash, Watchdog};
@@ -166,7 +167,7 @@ pub(crate) fn read_notice(notice: ConnectionBlockedNotification) -> Notice {
 }
 
 fn ends_within(notices: &Receiver<ConnectionBlockedNotification>, limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
+    let deadline = deadline_after(limit);
     loop {
         match notices.recv_deadline(deadline) {
             Ok(_) => {}
@@ -240,9 +241,10 @@ fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
         .to_socket_addrs()
         .map_err(|error| Cause::Lost(format!("the host name does not resolve: {error}")))?
         .collect();
+    let limit = limit.clamp(Duration::from_millis(1), LONGEST);
     let mut failures = Vec::new();
     for target in resolved {
-        match TcpStream::connect_timeout(&target, limit.max(Duration::from_millis(1))) {
+        match TcpStream::connect_timeout(&target, limit) {
             Ok(socket) => {
                 socket.set_nodelay(true).map_err(|error| Cause::Lost(error.to_string()))?;
                 return Ok(socket);
@@ -298,7 +300,7 @@ impl Handshake<'_> {
             .auth(auth)
             .virtual_host(self.address.vhost.clone())
             .heartbeat(heartbeat)
-            .connection_timeout(Some(self.limits.handshake))
+            .connection_timeout(Some(self.limits.handshake.min(LONGEST)))
             .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
     }
 

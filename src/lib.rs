@@ -113,6 +113,7 @@ mod command;
 mod confirms;
 mod connection;
 mod consumer;
+mod deadline;
 mod drain;
 mod error;
 mod event;

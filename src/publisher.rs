@@ -15,6 +15,7 @@ use crate::cause::Cause;
 use crate::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
 use crate::confirms::Confirms;
 use crate::connection::{Connection, Notice, read_notice};
+use crate::deadline::deadline_after;
 use crate::error::Error;
 use crate::places::{Places, Unready};
 use crate::producer::Outcome;
@@ -127,7 +128,7 @@ impl<T> Publisher<T> {
 
     /// Connects, where it is not connected; see [`Producer::connect`](crate::Producer::connect).
     pub(crate) fn connect(&mut self) -> Result<(), Error> {
-        let deadline = Instant::now() + self.limits.timeout;
+        let deadline = deadline_after(self.limits.timeout);
         let mut last = None;
         while self.link.is_none() {
             match self.try_connect(deadline, &self.stopping.clone()) {
@@ -144,7 +145,7 @@ impl<T> Publisher<T> {
     }
 
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
-        let deadline = Instant::now() + self.limits.timeout;
+        let deadline = deadline_after(self.limits.timeout);
         self.backlog.push_back(Pending { task, target, deadline, ticket });
     }
 

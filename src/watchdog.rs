@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select_biased;
 
 use crate::cause::Cause;
+use crate::deadline::deadline_after;
 use crate::shutdown::{Signal, closer};
 
 /// Watches over the calls on one socket; ends with its connection.
@@ -100,11 +101,11 @@ impl Leash {
                         recv(interrupt) -> _ => self.abort(),
                     }
                 });
-            let result = call();
-            returned.close();
             // Without that thread, the limits of the single calls still hold.
             drop(watch);
-            result
+            // Also when the call panics: the scope waits for the thread.
+            let _returned = returned;
+            call()
         })
     }
 
@@ -127,7 +128,7 @@ impl Shared {
 
     fn add(&self, call: Call) -> (Instant, u64) {
         let mut state = self.lock();
-        let key = (Instant::now() + call.limit, state.next_number);
+        let key = (deadline_after(call.limit), state.next_number);
         state.next_number += 1;
         state.calls.insert(key, call);
         if state.looks_up_at.is_none_or(|at| key.0 < at) {
@@ -209,6 +210,29 @@ mod tests {
         interrupter.close();
         let read = watchdog.leash().unless(&interrupt, || client.read(&mut [0; 1]));
         assert_eq!(read.expect("the end of the stream"), 0);
+    }
+
+    #[test]
+    fn a_call_that_panics_ends_its_watch() {
+        let (client, _peer) = pair();
+        let watchdog = watched(&client);
+        let leash = watchdog.leash().clone();
+        let (_interrupter, interrupt) = closer();
+        let (panicked, has_panicked) = closer();
+        thread::spawn(move || {
+            let _panicked = panicked;
+            leash.unless(&interrupt, || panic!("as it should"))
+        });
+        let ended = has_panicked.recv_timeout(Duration::from_secs(10));
+        assert_eq!(ended, Err(crossbeam_channel::RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn a_call_without_a_limit_is_left_alone() {
+        let (client, _peer) = pair();
+        let watchdog = watched(&client);
+        assert_eq!(watchdog.leash().within(Duration::MAX, "adding", || 1 + 1), 2);
+        assert_eq!(watchdog.leash().expired(), None);
     }
 
     #[test]
