@@ -97,17 +97,14 @@ impl Broker {
     /// # Errors
     /// [`Error::InvalidUrl`] for the first URL that cannot be read, or for an empty list.
     pub fn new<U: AsRef<str>>(urls: impl IntoIterator<Item = U>) -> Result<Broker, Error> {
-        let mut addresses = Vec::new();
-        for list in urls {
-            for url in list.as_ref().split(',') {
-                addresses.push(parse_address(url.trim())?);
-            }
-        }
-        if addresses.is_empty() {
+        let lists: Vec<U> = urls.into_iter().collect();
+        let urls: Vec<&str> =
+            lists.iter().flat_map(|list| list.as_ref().split(',')).map(str::trim).collect();
+        if urls.is_empty() {
             return Err(invalid("no URL was given"));
         }
         Ok(Broker {
-            addresses,
+            addresses: parse_addresses(&urls)?,
             limits: Limits::default(),
             #[cfg(feature = "tls")]
             tls: Tls::default(),
@@ -143,13 +140,14 @@ impl Broker {
         self
     }
 
-    /// Sets the heartbeat to ask for, in whole seconds; the broker's own value counts where it
-    /// is smaller. A dead peer is noticed after two intervals. Default: 10 s.
+    /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. The broker's own
+    /// value counts where it is smaller. A dead peer is noticed after two intervals. Default: 10 s.
     ///
     /// Source: <https://www.rabbitmq.com/docs/heartbeats>.
     #[must_use]
     pub fn heartbeat(mut self, interval: Duration) -> Broker {
-        self.limits.heartbeat = interval;
+        let part = u64::from(interval.subsec_nanos() > 0);
+        self.limits.heartbeat = Duration::from_secs(interval.as_secs().saturating_add(part));
         self
     }
 
@@ -241,6 +239,16 @@ impl fmt::Debug for Address {
     }
 }
 
+fn parse_addresses(urls: &[&str]) -> Result<Vec<Address>, Error> {
+    let read = |(place, url): (usize, &&str)| match parse_address(url) {
+        Err(Error::InvalidUrl { reason }) if urls.len() > 1 => {
+            Err(invalid(format!("URL {} of {}: {reason}", place + 1, urls.len())))
+        }
+        read => read,
+    };
+    urls.iter().enumerate().map(read).collect()
+}
+
 /// The client library's own reading of URLs is not used: its errors print the password, and it
 /// knows fewer forms (amiquip 0.4.2 errors.rs:26, connection.rs:516).
 fn parse_address(text: &str) -> Result<Address, Error> {
@@ -259,7 +267,7 @@ fn parse_address(text: &str) -> Result<Address, Error> {
         port: url.port().unwrap_or(default_port),
         vhost: vhost(&url)?,
         user: decoded_or("guest", url.username(), "user")?,
-        password: decoded_or("guest", url.password().unwrap_or(""), "password")?,
+        password: password(&url, text)?,
         login: Login::Plain,
         transport,
         heartbeat: None,
@@ -269,6 +277,16 @@ fn parse_address(text: &str) -> Result<Address, Error> {
         apply_parameter(&mut address, &key, &value)?;
     }
     Ok(address)
+}
+
+/// A password that is there and empty is empty; the URL as it was read no longer tells it from
+/// one that is absent.
+fn password(url: &Url, text: &str) -> Result<String, Error> {
+    let authority = text.split_once("//").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    let login = authority.rsplit_once('@').map_or("", |(login, _)| login);
+    let default = if login.contains(':') { "" } else { "guest" };
+    decoded_or(default, url.password().unwrap_or(""), "password")
 }
 
 fn host(url: &Url) -> String {
@@ -357,6 +375,40 @@ mod tests {
         assert_eq!(it.heartbeat, Some(Duration::from_secs(7)));
         assert_eq!(it.connect_timeout, Some(Duration::from_millis(250)));
         assert_eq!(it.to_string(), "[::1]:5673");
+    }
+
+    #[test]
+    fn a_password_is_guest_only_where_there_is_none() {
+        for (url, password) in [
+            ("amqp://u@h", "guest"),
+            ("amqp://u:@h", ""),
+            ("amqp://:@h/v?heartbeat=1", ""),
+            ("amqp://u:x@h", "x"),
+            ("amqp://h:5672/a:@b", "guest"),
+        ] {
+            assert_eq!(address(url).password, password, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_below_a_second_is_a_second_and_not_none() {
+        let asked = |interval| {
+            let broker = "amqp://h".parse::<Broker>().expect("a broker").heartbeat(interval);
+            broker.limits(&broker.addresses()[0]).heartbeat.as_secs()
+        };
+        assert_eq!(asked(Duration::from_millis(500)), 1);
+        assert_eq!(asked(Duration::from_millis(2001)), 3);
+        assert_eq!(asked(Duration::from_secs(2)), 2);
+        assert_eq!(asked(Duration::ZERO), 0);
+        assert_eq!(asked(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_bad_url_of_a_list_is_named_by_its_place() {
+        let error = Broker::new(["amqp://a, http://u:s3cret@b", "amqp://c"]).expect_err("one");
+        assert!(error.to_string().contains("URL 2 of 3: the scheme"), "{error}");
+        let alone = "http://b".parse::<Broker>().expect_err("the scheme");
+        assert!(!alone.to_string().contains("URL 1"), "{alone}");
     }
 
     #[test]
