@@ -2,6 +2,7 @@
 //! reasons, read once, in words and kinds that the rest of the crate can decide on.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 /// Why something of the session ended. Reply codes are those of AMQP 0-9-1
@@ -144,6 +145,9 @@ impl From<amiquip::Error> for Cause {
             E::CreateTlsConnector { source } => Cause::Tls(source.to_string()),
             E::EventLoopDropped | E::EventLoopClientDropped => Cause::Gone,
             E::UnexpectedSocketClose => Cause::Lost("the socket was closed".into()),
+            E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
+                Cause::Lost(source.to_string())
+            }
             E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
             E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),
             other => Cause::Lost(other.to_string()),

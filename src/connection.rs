@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::{Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning};
+use amiquip::{Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use log::{debug, warn};
 
@@ -14,6 +14,7 @@ use crate::cause::{self, Cause};
 use crate::channel::Channel;
 use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
+use crate::greeting::Greeted;
 use crate::shutdown::Signal;
 use crate::watchdog::{Leash, Watchdog};
 
@@ -255,6 +256,9 @@ fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
     Err(Cause::Lost(failures.join(", ")))
 }
 
+// Beside TLS only: what OpenSSL accepts is decrypted out of our reach.
+impl IoStream for Greeted {}
+
 struct Handshake<'a> {
     #[cfg(feature = "tls")]
     certificates: &'a crate::broker::Tls,
@@ -266,9 +270,11 @@ impl Handshake<'_> {
     fn run(&self, stream: mio::net::TcpStream) -> Result<amiquip::Connection, Refused> {
         let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
         let opened = match self.address.transport {
-            Transport::Plain => {
-                amiquip::Connection::insecure_open_stream(stream, self.options(), tuning)
-            }
+            Transport::Plain => amiquip::Connection::insecure_open_stream(
+                Greeted::new(stream),
+                self.options(),
+                tuning,
+            ),
             #[cfg(feature = "tls")]
             Transport::Tls => {
                 let connector = tls_connector(self.certificates)?;

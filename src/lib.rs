@@ -117,6 +117,7 @@ mod deadline;
 mod drain;
 mod error;
 mod event;
+mod greeting;
 mod handler;
 mod handover;
 mod health;
