@@ -396,6 +396,22 @@ fn a_producer_publishes_ten_thousand_tasks_with_one_receipt_each() {
 }
 
 #[test]
+fn tasks_of_one_id_to_a_missing_queue_are_each_returned() {
+    let missing = Queue::new(unique_queue("missing")).existing();
+    let mut producer = Producer::new(&broker(), &missing);
+
+    let mut receipts = Vec::new();
+    for _ in 0..200 {
+        receipts.extend(producer.send(Task::new("x").with_id("same")));
+    }
+    receipts.extend(producer.flush());
+
+    assert_eq!(receipts.len(), 200);
+    let returned = |outcome: &Outcome| matches!(outcome, Outcome::Returned { .. });
+    assert!(receipts.iter().all(|receipt| returned(&receipt.outcome)), "{receipts:?}");
+}
+
+#[test]
 fn row_51_headers_of_every_type_do_not_stop_a_task() {
     use crate::support::wire::Field;
     let nested = Field::Array(vec![
