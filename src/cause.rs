@@ -140,7 +140,7 @@ impl From<amiquip::Error> for Cause {
             E::MalformedFrame => Cause::Malformed,
             E::ExhaustedChannelIds => Cause::NoChannelLeft,
             #[cfg(feature = "tls")]
-            E::TlsHandshake { source } => Cause::Tls(source.to_string()),
+            E::TlsHandshake { source } => judge_tls(&source),
             #[cfg(feature = "tls")]
             E::CreateTlsConnector { source } => Cause::Tls(source.to_string()),
             E::EventLoopDropped | E::EventLoopClientDropped => Cause::Gone,
@@ -153,6 +153,19 @@ impl From<amiquip::Error> for Cause {
             other => Cause::Lost(other.to_string()),
         }
     }
+}
+
+/// A socket that ended or failed during the handshake may do better the next time; what the two
+/// ends said to each other stays as it is.
+#[cfg(feature = "tls")]
+fn judge_tls(error: &native_tls::Error) -> Cause {
+    use std::error::Error;
+    let text = error.to_string();
+    let of_the_socket = error.source().is_some_and(|source| source.is::<std::io::Error>());
+    if of_the_socket || text.to_lowercase().contains("unexpected eof") {
+        return Cause::Lost(format!("TLS: {text}"));
+    }
+    Cause::Tls(text)
 }
 
 #[cfg(test)]

@@ -43,6 +43,10 @@ pub(crate) enum Notice {
 /// publish is three. Its default of 16 has the two threads change places at every fifth task.
 const HANDOVER_BOUND: usize = 1024;
 
+/// RabbitMQ refuses a login by holding the cut back for a second or more, against guessing. What
+/// is cut sooner is a broker that stops or starts.
+const SOONEST_REFUSAL: Duration = Duration::from_secs(1);
+
 /// How long the client library's I/O thread may take to end once its socket is gone.
 const BURIAL: Duration = Duration::from_secs(2);
 
@@ -191,13 +195,19 @@ fn open_first(broker: &Broker) -> Result<Connection, Error> {
             }
             Err(Refused::Transient(cause)) => attempts.push(format!("{address}: {cause}")),
             Err(Refused::Lasting(error)) => {
-                attempts.push(error.to_string());
+                attempts.push(placed(address, &error));
                 refusal.get_or_insert(error);
             }
         }
     }
     // A refusal is something to act on; that the next address is down as well is not.
     Err(refusal.unwrap_or(Error::Unreachable { attempts }))
+}
+
+/// An error of this address, with the address in it once.
+fn placed(address: &Address, error: &Error) -> String {
+    let (address, error) = (address.to_string(), error.to_string());
+    if error.contains(&address) { error } else { format!("{address}: {error}") }
 }
 
 /// Why one address gave no connection.
@@ -226,9 +236,11 @@ fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
         limits,
     };
     let leash = watchdog.leash();
+    let begun = Instant::now();
     let opened =
         leash.within(limits.handshake, "waiting for the handshake", || handshake.run(stream));
-    let mut inner = opened.map_err(|refused| handshake.judge(refused, leash.expired()))?;
+    let mut inner =
+        opened.map_err(|refused| handshake.judge(refused, leash.expired(), begun.elapsed()))?;
     let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
     debug!("connected to {address}");
     let address = address.to_string();
@@ -311,10 +323,10 @@ impl Handshake<'_> {
     }
 
     /// Tells a refusal that a person has to act on from one that may pass by itself.
-    fn judge(&self, refused: Refused, expired: Option<Cause>) -> Refused {
+    fn judge(&self, refused: Refused, expired: Option<Cause>, after: Duration) -> Refused {
         let Refused::Transient(cause) = refused else { return refused };
         match expired.unwrap_or(cause) {
-            Cause::LoginCut => Refused::Lasting(Error::LoginRefused {
+            Cause::LoginCut if after >= SOONEST_REFUSAL => Refused::Lasting(Error::LoginRefused {
                 address: self.address.to_string(),
                 user: self.address.user.clone(),
             }),
@@ -322,7 +334,7 @@ impl Handshake<'_> {
                 code: cause::NOT_ALLOWED | cause::ACCESS_REFUSED | cause::NOT_FOUND,
                 text,
             } => Refused::Lasting(Error::VhostRefused { vhost: self.address.vhost.clone(), text }),
-            Cause::Tls(reason) if reason.to_lowercase().contains("certificate") => {
+            Cause::Tls(reason) => {
                 let reason = format!("{}: {reason}", self.address);
                 Refused::Lasting(Error::Tls { reason })
             }
@@ -346,4 +358,21 @@ fn tls_connector(tls: &crate::broker::Tls) -> Result<native_tls::TlsConnector, R
         builder.identity(identity.map_err(|e| lasting("the certificate or its key", e))?);
     }
     builder.build().map_err(|error| lasting("TLS", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_its_address_once() {
+        let broker: Broker = "amqp://rabbit-1".parse().expect("a broker");
+        let address = &broker.addresses()[0];
+        let text = "NOT_FOUND - vhost x not found".to_string();
+        let refused = placed(address, &Error::VhostRefused { vhost: "x".into(), text });
+        assert!(refused.starts_with("rabbit-1:5672: the broker refused"), "{refused}");
+        let (address_too, user) = (address.to_string(), "u".to_string());
+        let refused = placed(address, &Error::LoginRefused { address: address_too, user });
+        assert_eq!(refused.matches("rabbit-1:5672").count(), 1, "{refused}");
+    }
 }

@@ -337,6 +337,73 @@ fn row_30_a_peer_that_never_speaks_is_given_up_after_the_handshake_timeout() {
     assert!(took > Duration::from_millis(400) && took < Duration::from_secs(3), "{took:?}");
 }
 
+/// What a worker says whose only try met a peer that acts like this.
+fn first_try(
+    url: impl Fn(&str) -> String,
+    act: impl Fn(&mut Session) + Send + Sync + 'static,
+) -> Error {
+    let peer = ScriptedBroker::start(move |session, _| act(session));
+    let broker: Broker = url(&peer.address().to_string()).parse().expect("a URL");
+    let begun = Instant::now();
+    let working = Working::start(&worker(&broker, "q").no_reconnect(), bodies().1);
+    let ended = working.wait(SOON);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    ended.expect_err("no broker")
+}
+
+#[test]
+fn a_peer_of_another_protocol_is_known_at_once_by_what_it_answers() {
+    for (answer, told) in [
+        (&b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"[..], "\"HTTP/1.1 400 Bad Request\""),
+        (b"AMQP\0\x01\0\0", "\"AMQP\\x00\\x01\\x00\\x00\""),
+        (b"\x15\x03\x03\0\x02\x02\x0a", "amqps://"),
+    ] {
+        let error = first_try(
+            |address| format!("amqp://{address}"),
+            |session| {
+                session.expect_protocol_header();
+                session.raw(answer);
+                session.read_until_closed();
+            },
+        );
+        let Error::Unreachable { attempts, .. } = &error else { panic!("{error:?}") };
+        assert!(attempts[0].contains("not AMQP 0-9-1"), "{attempts:?}");
+        assert!(attempts[0].contains(told), "{attempts:?}");
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_port_without_tls_is_a_lasting_error_of_tls_and_a_cut_is_not() {
+    let url = |address: &str| format!("amqps://{address}");
+    let plain = first_try(url, |session| {
+        session.raw(b"AMQP\0\0\x09\x01");
+        session.hang_up();
+    });
+    assert!(
+        matches!(&plain, Error::Tls { reason, .. } if reason.contains("127.0.0.1")),
+        "{plain:?}"
+    );
+
+    let cut = first_try(url, Session::hang_up);
+    assert!(matches!(cut, Error::Unreachable { .. }), "{cut:?}");
+}
+
+#[test]
+fn a_cut_at_the_login_that_comes_at_once_is_no_refusal() {
+    let error = first_try(
+        |address| format!("amqp://{address}"),
+        |session| {
+            session.expect_protocol_header();
+            session.send_start();
+            session.expect_method();
+            session.hang_up();
+        },
+    );
+    let Error::Unreachable { attempts, .. } = &error else { panic!("{error:?}") };
+    assert!(attempts[0].contains("during the login"), "{attempts:?}");
+}
+
 #[test]
 fn row_31_a_peer_that_drops_the_first_packet_is_given_up_after_the_connect_timeout() {
     let (full, _queued) = full_listener();
