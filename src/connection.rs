@@ -29,6 +29,12 @@ pub(crate) struct Connection {
     limits: Limits,
 }
 
+/// A connection that is being made, in a thread of its own. Dropping it lets go of what comes.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    opened: Receiver<Result<Connection, Error>>,
+}
+
 /// What the broker says about the whole connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -61,24 +67,7 @@ impl Connection {
         interrupt: &Signal,
         deadline: Option<Instant>,
     ) -> Result<Option<Connection>, Error> {
-        let (result, opened) = bounded(1);
-        let broker = broker.clone();
-        // Name resolution has no limit and cannot be interrupted: it gets a thread of its own.
-        thread::Builder::new()
-            .name("rw-connect".into())
-            .spawn(move || {
-                let _ = result.send(open_first(&broker));
-            })
-            .map_err(|source| Error::NoThread { source })?;
-        let late = deadline.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
-        select_biased! {
-            recv(interrupt) -> _ => Ok(None),
-            recv(opened) -> opened => match opened {
-                Ok(opened) => opened.map(Some),
-                Err(_) => Err(Error::Unreachable { attempts: vec!["the attempt panicked".into()] }),
-            },
-            recv(late) -> _ => Ok(None),
-        }
+        Attempt::start(broker)?.wait(interrupt, deadline)
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit.
@@ -149,6 +138,39 @@ impl Connection {
         };
         let known = known.filter(|cause| *cause != Cause::Gone);
         leash.expired().or(known).unwrap_or(last_words)
+    }
+}
+
+impl Attempt {
+    pub(crate) fn start(broker: &Broker) -> Result<Attempt, Error> {
+        let (result, opened) = bounded(1);
+        let broker = broker.clone();
+        // Name resolution has no limit and cannot be interrupted: it gets a thread of its own.
+        thread::Builder::new()
+            .name("rw-connect".into())
+            .spawn(move || {
+                let _ = result.send(open_first(&broker));
+            })
+            .map_err(|source| Error::NoThread { source })?;
+        Ok(Attempt { opened })
+    }
+
+    /// Waits for what comes of it. `None` when `interrupt` closed or `deadline` passed first; it
+    /// then goes on, and can be waited for again.
+    pub(crate) fn wait(
+        &self,
+        interrupt: &Signal,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Connection>, Error> {
+        let late = deadline.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
+        select_biased! {
+            recv(interrupt) -> _ => Ok(None),
+            recv(self.opened) -> opened => match opened {
+                Ok(opened) => opened.map(Some),
+                Err(_) => Err(Error::Unreachable { attempts: vec!["the attempt panicked".into()] }),
+            },
+            recv(late) -> _ => Ok(None),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::broker::Broker;
 use crate::cause::Cause;
 use crate::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
 use crate::confirms::Confirms;
-use crate::connection::{Connection, Notice, read_notice};
+use crate::connection::{Attempt, Connection, Notice, read_notice};
 use crate::deadline::deadline_after;
 use crate::error::Error;
 use crate::places::{Places, Unready};
@@ -34,6 +34,8 @@ pub(crate) struct Publisher<T> {
     /// Once closed, everything is given up.
     pub(crate) aborting: Signal,
     link: Option<Link<T>>,
+    /// The connection that is being made; there is never a second one.
+    attempt: Option<Attempt>,
     /// What is to be published, oldest first.
     backlog: VecDeque<Pending<T>>,
     settled: Vec<Settled<T>>,
@@ -42,7 +44,7 @@ pub(crate) struct Publisher<T> {
     not_before: Option<Instant>,
     /// Whether this broker has ever taken us.
     proven: bool,
-    /// Why no connection will ever be had.
+    /// Why no connection is to be had before `not_before`, whatever is tried.
     refusal: Option<String>,
 }
 
@@ -111,6 +113,7 @@ impl<T> Publisher<T> {
             stopping: never(),
             aborting: never(),
             link: None,
+            attempt: None,
             backlog: VecDeque::new(),
             settled: Vec::new(),
             backoff: Backoff::new(),
@@ -129,6 +132,10 @@ impl<T> Publisher<T> {
     /// Connects, where it is not connected; see [`Producer::connect`](crate::Producer::connect).
     pub(crate) fn connect(&mut self) -> Result<(), Error> {
         let deadline = deadline_after(self.limits.timeout);
+        if self.refusal.take().is_some() {
+            // Whoever asks by name may have put it right.
+            self.not_before = None;
+        }
         let mut last = None;
         while self.link.is_none() {
             match self.try_connect(deadline, &self.stopping.clone()) {
@@ -244,11 +251,15 @@ impl<T> Publisher<T> {
 
     /// Tries once to connect, after the pause that is due. `Ok(false)`: no time was left.
     fn try_connect(&mut self, deadline: Instant, interrupt: &Signal) -> Result<bool, Error> {
-        if let Some(not_before) = self.not_before.take() {
+        if let Some(not_before) = self.not_before {
             select_biased! {
                 recv(interrupt) -> _ => return Ok(false),
                 recv(at(not_before.min(deadline))) -> _ => {},
             }
+            if Instant::now() < not_before {
+                return Ok(false);
+            }
+            self.not_before = None;
         }
         if Instant::now() >= deadline {
             return Ok(false);
@@ -269,22 +280,41 @@ impl<T> Publisher<T> {
         }
     }
 
-    fn open(&self, interrupt: &Signal, deadline: Instant) -> Result<Option<Link<T>>, Error> {
-        let opened = Connection::open(&self.broker, interrupt, Some(deadline))?;
-        let Some(connection) = opened else { return Ok(None) };
+    fn open(&mut self, interrupt: &Signal, deadline: Instant) -> Result<Option<Link<T>>, Error> {
+        let Some(connection) = self.open_connection(interrupt, deadline)? else {
+            return Ok(None);
+        };
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
         let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue));
         leash.within(left, "setting up the channel", set_up).map(Some)
     }
 
-    fn note_failed_connect(&mut self, error: &Error) {
-        if !error.is_transient() && !self.proven {
-            self.refusal = Some(error.chain());
-            return;
+    /// Waits for the attempt that is under way, or for a new one; one that is not over by then
+    /// is waited for the next time.
+    fn open_connection(
+        &mut self,
+        interrupt: &Signal,
+        deadline: Instant,
+    ) -> Result<Option<Connection>, Error> {
+        let attempt = match self.attempt.take() {
+            Some(under_way) => under_way,
+            None => Attempt::start(&self.broker)?,
+        };
+        let opened = attempt.wait(interrupt, Some(deadline))?;
+        if opened.is_none() {
+            self.attempt = Some(attempt);
         }
+        Ok(opened)
+    }
+
+    fn note_failed_connect(&mut self, error: &Error) {
         let pause = self.backoff.next_pause();
-        warn!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
+        if error.is_transient() || self.proven {
+            warn!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
+        } else {
+            self.refusal = Some(error.chain());
+        }
         self.not_before = Some(Instant::now() + pause);
     }
 
@@ -313,6 +343,9 @@ impl<T> Publisher<T> {
     }
 
     fn give_up_expired(&mut self) {
+        if self.not_before.is_none_or(|not_before| not_before <= Instant::now()) {
+            self.refusal = None;
+        }
         if self.refusal.is_some() || is_closed(&self.aborting) {
             let stopped = || "stopped before it was confirmed".to_string();
             let reason = self.refusal.clone().unwrap_or_else(stopped);

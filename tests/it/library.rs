@@ -412,6 +412,46 @@ fn tasks_of_one_id_to_a_missing_queue_are_each_returned() {
 }
 
 #[test]
+fn a_producer_that_was_refused_works_once_the_reason_is_gone() {
+    let queue = unique_queue("mended");
+    let client = shared_broker().client();
+    let mut asked = Producer::new(&broker(), &Queue::new(&queue).transient());
+    let mut unasked = Producer::new(&broker(), &Queue::new(&queue).transient());
+    client.declare(&queue);
+    let refused = asked.connect();
+    assert!(matches!(refused, Err(Error::QueueMismatch { .. })), "{refused:?}");
+    let receipts = [unasked.send(Task::new("x")), unasked.flush()].concat();
+    let Outcome::Unconfirmed { reason, .. } = &receipts[0].outcome else { panic!("{receipts:?}") };
+    assert!(reason.contains("other arguments"), "{reason}");
+    client.delete(&queue);
+
+    asked.connect().expect("nothing is in the way");
+    asked.publish(Task::new("x")).expect("confirmed");
+    // The longest that the first pause can be; until then the refusal stands.
+    std::thread::sleep(Duration::from_secs(1));
+    let receipts = [unasked.send(Task::new("x")), unasked.flush()].concat();
+
+    assert_eq!(receipts[0].outcome, Outcome::Confirmed);
+    client.delete(&queue);
+}
+
+#[test]
+fn a_producer_without_a_time_limit_publishes() {
+    let queue = unique_queue("patient");
+    let broker = broker()
+        .connect_timeout(Duration::MAX)
+        .handshake_timeout(Duration::MAX)
+        .call_timeout(Duration::MAX)
+        .close_timeout(Duration::MAX);
+    let mut producer = Producer::new(&broker, &Queue::new(&queue)).timeout(Duration::MAX);
+
+    producer.publish(Task::new("x")).expect("confirmed");
+
+    drop(producer);
+    shared_broker().client().delete(&queue);
+}
+
+#[test]
 fn row_51_headers_of_every_type_do_not_stop_a_task() {
     use crate::support::wire::Field;
     let nested = Field::Array(vec![
