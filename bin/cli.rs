@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use log::{LevelFilter, error, warn};
@@ -184,30 +184,52 @@ const CLOSING: Duration = Duration::from_millis(1500);
 /// What killed programs may take until they are gone.
 const DYING: Duration = Duration::from_millis(300);
 
+/// A second signal that comes this soon is the first one's echo: `timeout` signals its child and
+/// then its whole group, the child with it, and so do some supervisors.
+const ECHO: Duration = Duration::from_millis(200);
+
 /// Connects the signals to a shutdown: the first stops, the second aborts, the third kills.
 /// Should the process still be there when its patience is over, it ends all the same: a stop is
 /// always bounded.
 pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown), Error> {
     let (trigger, shutdown) = shutdown();
     let handed_out = trigger.clone();
-    let handle = move || match SIGNALS.fetch_add(1, Ordering::SeqCst) {
-        0 => {
-            trigger.stop();
-            warn!("stopping; a second signal ends it now");
-            let limit = patience.grace + patience.wind_down + CLOSING * 2;
-            end_after(limit, patience.late, trigger.clone());
+    let mut first = None;
+    // Nothing in here may wait, or no further signal would have an effect.
+    let handle = move || {
+        let since_first = first.get_or_insert_with(Instant::now).elapsed();
+        if SIGNALS.load(Ordering::SeqCst) == 1 && since_first < ECHO {
+            return;
         }
-        1 => {
-            trigger.abort();
-            end_after(patience.wind_down + CLOSING, Exit::Interrupted, trigger.clone());
-        }
-        _ => {
-            trigger.kill();
-            end_after(CLOSING, Exit::Interrupted, trigger.clone());
+        match SIGNALS.fetch_add(1, Ordering::SeqCst) {
+            0 => {
+                trigger.stop();
+                let limit = patience.grace + patience.wind_down + CLOSING * 2;
+                end_after(limit, patience.late, trigger.clone());
+                tell_stopping();
+            }
+            1 => {
+                trigger.abort();
+                end_after(patience.wind_down + CLOSING, Exit::Interrupted, trigger.clone());
+            }
+            _ => {
+                trigger.kill();
+                end_after(CLOSING, Exit::Interrupted, trigger.clone());
+            }
         }
     };
     ctrlc::set_handler(handle).map_err(|error| Error::setting("signals", error.to_string()))?;
     Ok((handed_out, shutdown))
+}
+
+/// In a thread of its own: stderr may be a pipe that nobody reads. And not before it is true.
+fn tell_stopping() {
+    let tell = || {
+        thread::sleep(ECHO);
+        warn!("stopping; a second signal ends it now");
+    };
+    // A stop without these words is a stop.
+    let _ = thread::Builder::new().name("stopping".into()).spawn(tell);
 }
 
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
@@ -227,9 +249,8 @@ fn end_after(limit: Duration, exit: Exit, trigger: Trigger) {
         thread::sleep(DYING);
         std::process::exit(i32::from(exit.status()));
     };
-    if let Err(error) = thread::Builder::new().name("last-resort".into()).spawn(last_resort) {
-        error!("the system gave no thread to bound the stop: {error}");
-    }
+    // Without a thread the orderly end is what is left; to say so here could block for ever.
+    let _ = thread::Builder::new().name("last-resort".into()).spawn(last_resort);
 }
 
 /// Writes one line to stdout.

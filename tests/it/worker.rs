@@ -306,6 +306,7 @@ fn row_5_a_second_signal_ends_it_within_two_seconds_with_130_and_nothing_is_lost
 
         running.signal(signals[0]);
         client.wait_for_count(&queue, 2, SOON);
+        running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
         let begun = Instant::now();
         for signal in &signals[1..] {
             running.signal(signal);

@@ -1,5 +1,6 @@
 //! The three stages of a stop, with what they mean for programs that run.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use super::{Bench, SOON, lives};
@@ -98,6 +99,42 @@ fn what_the_program_started_ends_with_it_and_has_its_time_for_that() {
     let output = worker.wait(SOON);
     assert_given_back(&bench, &output, 130);
     assert_eq!(bench.read("clean"), "clean\n");
+}
+
+#[test]
+fn two_signals_at_once_are_one() {
+    let bench = Bench::new("echo");
+    let worker = working(&bench, "30s", "echo up; sleep 1; echo done");
+    worker.signal("TERM");
+    worker.signal("INT");
+    let output = worker.wait(SOON);
+    assert_eq!(output.success(), "up\ndone\n");
+    assert!(bench.left().is_empty());
+}
+
+#[test]
+fn a_full_stderr_that_nobody_reads_does_not_keep_it_from_ending() {
+    let bench = Bench::new("blocked");
+    let worker = env!("CARGO_BIN_EXE_worker");
+    let (url, queue) = (bench.broker.url(), &bench.queue);
+    // dd fills the pipe and fails; fd 3 keeps it open.
+    let script = format!(
+        "mkfifo full; exec 3<>full; dd if=/dev/zero of=full bs=4096 oflag=nonblock 2>&-; \
+         exec {worker} --url {url} --queue {queue} --grace 0s 2>full"
+    );
+    let worker = Command::program("sh", &["-c", &script]).current_dir(bench.dir.path()).start();
+    poll("it heeds signals", SOON, || heeds_sigterm(worker.id()).then_some(()));
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(3);
+}
+
+/// Whether the worker, and no longer the shell before it, has a handler for it.
+fn heeds_sigterm(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let caught = field("SigCgt:").and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    field("Name:").is_some_and(|name| name.trim() == "worker")
+        && caught.is_some_and(|mask| mask & (1 << 14) != 0)
 }
 
 #[test]
