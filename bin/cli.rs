@@ -20,7 +20,7 @@ use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Tls, Trigger, shutd
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     Success,
-    /// Some task was not dealt with as asked.
+    /// Some task was not dealt with as asked, or the system did not give what it takes.
     Failed,
     /// Usage or configuration.
     Usage,
@@ -122,7 +122,12 @@ impl QueueArgs {
 
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Exit {
-        if error.is_transient() { Exit::Unreachable } else { Exit::Usage }
+        match error {
+            // No matter of the broker's, nor of what was asked for.
+            Error::NoThread { .. } => Exit::Failed,
+            error if error.is_transient() => Exit::Unreachable,
+            _ => Exit::Usage,
+        }
     }
 }
 
