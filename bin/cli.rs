@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use log::{LevelFilter, error, warn};
 use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Tls, Trigger, shutdown};
 
@@ -154,6 +154,33 @@ impl Exit {
         error!("{}", error.chain());
         Exit::from(error)
     }
+}
+
+/// What the command line says, or its end. A URL in a wrong place is told without its login.
+#[allow(clippy::exit)]
+pub(crate) fn parse<T: Parser>() -> T {
+    T::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            // --help and --version, which repeat nothing that was given.
+            error.exit();
+        }
+        let _ = write!(io::stderr(), "{}", without_logins(&error.render().to_string()));
+        std::process::exit(i32::from(Exit::Usage.status()))
+    })
+}
+
+/// The text without what is between `://` and the `@` that ends it, the last one: a password may
+/// hold another.
+fn without_logins(text: &str) -> String {
+    let mut parts = text.split("://");
+    let mut shown = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        match part.rsplit_once('@') {
+            Some((_, after)) => shown += &format!("://…@{after}"),
+            None => shown += &format!("://{part}"),
+        }
+    }
+    shown
 }
 
 /// Logs to stderr as RUST_LOG says, default `info`. The client library's own records are left

@@ -101,7 +101,7 @@ pub(crate) struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options: Options = cli::parse();
     cli::init_logging();
     run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
 }

@@ -123,7 +123,7 @@ Signals: the first stops, with --grace for what runs; the second ends that with 
 SIGKILL 5 s later; the third with SIGKILL at once. What was not finished goes back to the queue.";
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options: Options = cli::parse();
     cli::init_logging();
     run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
 }

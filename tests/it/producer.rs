@@ -417,6 +417,26 @@ fn no_password_shows_at_any_level_when_all_goes_well_or_the_connection_is_lost()
 }
 
 #[test]
+fn no_password_shows_when_a_url_is_in_a_wrong_place() {
+    let url = "amqp://me:s3cret@word@host,amqp://me:s3cretword@host";
+    let commands = [
+        Command::worker(&[url]),
+        Command::worker(&["--prefetch", url]),
+        Command::producer(&["--window", url]),
+        Command::queuectl(&[url]),
+        Command::queuectl(&["dead", "list", "--limit", url]),
+    ];
+    for command in commands {
+        let output = command.run(SOON);
+        output.assert_code(2);
+        let said = output.stderr();
+        assert!(said.contains("amqp://…@host,amqp://…@host"), "{said}");
+        assert!(!said.contains("s3cret") && !said.contains("word"), "{said}");
+        assert_eq!(output.stdout(), "");
+    }
+}
+
+#[test]
 fn row_66_a_rust_log_that_means_nothing_is_passed_over() {
     let queue = unique_queue("garbage");
 
