@@ -178,19 +178,19 @@ fn task(body: Vec<u8>, options: &Options) -> Task {
         task = task.transient();
     }
     if let Some(delay) = options.delay {
-        task = task.delay(delay);
+        task = task.with_delay(delay);
     }
     if let Some(expiration) = options.expiration {
-        task = task.expiration(expiration);
+        task = task.with_expiration(expiration);
     }
     if let Some(priority) = options.priority {
-        task = task.priority(priority);
+        task = task.with_priority(priority);
     }
     for (name, value) in &options.header {
-        task = task.header(name, value);
+        task = task.with_header(name, value);
     }
     if let Some(content_type) = &options.content_type {
-        task = task.content_type(content_type);
+        task = task.with_content_type(content_type);
     }
     task
 }

@@ -306,15 +306,15 @@ fn variables(delivery: &Delivery) -> Vec<(String, String)> {
             Some(delivery.max_attempts()).filter(|most| *most > 0).map(|most| most.to_string()),
         ),
         ("TASK_REDELIVERED", Some(u8::from(delivery.redelivered()).to_string())),
-        ("TASK_CONTENT_TYPE", task.media_type().map(str::to_string)),
-        ("TASK_PRIORITY", task.priority_set().map(|priority| priority.to_string())),
+        ("TASK_CONTENT_TYPE", task.content_type().map(str::to_string)),
+        ("TASK_PRIORITY", task.priority().map(|priority| priority.to_string())),
         ("TASK_ENQUEUED_AT", enqueued.map(|since| since.as_secs().to_string())),
-        ("TASK_CORRELATION_ID", task.correlation().map(str::to_string)),
-        ("TASK_REPLY_TO", task.answers_to().map(str::to_string)),
+        ("TASK_CORRELATION_ID", task.correlation_id().map(str::to_string)),
+        ("TASK_REPLY_TO", task.reply_to().map(str::to_string)),
         ("TASK_WORKER", Some(delivery.thread().to_string())),
     ];
     let named = named.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?)));
-    let headers = task.header_texts().map(|(name, value)| (header_variable(name), value));
+    let headers = task.headers_as_text().map(|(name, value)| (header_variable(name), value));
     named.chain(headers).filter(|(_, value)| !value.contains('\0')).collect()
 }
 
@@ -470,10 +470,10 @@ mod tests {
     fn headers_set_variables_with_their_prefix_only() {
         let task = Task::new("")
             .with_id("i")
-            .header("LD_PRELOAD", "evil.so")
-            .header("a-b é=c", "1")
-            .header("nul", "a\0b")
-            .header("", "empty");
+            .with_header("LD_PRELOAD", "evil.so")
+            .with_header("a-b é=c", "1")
+            .with_header("nul", "a\0b")
+            .with_header("", "empty");
         let found = variables(&delivery(task));
         let value = |name: &str| {
             found.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())

@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_replay_resets_the_count_and_keeps_the_history() {
-        let mut task = Task::new("x").with_id("1").header("h", "v").stamped(scene(0).now);
+        let mut task = Task::new("x").with_id("1").with_header("h", "v").stamped(scene(0).now);
         let sent = task.clone();
         for round in 1..=12 {
             task = revived(after_failure(task, 5, &format!("round {round}"), scene(round)));

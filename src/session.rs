@@ -15,6 +15,7 @@ use crate::cause::Cause;
 use crate::channel::Channel;
 use crate::connection::{Connection, Notice, read_notice};
 use crate::consumer::{End, InHand, Post};
+use crate::deadline::deadline_after;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::handover::Handover;
@@ -73,7 +74,7 @@ impl Session<'_> {
             Ok(channels) => channels,
             Err(cause) => {
                 let lost = self.end(connection, Some(cause));
-                let deadline = Instant::now() + self.settings.grace;
+                let deadline = deadline_after(self.settings.grace);
                 let end = if is_closed(stopping) {
                     SessionEnd::Stopped { deadline }
                 } else {
@@ -290,7 +291,7 @@ impl<'a> Watch<'a> {
                 },
                 recv(stopping) -> _ => {
                     stopping = never();
-                    let deadline = Instant::now() + self.session.settings.grace;
+                    let deadline = deadline_after(self.session.settings.grace);
                     self.told = Some(Told::Stop { deadline });
                     self.stop.0.close();
                     out_of_grace = at(deadline);

@@ -16,7 +16,7 @@ use crate::queue::LONGEST_DELAY;
 /// ```
 /// use rabbit_work::Task;
 ///
-/// let task = Task::new("resize photo 17").content_type("text/plain").header("user", "ann");
+/// let task = Task::new("resize photo 17").with_content_type("text/plain").with_header("user", "ann");
 /// assert_eq!(task.body(), b"resize photo 17");
 /// ```
 #[derive(Clone)]
@@ -78,13 +78,13 @@ impl Task {
 
     /// Sets the body's media type. Default: none.
     #[must_use]
-    pub fn content_type(self, content_type: impl Into<String>) -> Task {
+    pub fn with_content_type(self, content_type: impl Into<String>) -> Task {
         self.map(|properties| properties.with_content_type(content_type.into()))
     }
 
     /// Sets a header to a text. Default: no headers.
     #[must_use]
-    pub fn header(self, name: impl Into<String>, value: impl Into<String>) -> Task {
+    pub fn with_header(self, name: impl Into<String>, value: impl Into<String>) -> Task {
         self.map(|properties| {
             let mut headers = properties.headers().clone().unwrap_or_default();
             headers.insert(name.into(), AmqpValue::LongString(value.into()));
@@ -94,13 +94,13 @@ impl Task {
 
     /// Sets the id that ties an answer to this task. Default: none.
     #[must_use]
-    pub fn correlation_id(self, id: impl Into<String>) -> Task {
+    pub fn with_correlation_id(self, id: impl Into<String>) -> Task {
         self.map(|properties| properties.with_correlation_id(id.into()))
     }
 
     /// Sets the queue that an answer should go to. Default: none.
     #[must_use]
-    pub fn reply_to(self, queue: impl Into<String>) -> Task {
+    pub fn with_reply_to(self, queue: impl Into<String>) -> Task {
         self.map(|properties| properties.with_reply_to(queue.into()))
     }
 
@@ -108,17 +108,17 @@ impl Task {
     /// (`x-max-priority`), which [`Queue::existing`](crate::Queue::existing) can use, and in
     /// quorum queues since RabbitMQ 4 (<https://www.rabbitmq.com/docs/priority>). Default: none.
     #[must_use]
-    pub fn priority(self, priority: u8) -> Task {
+    pub fn with_priority(self, priority: u8) -> Task {
         self.map(|properties| properties.with_priority(priority))
     }
 
     /// Has the broker drop the task when no worker has taken it after this long, in whole
     /// milliseconds. A retry is exempt: once a worker had the task, it no longer expires. Not
-    /// to be combined with a [`delay`](Task::delay), which it would cut short: RabbitMQ counts
+    /// to be combined with a [`delay`](Task::with_delay), which it would cut short: RabbitMQ counts
     /// the one of the two that is shorter, and forgets the expiration where a delay ends
     /// (<https://www.rabbitmq.com/docs/ttl>). Default: never.
     #[must_use]
-    pub fn expiration(self, after: Duration) -> Task {
+    pub fn with_expiration(self, after: Duration) -> Task {
         self.map(|properties| properties.with_expiration(after.as_millis().to_string()))
     }
 
@@ -126,7 +126,7 @@ impl Task {
     /// most 42 days. It waits at the broker, in a queue for all tasks with the same delay.
     /// Default: none.
     #[must_use]
-    pub fn delay(mut self, delay: Duration) -> Task {
+    pub fn with_delay(mut self, delay: Duration) -> Task {
         self.delay = (!delay.is_zero()).then_some(delay);
         self
     }
@@ -167,30 +167,30 @@ impl Task {
 
     /// The body's media type, where its producer said so.
     #[must_use]
-    pub fn media_type(&self) -> Option<&str> {
+    pub fn content_type(&self) -> Option<&str> {
         self.properties.content_type().as_deref()
     }
 
     /// The priority, where its producer set one.
     #[must_use]
-    pub fn priority_set(&self) -> Option<u8> {
+    pub fn priority(&self) -> Option<u8> {
         *self.properties.priority()
     }
 
     /// The id that ties an answer to this task, where it has one.
     #[must_use]
-    pub fn correlation(&self) -> Option<&str> {
+    pub fn correlation_id(&self) -> Option<&str> {
         self.properties.correlation_id().as_deref()
     }
 
     /// The queue that an answer should go to, where it has one.
     #[must_use]
-    pub fn answers_to(&self) -> Option<&str> {
+    pub fn reply_to(&self) -> Option<&str> {
         self.properties.reply_to().as_deref()
     }
 
     /// The headers that can be written as text, by name; see [`header_text`](Task::header_text).
-    pub fn header_texts(&self) -> impl Iterator<Item = (&str, String)> {
+    pub fn headers_as_text(&self) -> impl Iterator<Item = (&str, String)> {
         let headers = self.properties.headers().iter().flatten();
         headers.filter_map(|(name, value)| Some((name.as_str(), value_as_text(value)?)))
     }
@@ -456,34 +456,41 @@ mod tests {
     fn what_amqp_cannot_carry_is_refused() {
         assert!(Task::new("x").with_id("i".repeat(255)).validate().is_ok());
         assert!(Task::new("x").with_id("i".repeat(256)).validate().is_err());
-        assert!(Task::new("x").header("n".repeat(256), "v").validate().is_err());
-        assert!(Task::new("x").header("n", "v".repeat(65_000)).validate().is_ok());
-        assert!(Task::new("x").header("n", "v".repeat(66_000)).validate().is_err());
+        assert!(Task::new("x").with_header("n".repeat(256), "v").validate().is_err());
+        assert!(Task::new("x").with_header("n", "v".repeat(65_000)).validate().is_ok());
+        assert!(Task::new("x").with_header("n", "v".repeat(66_000)).validate().is_err());
     }
 
     #[test]
     fn an_expiration_and_a_delay_exclude_each_other() {
-        let task = Task::new("x").delay(Duration::from_secs(1));
+        let task = Task::new("x").with_delay(Duration::from_secs(1));
         assert!(task.validate().is_ok());
-        assert!(task.expiration(Duration::from_secs(9)).validate().is_err());
-        assert!(Task::new("x").delay(LONGEST_DELAY).validate().is_ok());
-        assert!(Task::new("x").delay(LONGEST_DELAY + Duration::from_nanos(1)).validate().is_err());
-        assert_eq!(Task::new("x").delay(Duration::ZERO).held_back(), None);
+        assert!(task.with_expiration(Duration::from_secs(9)).validate().is_err());
+        assert!(Task::new("x").with_delay(LONGEST_DELAY).validate().is_ok());
+        assert!(
+            Task::new("x").with_delay(LONGEST_DELAY + Duration::from_nanos(1)).validate().is_err()
+        );
+        assert_eq!(Task::new("x").with_delay(Duration::ZERO).held_back(), None);
     }
 
     #[test]
     fn on_another_journey_a_task_keeps_all_but_what_would_harm_it() {
-        let sent = Task::new("x").with_id("1").content_type("t").priority(3).header("h", "v");
-        let sent = sent.correlation_id("c").reply_to("r").stamped(SystemTime::now());
-        let harmful = sent.clone().expiration(Duration::from_millis(5)).transient();
-        let harmful = harmful.header("CC", "elsewhere").map(|it| it.with_user_id("guest".into()));
+        let sent = Task::new("x")
+            .with_id("1")
+            .with_content_type("t")
+            .with_priority(3)
+            .with_header("h", "v");
+        let sent = sent.with_correlation_id("c").with_reply_to("r").stamped(SystemTime::now());
+        let harmful = sent.clone().with_expiration(Duration::from_millis(5)).transient();
+        let harmful =
+            harmful.with_header("CC", "elsewhere").map(|it| it.with_user_id("guest".into()));
         let again = harmful.for_another_journey();
         assert_eq!(*again.properties().expiration(), None);
         assert_eq!(*again.properties().user_id(), None);
         assert_eq!(again.value("CC"), None);
         assert_eq!(again.value(USER_ID), Some(Value::Text("guest".into())));
         let whole = again.with_value(USER_ID, None).with_value(COPIES, None).with_its_expiration();
-        assert_eq!(whole.properties(), sent.expiration(Duration::from_millis(5)).properties());
+        assert_eq!(whole.properties(), sent.with_expiration(Duration::from_millis(5)).properties());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::broker::Broker;
 use crate::channel::Acks;
 use crate::connection::Connection;
+use crate::deadline::deadline_after;
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::handler::Handler;
@@ -317,7 +318,7 @@ impl Worker {
     }
 
     fn finished_now(&self, by: By) -> Finish {
-        Finish { deadline: Instant::now() + self.settings.grace, by }
+        Finish { deadline: deadline_after(self.settings.grace), by }
     }
 }
 

@@ -122,7 +122,7 @@ fn status_counts_what_is_ready_waits_and_is_dead() {
     let mut producer = Producer::new(&broker(), &Queue::new(&queue));
     producer.publish(Task::new("")).expect("confirmed");
     for _ in 0..3 {
-        producer.publish(Task::new("").delay(Duration::from_secs(60))).expect("confirmed");
+        producer.publish(Task::new("").with_delay(Duration::from_secs(60))).expect("confirmed");
     }
     let status = json(&queuectl(&queue, &["status", "--json"]));
     assert_eq!(

@@ -67,7 +67,7 @@ fn a_task_comes_back_after_each_delay_with_its_attempts_counted_and_all_it_had()
         assert_eq!((task.id(), task.body()), (Some("1"), &b"body"[..]));
         if delivery.attempt() < 3 { Err(Failure::retry("not yet")) } else { Ok(()) }
     };
-    publish(&queue, Task::new("body").with_id("1").header("user", "ann"));
+    publish(&queue, Task::new("body").with_id("1").with_header("user", "ann"));
 
     let working = Working::start(&worker(&queue).retry(policy(5)).drain(), handler);
     let summary = working.wait(SOON).expect("it ends well");
@@ -163,7 +163,7 @@ fn a_delay_of_nothing_tries_again_at_once_and_needs_no_delay_queue() {
 #[test]
 fn a_damaged_counter_is_the_last_attempt() {
     let queue = unique_queue("damaged");
-    publish(&queue, Task::new("").header("x-rabbit-work-attempts", "many"));
+    publish(&queue, Task::new("").with_header("x-rabbit-work-attempts", "many"));
     let (attempts, handler) = failing(u32::MAX);
     let working = Working::start(&worker(&queue).retry(policy(4)).drain(), handler);
     assert_eq!(working.wait(SOON).expect("it ends well").dead, 1);
@@ -173,8 +173,8 @@ fn a_damaged_counter_is_the_last_attempt() {
 #[test]
 fn a_long_delay_does_not_hold_up_a_short_one() {
     let queue = unique_queue("delays");
-    publish(&queue, Task::new("long").delay(Duration::from_secs(5)));
-    publish(&queue, Task::new("short").delay(MOMENT));
+    publish(&queue, Task::new("long").with_delay(Duration::from_secs(5)));
+    publish(&queue, Task::new("short").with_delay(MOMENT));
     let begun = Instant::now();
     let (tell, bodies) = unbounded();
     let handler = move |delivery: &Delivery| {
