@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each command is a crate of its own and uses its part.
 
+use std::env;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
@@ -33,6 +34,8 @@ pub(crate) enum Exit {
     Interrupted,
 }
 
+const URL_VARIABLE: &str = "AMQP_URL";
+
 #[derive(Args, Debug)]
 pub(crate) struct BrokerArgs {
     /// Broker URL, amqp://user:password@host:port/vhost; repeated or comma-separated, the
@@ -40,7 +43,7 @@ pub(crate) struct BrokerArgs {
     #[arg(
         long,
         value_name = "URL",
-        env = "AMQP_URL",
+        env = URL_VARIABLE,
         hide_env_values = true,
         hide_default_value = true,
         default_value = "amqp://guest:guest@localhost:5672"
@@ -159,7 +162,13 @@ impl Exit {
 /// What the command line says, or its end. A URL in a wrong place is told without its login.
 #[allow(clippy::exit)]
 pub(crate) fn parse<T: Parser>() -> T {
-    T::try_parse().unwrap_or_else(|error| {
+    let mut command = T::command();
+    if env::var_os(URL_VARIABLE).is_some_and(|url| url.is_empty()) {
+        // In files of variables that is how none is given.
+        command = command.mut_arg("url", |url| url.env(None));
+    }
+    let parsed = command.try_get_matches().and_then(|matches| T::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
         if !error.use_stderr() {
             // --help and --version, which repeat nothing that was given.
             error.exit();
