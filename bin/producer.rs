@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -97,7 +98,7 @@ pub(crate) struct Options {
 
     /// The words of one task's body, joined by one space
     #[arg(value_name = "MESSAGE", default_value = "Hello World!", hide_default_value = true)]
-    message: Vec<String>,
+    message: Vec<OsString>,
 }
 
 fn main() -> ExitCode {
@@ -258,7 +259,7 @@ impl Bodies {
         let (sender, receiver) = bounded(256);
         let spawned = match source {
             Source::Words(count) => {
-                let (body, count) = (options.message.join(" ").into_bytes(), *count);
+                let (body, count) = (join(&options.message), *count);
                 spawn_reader(move || repeat(&body, count, &sender))
             }
             Source::Whole(path, count) => {
@@ -299,6 +300,12 @@ impl Bodies {
         let count = self.receiver.len();
         self.receiver.try_iter().take(count).filter_map(Result::ok)
     }
+}
+
+/// Any bytes, as a body is.
+fn join(words: &[OsString]) -> Vec<u8> {
+    let words: Vec<&[u8]> = words.iter().map(|word| word.as_encoded_bytes()).collect();
+    words.join(&b' ')
 }
 
 fn spawn_reader(read: impl FnOnce() + Send + 'static) -> io::Result<()> {

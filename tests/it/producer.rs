@@ -1,6 +1,8 @@
 //! The `producer`: what it prints, how it ends, and what is on the queue afterwards.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpValue, FieldTable};
@@ -61,6 +63,29 @@ fn words_are_joined_and_repeated() {
     let messages = shared_broker().client().get_all(&queue);
     assert_eq!(messages.len(), 3);
     assert!(messages.iter().all(|message| message.text() == "a task ..."));
+}
+
+#[test]
+fn words_may_be_any_bytes() {
+    let queue = unique_queue("bytes");
+
+    let word = OsStr::from_bytes(b"\xff\xfe");
+    let output = producer(&queue, &["a"]).arg(word).run(SOON);
+
+    assert_eq!(output.success(), " [x] Sent 'a \u{fffd}\u{fffd}'\n");
+    assert_eq!(shared_broker().client().get_all(&queue)[0].body, b"a \xff\xfe");
+}
+
+#[test]
+fn an_empty_url_in_the_environment_is_none_and_an_empty_option_is_wrong() {
+    let unset = Command::queuectl(&["check"]).run(SOON);
+    let empty = Command::queuectl(&["check"]).env("AMQP_URL", "").run(SOON);
+    let option = Command::queuectl(&["--url", "", "check"]).run(SOON);
+
+    // Whatever is at the default address.
+    assert_eq!((empty.code, empty.stdout()), (unset.code, unset.stdout()));
+    assert!(!empty.stderr().contains("URL"), "{}", empty.stderr());
+    option.assert_code(2);
 }
 
 #[test]
