@@ -68,6 +68,13 @@ pub enum Outcome {
         /// The broker's code and text.
         reason: String,
     },
+    /// It is not on the queue and never will be: AMQP cannot carry it, or it is larger than the
+    /// broker takes.
+    #[non_exhaustive]
+    Refused {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Nothing is known: it may be on the queue or not.
     #[non_exhaustive]
     Unconfirmed {
@@ -224,6 +231,7 @@ impl fmt::Display for Outcome {
             Outcome::Confirmed => write!(f, "confirmed"),
             Outcome::Nacked => write!(f, "nacked: the broker refused it; the queue may be full"),
             Outcome::Returned { reason } => write!(f, "returned: {reason}; is the queue there?"),
+            Outcome::Refused { reason } => write!(f, "refused: {reason}"),
             Outcome::Unconfirmed { reason } => write!(f, "unconfirmed: {reason}"),
         }
     }

@@ -158,7 +158,7 @@ impl<T> Publisher<T> {
 
     /// Settles a task that was never on its way.
     pub(crate) fn refuse(&mut self, task: Task, reason: String, ticket: T) {
-        self.settled.push(Settled { task, outcome: unconfirmed(reason), ticket });
+        self.settled.push(Settled { task, outcome: Outcome::Refused { reason }, ticket });
     }
 
     /// What was settled since the last time.
@@ -330,7 +330,8 @@ impl<T> Publisher<T> {
         let (address, cause) = link.bury(known);
         if let Some(limit) = cause.size_limit() {
             // Published again, it would end every channel, and nothing behind it get through.
-            self.give_up(&cause.to_string(), |pending| pending.task.body().len() > limit);
+            let refused = Outcome::Refused { reason: cause.to_string() };
+            self.give_up(&refused, |pending| pending.task.body().len() > limit);
         }
         let error = Error::session_lost(&address, cause);
         let pause = self.backoff.next_pause();
@@ -349,13 +350,13 @@ impl<T> Publisher<T> {
         if self.refusal.is_some() || is_closed(&self.aborting) {
             let stopped = || "stopped before it was confirmed".to_string();
             let reason = self.refusal.clone().unwrap_or_else(stopped);
-            self.give_up(&reason, |_| true);
+            self.give_up(&unconfirmed(reason), |_| true);
             return;
         }
         let now = Instant::now();
         if self.oldest_deadline().is_some_and(|deadline| deadline <= now) {
             let reason = self.why_waiting();
-            self.give_up(&reason, |pending| pending.deadline <= now);
+            self.give_up(&unconfirmed(reason), |pending| pending.deadline <= now);
         }
     }
 
@@ -370,18 +371,18 @@ impl<T> Publisher<T> {
         }
     }
 
-    fn give_up(&mut self, reason: &str, which: impl Fn(&Pending<T>) -> bool) {
+    fn give_up(&mut self, outcome: &Outcome, which: impl Fn(&Pending<T>) -> bool) {
         if let Some(link) = &mut self.link {
             for pending in link.confirms.take_if(&which) {
                 link.in_flight -= pending.task.body().len();
-                self.settled.push(pending.settled(unconfirmed(reason)));
+                self.settled.push(pending.settled(outcome.clone()));
             }
         }
         let (over, left) = mem::take(&mut self.backlog).into_iter().partition(&which);
         self.backlog = left;
         let over: VecDeque<Pending<T>> = over;
         for pending in over {
-            self.settled.push(pending.settled(unconfirmed(reason)));
+            self.settled.push(pending.settled(outcome.clone()));
         }
     }
 
