@@ -422,8 +422,12 @@ impl Progress {
 
 /// How many bytes the input has, where it is a file.
 fn length(path: &Path) -> Option<u64> {
-    let metadata = if path == Path::new("-") { stdin_metadata() } else { fs::metadata(path).ok() };
-    metadata.filter(fs::Metadata::is_file).map(|metadata| metadata.len())
+    metadata(path).filter(fs::Metadata::is_file).map(|metadata| metadata.len())
+}
+
+/// Of the input.
+fn metadata(path: &Path) -> Option<fs::Metadata> {
+    if path == Path::new("-") { stdin_metadata() } else { fs::metadata(path).ok() }
 }
 
 #[cfg(unix)]
@@ -526,6 +530,8 @@ impl Report {
         match receipt.outcome {
             Outcome::Nacked => self.nacked += 1,
             Outcome::Returned { .. } => self.returned += 1,
+            // A matter of this task alone.
+            Outcome::Refused { .. } => self.unconfirmed += 1,
             _ => {
                 self.unconfirmed += 1;
                 self.gave_up = true;
@@ -609,13 +615,29 @@ impl Report {
 }
 
 fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {
-    let input = source.path().and_then(|input| input.canonicalize().ok());
-    if input.is_some() && input == path.canonicalize().ok() {
+    if source.path().is_some_and(|input| is_same_file(input, path)) {
         return Err(Error::setting("--failed", "it would overwrite the input"));
     }
     let file =
         File::create(path).map_err(|error| Error::setting("--failed", show(path, &error)))?;
     Ok(BufWriter::new(file))
+}
+
+/// Whether the input is this very file, by whatever name, or redirected from it. Terminals and
+/// other devices may be both.
+#[cfg(unix)]
+fn is_same_file(input: &Path, output: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let identity = |it: fs::Metadata| it.is_file().then(|| (it.dev(), it.ino()));
+    let input = metadata(input).and_then(identity);
+    input.is_some() && input == fs::metadata(output).ok().and_then(identity)
+}
+
+#[cfg(not(unix))]
+fn is_same_file(input: &Path, output: &Path) -> bool {
+    let input = input.canonicalize().ok();
+    input.is_some() && input == output.canonicalize().ok()
 }
 
 fn show(path: &Path, error: &io::Error) -> String {

@@ -325,6 +325,59 @@ fn row_46_a_confirm_that_never_comes_is_unconfirmed_after_the_timeout() {
 }
 
 #[test]
+fn a_task_that_is_too_large_fails_alone_and_the_rest_is_sent() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        let publish = session.read_publish();
+        session.ack(publish.channel, 1);
+        let second = session.read_publish();
+        if number == 0 {
+            let text = "PRECONDITION_FAILED - message size 5 is larger than configured max size 4";
+            session.close_channel(second.channel, 406, text);
+            session.read_until_closed();
+        } else {
+            session.ack(second.channel, 2);
+            assert_eq!(session.answer_rpcs(), None);
+        }
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+
+    let output = Command::producer(&["--url", &broker.url(), "--lines", "--json"])
+        .args(&["--window", "1", "--failed", &failed.to_string_lossy()])
+        .stdin("1\n22222\n3\n4\n")
+        .run(SOON);
+
+    output.assert_code(1);
+    assert_eq!(
+        (&json(&output)["unconfirmed"], &json(&output)["confirmed"]),
+        (&1.into(), &3.into())
+    );
+    assert_eq!(fs::read_to_string(&failed).expect("--failed"), "22222\n");
+    broker.finish(SOON);
+}
+
+#[test]
+fn the_input_is_not_overwritten_by_what_failed_whatever_its_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("input");
+    fs::write(&path, "kept\n").expect("a file");
+    fs::hard_link(&path, dir.path().join("other")).expect("a second name");
+    let script = format!("exec '{}' --lines --failed other <input", env!("CARGO_BIN_EXE_producer"));
+
+    let redirected = Command::program("sh", &["-c", &script]).current_dir(dir.path()).run(SOON);
+    let named = Command::producer(&["--lines", "input", "--failed", "other"])
+        .current_dir(dir.path())
+        .run(SOON);
+
+    for output in [redirected, named] {
+        output.assert_code(2);
+        assert!(errors(&output)[0].contains("overwrite the input"), "{}", output.stderr());
+    }
+    assert_eq!(fs::read(&path).expect("the input"), b"kept\n");
+}
+
+#[test]
 fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
