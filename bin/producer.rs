@@ -86,8 +86,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Write the tasks that were read and not confirmed to FILE, byte for byte and ready to be fed
-    /// again: one for each line; with --null, a NUL after each; with --body-file, the body alone
+    /// Write the tasks that were not confirmed to FILE, byte for byte and ready to be fed again:
+    /// one for each line; with --null, a NUL after each; with --body-file, the body alone. When
+    /// the broker is not reached, or a task runs out of time, the rest of the input is written
+    /// there unpublished. After a signal the rest is not read: the log says how many tasks were
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
 
@@ -120,16 +122,30 @@ fn run(options: &Options) -> Result<Exit, Error> {
         .timeout(options.timeout)
         .heed(&shutdown);
     if let Err(error) = producer.connect() {
-        let stopped = shutdown.is_stopping();
-        return if stopped { Ok(stopped_early(&shutdown)) } else { Err(error) };
+        return not_connected(&error, &bodies, &shutdown, report);
     }
     let end = publish_all(&mut producer, &bodies, &shutdown, &mut report, options);
     report.close(&end)
 }
 
-fn stopped_early(shutdown: &Shutdown) -> Exit {
-    warn!("stopped before anything was published");
-    if shutdown.is_aborting() { Exit::Interrupted } else { Exit::Failed }
+/// Nothing was published: the input is not confirmed, all of it.
+fn not_connected(
+    error: &Error,
+    bodies: &Bodies,
+    shutdown: &Shutdown,
+    mut report: Report,
+) -> Result<Exit, Error> {
+    if shutdown.is_stopping() {
+        report.note_unsent(bodies.read_ahead());
+        return report.close(&End::Stopped);
+    }
+    let exit = Exit::for_error(error);
+    if report.failed.is_some() {
+        let end = report.keep_rest(bodies, shutdown, End::GaveUp);
+        report.flush_failed();
+        report.tell_end(&end);
+    }
+    Ok(if cli::is_interrupted() { Exit::Interrupted } else { exit })
 }
 
 /// Why no further task was read.
@@ -167,10 +183,14 @@ fn publish_all(
         }
     };
     report.note(producer.flush());
-    if !matches!(end, End::Finished) {
-        report.note_unsent(bodies.read_ahead());
+    match end {
+        End::Finished => end,
+        End::GaveUp => report.keep_rest(bodies, shutdown, end),
+        End::Stopped | End::Unreadable(_) => {
+            report.note_unsent(bodies.read_ahead());
+            end
+        }
     }
-    end
 }
 
 fn task(body: Vec<u8>, options: &Options) -> Task {
@@ -518,6 +538,25 @@ impl Report {
         }
     }
 
+    /// Reads on where somebody wants to have the rest, once nothing is published any more.
+    fn keep_rest(&mut self, bodies: &Bodies, shutdown: &Shutdown, why: End) -> End {
+        if self.failed.is_some() {
+            warn!("the rest of the input goes to --failed and is not published");
+        }
+        while self.failed.is_some() {
+            match bodies.next(shutdown) {
+                Ok(body) => self.note_unsent([body].into_iter()),
+                Err(End::Finished) => return why,
+                Err(end) => {
+                    self.note_unsent(bodies.read_ahead());
+                    return end;
+                }
+            }
+        }
+        self.note_unsent(bodies.read_ahead());
+        why
+    }
+
     fn note_confirmed(&mut self, task: &Task) {
         self.confirmed += 1;
         if self.sent == Sent::Line && self.unwritable.is_none() {
@@ -560,9 +599,7 @@ impl Report {
 
     fn close(mut self, end: &End) -> Result<Exit, Error> {
         self.progress.end();
-        if let Some(Err(error)) = self.failed.as_mut().map(BufWriter::flush) {
-            error!("--failed cannot be written: {error}");
-        }
+        self.flush_failed();
         self.tell_end(end);
         if self.summary == Summary::Json && self.unwritable.is_none() {
             self.unwritable = print_line(self.as_json()).err();
@@ -574,11 +611,21 @@ impl Report {
         })
     }
 
+    fn flush_failed(&mut self) {
+        if let Some(Err(error)) = self.failed.as_mut().map(BufWriter::flush) {
+            error!("--failed cannot be written: {error}");
+            self.failed = None;
+        }
+    }
+
     fn tell_end(&self, end: &End) {
         let read = self.read;
         match end {
             End::Finished => {}
             End::Stopped => warn!("stopped after {read} tasks were read"),
+            End::GaveUp if self.failed.is_some() => {
+                warn!("gave up; all {read} tasks were read, and --failed has those not confirmed");
+            }
             End::GaveUp => error!("gave up after {read} tasks were read; the rest was not"),
             End::Unreadable(error) => error!("stopped after {read} tasks were read: {error}"),
         }

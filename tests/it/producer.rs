@@ -378,6 +378,49 @@ fn the_input_is_not_overwritten_by_what_failed_whatever_its_name() {
 }
 
 #[test]
+fn when_it_gives_up_the_rest_of_the_input_is_in_failed() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let publish = session.read_publish();
+        session.ack(publish.channel, 1);
+        // The second is taken, and nothing is said of it.
+        session.read_publish();
+        let _ = session.answer_rpcs();
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let lines: Vec<String> = (0..5000).map(|number| format!("{number}\n")).collect();
+
+    let output = Command::producer(&["--url", &broker.url(), "--lines", "--json"])
+        .args(&["--window", "1", "--timeout", "1s", "--failed", &failed.to_string_lossy()])
+        .stdin(lines.concat())
+        .run(SOON);
+
+    output.assert_code(1);
+    assert_eq!(
+        (&json(&output)["unconfirmed"], &json(&output)["confirmed"]),
+        (&4999.into(), &1.into())
+    );
+    assert_eq!(fs::read_to_string(&failed).expect("--failed"), lines[1..].concat());
+}
+
+#[test]
+fn when_no_broker_is_reached_the_input_is_in_failed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let input: String = (0..5000).map(|number| format!("{number}\n")).collect();
+
+    let output = Command::producer(&["--url", "amqp://127.0.0.1:1", "--timeout", "1s", "--lines"])
+        .args(&["--failed", &failed.to_string_lossy()])
+        .stdin(input.clone())
+        .run(SOON);
+
+    output.assert_code(69);
+    assert_eq!(errors(&output).len(), 1, "{}", output.stderr());
+    assert_eq!(fs::read_to_string(&failed).expect("--failed"), input);
+}
+
+#[test]
 fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
