@@ -245,7 +245,7 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
         match SIGNALS.fetch_add(1, Ordering::SeqCst) {
             0 => {
                 trigger.stop();
-                let limit = patience.grace + patience.wind_down + CLOSING * 2;
+                let limit = patience.grace.saturating_add(patience.wind_down + CLOSING * 2);
                 end_after(limit, patience.late, trigger.clone());
                 tell_stopping();
             }

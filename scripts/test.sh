@@ -28,6 +28,8 @@ main() {
     step "demo" scripts/demo.sh --fast
     step "README" tests/readme.sh
     step "recipes" with_broker tests/shell.sh
+    step "Python's client" tests/pika.sh
+    step "soak" scripts/soak.sh --minutes 1 --seed 7
     step "man pages and completions" scripts/manual.sh "$work/manual"
 }
 

@@ -169,6 +169,15 @@ impl Running {
         line.unwrap_or_else(|why| self.fail(&format!("no such line on stderr: {why}")))
     }
 
+    /// The same, for a program that may have nothing more to say: `None` once it has ended.
+    pub(crate) fn next_stderr_line(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        within: Duration,
+    ) -> Option<String> {
+        self.stderr.wait_for_line(wanted, within).ok()
+    }
+
     /// Waits for its end; kills it and fails the test if that does not come in time.
     pub(crate) fn wait(mut self, within: Duration) -> Output {
         if self.ended.recv_timeout(within).is_err() {
