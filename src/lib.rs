@@ -2,7 +2,8 @@
 //!
 //! A [`Producer`] puts tasks on a queue, and each one is confirmed by the broker. A [`Worker`]
 //! shares the tasks among its threads and with every other worker of the queue, and acks each
-//! one after the work. The commands `producer` and `worker` are thin shells over the two.
+//! one after the work. [`Letters`] are the tasks that failed for good. The commands `producer`,
+//! `worker` and `queuectl` are thin shells over these.
 //!
 //! Every call blocks, on purpose: a worker's time goes into its tasks, and a thread for each task
 //! at hand is the plainest way to spend it. No async runtime is involved. Whatever can wait says
@@ -30,14 +31,13 @@
 //! use rabbit_work::{Broker, Delivery, Queue, Worker, shutdown};
 //!
 //! let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
-//! let (trigger, shutdown) = shutdown(); // `trigger.stop()`, from any thread, ends the worker
+//! let (_trigger, shutdown) = shutdown(); // `_trigger.stop()`, from any thread, ends the worker
 //! let resize = |delivery: &Delivery| {
 //!     let order = std::str::from_utf8(delivery.body())?; // `?` makes a failed task
 //!     println!("thread {} does: {order}", delivery.thread());
 //!     Ok(()) // acked after this, on the channel it came in on
 //! };
 //! Worker::new(&broker, &Queue::new("photos")).threads(4).run(resize, &shutdown)?;
-//! # drop(trigger);
 //! # Ok(())
 //! # }
 //! ```
@@ -74,6 +74,8 @@
 //! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a connection of
 //!   its own.
 //! * `rw-watchdog`, and two of the client library: one set for each connection.
+//! * `rw-connect` and `rw-interrupt`: only while a connection is made or a session set up.
+//! * `rw-bell`, `rw-leftover` and `rw-waiter`: only with `Command`, beside its programs.
 //!
 //! So a stop gives back at once what was prefetched while the handlers finish, a dead connection
 //! is noticed during a task, and a task that outlives its connection holds up no other thread. A
@@ -81,11 +83,11 @@
 //!
 //! # Logs
 //!
-//! Through the `log` crate: *error*, a session was lost; *warn*, something was put back, refused
-//! or blocked, or may run twice; *info*, start, stop and what changed; *debug*, what hardly
-//! anybody has to know. Never a body, never a password. The client library's own records, of
-//! target `amiquip`, are another matter: let only its errors through, for the rest may show
-//! bodies and the login with its password.
+//! Through the `log` crate: *error*, a worker's session was lost; *warn*, a task failed, went back
+//! or may run twice, or the broker refused or blocked something; *info*, start, stop and what
+//! changed; *debug*, what hardly anybody has to know. Never a body, never a password. The client
+//! library's own records, of target `amiquip`, are another matter: let only its errors through,
+//! for the rest may show bodies and the login with its password.
 //!
 //! The library reads no arguments and no environment, sets up no logger and no signal handler,
 //! prints nothing and never ends the process.
