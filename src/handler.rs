@@ -16,7 +16,12 @@ use crate::task::Task;
 /// on the channel it came in on, after this returned. `Err` or a panic is a failed task; see
 /// [`Worker`](crate::Worker) for what becomes of it.
 ///
-/// A closure is a handler. There is nothing in a [`Delivery`] to ack with, so an ack on another
+/// A closure is a handler. It needs the type of its parameter (`|delivery: &Delivery|`), or the
+/// compiler takes it for a function of one lifetime only. `?` makes a [`Failure`] of any
+/// [`std::error::Error`], but not of a `Box<dyn Error>`, which is none itself; there, write
+/// `.map_err(|error| Failure::retry(error.to_string()))?`.
+///
+/// There is nothing in a [`Delivery`] to ack with, so an ack on another
 /// channel, on another thread, or a second one, cannot be written:
 ///
 /// ```compile_fail,E0599
