@@ -40,6 +40,18 @@ struct Stages {
 }
 
 /// Makes a connected pair, not stopped yet.
+///
+/// Keep the trigger for as long as the worker is to run, under a name: `let (_, shutdown) =
+/// shutdown()` drops it there and then, which is a stop. `_trigger` is a name.
+///
+/// ```
+/// use rabbit_work::shutdown;
+///
+/// let (_trigger, kept) = shutdown();
+/// assert!(!kept.is_stopping());
+/// let (_, stopped) = shutdown();
+/// assert!(stopped.is_stopping());
+/// ```
 #[must_use]
 pub fn shutdown() -> (Trigger, Shutdown) {
     let (stop, stopping) = closer();
