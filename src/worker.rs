@@ -36,7 +36,7 @@ use crate::summary::{Ended, Summary, Tally};
 /// | the handler returns `Ok` | acked |
 /// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
-/// | that publish is not confirmed | rejected with requeue after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted |
+/// | that publish is not confirmed | rejected with requeue after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted. During that pause it keeps its place in the thread's [prefetch](Worker::prefetch): with a prefetch of 1 the thread takes nothing else |
 /// | prefetched but not started at a stop | given back at once |
 /// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
