@@ -122,7 +122,10 @@ compare() {
 }
 
 plain() {
-    sed -E -e 's/^[0-9-]+T[0-9:.]+Z /TIME /' -e 's/127\.0\.0\.1:[0-9]+/ADDRESS/' \
+    # Said only by a stop that takes more than a moment.
+    sed -E -e '/ WARN  stopping; /d' \
+        -e 's/^[0-9-]+T[0-9:.]+Z /TIME /' -e 's/127\.0\.0\.1:[0-9]+/ADDRESS/' \
+        -e 's/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}  [0-9-]+T[0-9:]+Z /ID  TIME /' \
         -e 's/in [0-9.]+ s$/in N s/' -e 's/"seconds":[0-9.e-]+/"seconds":N/'
 }
 
@@ -136,7 +139,8 @@ inline() {
 # An unknown option or a bad value is refused before --help is come to.
 check_options() {
     local command
-    inline '^\(producer\|worker\)\( \|$\)' | sort -u >"$work/commands"
+    # What follows -- is for the command that a worker runs.
+    inline '^\(producer\|worker\|queuectl\)\( \|$\)' | sed 's/ -- .*//' | sort -u >"$work/commands"
     while read -r command; do
         # shellcheck disable=SC2086  # words as the shell would split them
         $command --help >/dev/null </dev/null || fail "'$command' is not understood"
