@@ -36,7 +36,8 @@ settle_in() {
         cp -R "$here/$item" "$work/checkout/"
     done
     unset AMQP_URL RUST_LOG
-    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$here/target}
+    # Not the checkout's own: cargo would take what the copy built there for the checkout's.
+    export CARGO_TARGET_DIR=$here/target/readme
     export CARGO_INSTALL_ROOT=$work/installed
     export PATH=$work/installed/bin:$PATH
     cd "$work/checkout"
