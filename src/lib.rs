@@ -89,8 +89,9 @@
 //! library's own records, of target `amiquip`, are another matter: let only its errors through,
 //! for the rest may show bodies and the login with its password.
 //!
-//! The library reads no arguments and no environment, sets up no logger and no signal handler,
-//! prints nothing and never ends the process.
+//! The library reads no arguments and no environment (but for `Command`, which looks its program
+//! up in `PATH` and keeps inherited `TASK_*` variables from it), sets up no logger and no signal
+//! handler, prints nothing but what a `Command` says, and never ends the process.
 //!
 //! # Features
 //!
