@@ -144,7 +144,7 @@ fn a_ctrl_c_in_the_terminal_does_not_reach_the_program() {
     let script = "trap 'echo reached > reached' INT; echo up; sleep 1; echo finished";
     let worker = env!("CARGO_BIN_EXE_worker");
     let (url, queue) = (bench.broker.url(), &bench.queue);
-    let line = format!("{worker} --url {url} --queue {queue} -- sh -c \"$SCRIPT\"");
+    let line = format!("exec {worker} --url {url} --queue {queue} -- sh -c \"$SCRIPT\"");
     let terminal = Command::program("script", &["-qefc", &line, "/dev/null"])
         .current_dir(bench.dir.path())
         .env("SCRIPT", script)
