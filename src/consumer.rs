@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select_biased, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select_biased, unbounded};
 use log::{info, warn};
 
 use crate::cause::Cause;
@@ -136,7 +136,7 @@ impl Post<'_> {
             recv(self.leave) -> _ => Err(Finish::Told(Told::Leave)),
             recv(self.stop) -> _ => Err(Finish::Told(Told::Stop)),
             send(self.runner.assignments, busy.into_inner()) -> sent => {
-                sent.map_err(|_| Cause::Lost("the runner ended".into()).into())
+                sent.map_err(|_| runner_ended())
             },
         }
     }
@@ -144,6 +144,24 @@ impl Post<'_> {
 
 /// An idle runner takes an assignment at once; one that has not after this long is busy.
 const BUSY_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a result may wait for others. Two threads that wake each other for every task take
+/// longer for that than for a short task.
+const GATHERING: Duration = Duration::from_millis(1);
+
+/// How many results wait for no others: half of what the broker sends without an ack, so that it
+/// always has something to send. With a prefetch of 1 none waits.
+fn enough_of(prefetch: u16) -> usize {
+    const MOST: usize = 64;
+    match prefetch {
+        0 => MOST,
+        n => usize::from(n).div_ceil(2).min(MOST),
+    }
+}
+
+fn runner_ended() -> Finish {
+    Cause::Lost("the runner ended".into()).into()
+}
 
 enum Told {
     Stop,
@@ -172,6 +190,10 @@ struct Hands<'p> {
     /// The other end of `jobs`, to take back what the runner has not started.
     queued: Receiver<Job>,
     ran: Receiver<Ran>,
+    /// Told when enough results wait.
+    enough: Receiver<()>,
+    /// Until when results wait for others; `None` when the next one is settled as it comes.
+    gathering: Option<Instant>,
     /// Shuts the runner off from further jobs.
     shutter: Closer,
     /// By delivery tag; with automatic acks there is nothing to settle with.
@@ -197,15 +219,24 @@ impl<'p> Hands<'p> {
     fn new(post: &'p Post<'p>, channel: &'p Channel) -> (Hands<'p>, Assignment) {
         let (jobs, queued) = unbounded();
         let (results, ran) = unbounded();
+        let (tell_enough, enough) = bounded(1);
         let (shutter, shut) = closer();
         let (replies, replied) = unbounded();
-        let assignment = Assignment { jobs: queued.clone(), results, shut };
+        let assignment = Assignment {
+            jobs: queued.clone(),
+            results,
+            enough: enough_of(post.prefetch),
+            tell_enough,
+            shut,
+        };
         let hands = Hands {
             post,
             channel,
             jobs: Some(jobs),
             queued,
             ran,
+            enough,
+            gathering: None,
             shutter,
             unsettled: HashMap::new(),
             leaving: HashMap::new(),
@@ -231,15 +262,14 @@ impl<'p> Hands<'p> {
         select_biased! {
             recv(self.post.leave) -> _ => Err(Finish::Told(Told::Leave)),
             recv(self.post.stop) -> _ => Err(Finish::Told(Told::Stop)),
-            recv(self.ran) -> ran => match ran {
-                Ok(ran) => {
-                    if let Err(finish) = self.stands(subscription) {
-                        self.orphaned(&ran);
-                        return Err(finish);
-                    }
-                    self.settle(ran).map_err(Finish::from)
-                }
-                Err(_) => Err(Finish::Lost(Some(Cause::Lost("the runner ended".into())))),
+            recv(self.enough) -> told => match told {
+                Ok(()) => self.settle_ran(None, subscription),
+                Err(_) => Err(runner_ended()),
+            },
+            recv(self.gathered()) -> _ => self.settle_ran(None, subscription),
+            recv(self.next_result()) -> ran => match ran {
+                Ok(ran) => self.settle_ran(Some(ran), subscription),
+                Err(_) => Err(runner_ended()),
             },
             recv(self.replied) -> reply => match reply {
                 Ok(reply) => {
@@ -300,6 +330,43 @@ impl<'p> Hands<'p> {
             // Cannot fail: `queued` is a receiver too.
             let _ = jobs.send(Job { tag, delivery });
         }
+        self.gather();
+    }
+
+    /// Settles what the runner is through with; `first` came before what is in `ran`.
+    fn settle_ran(
+        &mut self,
+        first: Option<Ran>,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Finish> {
+        // No more than there are now: the runner goes on, and others want to be heard too.
+        let count = self.ran.len() + usize::from(first.is_some());
+        let mut next = first;
+        for _ in 0..count {
+            let Some(ran) = next.take().or_else(|| self.ran.try_recv().ok()) else { break };
+            if let Err(finish) = self.stands(subscription) {
+                self.orphaned(&ran);
+                return Err(finish);
+            }
+            self.settle(ran)?;
+        }
+        self.gathering = None;
+        if count > 0 && !self.queued.is_empty() {
+            self.gather();
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self) {
+        self.gathering.get_or_insert_with(|| Instant::now() + GATHERING);
+    }
+
+    fn gathered(&self) -> Receiver<Instant> {
+        self.gathering.map_or_else(never, crossbeam_channel::at)
+    }
+
+    fn next_result(&self) -> Receiver<Ran> {
+        if self.gathering.is_none() { self.ran.clone() } else { never() }
     }
 
     /// Decides what becomes of a delivery that the runner is through with.
@@ -521,6 +588,8 @@ impl<'p> Hands<'p> {
 
     /// Gives back what is still running or being handed over, too: it is left behind.
     fn give_back_all(&mut self) -> Result<(), Cause> {
+        let ran: Vec<Ran> = self.ran.try_iter().collect();
+        ran.into_iter().try_for_each(|ran| self.settle(ran))?;
         let replied: Vec<Reply> = self.replied.try_iter().collect();
         replied.into_iter().try_for_each(|reply| self.handed_over(reply))?;
         for (_, duty) in mem::take(&mut self.unsettled) {
@@ -559,6 +628,11 @@ impl<'p> Hands<'p> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_broker_never_waits_for_results_that_wait_for_others() {
+        assert_eq!([0, 1, 2, 3, 10, 100, u16::MAX].map(enough_of), [64, 1, 1, 2, 5, 50, 64]);
+    }
 
     #[test]
     fn the_pause_grows_with_each_failure_in_a_row_and_is_capped() {

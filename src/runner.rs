@@ -25,6 +25,9 @@ use crate::summary::Tally;
 pub(crate) struct Assignment {
     pub(crate) jobs: Receiver<Job>,
     pub(crate) results: Sender<Ran>,
+    /// How many results must not be kept waiting for more, and who is told of it.
+    pub(crate) enough: usize,
+    pub(crate) tell_enough: Sender<()>,
     /// Once closed, no further job of this assignment is started.
     pub(crate) shut: Signal,
 }
@@ -187,6 +190,20 @@ impl Tickets {
     }
 }
 
+impl Assignment {
+    /// Hands over a result; gives it back when there is nobody to take it.
+    fn report(&self, ran: Ran) -> Option<Ran> {
+        if let Err(SendError(ran)) = self.results.send(ran) {
+            return Some(ran);
+        }
+        if self.results.len() >= self.enough {
+            // It need not be told twice.
+            let _ = self.tell_enough.try_send(());
+        }
+        None
+    }
+}
+
 impl Running {
     fn run(&self, assignments: &Receiver<Assignment>) {
         for assignment in assignments {
@@ -200,7 +217,7 @@ impl Running {
                     self.run_job(job)
                 };
                 let not_started = matches!(ran.result, JobResult::NotStarted);
-                if let Err(SendError(ran)) = assignment.results.send(ran) {
+                if let Some(ran) = assignment.report(ran) {
                     orphaned(&ran, &self.work.tally, &self.work.observer);
                 }
                 if !not_started {
