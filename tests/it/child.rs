@@ -14,6 +14,7 @@ use rabbit_work::{
 };
 use rustix::process::{Signal, getpid, kill_process};
 
+use crate::support::broker::poll;
 use crate::support::command::Command;
 use crate::support::ledger::Ledger;
 
@@ -154,9 +155,20 @@ fn run_sessions(broker: &Broker, queue: &Queue, count: usize) {
     }
 }
 
+/// Counted once the threads of the sessions are gone, some of which nobody waits for.
 fn threads_and_fds() -> (usize, usize) {
+    poll("no thread of a session is left", Duration::from_secs(10), || {
+        (!has_session_threads()).then_some(())
+    });
     let count = |path| fs::read_dir(path).expect("/proc").count();
     (count("/proc/self/task"), count("/proc/self/fd"))
+}
+
+fn has_session_threads() -> bool {
+    let threads = fs::read_dir("/proc/self/task").expect("/proc");
+    let names = threads.flatten().map(|it| fs::read_to_string(it.path().join("comm")));
+    // One that ends meanwhile has no name any more.
+    names.flatten().any(|name| name.starts_with("rw-") || name.starts_with("amiquip"))
 }
 
 fn stop_on_signals() -> Shutdown {
