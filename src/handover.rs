@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::producer::Outcome;
 use crate::publisher::{Limits, Publisher, Settled};
 use crate::queue::{Queue, Target};
+use crate::retry::RetryPolicy;
 use crate::shutdown::{Signal, is_closed};
 use crate::task::Task;
 
@@ -48,14 +49,23 @@ pub(crate) struct Reply {
 /// How many tasks are in flight at a time, and how long each is tried.
 const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
 
+/// How long it lets orders and confirms come together, to deal with many at a time.
+const GATHERING: Duration = Duration::from_millis(1);
+
 impl Handover {
     /// Starts the thread. Once `leave` closes, what is outstanding is given up.
-    pub(crate) fn start(broker: &Broker, queue: &Queue, leave: &Signal) -> Result<Handover, Error> {
+    pub(crate) fn start(
+        broker: &Broker,
+        queue: &Queue,
+        policy: &RetryPolicy,
+        leave: &Signal,
+    ) -> Result<Handover, Error> {
         let (orders, inbox) = unbounded();
         let (alive, ended) = bounded(0);
         let mut publisher = Publisher::new(broker, queue, LIMITS).proven();
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
+        publisher.delays = policy.delays();
         let leave = leave.clone();
         thread::Builder::new()
             .name("rw-handover".into())
@@ -94,11 +104,10 @@ fn run(publisher: &mut Publisher<Slip>, orders: &Receiver<Order>, leave: &Signal
         match publisher.wait(orders) {
             None => {}
             Some(Err(_)) => return,
-            Some(Ok(order)) => {
-                accept(publisher, order);
-                orders.try_iter().for_each(|order| accept(publisher, order));
-            }
+            Some(Ok(order)) => accept(publisher, order),
         }
+        let _ = leave.recv_timeout(GATHERING);
+        orders.try_iter().for_each(|order| accept(publisher, order));
     }
 }
 
