@@ -22,12 +22,14 @@ pub(crate) struct Places {
     ready: HashMap<Target, Instant>,
     /// From when on those that were made just now may be trusted.
     settling: HashMap<Target, Instant>,
+    /// The delays that follow one another; see [`Places::foresee`].
+    delays: Vec<Duration>,
 }
 
 /// Why a place cannot be published to.
 pub(crate) enum Unready {
-    /// It was made just now, and is to be trusted later only.
-    Settling,
+    /// It was made just now, and is to be trusted from this moment on only.
+    Settling(Instant),
     /// The broker does not allow it.
     Refused(String),
     /// The connection is lost.
@@ -62,6 +64,13 @@ impl From<Cause> for Unready {
 }
 
 impl Places {
+    /// Has the queue of a delay made together with that of the one before, so that it has settled
+    /// when it is needed: a task that failed once may fail again.
+    pub(crate) fn foresee(mut self, delays: Vec<Duration>) -> Places {
+        self.delays = delays;
+        self
+    }
+
     /// Sees to it that `target` is there, and stays there for longer than what is published now
     /// waits in it. Waits for some answers of the broker the first time, and once an hour.
     pub(crate) fn prepare(
@@ -74,17 +83,17 @@ impl Places {
         if target == Target::Work || known.is_some_and(|since| since.elapsed() < RENEWED_EVERY) {
             return Ok(());
         }
-        if let Some(until) = self.settling.get(&target) {
-            if Instant::now() < *until {
-                return Err(Unready::Settling);
-            }
-            self.settling.remove(&target);
-        } else if self.make(connection, queue, target)? {
-            self.settling.insert(target, Instant::now() + SETTLES_WITHIN);
-            return Err(Unready::Settling);
+        if !self.settling.contains_key(&target) {
+            self.make(connection, queue, target)?;
+            self.make_next(connection, queue, target)?;
         }
+        if let Some(until) = self.settling.get(&target).filter(|until| Instant::now() < **until) {
+            return Err(Unready::Settling(*until));
+        }
+        self.settling.remove(&target);
         if let Target::Delay(delay) = target {
             self.list(connection, queue, delay)?;
+            self.make_next(connection, queue, target)?;
         }
         self.ready.insert(target, Instant::now());
         Ok(())
@@ -95,18 +104,13 @@ impl Places {
         self.ready.remove(&target);
     }
 
-    /// When the next of those that were made just now may be trusted.
-    pub(crate) fn next_settled(&self) -> Option<Instant> {
-        self.settling.values().min().copied()
-    }
-
-    /// Declares `target`; says whether that made a queue that has to settle.
+    /// Declares `target`, and notes whether that made a queue that has to settle.
     fn make(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<bool, Unready> {
+    ) -> Result<(), Unready> {
         let is_new = match self.side(connection)?.channel.count(&queue.name_of(target)) {
             Ok(_) => false,
             Err(Cause::ChannelClosed { code: NOT_FOUND, .. }) => {
@@ -119,7 +123,29 @@ impl Places {
             }
         };
         self.declare(connection, queue, target)?;
-        Ok(is_new && queue.plans(target)[0].is_replicated())
+        if is_new && queue.plans(target)[0].is_replicated() {
+            self.settling.insert(target, Instant::now() + SETTLES_WITHIN);
+        }
+        Ok(())
+    }
+
+    fn make_next(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        target: Target,
+    ) -> Result<(), Unready> {
+        let Target::Delay(delay) = target else { return Ok(()) };
+        let mut from = self.delays.iter().skip_while(|it| **it != delay);
+        let Some(next) = from.nth(1).map(|next| Target::Delay(*next)) else { return Ok(()) };
+        if self.ready.contains_key(&next) || self.settling.contains_key(&next) {
+            return Ok(());
+        }
+        match self.make(connection, queue, next) {
+            // It is told when the queue is needed.
+            Err(Unready::Refused(_)) => Ok(()),
+            made => made,
+        }
     }
 
     fn declare(

@@ -33,6 +33,8 @@ pub(crate) struct Publisher<T> {
     pub(crate) stopping: Signal,
     /// Once closed, everything is given up.
     pub(crate) aborting: Signal,
+    /// The delays that tasks may need one after the other.
+    pub(crate) delays: Vec<Duration>,
     link: Option<Link<T>>,
     /// The connection that is being made; there is never a second one.
     attempt: Option<Attempt>,
@@ -112,6 +114,7 @@ impl<T> Publisher<T> {
             limits,
             stopping: never(),
             aborting: never(),
+            delays: Vec::new(),
             link: None,
             attempt: None,
             backlog: VecDeque::new(),
@@ -286,7 +289,8 @@ impl<T> Publisher<T> {
         };
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
-        let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue));
+        let places = Places::default().foresee(self.delays.clone());
+        let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue, places));
         leash.within(left, "setting up the channel", set_up).map(Some)
     }
 
@@ -415,7 +419,7 @@ enum Woken<W> {
 }
 
 impl<T> Link<T> {
-    fn open(mut connection: Connection, queue: &Queue) -> Result<Link<T>, Error> {
+    fn open(mut connection: Connection, queue: &Queue, places: Places) -> Result<Link<T>, Error> {
         let set_up = |connection: &mut Connection| {
             let channel = connection.open_channel()?;
             if queue.declaration() == Declaration::Declare {
@@ -430,7 +434,7 @@ impl<T> Link<T> {
                 channel,
                 ends,
                 confirms: Confirms::new(),
-                places: Places::default(),
+                places,
                 settles_at: None,
                 in_flight: 0,
                 returned: HashMap::new(),
@@ -453,12 +457,16 @@ impl<T> Link<T> {
         settled: &mut Vec<Settled<T>>,
     ) -> Result<(), Cause> {
         let mut held = Vec::new();
+        let mut settles_at: Option<Instant> = None;
         let mut published = Ok(());
         while published.is_ok() && self.has_room(backlog.front(), window) {
             let Some(pending) = backlog.pop_front() else { break };
             match self.places.prepare(&mut self.connection, queue, pending.target) {
                 Ok(()) => published = self.publish_one(pending, queue),
-                Err(Unready::Settling) => held.push(pending),
+                Err(Unready::Settling(until)) => {
+                    settles_at = settles_at.into_iter().chain([until]).min();
+                    held.push(pending);
+                }
                 Err(Unready::Refused(reason)) => settled.push(pending.settled(unconfirmed(reason))),
                 Err(Unready::Lost(cause)) => {
                     held.push(pending);
@@ -466,7 +474,7 @@ impl<T> Link<T> {
                 }
             }
         }
-        self.settles_at = if held.is_empty() { None } else { self.places.next_settled() };
+        self.settles_at = settles_at;
         for pending in held.into_iter().rev() {
             backlog.push_front(pending);
         }

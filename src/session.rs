@@ -245,7 +245,7 @@ impl<'a> Watch<'a> {
     /// Starts what the consumers have done by others.
     fn start_helpers(&self, in_hand: &Arc<InHand>) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, .. } = self.session;
-        let handover = Handover::start(broker, &settings.queue, &self.leave.1)?;
+        let handover = Handover::start(broker, &settings.queue, &settings.policy, &self.leave.1)?;
         let drain = match settings.until {
             RunUntil::Stopped => None,
             RunUntil::Drained => {
