@@ -1,0 +1,226 @@
+//! Owns the account that a producer gives: what became of its tasks.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use log::{error, info, warn};
+use rabbit_work::{Error, Outcome, Receipt, Shutdown, Task};
+use serde_json::json;
+
+use super::cli::{self, Exit, print_line};
+use super::input::{Bodies, End, Source, is_same_file, show};
+use super::progress::Progress;
+
+/// What became of the tasks, for people, for scripts, and for another try.
+pub(crate) struct Report {
+    started: Instant,
+    sent: Sent,
+    summary: Summary,
+    pub(crate) failed: Option<BufWriter<File>>,
+    /// What follows each task there.
+    failed_end: &'static [u8],
+    progress: Progress,
+    /// How many tasks were read from the input.
+    pub(crate) read: u64,
+    confirmed: u64,
+    nacked: u64,
+    returned: u64,
+    unconfirmed: u64,
+    /// A task ran out of time: there is no sense in reading on.
+    pub(crate) gave_up: bool,
+    unwritable: Option<io::Error>,
+}
+
+/// What is printed at the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Summary {
+    Json,
+    Nothing,
+}
+
+/// What is printed for each confirmed task.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Line,
+    Nothing,
+}
+
+impl Report {
+    /// An account of the tasks from `source`; `failed` is to have those not confirmed.
+    pub(crate) fn open(
+        source: &Source,
+        failed: Option<&Path>,
+        summary: Summary,
+    ) -> Result<Report, Error> {
+        let failed = failed.map(|path| open_failed(path, source)).transpose()?;
+        let quiet = summary == Summary::Json || !matches!(source, Source::Words(..));
+        Ok(Report {
+            started: Instant::now(),
+            sent: if quiet { Sent::Nothing } else { Sent::Line },
+            summary,
+            failed,
+            failed_end: source.end(),
+            progress: Progress::new(source),
+            read: 0,
+            confirmed: 0,
+            nacked: 0,
+            returned: 0,
+            unconfirmed: 0,
+            gave_up: false,
+            unwritable: None,
+        })
+    }
+
+    pub(crate) fn note(&mut self, receipts: Vec<Receipt>) {
+        for receipt in receipts {
+            if receipt.outcome == Outcome::Confirmed {
+                self.note_confirmed(&receipt.task);
+            } else {
+                self.note_failed(&receipt);
+            }
+            self.progress.note(receipt.task.body(), self.confirmed, self.not_confirmed());
+        }
+    }
+
+    /// Tasks that were read, and not sent any more.
+    pub(crate) fn note_unsent(&mut self, bodies: impl Iterator<Item = Vec<u8>>) {
+        for body in bodies {
+            self.read += 1;
+            self.unconfirmed += 1;
+            self.write_failed(&body);
+        }
+    }
+
+    /// Reads on where somebody wants to have the rest, once nothing is published any more.
+    pub(crate) fn keep_rest(&mut self, bodies: &Bodies, shutdown: &Shutdown, why: End) -> End {
+        if self.failed.is_some() {
+            warn!("the rest of the input goes to --failed and is not published");
+        }
+        while self.failed.is_some() {
+            match bodies.next(shutdown) {
+                Ok(body) => self.note_unsent([body].into_iter()),
+                Err(End::Finished) => return why,
+                Err(end) => {
+                    self.note_unsent(bodies.read_ahead());
+                    return end;
+                }
+            }
+        }
+        self.note_unsent(bodies.read_ahead());
+        why
+    }
+
+    fn note_confirmed(&mut self, task: &Task) {
+        self.confirmed += 1;
+        if self.sent == Sent::Line && self.unwritable.is_none() {
+            let line = format!(" [x] Sent '{}'", String::from_utf8_lossy(task.body()));
+            self.unwritable = print_line(line).err();
+        }
+    }
+
+    fn note_failed(&mut self, receipt: &Receipt) {
+        match receipt.outcome {
+            Outcome::Nacked => self.nacked += 1,
+            Outcome::Returned { .. } => self.returned += 1,
+            // A matter of this task alone.
+            Outcome::Refused { .. } => self.unconfirmed += 1,
+            _ => {
+                self.unconfirmed += 1;
+                self.gave_up = true;
+            }
+        }
+        // One line says it; a million would bury it.
+        if self.not_confirmed() == 1 {
+            let id = receipt.task.id().unwrap_or("without an id");
+            error!("task {id}: {}", receipt.outcome);
+        }
+        self.write_failed(receipt.task.body());
+    }
+
+    fn write_failed(&mut self, body: &[u8]) {
+        let Some(failed) = &mut self.failed else { return };
+        let written = failed.write_all(body).and_then(|()| failed.write_all(self.failed_end));
+        if let Err(error) = written {
+            error!("--failed cannot be written: {error}");
+            self.failed = None;
+        }
+    }
+
+    fn not_confirmed(&self) -> u64 {
+        self.nacked + self.returned + self.unconfirmed
+    }
+
+    pub(crate) fn close(mut self, end: &End) -> Result<Exit, Error> {
+        self.progress.end();
+        self.flush_failed();
+        self.tell_end(end);
+        if self.summary == Summary::Json && self.unwritable.is_none() {
+            self.unwritable = print_line(self.as_json()).err();
+        }
+        Ok(match end {
+            _ if cli::is_interrupted() => Exit::Interrupted,
+            End::Finished if self.not_confirmed() == 0 => self.exit_as_printed(),
+            _ => Exit::Failed,
+        })
+    }
+
+    pub(crate) fn flush_failed(&mut self) {
+        if let Some(Err(error)) = self.failed.as_mut().map(BufWriter::flush) {
+            error!("--failed cannot be written: {error}");
+            self.failed = None;
+        }
+    }
+
+    pub(crate) fn tell_end(&self, end: &End) {
+        let read = self.read;
+        match end {
+            End::Finished => {}
+            End::Stopped => warn!("stopped after {read} tasks were read"),
+            End::GaveUp if self.failed.is_some() => {
+                warn!("gave up; all {read} tasks were read, and --failed has those not confirmed");
+            }
+            End::GaveUp => error!("gave up after {read} tasks were read; the rest was not"),
+            End::Unreadable(error) => error!("stopped after {read} tasks were read: {error}"),
+        }
+        if self.sent == Sent::Nothing {
+            let (confirmed, failed) = (self.confirmed, self.not_confirmed());
+            let seconds = self.started.elapsed().as_secs_f64();
+            info!("{confirmed} tasks confirmed and {failed} not, in {seconds:.1} s");
+        }
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        json!({
+            "published": self.confirmed + self.not_confirmed(),
+            "confirmed": self.confirmed,
+            "nacked": self.nacked,
+            "returned": self.returned,
+            "unconfirmed": self.unconfirmed,
+            "seconds": self.started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Every task is confirmed, but whoever reads our output may not know: a reader that went
+    /// away did not want to, a full disk is an error.
+    fn exit_as_printed(&self) -> Exit {
+        match &self.unwritable {
+            None => Exit::Success,
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Success,
+            Some(error) => {
+                error!("every task is confirmed, but standard output cannot be written: {error}");
+                Exit::Failed
+            }
+        }
+    }
+}
+
+fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {
+    if source.path().is_some_and(|input| is_same_file(input, path)) {
+        return Err(Error::setting("--failed", "it would overwrite the input"));
+    }
+    let file =
+        File::create(path).map_err(|error| Error::setting("--failed", show(path, &error)))?;
+    Ok(BufWriter::new(file))
+}
