@@ -419,7 +419,7 @@ start_native() {
     local attempt
     halt # a crashed node leaves its name server
     begin native
-    [ -z "$port" ] || is_free "$port" || fail "port $port of the kept broker is taken by another program; free it, or give up its data: $0 --dir '$dir' stop"
+    [ -z "$port" ] || gets_free "$port" || fail "port $port of the kept broker is taken by another program; free it, or give up its data: $0 --dir '$dir' stop"
     for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
         choose_ports
         write_node_files
@@ -469,6 +469,15 @@ free_port() {
         is_free $candidate && break
     done
     echo $candidate
+}
+
+# A node that was killed is gone from the list of processes before its port is.
+gets_free() {
+    local deadline=$((SECONDS + 10))
+    until is_free "$1"; do
+        [ $SECONDS -lt $deadline ] || return 1
+        sleep 0.1
+    done
 }
 
 is_free() {
