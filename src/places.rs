@@ -111,22 +111,46 @@ impl Places {
         queue: &Queue,
         target: Target,
     ) -> Result<(), Unready> {
-        let is_new = match self.side(connection)?.channel.count(&queue.name_of(target)) {
-            Ok(_) => false,
-            Err(Cause::ChannelClosed { code: NOT_FOUND, .. }) => {
-                self.side = None;
-                true
-            }
-            Err(cause) => {
-                self.side = None;
-                return Err(cause.into());
-            }
-        };
+        let is_new = !self.is_there(connection, &queue.name_of(target))?;
         self.declare(connection, queue, target)?;
-        if is_new && queue.plans(target)[0].is_replicated() {
+        let has_settled = !is_new && self.is_trusted(connection, queue, target)?;
+        if !has_settled && queue.plans(target)[0].is_replicated() {
             self.settling.insert(target, Instant::now() + SETTLES_WITHIN);
         }
         Ok(())
+    }
+
+    fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Unready> {
+        match self.side(connection)?.channel.count(name) {
+            Ok(_) => Ok(true),
+            Err(Cause::ChannelClosed { code: NOT_FOUND, .. }) => {
+                self.side = None;
+                Ok(false)
+            }
+            Err(cause) => {
+                self.side = None;
+                Err(cause.into())
+            }
+        }
+    }
+
+    /// Whether a queue that is there has settled, as far as we know: another connection may have
+    /// made it a moment ago. Whoever makes a delay queue lists it when it has settled.
+    fn is_trusted(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        target: Target,
+    ) -> Result<bool, Unready> {
+        let Target::Delay(delay) = target else { return Ok(true) };
+        if !self.is_there(connection, &queue.delays_plan().name)? {
+            return Ok(false);
+        }
+        let listed = listed_delays(&self.side(connection)?.channel, queue);
+        if !matches!(listed, Ok(Some(_))) {
+            self.side = None;
+        }
+        Ok(listed?.is_some_and(|delays| delays.contains(&delay)))
     }
 
     fn make_next(

@@ -83,6 +83,30 @@ fn a_task_comes_back_after_each_delay_with_its_attempts_counted_and_all_it_had()
 }
 
 #[test]
+fn a_delay_queue_that_somebody_else_has_just_made_is_not_trusted_yet() {
+    let queue = unique_queue("foreign");
+    let run = || {
+        let (tell, seen) = unbounded();
+        let handler = move |delivery: &Delivery| {
+            let _ = tell.send(Instant::now());
+            if delivery.attempt() < 2 { Err(Failure::retry("not yet")) } else { Ok(()) }
+        };
+        publish(&queue, Task::new("1"));
+        let working = Working::start(&worker(&queue).retry(policy(2)).drain(), handler);
+        working.wait(SOON).expect("it ends well");
+        let seen: Vec<Instant> = seen.try_iter().collect();
+        seen[1] - seen[0]
+    };
+    run();
+    // Whoever makes a delay queue lists it once a crash of the broker cannot take it away.
+    shared_broker().client().delete(&format!("{queue}.retries"));
+
+    let waited = run();
+
+    assert!(waited >= Duration::from_millis(1500), "{waited:?}");
+}
+
+#[test]
 fn a_dead_letter_explains_itself_and_is_otherwise_as_it_was_sent() {
     let queue = unique_queue("dead");
     let mut client = shared_broker().client();
