@@ -47,7 +47,8 @@ use crate::shutdown::is_closed;
 /// The program leads a process group of its own, so a Ctrl-C in a terminal does not reach it.
 /// At the time limit, and when a stop is out of patience, the whole group gets SIGTERM, and
 /// SIGKILL 5 s later. What the program leaves running in the background when it ends by itself
-/// is let be.
+/// is let be. While nobody takes what programs write (a full pipe, a sink that waits), their
+/// tasks wait for that too, and so do their time limits; a stop does not.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), rabbit_work::Error> {

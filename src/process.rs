@@ -1,12 +1,14 @@
 //! Owns a program while it runs for a task: its process group, its end, and the ways to hasten
 //! that. Waits on descriptors only, so that an end, a time limit and a stop all wake it.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,8 +56,21 @@ pub(crate) struct Bell {
     cancelled: Receiver<Infallible>,
     cancel: OwnedFd,
     kill: OwnedFd,
+    roll: Arc<Roll>,
     /// Its end is that of the thread that rings.
     _alive: Sender<Infallible>,
+}
+
+/// The groups that run, each with what it was told last. Who attends a program can be held up by
+/// a reader of our own output that does not read; it is told to end all the same.
+#[derive(Debug, Default)]
+struct Roll(Mutex<HashMap<Pid, Option<Signal>>>);
+
+/// A group's place on the roll, to be left before its leader is reaped: its number may be
+/// somebody else's then.
+struct Listed<'a> {
+    roll: &'a Roll,
+    group: Pid,
 }
 
 /// How far a program has been asked to end.
@@ -94,6 +109,9 @@ enum Source {
 /// What a program gets between SIGTERM and SIGKILL.
 pub(crate) const KILL_AFTER: Duration = Duration::from_secs(5);
 
+/// How long after the bell a program counts as one whose attendant is held up.
+const HELD_UP: Duration = Duration::from_millis(250);
+
 /// How often the rest of a group is looked for after its leader has ended on SIGTERM: the
 /// system tells of the end of a process, but not of a group's.
 const LOOK_FOR_REST: Duration = Duration::from_millis(20);
@@ -116,11 +134,13 @@ impl Process {
     /// SIGTERM to its group brings, or SIGKILL after that. What it left running in the
     /// background lives on, unless it was told to end.
     pub(crate) fn attend(mut self, bell: &Bell, leftovers: &Leftovers) -> io::Result<Ended> {
+        let mut listed = Some(bell.roll.list(self.group.id));
         let status = loop {
             let woken_by = self.wait(bell)?;
-            self.hasten(&woken_by);
+            self.hasten(&woken_by, listed.as_ref());
             self.output.pass_on(&woken_by);
             if woken_by.contains(&Source::End) {
+                listed = None;
                 self.group.reap()?;
             }
             match self.group.status {
@@ -160,7 +180,7 @@ impl Process {
     }
 
     /// Tells the group to end, if it is time for that.
-    fn hasten(&mut self, woken_by: &[Source]) {
+    fn hasten(&mut self, woken_by: &[Source], listed: Option<&Listed<'_>>) {
         let now = Instant::now();
         let next = match self.stage {
             Stage::Running { .. } if woken_by.contains(&Source::End) => return,
@@ -180,10 +200,14 @@ impl Process {
             }
             Stage::Running { .. } | Stage::Terminated { .. } | Stage::Killed { .. } => return,
         };
-        self.group.signal(match next {
+        let signal = match next {
             Stage::Killed { .. } => Signal::KILL,
             _ => Signal::TERM,
-        });
+        };
+        match listed {
+            Some(listed) => listed.tell(signal),
+            None => self.group.signal(signal),
+        }
         self.stage = next;
     }
 
@@ -300,23 +324,76 @@ impl Bell {
         let (kill, ring_kill) = pipe_with(PipeFlags::CLOEXEC)?;
         let (_alive, gone) = bounded::<Infallible>(0);
         let (heard, killed) = (cancelled.clone(), killed.clone());
+        let roll = Arc::new(Roll::default());
+        let called = Arc::clone(&roll);
         thread::Builder::new().name("rw-bell".into()).spawn(move || {
             select! {
                 recv(gone) -> _ => return,
-                recv(killed) -> _ => return, // Both ring.
-                recv(heard) -> _ => drop(ring_cancel),
+                recv(killed) -> _ => {}, // Both ring.
+                recv(heard) -> _ => {},
+            }
+            drop(ring_cancel);
+            for (patience, signal) in [(HELD_UP, Signal::TERM), (KILL_AFTER, Signal::KILL)] {
+                select! {
+                    recv(gone) -> _ => return,
+                    recv(killed) -> _ => break,
+                    default(patience) => called.tell_all(signal),
+                }
             }
             select! {
-                recv(gone) -> _ => {},
-                recv(killed) -> _ => drop(ring_kill),
+                recv(gone) -> _ => return,
+                recv(killed) -> _ => {},
             }
+            drop(ring_kill);
+            called.tell_all(Signal::KILL);
         })?;
-        Ok(Bell { cancelled: cancelled.clone(), cancel, kill, _alive })
+        Ok(Bell { cancelled: cancelled.clone(), cancel, kill, roll, _alive })
     }
 
     pub(crate) fn rings_for(&self, cancelled: &Receiver<Infallible>) -> bool {
         self.cancelled.same_channel(cancelled)
     }
+}
+
+impl Roll {
+    fn list(&self, group: Pid) -> Listed<'_> {
+        self.lock().insert(group, None);
+        Listed { roll: self, group }
+    }
+
+    fn tell_all(&self, signal: Signal) {
+        for (group, told) in self.lock().iter_mut() {
+            tell(*group, told, signal);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Pid, Option<Signal>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listed<'_> {
+    fn tell(&self, signal: Signal) {
+        if let Some(told) = self.roll.lock().get_mut(&self.group) {
+            tell(self.group, told, signal);
+        }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.roll.lock().remove(&self.group);
+    }
+}
+
+/// Sends a group a signal, once; after SIGKILL there is nothing more to say.
+fn tell(group: Pid, told: &mut Option<Signal>, signal: Signal) {
+    if *told == Some(signal) || *told == Some(Signal::KILL) {
+        return;
+    }
+    *told = Some(signal);
+    // It may have ended by itself.
+    let _ = kill_process_group(group, signal);
 }
 
 /// Whether nothing is left of a group but what its new parent, the system's first process, has
@@ -395,6 +472,7 @@ fn timespec(left: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
     use std::process::Stdio;
 
     use super::*;
@@ -456,6 +534,36 @@ mod tests {
         let woken = ready(&[(Source::End, end.as_fd())], deadline).expect("polled");
         assert_eq!(woken, [Source::End]);
         assert!(child.wait().expect("reaped").success());
+    }
+
+    #[test]
+    fn it_ends_though_nobody_takes_its_words() {
+        let (cancel, cancelled) = closer();
+        let (kill, killed) = closer();
+        let bell = Bell::hang(&cancelled, &killed).expect("a bell");
+        let (holding, held) = bounded(1);
+        let (release, released) = bounded::<Infallible>(0);
+        let sink = move |_: Stream, _: &[u8]| {
+            let _ = holding.send(());
+            let _ = released.recv();
+            Ok(())
+        };
+        let passing = Passing::Tagged { tag: Arc::from([].as_slice()), sink: Arc::new(sink) };
+        let script = "trap '' TERM; echo words >&2; while :; do sleep 1; done";
+        let process = Process::start(&mut shell(script), None, &passing).expect("started");
+        let end = notice_of_end(process.group.id).expect("a notice");
+        let attending = thread::spawn(move || process.attend(&bell, &Leftovers::default()));
+        held.recv().expect("the words come");
+
+        cancel.close();
+        kill.close();
+        let deadline = Some(Instant::now() + Duration::from_secs(20));
+        let woken = ready(&[(Source::End, end.as_fd())], deadline).expect("polled");
+
+        assert_eq!(woken, [Source::End]);
+        drop(release);
+        let ended = attending.join().expect("no panic").expect("attended");
+        assert_eq!(ended.status.signal(), Some(9));
     }
 
     #[test]

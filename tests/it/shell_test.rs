@@ -46,6 +46,19 @@ impl Bench {
         Command::producer(&[&address, options].concat()).current_dir(self.dir.path())
     }
 
+    /// A worker whose standard error is `full`, a full pipe that nobody reads; with arguments as
+    /// a shell reads them.
+    fn unread_worker(&self, arguments: &str) -> Command {
+        let worker = env!("CARGO_BIN_EXE_worker");
+        let (url, queue) = (self.broker.url(), &self.queue);
+        // dd fills the pipe and fails; fd 3 keeps it open.
+        let script = format!(
+            "mkfifo full; exec 3<>full; dd if=/dev/zero of=full bs=4096 oflag=nonblock 2>&-; \
+             exec {worker} --url {url} --queue {queue} {arguments} 2>full"
+        );
+        Command::program("sh", &["-c", &script]).current_dir(self.dir.path())
+    }
+
     /// What is ready in the queue, taken out of it.
     fn left(&self) -> Vec<crate::support::client::Message> {
         self.broker.client().get_all(&self.queue)
@@ -69,6 +82,10 @@ impl Drop for Bench {
         }
     }
 }
+
+/// A program that runs on once its worker waits for a reader of its words: they are more than
+/// the pipe between the two holds, by less than the worker takes out of it at a time.
+const UNREAD: &str = "echo $$ > pid; yes words | head -c 67584 >&2; echo up; exec sleep 600";
 
 /// Whether a process is there and not a zombie.
 fn lives(pid: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::{Bench, SOON, lives};
+use super::{Bench, SOON, UNREAD, lives};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Output, Running};
 
@@ -115,17 +115,24 @@ fn two_signals_at_once_are_one() {
 #[test]
 fn a_full_stderr_that_nobody_reads_does_not_keep_it_from_ending() {
     let bench = Bench::new("blocked");
-    let worker = env!("CARGO_BIN_EXE_worker");
-    let (url, queue) = (bench.broker.url(), &bench.queue);
-    // dd fills the pipe and fails; fd 3 keeps it open.
-    let script = format!(
-        "mkfifo full; exec 3<>full; dd if=/dev/zero of=full bs=4096 oflag=nonblock 2>&-; \
-         exec {worker} --url {url} --queue {queue} --grace 0s 2>full"
-    );
-    let worker = Command::program("sh", &["-c", &script]).current_dir(bench.dir.path()).start();
+    let worker = bench.unread_worker("--grace 0s").start();
     poll("it heeds signals", SOON, || heeds_sigterm(worker.id()).then_some(()));
     worker.signal("TERM");
     worker.wait(SOON).assert_code(3);
+}
+
+#[test]
+fn a_program_whose_words_nobody_reads_ends_with_its_worker() {
+    let bench = Bench::new("unread");
+    bench.publish(&[b"x"]);
+    let worker = bench.unread_worker("--grace 0s -- sh -c \"$SCRIPT\"");
+    let worker = worker.env("SCRIPT", UNREAD).env("RUST_LOG", "off").start();
+    worker.wait_for_stdout_line(|line| line == "up", SOON);
+
+    worker.signal("TERM");
+    let output = worker.wait(SOON);
+
+    assert_given_back(&bench, &output, 3);
 }
 
 /// Whether the worker, and no longer the shell before it, has a handler for it.
