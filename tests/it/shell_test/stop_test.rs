@@ -144,26 +144,75 @@ fn heeds_sigterm(pid: u32) -> bool {
         && caught.is_some_and(|mask| mask & (1 << 14) != 0)
 }
 
-#[test]
-fn a_ctrl_c_in_the_terminal_does_not_reach_the_program() {
-    let bench = Bench::new("tty");
+const CTRL_C: &[u8] = b"\x03";
+
+/// A worker in a terminal of its own that runs the script for one task, and has begun to. What
+/// it writes to either stream is the terminal's output.
+fn working_in_a_terminal(bench: &Bench, script: &str) -> Running {
     bench.publish(&[b"x"]);
-    let script = "trap 'echo reached > reached' INT; echo up; sleep 1; echo finished";
     let worker = env!("CARGO_BIN_EXE_worker");
     let (url, queue) = (bench.broker.url(), &bench.queue);
-    let line = format!("exec {worker} --url {url} --queue {queue} -- sh -c \"$SCRIPT\"");
+    let line =
+        format!("exec {worker} --url {url} --queue {queue} --grace 60s -- sh -c \"$SCRIPT\"");
     let terminal = Command::program("script", &["-qefc", &line, "/dev/null"])
         .current_dir(bench.dir.path())
         .env("SCRIPT", script)
-        .open_stdin();
-    let mut terminal = terminal.start();
-    terminal.wait_for_stdout_line(|line| line.trim() == "up", SOON);
-    terminal.write(b"\x03");
-    terminal.wait_for_stdout_line(|line| line.contains("stopping"), SOON);
-    terminal.wait_for_stdout_line(|line| line.trim() == "finished", SOON);
+        .open_stdin()
+        .start();
+    wait_for_shown(&terminal, "up");
+    terminal
+}
+
+fn wait_for_shown(terminal: &Running, words: &str) {
+    terminal.wait_for_stdout_line(|line| line.contains(words), SOON);
+}
+
+#[test]
+fn a_ctrl_c_in_the_terminal_does_not_reach_the_program() {
+    let bench = Bench::new("tty");
+    let script = "trap 'echo reached > reached' INT; echo up; sleep 1; echo finished";
+    let mut terminal = working_in_a_terminal(&bench, script);
+    terminal.write(CTRL_C);
+    wait_for_shown(&terminal, "stopping");
+    wait_for_shown(&terminal, "finished");
     terminal.wait(SOON).assert_code(0);
     assert!(!bench.path("reached").exists());
     assert!(bench.left().is_empty());
+}
+
+#[test]
+fn a_second_ctrl_c_in_the_terminal_brings_the_program_sigterm() {
+    let bench = Bench::new("tty2");
+    let script = "trap 'echo reached > reached' INT; trap 'echo told > told; exit' TERM; \
+                  echo $$ > pid; echo up; sleep 600 & wait";
+    let mut terminal = working_in_a_terminal(&bench, script);
+    terminal.write(CTRL_C);
+    wait_for_shown(&terminal, "stopping");
+
+    terminal.write(CTRL_C);
+    let output = terminal.wait(SOON);
+
+    assert_given_back(&bench, &output, 130);
+    assert_eq!(bench.read("told"), "told\n");
+    assert!(!bench.path("reached").exists());
+}
+
+#[test]
+fn a_third_ctrl_c_in_the_terminal_kills_the_program_at_once() {
+    let bench = Bench::new("tty3");
+    let script = "trap 'echo told' TERM; echo $$ > pid; echo up; while :; do sleep 1; done";
+    let mut terminal = working_in_a_terminal(&bench, script);
+    terminal.write(CTRL_C);
+    wait_for_shown(&terminal, "stopping");
+    let second = Instant::now();
+    terminal.write(CTRL_C);
+    wait_for_shown(&terminal, "told");
+
+    terminal.write(CTRL_C);
+    let output = terminal.wait(SOON);
+
+    assert!(second.elapsed() < Duration::from_secs(5), "it was given its time");
+    assert_given_back(&bench, &output, 130);
 }
 
 #[test]
