@@ -5,10 +5,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::Value;
 
 use super::{Bench, SOON, lives};
 use crate::support::broker::poll;
-use crate::support::command::Command;
+use crate::support::command::{Command, Running};
 
 #[test]
 fn a_body_arrives_byte_for_byte_whatever_its_length() {
@@ -130,6 +132,51 @@ fn a_program_that_vanished_is_not_the_fault_of_the_task() {
     let summary = worker.wait(SOON).success();
     assert!(summary.contains(r#""dead":0,"done":1,"retried":0"#), "{summary}");
     assert_eq!(bench.left().len(), 1);
+}
+
+#[test]
+fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
+    let bench = Bench::new("nofile");
+    let options = ["--threads", "1", "--events", "events", "--json"];
+    let worker = bench.worker(&options, &["sh", "-c", "echo attempt $TASK_ATTEMPT"]).start();
+    bench.publish(&[b""]);
+    worker.wait_for_stdout_line(|line| line == "attempt 1", SOON);
+
+    // What is open stays open, and nothing more can be.
+    let usual = getrlimit(Resource::Nofile);
+    limit_descriptors(&worker, Rlimit { current: Some(3), ..usual });
+    let starved = Instant::now();
+    bench.publish(&[b""]);
+    for pause in ["1s", "2s", "4s"] {
+        let goes_back = format!("attempt 1 of 5, goes back to the queue in {pause}");
+        let line = worker.wait_for_stderr_line(|line| line.contains("goes back"), SOON);
+        assert!(line.contains(&goes_back) && line.contains("Too many open files"), "{line}");
+    }
+    assert!(starved.elapsed() >= Duration::from_secs(1 + 2), "it does not spin");
+    limit_descriptors(&worker, usual);
+    worker.wait_for_stdout_line(|line| line == "attempt 1", SOON);
+    worker.signal("TERM");
+    let summary = worker.wait(SOON).success();
+
+    assert!(summary.contains(r#""dead":0,"done":2,"retried":0"#), "{summary}");
+    let events = events(&bench);
+    assert!(events.iter().all(|(_, attempt)| *attempt == 1), "{events:?}");
+    let kinds: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
+    let starts = ["done", "returned", "returned", "returned", "done"];
+    assert_eq!(kinds, starts.map(|end| ["started", end]).concat());
+}
+
+fn limit_descriptors(worker: &Running, limit: Rlimit) {
+    let worker = i32::try_from(worker.id()).ok().and_then(Pid::from_raw);
+    prlimit(worker, Resource::Nofile, limit).expect("the parent may");
+}
+
+/// The kind of each event, and the number of the attempt.
+fn events(bench: &Bench) -> Vec<(String, u64)> {
+    let text = bench.read("events");
+    let events = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+    let event = |it: Value| Some((it["event"].as_str()?.to_string(), it["attempt"].as_u64()?));
+    events.map(event).collect::<Option<_>>().expect("a name and a number")
 }
 
 #[test]
