@@ -8,9 +8,10 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
-use super::{Bench, SOON, lives};
+use super::{Bench, SOON, UNREAD, lives};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Running};
+use crate::support::proxy::{Proxy, Toxic};
 
 #[test]
 fn a_body_arrives_byte_for_byte_whatever_its_length() {
@@ -310,4 +311,61 @@ fn the_health_file_is_there_while_all_is_well() {
     assert!(!file.exists(), "removed at exit");
     let options = ["--health-file", "no/such/folder/health"];
     bench.worker(&options, &["true"]).run(SOON).assert_code(2);
+}
+
+/// How often the health file is touched, and how old it is when it counts as stale.
+const TOUCHED_EVERY: Duration = Duration::from_secs(2);
+const STALE: Duration = Duration::from_secs(10);
+/// For a worker that connects again, after a pause that has grown.
+const LATER: Duration = Duration::from_secs(60);
+
+#[test]
+fn the_health_file_is_not_kept_fresh_while_the_connection_is_lost() {
+    let bench = Bench::new("unhealthy");
+    let proxy = Proxy::start(bench.broker.address());
+    let file = bench.path("health");
+    let options = ["--url", &proxy.url(), "--queue", &bench.queue, "--health-file", "health"];
+    let worker = Command::worker(&options).args(&["--", "true"]).current_dir(bench.dir.path());
+    let worker = worker.start();
+    let wait_for_failed_try = || {
+        worker.wait_for_stderr_line(|line| line.contains("next try in"), LATER);
+    };
+    poll("the health file", LATER, || file.exists().then_some(()));
+
+    proxy.set_both(Toxic::Down);
+    wait_for_failed_try();
+    wait_for_failed_try();
+    fs::remove_file(&file).expect("it was there");
+    let removed = Instant::now();
+    while removed.elapsed() < 2 * TOUCHED_EVERY {
+        wait_for_failed_try();
+    }
+    assert!(!file.exists(), "no thread consumed");
+
+    proxy.set_both(Toxic::Pass);
+    poll("the health file again", LATER, || file.exists().then_some(()));
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn the_health_file_goes_stale_while_a_task_is_stuck_past_its_time_limit() {
+    let bench = Bench::new("stuck");
+    let file = bench.path("health");
+    let options = "--threads 1 --health-file health --task-timeout 1s --max-attempts 1";
+    let worker = bench.unread_worker(&format!("{options} -- sh -c \"$SCRIPT\""));
+    let worker = worker.env("SCRIPT", UNREAD).env("RUST_LOG", "off").start();
+    let age = || fs::metadata(&file).and_then(|it| it.modified()).ok()?.elapsed().ok();
+    poll("the health file", SOON, age);
+
+    bench.publish(&[b"x"]);
+    worker.wait_for_stdout_line(|line| line == "up", SOON);
+    poll("it is stale", LATER, || age().filter(|age| *age > STALE));
+
+    let reader = Command::program("cat", &["full"]).current_dir(bench.dir.path()).start();
+    poll("it is fresh", SOON, || age().filter(|age| *age < STALE));
+    assert!(!lives(&bench.read("pid")), "its time was over");
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(0);
+    drop(reader);
 }
