@@ -148,6 +148,10 @@ impl From<amiquip::Error> for Cause {
             E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
                 Cause::Lost(source.to_string())
             }
+            #[cfg(feature = "tls")]
+            E::IoErrorReadingSocket { source } if is_tls_alert(&source) => {
+                Cause::Tls(explain_tls(&source.to_string()))
+            }
             E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
             E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),
             other => Cause::Lost(other.to_string()),
@@ -165,7 +169,29 @@ fn judge_tls(error: &native_tls::Error) -> Cause {
     if of_the_socket || text.to_lowercase().contains("unexpected eof") {
         return Cause::Lost(format!("TLS: {text}"));
     }
-    Cause::Tls(text)
+    Cause::Tls(explain_tls(&text))
+}
+
+/// Whether the other end ended TLS with a reason. In TLS 1.3 our handshake is over before it has
+/// looked at our certificate, so that it refuses that in what is read next. OpenSSL's words.
+#[cfg(feature = "tls")]
+fn is_tls_alert(error: &std::io::Error) -> bool {
+    error.to_string().contains("SSL alert number")
+}
+
+/// What a person can do about it, before OpenSSL's words, where those do not tell.
+#[cfg(feature = "tls")]
+fn explain_tls(text: &str) -> String {
+    let said = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if said(&["wrong version number"]) {
+        format!("the answer is not TLS; for a port without it, write amqp:// in the URL ({text})")
+    } else if said(&["local issuer", "self-signed", "self signed"]) {
+        format!("the certificate's authority is not known here; give its certificate ({text})")
+    } else if said(&["certificate required"]) {
+        format!("the broker demands a certificate of ours ({text})")
+    } else {
+        text.to_owned()
+    }
 }
 
 #[cfg(test)]
