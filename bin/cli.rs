@@ -50,7 +50,7 @@ pub(crate) struct BrokerArgs {
     )]
     url: Vec<String>,
 
-    /// Trust this authority's certificate (PEM) for amqps://
+    /// Trust this authority's certificate (PEM, or several in one file) for amqps://
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 

@@ -198,7 +198,7 @@ impl fmt::Display for Broker {
 
 #[cfg(feature = "tls")]
 impl Tls {
-    /// Trusts this authority's certificate too.
+    /// Trusts this authority's certificate too, or every one where the PEM has several.
     #[must_use]
     pub fn authority(mut self, pem: impl Into<Vec<u8>>) -> Tls {
         self.authority = Some(pem.into());

@@ -372,8 +372,15 @@ fn tls_connector(tls: &crate::broker::Tls) -> Result<native_tls::TlsConnector, R
     };
     let mut builder = native_tls::TlsConnector::builder();
     if let Some(pem) = &tls.authority {
-        let authority = native_tls::Certificate::from_pem(pem);
-        builder.add_root_certificate(authority.map_err(|e| lasting("the authority", e))?);
+        let authorities = native_tls::Certificate::stack_from_pem(pem);
+        let authorities = authorities.map_err(|error| lasting("the authority", error))?;
+        if authorities.is_empty() {
+            let reason = "the authority's PEM has no certificate in it".into();
+            return Err(Refused::Lasting(Error::Tls { reason }));
+        }
+        for authority in authorities {
+            builder.add_root_certificate(authority);
+        }
     }
     if let Some((certificate, key)) = &tls.identity {
         let identity = native_tls::Identity::from_pkcs8(certificate, key);
