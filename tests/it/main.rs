@@ -11,4 +11,6 @@ mod shell_test;
 mod soak;
 mod support;
 mod support_test;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+mod tls;
 mod worker;

@@ -8,6 +8,8 @@ pub(crate) mod acceptor;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod command;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+pub(crate) mod front;
 pub(crate) mod ledger;
 pub(crate) mod proxy;
 pub(crate) mod scripted;

@@ -1,0 +1,276 @@
+//! TLS: certificates right and wrong, and the network's faults with it as without.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use openssl::ssl::SslVersion;
+use rabbit_work::{Broker, Outcome, Producer, Queue, Task, Tls, Worker};
+use tempfile::TempDir;
+
+use crate::support::broker::shared_broker;
+use crate::support::client::unique_queue;
+use crate::support::command::{Command, Output, Running};
+use crate::support::front::{Front, Identity, demand_of};
+use crate::support::proxy::{Proxy, Toxic};
+use crate::support::working::{Working, bodies};
+
+const SOON: Duration = Duration::from_secs(60);
+const HOST: &str = "127.0.0.1";
+
+/// Our authority, and the files by which the commands know it.
+struct Trust {
+    authority: Identity,
+    folder: TempDir,
+}
+
+impl Trust {
+    fn new() -> Trust {
+        let authority = Identity::authority("our authority");
+        let trust = Trust { authority, folder: tempfile::tempdir().expect("a folder") };
+        // Not the first of its file, as in a bundle.
+        let other = Identity::authority("an authority of nobody");
+        let bundle = [other.certificate_pem(), trust.authority.certificate_pem()].concat();
+        trust.save("ca.pem", &bundle);
+        trust
+    }
+
+    /// A front that shows a certificate of our authority.
+    fn front(&self) -> Front {
+        Front::start(shared_broker().address(), &self.authority.issue(HOST))
+    }
+
+    fn save(&self, name: &str, pem: &[u8]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, pem).expect("the file is written");
+        path
+    }
+
+    /// The command, to a port with TLS, with our authority.
+    fn given_to(&self, command: Command, address: SocketAddr, queue: &str) -> Command {
+        let url = format!("amqps://guest:guest@{address}");
+        let authority = self.folder.path().join("ca.pem");
+        command.args(&["--url", &url, "--queue", queue]).arg("--ca").arg(authority)
+    }
+
+    fn worker(&self, address: SocketAddr, queue: &str) -> Running {
+        let worker = Command::worker(&["--threads", "2", "--grace", "1s"]);
+        let running = self.given_to(worker, address, queue).start();
+        wait_until_consuming(&running);
+        running
+    }
+}
+
+fn wait_until_consuming(running: &Running) {
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+}
+
+/// The one line of an end with 2.
+fn refusal(output: &Output) -> String {
+    output.assert_code(2);
+    let text = output.stderr();
+    let errors: Vec<_> = text.lines().filter_map(|line| line.split_once(" ERROR ")).collect();
+    assert_eq!(errors.len(), 1, "{text}");
+    errors[0].1.to_owned()
+}
+
+#[test]
+fn row_59_with_our_authority_a_task_goes_there_and_back() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let front = trust.front();
+
+    trust.given_to(Command::producer(&["hello"]), front.address(), &queue).run(SOON).success();
+    let running = trust.worker(front.address(), &queue);
+    running.wait_for_stdout_line(|line| line == " [x] Received 'hello'", SOON);
+    running.signal("INT");
+
+    running.wait(SOON).assert_code(0);
+    assert_eq!(shared_broker().client().count(&queue), 0, "the task was acked");
+}
+
+#[test]
+fn a_body_of_a_mebibyte_arrives_byte_for_byte_over_tls() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let front = trust.front();
+    let url = format!("amqps://{}", front.address());
+    let tls = Tls::default().authority(trust.authority.certificate_pem());
+    let broker = url.parse::<Broker>().expect("a URL").tls(tls);
+    let body: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(1 << 20).collect();
+
+    let mut producer = Producer::new(&broker, &Queue::new(&queue));
+    let mut receipts = producer.send(Task::new(body.clone()));
+    receipts.extend(producer.flush());
+
+    assert_eq!(receipts[0].outcome, Outcome::Confirmed, "{receipts:?}");
+    let messages = shared_broker().client().get_all(&queue);
+    assert!(messages[0].body == body);
+}
+
+#[test]
+fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let table = [
+        (Identity::authority("another").issue(HOST), "authority is not known here"),
+        (trust.authority.issue("elsewhere.example"), "address mismatch"),
+        (trust.authority.issue_expired(HOST), "certificate has expired"),
+    ];
+    for (identity, wanted) in table {
+        let front = Front::start(shared_broker().address(), &identity);
+        let address = front.address();
+        let url = format!("amqps://me:s3cretword@{address}");
+        for command in [Command::producer(&["x"]), Command::worker(&[])] {
+            let authority = trust.folder.path().join("ca.pem");
+            let command = command.args(&["--url", &url, "--queue", &queue]);
+            let output = command.arg("--ca").arg(authority).env("RUST_LOG", "trace").run(SOON);
+
+            let said = refusal(&output);
+            assert!(said.contains(wanted) && said.contains(&address.to_string()), "{said}");
+            assert!(!output.stderr().contains("s3cretword"), "{}", output.stderr());
+            assert!(front.next_handshake(SOON).is_err());
+        }
+    }
+    assert_eq!(client.count(&queue), 0);
+}
+
+#[test]
+fn row_59_a_client_certificate_that_is_demanded_is_shown_and_its_absence_is_told() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let ours = trust.authority.issue("our client");
+    let strange = Identity::authority("another").issue("a stranger");
+    // In the handshake before TLS 1.3, and only after it since.
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        let front =
+            Front::start_with(shared_broker().address(), &trust.authority.issue(HOST), |tls| {
+                tls.set_max_proto_version(Some(version))?;
+                demand_of(&trust.authority)(tls)
+            });
+        let show = |identity: Option<&Identity>| {
+            let mut command = trust.given_to(Command::producer(&["x"]), front.address(), &queue);
+            if let Some(identity) = identity {
+                let certificate = trust.save("client.pem", &identity.certificate_pem());
+                let key = trust.save("key.pem", &identity.key_pem());
+                command = command.arg("--cert").arg(certificate).arg("--key").arg(key);
+            }
+            let begun = Instant::now();
+            let output = command.run(SOON);
+            (output, begun.elapsed(), front.next_handshake(SOON))
+        };
+
+        let (accepted, _, handshake) = show(Some(&ours));
+        accepted.assert_code(0);
+        assert_eq!(handshake, Ok(()));
+
+        for (wrong, wanted) in [(None, "alert"), (Some(&strange), "unknown ca")] {
+            let (refused, after, handshake) = show(wrong);
+            let said = refusal(&refused);
+            assert!(said.contains("TLS") && said.contains(wanted), "{said}");
+            assert!(after < Duration::from_secs(10), "{after:?}");
+            assert!(handshake.is_err());
+        }
+    }
+    assert_eq!(shared_broker().client().count(&queue), 2);
+}
+
+#[test]
+fn an_authority_s_file_without_a_certificate_is_exit_2_in_one_line() {
+    let trust = Trust::new();
+    let front = trust.front();
+    trust.save("ca.pem", b"no certificate\n");
+
+    let output = trust.given_to(Command::producer(&["x"]), front.address(), "q").run(SOON);
+
+    let said = refusal(&output);
+    assert!(said.contains("no certificate in it"), "{said}");
+}
+
+#[test]
+fn row_59_the_broker_s_port_without_tls_is_exit_2_in_one_line() {
+    let (trust, plain) = (Trust::new(), shared_broker().address());
+
+    let output = trust.given_to(Command::producer(&["x"]), plain, "q").run(SOON);
+
+    let said = refusal(&output);
+    assert!(said.contains("write amqp://") && said.contains(&plain.to_string()), "{said}");
+}
+
+#[test]
+fn a_connection_with_tls_that_is_cut_or_freezes_is_replaced() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let front = trust.front();
+    let proxy = Proxy::start(front.address());
+    let mut client = shared_broker().client();
+    let url = format!("amqps://{}?heartbeat=1", proxy.address());
+    let worker = Command::worker(&["--url", &url, "--queue", &queue]);
+    let running = worker.arg("--ca").arg(trust.folder.path().join("ca.pem")).start();
+    wait_until_consuming(&running);
+
+    proxy.cut();
+    wait_until_consuming(&running);
+    client.publish_id(&queue, "cut");
+    running.wait_for_stdout_line(|line| line == " [x] Received 'cut'", SOON);
+    proxy.set_both(Toxic::Timeout);
+    running.wait_for_stderr_line(|line| line.contains("missed two heartbeats"), SOON);
+    proxy.set_both(Toxic::Pass);
+    proxy.cut();
+    wait_until_consuming(&running);
+    client.publish_id(&queue, "frozen");
+    running.wait_for_stdout_line(|line| line == " [x] Received 'frozen'", SOON);
+
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn signals_to_a_worker_of_a_frozen_tls_front_end_it_in_bounded_time() {
+    for signals in [&["INT"][..], &["TERM", "TERM"]] {
+        let (trust, queue) = (Trust::new(), unique_queue("tls"));
+        let front = trust.front();
+        let proxy = Proxy::start(front.address());
+        let mut client = shared_broker().client();
+        let running = trust.worker(proxy.address(), &queue);
+        client.publish_id(&queue, "long..........");
+        running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+
+        proxy.set_both(Toxic::Timeout);
+        running.signal(signals[0]);
+        running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+        let begun = Instant::now();
+        signals[1..].iter().for_each(|signal| running.signal(signal));
+        let output = running.wait(SOON);
+
+        let limit = if signals.len() == 1 { 6 } else { 2 };
+        assert!(begun.elapsed() < Duration::from_secs(limit), "{:?}", begun.elapsed());
+        output.assert_code(if signals.len() == 1 { 3 } else { 130 });
+        drop(proxy);
+        client.wait_for_count(&queue, 1, SOON);
+    }
+}
+
+#[test]
+fn a_tls_handshake_that_is_never_answered_ends_within_its_limit_or_at_a_signal() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let front = trust.front();
+    let proxy = Proxy::start(front.address());
+    proxy.set_both(Toxic::Timeout);
+    let url = format!("amqps://{}", proxy.address());
+    let broker = url.parse::<Broker>().expect("a URL").handshake_timeout(Duration::from_secs(1));
+    let once = Worker::new(&broker, &Queue::new(&queue)).no_reconnect();
+
+    let begun = Instant::now();
+    let error = Working::start(&once, bodies().1).wait(SOON).expect_err("nobody answers");
+    let until_given_up = begun.elapsed();
+    let running = trust.given_to(Command::worker(&[]), proxy.address(), &queue).start();
+    proxy.wait_for_connections(2, SOON);
+    let begun = Instant::now();
+    running.signal("TERM");
+    let output = running.wait(SOON);
+
+    assert!(error.is_unreachable(), "{error}");
+    assert!(error.to_string().contains("waiting for the handshake"), "{error}");
+    assert!(until_given_up < Duration::from_secs(5), "{until_given_up:?}");
+    output.assert_code(0);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
