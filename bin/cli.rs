@@ -5,8 +5,10 @@
 
 use std::env;
 use std::fmt;
+#[cfg(feature = "tls")]
 use std::fs;
 use std::io::{self, Write};
+#[cfg(feature = "tls")]
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, ValueEnum};
 use log::{LevelFilter, error, warn};
-use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Tls, Trigger, shutdown};
+#[cfg(feature = "tls")]
+use rabbit_work::Tls;
+use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Trigger, shutdown};
 
 /// What a command ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,14 +55,17 @@ pub(crate) struct BrokerArgs {
     url: Vec<String>,
 
     /// Trust this authority's certificate (PEM, or several in one file) for amqps://
+    #[cfg(feature = "tls")]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
     /// Show this certificate (PEM) to the broker; needs --key
+    #[cfg(feature = "tls")]
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
     /// The key of --cert (PEM, PKCS#8)
+    #[cfg(feature = "tls")]
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 }
@@ -95,6 +102,14 @@ enum QueueType {
 
 impl BrokerArgs {
     pub(crate) fn broker(&self) -> Result<Broker, Error> {
+        let broker = Broker::new(&self.url)?;
+        #[cfg(feature = "tls")]
+        let broker = broker.tls(self.tls()?);
+        Ok(broker)
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls(&self) -> Result<Tls, Error> {
         let mut tls = Tls::default();
         if let Some(ca) = &self.ca {
             tls = tls.authority(read("--ca", ca)?);
@@ -102,7 +117,7 @@ impl BrokerArgs {
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
             tls = tls.identity(read("--cert", cert)?, read("--key", key)?);
         }
-        Ok(Broker::new(&self.url)?.tls(tls))
+        Ok(tls)
     }
 }
 
@@ -308,6 +323,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s, 5m or 1h"))
 }
 
+#[cfg(feature = "tls")]
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|error| Error::setting(option, format!("{}: {error}", path.display())))
 }

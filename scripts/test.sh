@@ -18,6 +18,8 @@ main() {
     step_if shellcheck "shell scripts" shellcheck scripts/*.sh tests/*.sh .ci/run
     step "clippy" cargo clippy --locked --all-targets -- -D warnings
     step "clippy, the library alone" cargo clippy --locked --lib --no-default-features -- -D warnings
+    step "clippy, the commands without TLS" \
+        cargo clippy --locked --bins --no-default-features --features cli -- -D warnings
     step "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
     step "unit tests" cargo test --locked --lib --bins
     step "doc tests" cargo test --locked --doc
