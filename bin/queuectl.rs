@@ -40,7 +40,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check connection, login, virtual host, queue and publishing, one line each
+    /// Check connection, login, virtual host, queue, publishing and consuming, one line each
+    ///
+    /// Takes no task, and stops at the first that is wrong; a login that may only publish ends
+    /// with FAIL consume.
     ///
     /// Exit status: 0 all is well; 1 there is no such queue, or the broker blocks publishers at
     /// present; 2 TLS, login, virtual host, permissions, or a queue with other arguments; 69

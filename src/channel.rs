@@ -12,7 +12,7 @@ use amiquip::{
 };
 use crossbeam_channel::Receiver;
 
-use crate::cause::Cause;
+use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::confirms::Reach;
 use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::task::Task;
@@ -97,6 +97,9 @@ pub(crate) enum Verdict {
     Nacked(Reach),
 }
 
+/// The argument of a consumer for its priority (<https://www.rabbitmq.com/docs/consumer-priority>).
+const PRIORITY: &str = "x-priority";
+
 /// How long leaving may take: the cancel of a subscription, the close of a channel. Shorter
 /// than other calls, because a stop waits for it.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -172,6 +175,29 @@ impl Channel {
         let inner =
             self.call("starting to consume", |inner| inner.basic_consume(queue, options))?;
         Ok(Subscription { inner, channel: self })
+    }
+
+    /// Whether this user may consume from a queue, found out without consuming: asks for a
+    /// consumer whose priority is no number. RabbitMQ looks at the permission first, and then
+    /// refuses the priority; either takes the channel with it.
+    pub(crate) fn try_consume(&self, queue: &str) -> Result<(), Cause> {
+        // One task at most, should a broker overlook the priority.
+        self.call("setting the prefetch", |inner| inner.qos(0, 1, false))?;
+        let mut arguments = FieldTable::new();
+        arguments.insert(PRIORITY.into(), AmqpValue::LongString("none".into()));
+        let options = ConsumerOptions { arguments, ..ConsumerOptions::default() };
+        match self.call("asking for a consumer", |inner| inner.basic_consume(queue, options)) {
+            Ok(inner) => {
+                let taken = Subscription { inner, channel: self }.leave();
+                taken.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
+            }
+            Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text })
+                if text.contains(PRIORITY) =>
+            {
+                Ok(())
+            }
+            Err(cause) => Err(cause),
+        }
     }
 
     /// Puts the channel in confirm mode. To be called before the first publish: the listeners

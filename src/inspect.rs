@@ -62,6 +62,8 @@ pub struct Check {
     pub result: Result<String, Error>,
 }
 
+type Step = fn(&mut Inspector) -> Result<String, Error>;
+
 struct Link {
     connection: Connection,
     /// `None` after a refusal, which takes the channel with it.
@@ -139,7 +141,8 @@ impl Inspector {
 
     /// Checks one thing after the other, up to the first that is wrong: `connect`, `login`,
     /// `vhost`, `queue` (is it there, with these arguments), `publish` (may we, and does the
-    /// broker take publishes at present). Changes nothing.
+    /// broker take publishes at present), `consume` (may we). Changes nothing and takes no task;
+    /// RabbitMQ notes the last step in its log, as a consumer with an invalid `x-priority`.
     ///
     /// # Blocking
     /// For some answers of the broker, each bounded by its limits.
@@ -148,11 +151,18 @@ impl Inspector {
             Ok(checks) => checks,
             Err(checks) => return checks,
         };
-        let queue = self.check_queue();
-        let failed = queue.is_err();
-        checks.push(Check { name: "queue", result: queue });
-        if !failed {
-            checks.push(Check { name: "publish", result: self.check_publish() });
+        let steps: [(&str, Step); 3] = [
+            ("queue", Inspector::check_queue),
+            ("publish", Inspector::check_publish),
+            ("consume", Inspector::check_consume),
+        ];
+        for (name, step) in steps {
+            let result = step(self);
+            let failed = result.is_err();
+            checks.push(Check { name, result });
+            if failed {
+                break;
+            }
         }
         checks
     }
@@ -237,6 +247,14 @@ impl Inspector {
                 Ok("allowed".into())
             }
         }
+    }
+
+    fn check_consume(&mut self) -> Result<String, Error> {
+        let name = self.queue.name().to_string();
+        let asked = self.ask(|channel| channel.try_consume(&name))?;
+        // The answer was a refusal, which took the channel with it.
+        self.forget_channel();
+        asked.map(|()| "allowed".into()).ok_or_else(|| missing(&name))
     }
 
     fn is_any_waiting(&mut self) -> Result<bool, Error> {

@@ -168,7 +168,26 @@ fn check_names_the_real_cause_with_its_own_status() {
     }
     let well = check(&good, &queue, &[]);
     well.assert_code(0);
-    assert_eq!(well.stdout().lines().filter(|line| line.starts_with("ok")).count(), 5);
+    assert_eq!(well.stdout().lines().filter(|line| line.starts_with("ok")).count(), 6);
+
+    broker.ctl(&["add_user", "sender", "s3cret"]);
+    broker.ctl(&["set_permissions", "sender", ".*", ".*", "^$"]);
+    for kind in ["classic", "quorum"] {
+        let name = format!("{queue}.{kind}");
+        let flags = ["--queue-type", kind];
+        let to = ["--url", &good, "--queue", &name];
+        Command::producer(&[&to[..], &flags, &["1"]].concat()).run(SOON).assert_code(0);
+        let well = check(&good, &name, &flags);
+        well.assert_code(0);
+        assert!(well.stdout().contains("ok    consume  allowed"), "{}", well.stdout());
+        let unread = check(&url("sender:s3cret", ""), &name, &flags);
+        unread.assert_code(2);
+        assert!(unread.stdout().contains("ok    publish  allowed"), "{}", unread.stdout());
+        let last = unread.stdout().lines().last().map(str::to_owned).unwrap_or_default();
+        assert!(last.starts_with("FAIL  consume") && last.contains("ACCESS_REFUSED"), "{last}");
+        let task = &client.get_all(&name)[0];
+        assert!(!task.redelivered, "a check takes no task");
+    }
 
     broker.alarm();
     let blocked = check(&good, &queue, &[]);
