@@ -65,7 +65,7 @@ impl Handover {
         let mut publisher = Publisher::new(broker, queue, LIMITS).proven();
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
-        publisher.delays = policy.delays();
+        publisher.delays = policy.series();
         let leave = leave.clone();
         thread::Builder::new()
             .name("rw-handover".into())

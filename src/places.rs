@@ -1,7 +1,7 @@
 //! Owns the queues beside a queue: declares its delay queues and its queue of dead letters when
 //! they are needed, keeps delay queues that are in use from expiring, and keeps the list of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Once;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,12 +18,21 @@ use crate::task::Task;
 pub(crate) struct Places {
     /// Not the channel that publishes: a refused declaration takes its channel with it.
     side: Option<Side>,
-    /// When each was declared last.
-    ready: HashMap<Target, Instant>,
-    /// From when on those that were made just now may be trusted.
-    settling: HashMap<Target, Instant>,
+    declared: HashMap<Target, Declared>,
+    /// Those that are published to. The others were made ahead only.
+    in_use: HashSet<Target>,
     /// The delays that follow one another; see [`Places::foresee`].
     delays: Vec<Duration>,
+    /// Those of them whose queues were made ahead, or tried to.
+    foreseen: HashSet<Duration>,
+}
+
+/// A place that was declared on this connection.
+#[derive(Clone, Copy)]
+struct Declared {
+    at: Instant,
+    /// From when on it may be trusted.
+    settled_at: Instant,
 }
 
 /// Why a place cannot be published to.
@@ -63,6 +72,13 @@ impl From<Cause> for Unready {
     }
 }
 
+impl Declared {
+    /// Whether its expiry is still far enough away.
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < RENEWED_EVERY
+    }
+}
+
 impl Places {
     /// Has the queue of a delay made together with that of the one before, so that it has settled
     /// when it is needed: a task that failed once may fail again.
@@ -79,45 +95,69 @@ impl Places {
         queue: &Queue,
         target: Target,
     ) -> Result<(), Unready> {
-        let known = self.ready.get(&target);
-        if target == Target::Work || known.is_some_and(|since| since.elapsed() < RENEWED_EVERY) {
+        if target == Target::Work || self.is_in_use(target) {
             return Ok(());
         }
-        if !self.settling.contains_key(&target) {
-            self.make(connection, queue, target)?;
-            self.make_next(connection, queue, target)?;
+        let settled_at = self.make(connection, queue, target)?;
+        if let Target::Delay(delay) = target {
+            self.make_next(connection, queue, delay)?;
         }
-        if let Some(until) = self.settling.get(&target).filter(|until| Instant::now() < **until) {
-            return Err(Unready::Settling(*until));
+        if Instant::now() < settled_at {
+            return Err(Unready::Settling(settled_at));
         }
-        self.settling.remove(&target);
         if let Target::Delay(delay) = target {
             self.list(connection, queue, delay)?;
-            self.make_next(connection, queue, target)?;
         }
-        self.ready.insert(target, Instant::now());
+        self.in_use.insert(target);
         Ok(())
     }
 
     /// Has `target` declared again before it is published to again: it was not there.
     pub(crate) fn forget(&mut self, target: Target) {
-        self.ready.remove(&target);
+        self.declared.remove(&target);
+        self.in_use.remove(&target);
     }
 
-    /// Declares `target`, and notes whether that made a queue that has to settle.
+    fn is_in_use(&self, target: Target) -> bool {
+        self.in_use.contains(&target) && self.declared.get(&target).is_some_and(Declared::is_fresh)
+    }
+
+    /// Declares `target` where that was not done within the hour; says from when on it may be
+    /// trusted.
     fn make(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<(), Unready> {
-        let is_new = !self.is_there(connection, &queue.name_of(target))?;
-        self.declare(connection, queue, target)?;
-        let has_settled = !is_new && self.is_trusted(connection, queue, target)?;
-        if !has_settled && queue.plans(target)[0].is_replicated() {
-            self.settling.insert(target, Instant::now() + SETTLES_WITHIN);
+    ) -> Result<Instant, Unready> {
+        if let Some(declared) = self.declared.get(&target).filter(|it| it.is_fresh()) {
+            return Ok(declared.settled_at);
         }
-        Ok(())
+        self.in_use.remove(&target);
+        let is_new = !self.is_there(connection, &queue.name_of(target))?;
+        let is_replicated = self.declare(connection, queue, target)?.is_replicated();
+        let has_settled =
+            !is_replicated || !is_new && self.is_trusted(connection, queue, target)?;
+        let at = Instant::now();
+        let settled_at = if has_settled { at } else { at + SETTLES_WITHIN };
+        self.declared.insert(target, Declared { at, settled_at });
+        Ok(settled_at)
+    }
+
+    /// Makes the queue of the delay behind `delay`, once for a connection.
+    fn make_next(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        delay: Duration,
+    ) -> Result<(), Unready> {
+        let next = self.delays.iter().skip_while(|it| **it != delay).nth(1).copied();
+        let Some(next) = next.filter(|next| self.foreseen.insert(*next)) else { return Ok(()) };
+        match self.make(connection, queue, Target::Delay(next)) {
+            // It is told when the queue is needed.
+            Err(Unready::Refused(_)) => Ok(()),
+            made => made.map(drop),
+        }
     }
 
     fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Unready> {
@@ -153,51 +193,32 @@ impl Places {
         Ok(listed?.is_some_and(|delays| delays.contains(&delay)))
     }
 
-    fn make_next(
-        &mut self,
-        connection: &mut Connection,
-        queue: &Queue,
-        target: Target,
-    ) -> Result<(), Unready> {
-        let Target::Delay(delay) = target else { return Ok(()) };
-        let mut from = self.delays.iter().skip_while(|it| **it != delay);
-        let Some(next) = from.nth(1).map(|next| Target::Delay(*next)) else { return Ok(()) };
-        if self.ready.contains_key(&next) || self.settling.contains_key(&next) {
-            return Ok(());
-        }
-        match self.make(connection, queue, next) {
-            // It is told when the queue is needed.
-            Err(Unready::Refused(_)) => Ok(()),
-            made => made,
-        }
-    }
-
+    /// Declares `target` in the best way that the broker takes; says which that is.
     fn declare(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<(), Unready> {
+    ) -> Result<Plan, Unready> {
         let mut refusals = Vec::new();
-        for (rank, plan) in queue.plans(target).iter().enumerate() {
-            match self.declare_as(connection, plan) {
-                Ok(()) if rank > 0 => {
-                    say_once_that_it_is_simple(plan, &refusals);
-                    return Ok(());
+        for plan in queue.plans(target) {
+            match self.declare_as(connection, &plan) {
+                Ok(()) if !refusals.is_empty() => say_once_that_it_is_simple(&plan, &refusals),
+                Ok(()) if matches!(target, Target::Delay(_)) => self.renew(connection, &plan)?,
+                Ok(()) => {}
+                Err(Unready::Refused(reason)) => {
+                    refusals.push(reason);
+                    continue;
                 }
-                Ok(()) if matches!(target, Target::Delay(_)) => {
-                    return self.renew(connection, plan);
-                }
-                Ok(()) => return Ok(()),
-                Err(Unready::Refused(reason)) => refusals.push(reason),
                 Err(lost) => return Err(lost),
             }
+            return Ok(plan);
         }
         let name = queue.name_of(target);
         let reason = format!("'{name}' cannot be declared: {}", refusals.join("; "));
         if target == Target::Dead && self.side(connection)?.channel.count(&name).is_ok() {
             info!("{reason}; it is there, and used as it is");
-            return Ok(());
+            return Ok(queue.plans(target).swap_remove(0));
         }
         self.side = None;
         Err(Unready::Refused(reason))

@@ -143,6 +143,12 @@ impl RetryPolicy {
         delays
     }
 
+    /// The delays of a task that fails again and again, where they are known: jitter draws each
+    /// from several.
+    pub(crate) fn series(&self) -> Vec<Duration> {
+        if self.jitter > 0.0 { Vec::new() } else { self.delays() }
+    }
+
     pub(crate) fn validate(&self) -> Result<(), Error> {
         if self.max_attempts == 0 {
             return Err(Error::setting("max attempts", "0 would never try a task"));
@@ -255,6 +261,7 @@ mod tests {
             assert!(policy.delays().contains(&delay), "{delay:?}");
         }
         assert_eq!(policy.delays().len(), 11);
+        assert!(policy.series().is_empty(), "a neighbouring step is not the next delay");
     }
 
     #[test]
@@ -263,6 +270,7 @@ mod tests {
             policy.delays().iter().map(Duration::as_secs).collect()
         };
         assert_eq!(seconds(RetryPolicy::new()), [5, 10, 20, 40]);
+        assert_eq!(RetryPolicy::new().series(), RetryPolicy::new().delays());
         assert_eq!(seconds(RetryPolicy::new().max_attempts(u32::MAX)).len(), 11);
         assert!(seconds(RetryPolicy::new().max_attempts(1)).is_empty());
         assert_eq!(seconds(RetryPolicy::new().first_delay(Duration::ZERO)), [0]);
