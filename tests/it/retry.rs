@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,13 @@ use rabbit_work::{
 };
 
 use crate::child::{AtTheEnd, LedgerWorker};
-use crate::support::broker::{PrivateBroker, poll, shared_broker};
+use crate::support::broker::{PrivateBroker, breakable_broker, poll, shared_broker};
 use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 use crate::support::ledger::{Ledger, Verdict};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Direction, Proxy, Toxic};
+use crate::support::scripted::{ScriptedBroker, Session};
+use crate::support::wire::{Call, Delivery as WireDelivery, Field, Properties, Table};
 use crate::support::working::Working;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -195,6 +198,170 @@ fn a_damaged_counter_is_the_last_attempt() {
 }
 
 #[test]
+fn a_task_that_always_fails_runs_as_often_as_the_policy_allows_and_never_sooner() {
+    let queue = unique_queue("spins");
+    let (tell, runs) = unbounded();
+    let handler = move |delivery: &Delivery| -> Result<(), Failure> {
+        let _ = tell.send((delivery.attempt(), Instant::now()));
+        Err(Failure::retry("always"))
+    };
+    publish(&queue, Task::new(""));
+
+    let policy = policy(8).factor(1.0);
+    let working =
+        Working::start(&worker(&queue).threads(4).prefetch(50).retry(policy).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    let (attempts, at): (Vec<u32>, Vec<Instant>) = runs.try_iter().unzip();
+    assert_eq!(attempts, [1, 2, 3, 4, 5, 6, 7, 8]);
+    let pauses: Vec<Duration> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.iter().all(|pause| *pause >= MOMENT), "{pauses:?}");
+    assert_eq!((summary.done, summary.retried, summary.dead), (0, 7, 1));
+}
+
+#[test]
+fn the_queue_of_the_next_delay_is_made_with_the_first_and_no_other() {
+    let delays = |failures: u32, after: Option<Duration>| -> Vec<u32> {
+        let queue = unique_queue("ahead");
+        let handler = move |delivery: &Delivery| match after {
+            _ if delivery.attempt() > failures => Ok(()),
+            Some(delay) => Err(Failure::retry_after("not yet", delay)),
+            None => Err(Failure::retry("not yet")),
+        };
+        publish(&queue, Task::new(""));
+        let working = Working::start(&worker(&queue).retry(policy(4)).drain(), handler);
+        assert_eq!(working.wait(SOON).expect("it ends well").done, 1);
+        let mut client = shared_broker().client();
+        let there = |millis: &u32| client.has(&format!("{queue}.retry.{millis}"));
+        [100, 123, 200, 400, 800].into_iter().filter(there).collect()
+    };
+
+    assert_eq!(delays(1, None), [100, 200], "the first, and the next");
+    assert_eq!(delays(3, None), [100, 200, 400], "the last has no next");
+    assert_eq!(delays(1, Some(Duration::from_millis(123))), [123], "not of the series");
+}
+
+#[test]
+fn a_broker_without_safe_delay_queues_gets_simple_ones_and_the_worker_says_so_once() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        match number {
+            0 => two_tasks(session),
+            _ => refuse_safe_delays(session),
+        }
+    });
+    let to = ["--url", &broker.url(), "--queue", "q", "--threads", "1", "--prefetch", "2"];
+    let policy = ["--retry-delay", "100ms", "--max-attempts", "3", "--", "false"];
+    let running = Command::worker(&[&to[..], &policy].concat()).start();
+
+    for delay in [100, 200] {
+        for kind in ["safe", "simple"] {
+            broker.wait(&format!("q.retry.{delay} declared {kind}"), SOON);
+        }
+    }
+    broker.wait("acked", SOON);
+    broker.wait("acked", SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let text = output.stderr();
+    let said: Vec<&str> = text.lines().filter(|it| it.contains("classic queues")).collect();
+    assert_eq!(said.len(), 1, "{text}");
+    assert!(said[0].contains("WARN") && said[0].contains("can lose that task"), "{}", said[0]);
+    assert!(said[0].contains("x-message-ttl"), "with the broker's own words: {}", said[0]);
+}
+
+/// One task that never failed and one that did once; then their acks.
+fn two_tasks(session: &mut Session) {
+    let consumer = session.accept_consumer();
+    let failures = Table::from([(b"x-rabbit-work-attempts".to_vec(), Field::I64(1))]);
+    for (tag, headers) in [(1, None), (2, Some(failures))] {
+        let properties = Properties { headers, ..Properties::default() };
+        let delivery = WireDelivery::new(consumer.channel, &consumer.tag, tag);
+        session.deliver(&delivery.properties(properties).body("x"));
+    }
+    while let Some(method) = session.answer_rpcs() {
+        let Call::Ack { delivery_tag, multiple } = method.call else {
+            panic!("instead of an ack there came {method:?}")
+        };
+        let acked = if multiple { delivery_tag } else { 1 };
+        (0..acked).for_each(|_| session.report("acked"));
+    }
+}
+
+/// As RabbitMQ 3.9, whose quorum queues know no time to live. What is published is acked.
+fn refuse_safe_delays(session: &mut Session) {
+    let mut published: BTreeMap<u16, u64> = BTreeMap::new();
+    while let Some(method) = session.next_method() {
+        match &method.call {
+            Call::QueueDeclare { passive: true, .. } => {
+                session.close_channel(method.channel, 404, "NOT_FOUND - no queue");
+            }
+            Call::QueueDeclare { queue, arguments, durable: true, .. }
+                if queue.starts_with("q.retry.") =>
+            {
+                let delay: i64 = queue["q.retry.".len()..].parse().expect("a delay");
+                if *arguments == safe_delay(delay) {
+                    session.report(format!("{queue} declared safe"));
+                    let text = "PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue";
+                    session.close_channel(method.channel, 406, text);
+                    continue;
+                }
+                assert_eq!(*arguments, simple_delay(delay));
+                session.report(format!("{queue} declared simple"));
+                session.answer(&method);
+            }
+            Call::ChannelOpen => {
+                published.insert(method.channel, 0);
+                session.answer(&method);
+            }
+            Call::Publish(_) => {
+                let tag = published.entry(method.channel).or_default();
+                *tag += 1;
+                session.ack(method.channel, *tag);
+            }
+            Call::ConnectionCloseOk => return,
+            _ => drop(session.answer(&method)),
+        }
+    }
+}
+
+fn entry(name: &str, value: Field) -> (Vec<u8>, Field) {
+    (name.into(), value)
+}
+
+fn safe_delay(delay: i64) -> Table {
+    sorted([
+        simple_delay(delay),
+        Table::from([
+            entry("x-queue-type", Field::text("quorum")),
+            entry("x-dead-letter-strategy", Field::text("at-least-once")),
+            entry("x-overflow", Field::text("reject-publish")),
+            entry("x-delivery-limit", Field::I64(i32::MAX.into())),
+        ]),
+    ])
+}
+
+fn simple_delay(delay: i64) -> Table {
+    let week = 7 * 24 * 3600 * 1000;
+    sorted([Table::from([
+        entry("x-dead-letter-exchange", Field::text("")),
+        entry("x-dead-letter-routing-key", Field::text("q")),
+        entry("x-message-ttl", Field::I64(delay)),
+        entry("x-expires", Field::I64(delay + week)),
+    ])])
+}
+
+/// As the client writes a table: by name.
+fn sorted<const N: usize>(parts: [Table; N]) -> Table {
+    let mut table = parts.concat();
+    table.sort_by(|one, other| one.0.cmp(&other.0));
+    table
+}
+
+#[test]
 fn a_long_delay_does_not_hold_up_a_short_one() {
     let queue = unique_queue("delays");
     publish(&queue, Task::new("long").with_delay(Duration::from_secs(5)));
@@ -285,12 +452,18 @@ fn several_workers_that_drain_one_queue_all_end_and_tell_of_dead_letters() {
 #[test]
 fn a_worker_that_waits_for_delayed_tasks_uses_no_measurable_time() {
     let queue = unique_queue("idle");
-    let to = ["--url", shared_broker().url(), "--queue", &queue];
-    Command::producer(&[&to[..], &["--delay", "5s", "later"]].concat()).run(SOON).assert_code(0);
-    let worker = Command::worker(&[&to[..], &["--drain", "--threads", "4"]].concat()).start();
-    worker.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    publish(&queue, Task::new(""));
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--drain", "--threads", "4"];
+    // Fails at its first attempt, so that the hand-over has its connection, and has nothing to do.
+    let once = ["--", "sh", "-c", "echo run; test \"$TASK_ATTEMPT\" = 2"];
+    let worker = Command::worker(&[&to[..], &["--retry-delay", "5s"], &once].concat()).start();
+    worker.wait_for_stdout_line(|line| line == "run", SOON);
+    let (mut client, waiting) = (shared_broker().client(), format!("{queue}.retry.5000"));
+    poll("it waits for its retry", SOON, || {
+        (client.has(&waiting) && client.count(&waiting) == 1).then_some(())
+    });
     let before = processor_ticks(worker.id());
-    worker.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    worker.wait_for_stdout_line(|line| line == "run", SOON);
     let used = processor_ticks(worker.id()) - before;
     // A tick is 10 ms: at most 2 % of one processor over about 5 s.
     assert!(used <= 10, "{used} ticks");
@@ -484,4 +657,82 @@ fn a_replay_killed_at_any_moment_loses_nothing() {
     assert!(twice <= 8 * 100, "{twice} in both places");
     let letters = Letters::new(&broker(), &Queue::new(&queue)).list(&Selection::all());
     assert!(letters.expect("a list").is_empty());
+}
+
+#[test]
+fn connections_cut_in_the_middle_of_a_replay_lose_no_letter() {
+    let broker = shared_broker();
+    let cut: &dyn Fn(&Proxy) = &Proxy::cut;
+    let twice = replay_under(broker.url(), broker.address(), &[cut; 4]);
+    assert!(twice <= 4 * REPLAYED_AT_ONCE, "{twice} in both places");
+}
+
+#[test]
+fn a_broker_stopped_or_killed_in_the_middle_of_a_replay_loses_no_letter() {
+    let broker = breakable_broker();
+    // A stop in good order writes down what was acked and forgets what is not persistent; a kill
+    // may forget any ack, and leave any letter in both places.
+    let stop = |_: &Proxy| {
+        broker.stop_app();
+        broker.start_app();
+    };
+    let kill = |_: &Proxy| {
+        broker.kill();
+        broker.restart();
+    };
+    replay_under(broker.url(), broker.address(), &[&stop, &kill]);
+}
+
+/// Replays, each time with one of these faults in the middle; and then without, to the end. Says
+/// how many tasks there are too many, which is at most one of each for a fault.
+fn replay_under(url: &str, broker: SocketAddr, faults: &[&dyn Fn(&Proxy)]) -> usize {
+    let queue = unique_queue("replay");
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Ledger::open(&dir.path().join("ledger"));
+    letters(&ledger, &mut Client::connect(url), &queue, 1000);
+    let proxy = Proxy::start(broker);
+    // So slow that there is a middle.
+    proxy.set(Direction::ToClient, Toxic::Latency(Duration::from_millis(3)));
+    let through = proxy.url();
+    let replay = ["--url", &through, "--queue", &queue, "dead", "replay"];
+
+    for fault in faults {
+        let running = Command::queuectl(&replay).start();
+        let client = Client::connect(url);
+        let before = client.count(&queue);
+        poll("some are replayed", SOON, || (client.count(&queue) >= before + 30).then_some(()));
+        drop(client);
+        fault(&proxy);
+        let output = running.wait(LONG);
+        assert!(matches!(output.code, Some(1 | 69)), "{output:?}");
+        let client = Client::connect(url);
+        poll("letters are left", SOON, || (client.count(&dead(&queue)) > 0).then_some(()));
+    }
+    let client = Client::connect(url);
+    poll("a last replay goes through", LONG, || {
+        let to = ["--url", url, "--queue", &queue, "dead", "replay"];
+        Command::queuectl(&to).run(SOON).assert_code(0);
+        (client.count(&dead(&queue)) == 0).then_some(())
+    });
+
+    let found = client.get_all(&queue).into_iter().filter_map(|it| it.message_id);
+    let found: Vec<String> = found.collect();
+    client.delete(&queue);
+    let verdict = ledger.verdict(&found);
+    assert!(verdict.is_valid(), "{verdict}");
+    let copies = |id: &String| found.iter().filter(|it| *it == id).count();
+    assert!(verdict.confirmed.iter().all(|id| copies(id) <= 1 + faults.len()));
+    found.len() - verdict.confirmed.len()
+}
+
+/// So many letters a replay has taken at most, and not acked.
+const REPLAYED_AT_ONCE: usize = 100;
+
+fn letters(ledger: &Ledger, client: &mut Client, queue: &str, count: usize) {
+    let ids: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    ids.iter().for_each(|id| ledger.attempted(id));
+    client.declare(queue);
+    client.declare(&dead(queue));
+    client.publish_ids(&dead(queue), ids.iter().map(String::as_str));
+    ids.iter().for_each(|id| ledger.confirmed(id));
 }

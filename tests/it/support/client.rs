@@ -20,7 +20,7 @@ pub(crate) struct Client {
     confirms: Receiver<Confirm>,
     published: u64,
     /// Behind the channel, which has to be dropped first.
-    _connection: Connection,
+    connection: Connection,
 }
 
 /// A message that was taken out of a queue.
@@ -62,7 +62,7 @@ impl Client {
         let channel = connection.open_channel(None).expect("a channel");
         let confirms = channel.listen_for_publisher_confirms().expect("a place for the confirms");
         channel.enable_publisher_confirms().expect("confirm mode");
-        Client { channel, confirms, published: 0, _connection: connection }
+        Client { channel, confirms, published: 0, connection }
     }
 
     /// Declares a durable queue without arguments.
@@ -130,6 +130,17 @@ impl Client {
         let queue = self.channel.queue_declare_passive(queue);
         let queue = queue.expect("the queue is there");
         queue.declared_message_count().expect("a declare counts")
+    }
+
+    /// Whether there is such a queue.
+    pub(crate) fn has(&mut self, queue: &str) -> bool {
+        // Of its own, because the broker closes the channel when there is none.
+        let channel = self.connection.open_channel(None).expect("a channel");
+        match channel.queue_declare_passive(queue) {
+            Ok(_) => true,
+            Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => false,
+            Err(error) => panic!("the test's client looks at a queue: {error}"),
+        }
     }
 
     /// How many consumers the queue has.
