@@ -183,14 +183,27 @@ impl Places {
         target: Target,
     ) -> Result<bool, Unready> {
         let Target::Delay(delay) = target else { return Ok(true) };
+        match self.listed(connection, queue) {
+            Ok(delays) => Ok(delays.contains(&delay)),
+            // Who may not read the list, or not just now, is careful.
+            Err(Unready::Lost(cause)) => Err(Unready::Lost(cause)),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn listed(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+    ) -> Result<BTreeSet<Duration>, Unready> {
         if !self.is_there(connection, &queue.delays_plan().name)? {
-            return Ok(false);
+            return Ok(BTreeSet::new());
         }
         let listed = listed_delays(&self.side(connection)?.channel, queue);
         if !matches!(listed, Ok(Some(_))) {
             self.side = None;
         }
-        Ok(listed?.is_some_and(|delays| delays.contains(&delay)))
+        Ok(listed?.unwrap_or_default())
     }
 
     /// Declares `target` in the best way that the broker takes; says which that is.
