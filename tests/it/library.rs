@@ -1,13 +1,14 @@
 //! The library: bodies, acks, failures and stops, as a program sees them that is built on it.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use rabbit_work::{
-    Broker, Delivery, Ended, Error, EventKind, Failure, Outcome, Producer, Queue, RetryPolicy,
-    Task, Worker, shutdown,
+    Broker, Delivery, Ended, Error, EventKind, Failure, Handler, Outcome, Producer, Queue,
+    RetryPolicy, Task, Worker, shutdown,
 };
 
 use crate::child::{self, AtTheEnd, LedgerWorker};
@@ -15,9 +16,9 @@ use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::ledger::Ledger;
 use crate::support::proxy::Proxy;
-use crate::support::scripted::ScriptedBroker;
+use crate::support::scripted::{Consumer, ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
-use crate::support::working::{Level, Working, bodies, gate};
+use crate::support::working::{Working, bodies, gate};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -82,36 +83,39 @@ fn row_55_a_body_beyond_the_broker_s_limit_is_refused_here_and_the_next_one_goes
 
 #[test]
 fn the_ack_comes_after_the_handler_returned_and_on_the_same_channel() {
-    let returned = Arc::new(AtomicBool::new(false));
-    let broker = ScriptedBroker::start({
-        let returned = Arc::clone(&returned);
-        move |session, _| {
-            session.handshake();
-            let consumer = session.accept_consumer();
-            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1).body("x"));
-            session.report("delivered");
+    let (gate, at_the_gate) = gate();
+    let (entered, open) = (gate.entered, gate.open);
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.set_patience(SOON);
+        session.handshake();
+        let [waits, runs] = [(); 2].map(|()| session.accept_consumer());
+        let deliver = |session: &mut Session, to: &Consumer, body: &str| {
+            session.deliver(&WireDelivery::new(to.channel, &to.tag, 1).body(body));
+        };
+        let expect_ack = |session: &mut Session, of: &Consumer| {
             let ack = session.answer_rpcs().expect("an ack");
             assert_eq!(ack.call, Call::Ack { delivery_tag: 1, multiple: false });
-            assert_eq!(ack.channel, consumer.channel);
-            assert!(returned.load(Ordering::SeqCst), "acked while the handler still ran");
-            assert_eq!(session.answer_rpcs(), None);
-        }
+            assert_eq!(ack.channel, of.channel);
+        };
+        deliver(session, &waits, "waits");
+        entered.recv_timeout(SOON).expect("the handler runs");
+        // An ack that did not wait for it would come before that of a later task.
+        deliver(session, &runs, "runs");
+        expect_ack(session, &runs);
+        open.send(()).expect("the handler waits");
+        expect_ack(session, &waits);
+        assert_eq!(session.answer_rpcs(), None);
     });
-    let handler = {
-        let returned = Arc::clone(&returned);
-        move |_: &Delivery| {
-            // Long enough for an ack that does not wait to be seen.
-            std::thread::sleep(Duration::from_millis(300));
-            returned.store(true, Ordering::SeqCst);
-            Ok(())
-        }
+    let handler = move |delivery: &Delivery| match delivery.body() {
+        b"waits" => at_the_gate.handle(delivery),
+        _ => Ok(()),
     };
 
     let url = broker.url().parse().expect("a URL");
-    let worker = Worker::new(&url, &Queue::new("q")).threads(1).max_tasks(1);
+    let worker = Worker::new(&url, &Queue::new("q")).threads(2).max_tasks(2);
     let working = Working::start(&worker, handler);
 
-    assert_eq!(working.wait(SOON).expect("it ends well").done, 1);
+    assert_eq!(working.wait(SOON).expect("it ends well").done, 2);
     broker.finish(SOON);
 }
 
@@ -122,21 +126,26 @@ fn each_thread_has_one_task_at_a_time_and_all_have_one() {
     let mut client = shared_broker().client();
     client.declare(&queue);
     client.publish_ids(&queue, ids.iter().map(String::as_str));
-    let level = Arc::new(Level::default());
-    let handler = {
-        let level = Arc::clone(&level);
-        move |_: &Delivery| {
-            level.enter();
-            std::thread::sleep(Duration::from_millis(20));
-            level.leave();
-            Ok(())
-        }
-    };
+    let (gate, handler) = gate();
+    let entered = || gate.entered.recv_timeout(SOON).expect("a task runs");
 
     let worker = worker(&queue).threads(4).prefetch(5).max_tasks(40);
-    Working::start(&worker, handler).wait(SOON).expect("it ends well");
+    let working = Working::start(&worker, handler);
+    for _ in 0..4 {
+        entered();
+    }
+    client.wait_for_count(&queue, 20, SOON);
+    let too_many = gate.entered.try_recv();
+    // Whichever thread goes on has a next task as long as the queue has.
+    for _ in 0..16 {
+        gate.open.send(()).expect("four wait");
+        entered();
+    }
+    let too_many_later = gate.entered.try_recv();
+    drop(gate);
 
-    assert_eq!(level.most(), 4);
+    assert!(too_many.is_err() && too_many_later.is_err(), "a fifth task ran");
+    assert_eq!(working.wait(SOON).expect("it ends well").done, 40);
 }
 
 #[test]
@@ -199,28 +208,72 @@ fn row_13_a_panic_is_a_failed_task_and_the_thread_goes_on() {
 }
 
 #[test]
-fn row_14_a_thousand_panics_in_every_thread_kill_no_connection() {
+fn row_14_a_thousand_panics_in_every_thread_kill_no_connection_and_lose_no_task() {
     let queue = unique_queue("panics");
     let proxy = Proxy::start(shared_broker().address());
     let mut client = shared_broker().client();
     client.declare(&queue);
-    let ids: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    // As many more as the threads that are ahead may hold.
+    let total = 4 * (EACH + 250);
+    let ids: BTreeSet<String> = (0..total).map(|number| number.to_string()).collect();
     client.publish_ids(&queue, ids.iter().map(String::as_str));
     let broker = proxy.url().parse().expect("a URL");
     let policy = RetryPolicy::new().max_attempts(1);
     let worker = Worker::new(&broker, &Queue::new(&queue)).threads(4).prefetch(250).retry(policy);
+    let turns = Arc::new(Turns::default());
+    let handler = {
+        let turns = Arc::clone(&turns);
+        move |_: &Delivery| -> Result<(), Failure> {
+            turns.take();
+            std::panic::panic_any("on purpose")
+        }
+    };
 
-    let panic = |_: &Delivery| -> Result<(), Failure> { std::panic::panic_any("on purpose") };
-    let working = Working::start(&worker, panic);
-    for _ in 0..1000 {
+    let working = Working::start(&worker, handler);
+    for _ in 0..total {
         working.wait_for(EventKind::Dead, SOON);
     }
     let summary = working.stop(SOON);
 
-    assert_eq!((summary.dead, summary.failed), (1000, 0));
+    let turns: Vec<u64> = turns.taken().values().copied().collect();
+    assert!(turns.len() == 4 && turns.iter().all(|turns| *turns >= EACH), "{turns:?}");
+    assert_eq!((summary.dead, summary.failed, summary.orphaned), (total, 0, 0));
     // One for the tasks, one for what is handed over.
-    assert_eq!((summary.orphaned, proxy.connections()), (0, 2));
-    client.wait_for_count(&format!("{queue}.dead"), 1000, SOON);
+    assert_eq!(proxy.connections(), 2);
+    assert_eq!(client.count(&queue), 0);
+    let dead = client.get_all(&format!("{queue}.dead"));
+    let dead_ids = dead.iter().filter_map(|message| message.message_id.clone()).collect();
+    assert_eq!((dead.len(), ids), (total as usize, dead_ids));
+}
+
+/// How often every thread panics, at the least.
+const EACH: u64 = 1000;
+
+/// How many turns each thread has had.
+#[derive(Default)]
+struct Turns {
+    taken: Mutex<HashMap<ThreadId, u64>>,
+    changed: Condvar,
+}
+
+impl Turns {
+    /// Takes a turn of the calling thread. One that has had its share waits for the others.
+    fn take(&self) {
+        let mut taken = self.taken();
+        *taken.entry(thread::current().id()).or_default() += 1;
+        self.changed.notify_all();
+        let own = |taken: &HashMap<ThreadId, u64>| taken[&thread::current().id()];
+        let all = |taken: &HashMap<ThreadId, u64>| {
+            taken.len() == 4 && taken.values().all(|turns| *turns >= EACH)
+        };
+        let waited =
+            self.changed.wait_timeout_while(taken, SOON, |taken| own(taken) >= EACH && !all(taken));
+        drop(waited);
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashMap<ThreadId, u64>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[test]
@@ -267,7 +320,7 @@ fn every_shutdown_is_new_and_a_lost_trigger_is_a_stop() {
     assert!(!fresh.is_stopping());
     let running = {
         let worker = worker(&queue);
-        std::thread::spawn(move || worker.run(|_: &Delivery| Ok(()), &fresh))
+        thread::spawn(move || worker.run(|_: &Delivery| Ok(()), &fresh))
     };
     shared_broker().client().wait_for_consumers(&queue, 1, SOON);
     drop(trigger);
@@ -427,11 +480,13 @@ fn a_producer_that_was_refused_works_once_the_reason_is_gone() {
 
     asked.connect().expect("nothing is in the way");
     asked.publish(Task::new("x")).expect("confirmed");
-    // The longest that the first pause can be; until then the refusal stands.
-    std::thread::sleep(Duration::from_secs(1));
-    let receipts = [unasked.send(Task::new("x")), unasked.flush()].concat();
+    // The refusal stands until the first pause is over.
+    poll("a task is confirmed again", SOON, || {
+        let receipts = [unasked.send(Task::new("x")), unasked.flush()].concat();
+        (receipts[0].outcome == Outcome::Confirmed).then_some(())
+    });
 
-    assert_eq!(receipts[0].outcome, Outcome::Confirmed);
+    assert_eq!(client.count(&queue), 2);
     client.delete(&queue);
 }
 

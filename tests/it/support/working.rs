@@ -1,6 +1,5 @@
 //! A worker of the library, run in a thread of the test and never waited for without a limit.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -85,26 +84,4 @@ pub(crate) fn bodies() -> (Receiver<Vec<u8>>, impl Handler + 'static) {
         Ok(())
     };
     (bodies, handler)
-}
-
-/// How many tasks run at this moment, and the most there were at once.
-#[derive(Default)]
-pub(crate) struct Level {
-    now: AtomicUsize,
-    most: AtomicUsize,
-}
-
-impl Level {
-    pub(crate) fn enter(&self) {
-        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(now, Ordering::SeqCst);
-    }
-
-    pub(crate) fn leave(&self) {
-        self.now.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    pub(crate) fn most(&self) -> usize {
-        self.most.load(Ordering::SeqCst)
-    }
 }
