@@ -439,6 +439,30 @@ fn row_64_a_worker_whose_output_is_lost_gives_the_task_back_and_exits_1() {
 }
 
 #[test]
+fn row_63_a_worker_whose_reader_goes_away_gives_the_task_back_and_exits_1() {
+    let queue = unique_queue("pipe");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let script = format!(
+        "'{}' --url '{}' --queue '{queue}' --threads 1 | head -n 1; exit ${{PIPESTATUS[0]}}",
+        env!("CARGO_BIN_EXE_worker"),
+        shared_broker().url()
+    );
+    let running = Command::program("bash", &["-c", &script]).start();
+    wait_until_consuming(&running);
+
+    client.publish_id(&queue, "cut off.");
+    wait_for_task(&running, "cut off.");
+    let output = running.wait(SOON);
+
+    output.assert_code(1);
+    assert!(!output.stderr().contains("panic"), "{}", output.stderr());
+    let lost = errors(&output);
+    assert!(lost.len() == 1 && lost[0].contains("standard output"), "{lost:?}");
+    client.wait_for_count(&queue, 1, SOON);
+}
+
+#[test]
 fn row_18_without_file_descriptors_it_says_so_and_does_not_spin() {
     let queue = unique_queue("nofile");
     let script = format!(
@@ -448,10 +472,17 @@ fn row_18_without_file_descriptors_it_says_so_and_does_not_spin() {
     );
     let running = Command::program("sh", &["-c", &script]).start();
 
-    running.wait_for_stderr_line(|line| line.contains("Too many open files"), SOON);
+    let next_try = || {
+        running.wait_for_stderr_line(|line| line.contains("Too many open files"), SOON);
+        (Instant::now(), running.processor_time())
+    };
+    let (begun, used_before) = next_try();
+    let (ended, used_after) = [(); 3].map(|()| next_try())[2];
     running.signal("INT");
     let output = running.wait(SOON);
 
+    let (used, took) = (used_after - used_before, ended - begun);
+    assert!(used < took / 20, "{used:?} of processor time in {took:?}");
     output.assert_code(0);
     assert!(errors(&output).len() < 10, "{}", output.stderr());
 }

@@ -1,6 +1,7 @@
 //! A command under test: started, listened to, signalled, and never waited for without a limit.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -125,6 +126,29 @@ impl Command {
 impl Running {
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The processor time that all its threads have used so far.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = self.proc("stat");
+        // The name, in parentheses, may hold anything. The times are fields 14 and 15.
+        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(|it| it.parse::<u64>().expect("a count of ticks")).sum();
+        Duration::from_millis(ticks * MILLISECONDS_PER_TICK)
+    }
+
+    /// The most memory that it has had so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = self.proc("status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.and_then(|it| it.trim().strip_suffix(" kB")).expect("a peak in kB");
+        kilobytes.parse::<u64>().expect("a number") * 1024
+    }
+
+    fn proc(&self, file: &str) -> String {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.id()));
+        text.unwrap_or_else(|error| self.fail(&format!("no {file} in /proc: {error}")))
     }
 
     /// Adds to an input that was kept open.
@@ -257,6 +281,9 @@ impl Output {
         );
     }
 }
+
+/// The same on every Linux, whatever its kernel counts in.
+const MILLISECONDS_PER_TICK: u64 = 10;
 
 /// What a dead command's own children may still hold open is waited for so long.
 const LAST_WORDS: Duration = Duration::from_secs(1);
