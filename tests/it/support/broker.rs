@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::Deref;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -20,15 +21,21 @@ use super::command::{Command, Output};
 #[derive(Debug)]
 pub(crate) struct PrivateBroker {
     dir: PathBuf,
-    url: String,
+    place: Place,
     guard: Guard,
 }
 
 /// The broker of all tests that need no faults.
 #[derive(Debug)]
 pub(crate) struct SharedBroker {
-    url: String,
+    place: Place,
     _private: Option<PrivateBroker>,
+}
+
+/// Where a broker is to be reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    url: String,
 }
 
 /// What a queue holds, and who takes from it.
@@ -75,6 +82,39 @@ pub(crate) fn poll<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Opt
     }
 }
 
+impl Place {
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        let url = url::Url::parse(&self.url).expect("the broker's URL is one");
+        let host = url.host_str().expect("the broker's URL has a host");
+        let addresses = (host, url.port().unwrap_or(5672)).to_socket_addrs();
+        addresses.expect("an address").next().expect("an address")
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.url)
+    }
+}
+
+impl Deref for PrivateBroker {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Deref for SharedBroker {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
 impl PrivateBroker {
     pub(crate) fn start() -> PrivateBroker {
         PrivateBroker::start_with("")
@@ -84,18 +124,6 @@ impl PrivateBroker {
     pub(crate) fn start_with(settings: &str) -> PrivateBroker {
         let started = PrivateBroker::try_start(settings);
         started.unwrap_or_else(|why| panic!("no private broker: {why}\n{HOW_TO_GET_ONE}"))
-    }
-
-    pub(crate) fn url(&self) -> &str {
-        &self.url
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        address_in(&self.url)
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        Client::connect(&self.url)
     }
 
     /// Runs `rabbitmqctl` against it; gives what that printed.
@@ -125,7 +153,7 @@ impl PrivateBroker {
     pub(crate) fn restart(&self) {
         self.script(&["stop", "--keep"]).assert_code(0);
         let url = start(&self.dir).unwrap_or_else(|why| panic!("no broker again: {why}"));
-        assert_eq!(url, self.url, "a restarted broker keeps its port");
+        assert_eq!(url, self.url(), "a restarted broker keeps its port");
     }
 
     /// Stops RabbitMQ inside the node, in good order.
@@ -190,7 +218,7 @@ impl PrivateBroker {
         let written = fs::write(dir.join("extra.conf"), settings);
         written.map_err(|error| error.to_string())?;
         let url = start(&dir)?;
-        Ok(PrivateBroker { dir, url, guard })
+        Ok(PrivateBroker { dir, place: Place { url }, guard })
     }
 
     fn find_queue(&self, queue: &str) -> Option<QueueCounts> {
@@ -221,32 +249,13 @@ impl PrivateBroker {
 }
 
 impl SharedBroker {
-    pub(crate) fn url(&self) -> &str {
-        &self.url
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        address_in(&self.url)
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        Client::connect(&self.url)
-    }
-
     fn find() -> Result<SharedBroker, String> {
         if let Ok(url) = std::env::var("RABBIT_WORK_TEST_URL") {
-            return Ok(SharedBroker { url, _private: None });
+            return Ok(SharedBroker { place: Place { url }, _private: None });
         }
         let private = PrivateBroker::try_start("")?;
-        Ok(SharedBroker { url: private.url.clone(), _private: Some(private) })
+        Ok(SharedBroker { place: private.place.clone(), _private: Some(private) })
     }
-}
-
-fn address_in(url: &str) -> SocketAddr {
-    let url = url::Url::parse(url).expect("the broker's URL is one");
-    let host = url.host_str().expect("the broker's URL has a host");
-    let mut addresses = (host, url.port().unwrap_or(5672)).to_socket_addrs().expect("an address");
-    addresses.next().expect("an address")
 }
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
