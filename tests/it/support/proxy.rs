@@ -4,7 +4,6 @@
 //! fault counts are counted per connection, from the moment the fault was set.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,6 +88,12 @@ impl Proxy {
         self.set(Direction::ToClient, toxic);
     }
 
+    /// Lets everything pass from the moment that the connection of this number is accepted; the
+    /// first is 1. Nobody listens to a `Down` proxy, so that is not ended by it.
+    pub(crate) fn heal_at(&self, connection: usize) {
+        self.shared.state().heals_at = Some(connection);
+    }
+
     /// Closes all current connections; new ones are welcome.
     pub(crate) fn cut(&self) {
         let ended = self.shared.end_all(Ending::Close);
@@ -155,6 +160,8 @@ struct State {
     settings: [Setting; 2],
     forwarded: [u64; 2],
     accepted: usize,
+    /// At which connection the faults end.
+    heals_at: Option<usize>,
     slots: BTreeMap<usize, Slot>,
 }
 
@@ -215,6 +222,7 @@ impl Shared {
                 settings: [pass; 2],
                 forwarded: [0; 2],
                 accepted: 0,
+                heals_at: None,
                 slots: BTreeMap::new(),
             }),
             changed: Condvar::new(),
@@ -274,6 +282,7 @@ impl Shared {
         let mut state = self.state();
         let number = state.accepted;
         state.accepted += 1;
+        state.heal_when_due();
         let ending = state.ends_at_once();
         match ending {
             Some(ending) => finish(client, ending),
@@ -324,6 +333,14 @@ impl Shared {
 }
 
 impl State {
+    fn heal_when_due(&mut self) {
+        if self.heals_at.take_if(|connection| *connection <= self.accepted).is_some() {
+            for setting in &mut self.settings {
+                *setting = Setting { toxic: Toxic::Pass, version: setting.version + 1 };
+            }
+        }
+    }
+
     fn ends_at_once(&self) -> Option<Ending> {
         let mut settings = self.settings.iter();
         settings.find_map(|setting| setting.toxic.ends_at_once())
@@ -573,27 +590,61 @@ fn wait_out_blackhole(shared: &Shared, link: &Link, direction: Direction) {
 }
 
 /// Waits until the peer's kernel has all that was written: a reset discards what it has not.
-/// Linux tells only in a table; elsewhere the count is exact while the peer keeps reading.
+/// Only Linux tells; elsewhere the count is exact while the peer keeps reading.
 fn wait_until_received(socket: &TcpStream) {
     let deadline = Instant::now() + CLOSE_LIMIT;
-    while has_unreceived(socket) == Some(true) && Instant::now() < deadline {
+    while unreceived(socket).is_some_and(|bytes| bytes > 0) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-fn has_unreceived(socket: &TcpStream) -> Option<bool> {
-    let local = format!(":{:04X}", socket.local_addr().ok()?.port());
-    let peer = format!(":{:04X}", socket.peer_addr().ok()?.port());
-    let table = match socket.local_addr().ok()? {
-        SocketAddr::V4(_) => "/proc/net/tcp",
-        SocketAddr::V6(_) => "/proc/net/tcp6",
+/// How many bytes the peer's kernel has not acknowledged. Asked by sock_diag(7), since the table
+/// in `/proc` takes the longer to read the more connections there are.
+#[cfg(target_os = "linux")]
+fn unreceived(socket: &TcpStream) -> Option<u32> {
+    use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
+    use rustix::net::{
+        AddressFamily, RecvFlags, SendFlags, SocketType, recv, sendto, socket as open,
     };
-    let text = fs::read_to_string(table).ok()?;
-    let mut rows = text.lines().map(|line| line.split_whitespace());
-    rows.find_map(|mut row| {
-        let (from, to) = (row.nth(1)?, row.next()?);
-        let queues = row.nth(1)?;
-        let ours = from.ends_with(&local) && to.ends_with(&peer);
-        ours.then(|| !queues.starts_with("00000000:"))
-    })
+    const BYTES_TO_SEND: std::ops::Range<usize> = 76..80;
+
+    let kernel = open(AddressFamily::NETLINK, SocketType::DGRAM, Some(SOCK_DIAG)).ok()?;
+    let question = question_about(socket)?;
+    sendto(&kernel, &question, SendFlags::empty(), &SocketAddrNetlink::new(0, 0)).ok()?;
+    let mut answer = [0; 512];
+    let (count, _) = recv(&kernel, &mut answer[..], RecvFlags::empty()).ok()?;
+    let is_an_error = answer[4..6] == 2_u16.to_ne_bytes();
+    let bytes = answer[..count].get(BYTES_TO_SEND)?.try_into().ok()?;
+    (!is_an_error).then_some(u32::from_ne_bytes(bytes))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unreceived(_: &TcpStream) -> Option<u32> {
+    None
+}
+
+/// A `nlmsghdr` and an `inet_diag_req_v2` that names one TCP connection.
+#[cfg(target_os = "linux")]
+fn question_about(socket: &TcpStream) -> Option<Vec<u8>> {
+    let (SocketAddr::V4(local), SocketAddr::V4(peer)) =
+        (socket.local_addr().ok()?, socket.peer_addr().ok()?)
+    else {
+        return None;
+    };
+    let mut bytes = Vec::new();
+    bytes.extend(72_u32.to_ne_bytes()); // length
+    bytes.extend(20_u16.to_ne_bytes()); // SOCK_DIAG_BY_FAMILY
+    bytes.extend(1_u16.to_ne_bytes()); // NLM_F_REQUEST
+    bytes.extend([0; 8]); // sequence, sender
+    bytes.extend([2, 6, 0, 0]); // AF_INET, IPPROTO_TCP, nothing extra
+    bytes.extend([0xFF; 4]); // in any state
+    bytes.extend(local.port().to_be_bytes());
+    bytes.extend(peer.port().to_be_bytes());
+    for address in [local, peer] {
+        bytes.extend(address.ip().octets());
+        bytes.extend([0; 12]);
+    }
+    bytes.extend([0; 4]); // on any interface
+    bytes.extend([0xFF; 8]); // without a cookie
+    Some(bytes)
 }

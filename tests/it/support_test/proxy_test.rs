@@ -116,6 +116,20 @@ fn pass_forwards_everything_and_counts_it() {
 }
 
 #[test]
+fn a_proxy_that_heals_lets_everything_pass_from_that_connection_on() {
+    let echo = Echo::start();
+    let proxy = echo.proxy();
+    proxy.set(Direction::ToClient, Toxic::LimitData(3));
+    proxy.heal_at(2);
+    let cut = connect(&proxy);
+    send(&cut, b"before");
+    assert_eq!(receive_to_end(&cut), (b"bef".to_vec(), None));
+    let healed = connect(&proxy);
+    send(&healed, b"after");
+    assert_eq!(receive(&healed, 5), b"after");
+}
+
+#[test]
 fn down_refuses_and_pass_listens_again_at_the_same_place() {
     let echo = Echo::start();
     let proxy = echo.proxy();
