@@ -70,6 +70,11 @@ impl Cause {
         }
     }
 
+    /// Whether the user may not do what was asked.
+    pub(crate) fn is_no_permission(&self) -> bool {
+        matches!(self, Cause::ChannelClosed { code: ACCESS_REFUSED, .. })
+    }
+
     /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
     /// "message size 200 is larger than configured max size 100".
     pub(crate) fn size_limit(&self) -> Option<usize> {

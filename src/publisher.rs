@@ -337,14 +337,18 @@ impl<T> Publisher<T> {
             let refused = Outcome::Refused { reason: cause.to_string() };
             self.give_up(&refused, |pending| pending.task.body().len() > limit);
         }
-        let error = Error::session_lost(&address, cause);
         let pause = self.backoff.next_pause();
+        self.not_before = Some(Instant::now() + pause);
+        if cause.is_no_permission() {
+            self.refusal = Some(cause.to_string());
+            return;
+        }
+        let error = Error::session_lost(&address, cause);
         warn!(
             "{}; {again} tasks in flight are published again in {:.1} s",
             error.chain(),
             pause.as_secs_f64()
         );
-        self.not_before = Some(Instant::now() + pause);
     }
 
     fn give_up_expired(&mut self) {
