@@ -6,7 +6,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
+use signal_hook::consts::{SIGINT, SIGQUIT};
 
 /// A command to be run.
 pub(crate) struct Command {
@@ -105,6 +107,7 @@ impl Command {
     }
 
     pub(crate) fn start(mut self) -> Running {
+        hear_signals();
         let name = self.command.get_program().to_string_lossy().into_owned();
         let spawned = self.command.stdin(Stdio::piped()).spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
@@ -352,6 +355,19 @@ fn listen(stream: impl Read, text: &Mutex<Vec<u8>>, lines: &Sender<String>) -> i
         line.clear();
     }
     Ok(())
+}
+
+/// A shell lets what it starts in the background ignore these signals, and all that this starts
+/// in its turn. Where they are handled here, a program started from here has their defaults.
+fn hear_signals() {
+    static HEARD: Once = Once::new();
+    HEARD.call_once(|| {
+        for signal in [SIGINT, SIGQUIT] {
+            let always = Arc::new(AtomicBool::new(true));
+            let heard = signal_hook::flag::register_conditional_default(signal, always);
+            heard.expect("the signal can be handled");
+        }
+    });
 }
 
 /// In a thread, since a command that does not read would stop us.
