@@ -19,6 +19,10 @@ use crate::support::ledger::{Ledger, Verdict};
 use crate::support::working::Working;
 
 const SOON: Duration = Duration::from_secs(90);
+/// The longest pause before a next try, with what a machine with much to do takes on top.
+const RECOVERY: Duration = Duration::from_secs(45);
+/// Sessions that were short make the pauses long, and what is published meanwhile much.
+const BACKLOG_IS_DONE: Duration = Duration::from_secs(300);
 
 /// A worker that has begun to consume, with heartbeats of a second.
 fn worker(broker: &PrivateBroker, queue: &str, arguments: &[&str]) -> Running {
@@ -34,8 +38,8 @@ fn producer(broker: &PrivateBroker, queue: &str, arguments: &[&str]) -> Command 
 }
 
 /// Publishes while the fault is on, works in a process of its own, and gives the verdict. The
-/// fault is handed what waits until further tasks are published and done.
-fn under(broker: &PrivateBroker, fault: impl FnOnce(&dyn Fn())) -> (Verdict, Duration) {
+/// fault is handed what waits until further tasks are published and done, as it must come soon.
+fn under(broker: &PrivateBroker, fault: impl FnOnce(&dyn Fn())) -> Verdict {
     let queue = unique_queue("ledger");
     broker.client().declare(&queue);
     let dir = tempfile::tempdir().expect("a directory");
@@ -50,25 +54,23 @@ fn under(broker: &PrivateBroker, fault: impl FnOnce(&dyn Fn())) -> (Verdict, Dur
 
     let go_on = || {
         let before = ledger.records();
-        poll("tasks are confirmed and done again", SOON, || {
+        poll("tasks are confirmed and done again", RECOVERY, || {
             let now = ledger.records();
             let confirmed = now.confirmed.len() > before.confirmed.len();
             (confirmed && now.finished.len() > before.finished.len()).then_some(())
         });
     };
     fault(&go_on);
-    let begun = Instant::now();
     drop(fault_is_over);
     publishing.join().expect("the producer does not panic");
-    broker.wait_for_queue(&queue, |it| it.ready == 0 && it.unacked == 0, SOON);
-    let recovery = begun.elapsed();
+    broker.wait_for_queue(&queue, |it| it.ready == 0 && it.unacked == 0, BACKLOG_IS_DONE);
     working.signal("INT");
     working.wait(SOON).assert_code(0);
 
     let left = broker.client().get_all(&queue);
     let left: Vec<String> = left.into_iter().filter_map(|message| message.message_id).collect();
     broker.client().delete(&queue);
-    (ledger.verdict(&left), recovery)
+    ledger.verdict(&left)
 }
 
 const THREADS: usize = 2;
@@ -140,7 +142,7 @@ fn row_21_graceful_restarts_lose_nothing_and_the_worker_comes_back() {
     let broker = breakable_broker();
     let rounds = rounds(2);
 
-    let (verdict, _) = under(&broker, |go_on| {
+    let verdict = under(&broker, |go_on| {
         for _ in 0..rounds {
             broker.stop_app();
             broker.start_app();
@@ -156,7 +158,7 @@ fn row_22_kill_9_of_the_broker_loses_nothing_that_was_confirmed() {
     let broker = breakable_broker();
     let rounds = rounds(1);
 
-    let (verdict, recovery) = under(&broker, |go_on| {
+    let verdict = under(&broker, |go_on| {
         for _ in 0..rounds {
             broker.kill();
             broker.restart();
@@ -165,7 +167,6 @@ fn row_22_kill_9_of_the_broker_loses_nothing_that_was_confirmed() {
     });
 
     assert_survived(&verdict, rounds);
-    assert!(recovery < Duration::from_secs(60), "{recovery:?}");
 }
 
 const TWO_HEARTBEATS: Duration = Duration::from_secs(2);

@@ -204,8 +204,15 @@ impl PrivateBroker {
         wanted: impl Fn(&QueueCounts) -> bool,
         within: Duration,
     ) -> QueueCounts {
-        let what = format!("queue {queue} as wanted");
-        poll(&what, within, || self.find_queue(queue).filter(&wanted))
+        let deadline = Instant::now() + within;
+        loop {
+            let found = self.find_queue(queue);
+            if let Some(counts) = found.filter(&wanted) {
+                return counts;
+            }
+            assert!(Instant::now() < deadline, "after {within:?}, queue {queue} is at {found:?}");
+            thread::sleep(POLL_PAUSE);
+        }
     }
 
     fn try_start(settings: &str) -> Result<PrivateBroker, String> {
