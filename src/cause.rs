@@ -39,6 +39,7 @@ pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const RESOURCE_LOCKED: u16 = 405;
 pub(crate) const PRECONDITION_FAILED: u16 = 406;
 pub(crate) const NOT_ALLOWED: u16 = 530;
+pub(crate) const INTERNAL_ERROR: u16 = 541;
 
 impl Cause {
     /// Whether the connection outlives this: it took a channel or a consumer only.
@@ -56,10 +57,10 @@ impl Cause {
             if text.contains("delivery acknowledgement") && text.contains("timed out"))
     }
 
-    /// Whether the broker closed the channel for something that is over with the channel, or
-    /// that passes: not for what it was asked to use.
+    /// Whether the broker closed the channel or the connection for something that is over with
+    /// it, or that passes: not for what it was asked to use.
     pub(crate) fn may_pass(&self) -> bool {
-        let Cause::ChannelClosed { code, text } = self else { return true };
+        let Cause::ChannelClosed { code, text } = self else { return !self.is_feature_denied() };
         match *code {
             PRECONDITION_FAILED => {
                 self.is_delivery_timeout() || text.contains("unknown delivery tag")
@@ -73,6 +74,13 @@ impl Cause {
     /// Whether the user may not do what was asked.
     pub(crate) fn is_no_permission(&self) -> bool {
         matches!(self, Cause::ChannelClosed { code: ACCESS_REFUSED, .. })
+    }
+
+    /// Whether the broker no longer has what was asked for: it then closes the connection
+    /// (<https://www.rabbitmq.com/docs/deprecated-features>).
+    fn is_feature_denied(&self) -> bool {
+        matches!(self, Cause::ConnectionClosed { code: INTERNAL_ERROR, text }
+            if text.contains("not permitted"))
     }
 
     /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
@@ -134,10 +142,10 @@ impl From<amiquip::Error> for Cause {
         use amiquip::Error as E;
         match error {
             E::ServerClosedConnection { code, message } => {
-                Cause::ConnectionClosed { code, text: message }
+                Cause::ConnectionClosed { code, text: in_one_line(&message) }
             }
             E::ServerClosedChannel { code, message, .. } => {
-                Cause::ChannelClosed { code, text: message }
+                Cause::ChannelClosed { code, text: in_one_line(&message) }
             }
             // Any end between start-ok and tune, also a restart (amiquip 0.4.2 io_loop/mod.rs:337).
             E::InvalidCredentials => Cause::LoginCut,
@@ -162,6 +170,10 @@ impl From<amiquip::Error> for Cause {
             other => Cause::Lost(other.to_string()),
         }
     }
+}
+
+fn in_one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// A socket that ended or failed during the handshake may do better the next time; what the two

@@ -43,6 +43,14 @@ pub(crate) enum Incoming {
     Cancelled,
 }
 
+/// What a subscription that was left had still brought.
+pub(crate) struct Left {
+    pub(crate) arrived: Vec<(Unsettled, Received)>,
+    /// The broker ended the subscription before it knew that we leave it: as with
+    /// [`Incoming::Ended`], nothing may be settled any more.
+    pub(crate) ended: Option<Cause>,
+}
+
 /// The content of a delivery, free to go to another thread.
 pub(crate) struct Received {
     pub(crate) task: Task,
@@ -188,8 +196,8 @@ impl Channel {
         let options = ConsumerOptions { arguments, ..ConsumerOptions::default() };
         match self.call("asking for a consumer", |inner| inner.basic_consume(queue, options)) {
             Ok(inner) => {
-                let taken = Subscription { inner, channel: self }.leave();
-                taken.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
+                let Left { arrived, .. } = Subscription { inner, channel: self }.leave();
+                arrived.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
             }
             Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text })
                 if text.contains(PRIORITY) =>
@@ -298,18 +306,21 @@ impl Subscription<'_> {
     /// This is the only way to leave one, whatever the cause: a consumer dropped before its
     /// receiver has disconnected can kill the whole connection (amiquip 0.4.2
     /// io_loop/connection_state.rs:285).
-    pub(crate) fn leave(self) -> Vec<(Unsettled, Received)> {
-        let channel = self.channel;
-        channel.leash.within(LEAVING, "cancelling the consumer", || {
+    pub(crate) fn leave(self) -> Left {
+        let mut left = Left { arrived: Vec::new(), ended: None };
+        self.channel.leash.within(LEAVING, "cancelling the consumer", || {
             let _ = self.inner.cancel();
-            let arrived = self.inner.receiver().iter();
-            arrived
-                .filter_map(|message| match read_message(message) {
-                    Incoming::Delivery(unsettled, received) => Some((unsettled, received)),
-                    Incoming::Ended(_) | Incoming::Cancelled => None,
-                })
-                .collect()
-        })
+            for message in self.inner.receiver() {
+                match read_message(message) {
+                    Incoming::Delivery(unsettled, received) => {
+                        left.arrived.push((unsettled, received));
+                    }
+                    Incoming::Ended(cause) => left.ended = Some(cause),
+                    Incoming::Cancelled => {}
+                }
+            }
+        });
+        left
     }
 }
 

@@ -11,7 +11,7 @@ use log::{info, warn};
 
 use crate::cause::Cause;
 use crate::channel::{
-    Acks, Channel, Incoming, Received, Settlement, Subscription, Unsettled, read_message,
+    Acks, Channel, Incoming, Left, Received, Settlement, Subscription, Unsettled, read_message,
 };
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
@@ -278,7 +278,10 @@ impl<'p> Hands<'p> {
                 }
                 Err(_) => Ok(()), // Never: `replies` is a sender too.
             },
-            recv(self.next_pause_over()) -> _ => self.requeue_due().map_err(Finish::from),
+            recv(self.next_pause_over()) -> _ => {
+                self.stands(subscription)?;
+                self.requeue_due().map_err(Finish::from)
+            },
             recv(inbox) -> message => match message {
                 Ok(message) => self.take(read_message(message)),
                 Err(_) => Err(Finish::Lost(None)),
@@ -457,8 +460,11 @@ impl<'p> Hands<'p> {
         let Some(Leaving { fate, mut event }) = self.leaving.remove(&tag) else { return Ok(()) };
         event.time = SystemTime::now();
         if outcome == Outcome::Confirmed {
+            if let Err(cause) = self.settle_one(tag, Settlement::Ack) {
+                self.leaving.insert(tag, Leaving { fate, event });
+                return Err(cause);
+            }
             self.failures = 0;
-            self.settle_one(tag, Settlement::Ack)?;
             match fate {
                 Fate::Retry(_) => self.post.tally.retried(),
                 Fate::Dead | Fate::Back => self.post.tally.dead(),
@@ -533,9 +539,10 @@ impl<'p> Hands<'p> {
     /// Ends the subscription, and settles or gives back what is left, as far as `finish` allows.
     fn let_go(mut self, subscription: Subscription<'_>, finish: Finish) -> End {
         self.shutter.close();
-        let arrived = subscription.leave();
+        let Left { arrived, ended } = subscription.leave();
         let settled = match finish {
             Finish::Lost(cause) => return self.abandon(cause),
+            Finish::Told(_) if ended.is_some() => return self.abandon(ended),
             Finish::Told(Told::Stop) => {
                 self.give_back_unstarted(arrived).and_then(|()| self.finish_running())
             }
@@ -588,10 +595,13 @@ impl<'p> Hands<'p> {
 
     /// Gives back what is still running or being handed over, too: it is left behind.
     fn give_back_all(&mut self) -> Result<(), Cause> {
-        let ran: Vec<Ran> = self.ran.try_iter().collect();
-        ran.into_iter().try_for_each(|ran| self.settle(ran))?;
-        let replied: Vec<Reply> = self.replied.try_iter().collect();
-        replied.into_iter().try_for_each(|reply| self.handed_over(reply))?;
+        // What a lost channel leaves unsettled of them is still there, to be counted.
+        while let Ok(ran) = self.ran.try_recv() {
+            self.settle(ran)?;
+        }
+        while let Ok(reply) = self.replied.try_recv() {
+            self.handed_over(reply)?;
+        }
         for (_, duty) in mem::take(&mut self.unsettled) {
             let Some(unsettled) = duty else { continue };
             self.channel.settle(unsettled, Settlement::GiveBack)?;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{after, select_biased};
-use log::{debug, info};
+use log::{info, warn};
 
 use crate::broker::Broker;
 use crate::consumer::InHand;
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::inspect::Inspector;
 use crate::queue::Queue;
 use crate::retry::RetryPolicy;
-use crate::shutdown::{Closer, Signal, closer};
+use crate::shutdown::{Closer, Signal, closer, is_closed};
 
 /// Watches one session's queue. Ends with the session.
 pub(crate) struct Drain {
@@ -22,6 +22,14 @@ pub(crate) struct Drain {
     pub(crate) drained: Signal,
     /// Dropped with this: the watch ends.
     _over: Closer,
+}
+
+/// What was seen of the queue and its delay queues.
+struct Looks<'a> {
+    inspector: Inspector,
+    delays: &'a [Duration],
+    /// What kept the last look from telling, so that the same is not said each second.
+    hindrance: Option<String>,
 }
 
 /// How often to look.
@@ -36,13 +44,14 @@ impl Drain {
     ) -> Result<Drain, Error> {
         let (done, drained) = closer();
         let (end, over) = closer();
-        let mut inspector = Inspector::interrupted_by(broker, queue, &over);
+        let inspector = Inspector::interrupted_by(broker, queue, &over);
         let delays = policy.delays();
         let in_hand = Arc::clone(in_hand);
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
-                if until_empty(&mut inspector, &delays, &in_hand, &over) {
+                let looks = Looks { inspector, delays: &delays, hindrance: None };
+                if until_empty(looks, &in_hand, &over) {
                     info!("the queue and its delay queues are empty");
                     done.close();
                 }
@@ -57,12 +66,7 @@ impl Drain {
 
 /// Waits until the queue and its delay queues were empty twice in a row, with nothing taken in
 /// between: what is just leaving a delay queue is in neither for a moment.
-fn until_empty(
-    inspector: &mut Inspector,
-    delays: &[Duration],
-    in_hand: &InHand,
-    over: &Signal,
-) -> bool {
+fn until_empty(mut looks: Looks<'_>, in_hand: &InHand, over: &Signal) -> bool {
     let mut before = None;
     loop {
         select_biased! {
@@ -70,7 +74,7 @@ fn until_empty(
             recv(after(LOOK_EVERY)) -> _ => {},
         }
         let settled = in_hand.all_settled();
-        let empty = settled.is_some() && look(inspector, delays);
+        let empty = settled.is_some() && looks.is_empty(over);
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {
             return true;
@@ -79,9 +83,19 @@ fn until_empty(
     }
 }
 
-fn look(inspector: &mut Inspector, delays: &[Duration]) -> bool {
-    inspector.is_empty(delays).unwrap_or_else(|error| {
-        debug!("cannot tell whether the queue is empty: {}", error.chain());
-        false
-    })
+impl Looks<'_> {
+    fn is_empty(&mut self, over: &Signal) -> bool {
+        let (empty, hindrance) = match self.inspector.is_empty(self.delays) {
+            Ok(empty) => (empty, None),
+            Err(error) => (false, Some(error.chain())),
+        };
+        let news = hindrance != self.hindrance && !is_closed(over);
+        if let Some(why) = hindrance.as_ref().filter(|_| news) {
+            warn!(
+                "cannot tell whether the queue is empty, and works on until that is known: {why}"
+            );
+        }
+        self.hindrance = hindrance;
+        empty
+    }
 }

@@ -76,8 +76,8 @@ pub enum Error {
         /// Why, with the broker's code and text where it gave them.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// The queue holds a message that the client library cannot parse; each session that
-    /// consumes it dies.
+    /// Each session that consumes from the queue dies of bytes that the client library cannot
+    /// parse, most likely of a message in it.
     #[non_exhaustive]
     Poisoned {
         /// The queue.
@@ -158,7 +158,8 @@ impl Error {
             {
                 Error::QueueMismatch { queue: queue.into(), text: explain_mismatch(&text) }
             }
-            Cause::ChannelClosed {
+            Cause::ConnectionClosed { text, .. }
+            | Cause::ChannelClosed {
                 code:
                     cause::NOT_FOUND
                     | cause::ACCESS_REFUSED
@@ -231,9 +232,10 @@ impl fmt::Display for Error {
             Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),
             Error::Poisoned { queue } => write!(
                 f,
-                "queue '{queue}' holds a message that cannot be parsed (a routing key or a name \
-                 in it is not UTF-8), and each session that receives it dies; remove it with \
-                 another client, such as the management page's Get messages, then start again"
+                "each session that consumes from queue '{queue}' dies of bytes that cannot be \
+                 parsed: most likely a message whose routing key, or a name in it, is not UTF-8; \
+                 remove it with another client, such as the management page's Get messages, then \
+                 start again. Where there is none, what answers is no RabbitMQ of 3.10 to 4.3"
             ),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),

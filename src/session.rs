@@ -362,7 +362,8 @@ impl<'a> Watch<'a> {
     /// The others finish what they run: where the connection still stands, it can be acked.
     fn consumer_lost(&mut self, cause: Option<Cause>) {
         self.stop.0.close();
-        if let Some(cause) = cause.as_ref().filter(|cause| cause.spares_the_connection()) {
+        let first = cause.as_ref().filter(|_| !self.has_lost());
+        if let Some(cause) = first.filter(|cause| cause.spares_the_connection()) {
             if let Some(advice) = cause.advice() {
                 warn!("a consumer was lost: {advice}");
             }

@@ -281,10 +281,12 @@ fn what_a_dead_connection_had_buffered_is_never_started() {
     proxy.wait_for_connections(2, SOON);
     gate.open.send(()).expect("the handler waits");
     working.wait_for(EventKind::Orphaned, SOON);
+    // Whatever is started from here on returns at once, and the stop waits for it.
+    drop(gate.open);
+    working.stop(SOON);
 
     assert!(gate.entered.try_recv().is_err(), "a buffered task was started");
     assert_eq!(client.count(&queue), 5);
-    drop(gate);
 }
 
 #[test]
@@ -645,6 +647,99 @@ fn row_43_a_consumer_cancelled_during_a_task_sends_no_late_ack_and_consumes_agai
     output.assert_code(0);
     assert!(output.stderr().contains("cancelled the consumer"), "{}", output.stderr());
     broker.finish(SOON);
+}
+
+#[test]
+fn row_43_a_cancel_of_the_broker_s_that_crosses_ours_sends_no_late_ack() {
+    let (both_run, both_ran) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        let consumers = [session.accept_consumer(), session.accept_consumer()];
+        if number == 0 {
+            for Consumer { channel, tag, .. } in &consumers {
+                session.deliver(&WireDelivery::new(*channel, tag, 1).body("late..."));
+            }
+            let _ = both_ran.recv_timeout(SOON);
+            // The loss of one consumer has us cancel the other.
+            session.cancel_consumer(&consumers[0]);
+            let ours = session.expect_cancel(&consumers[1]);
+            session.cancel_consumer(&consumers[1]);
+            session.answer(&ours);
+        } else {
+            session.report("consuming again");
+        }
+        let left = session.answer_rpcs();
+        assert_eq!(left, None, "no ack");
+    });
+
+    let arguments = ["--url", &broker.url(), "--threads", "2"];
+    let running = Command::worker(&arguments).start();
+    for _ in 0..2 {
+        running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    }
+    both_run.send(()).expect("the script waits");
+    broker.wait("consuming again", SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let stderr = output.stderr();
+    assert!(stderr.contains(" 0 tasks done,") && stderr.contains(" 2 may run twice,"), "{stderr}");
+    broker.finish(SOON);
+}
+
+#[test]
+fn a_queue_of_a_kind_that_the_broker_no_longer_has_is_exit_2_with_its_words_in_one_line() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.set_patience(SOON);
+        session.handshake();
+        session.expect_declare();
+        session.close_connection(541, DENIED);
+        session.answer_rpcs();
+    });
+
+    let arguments = ["--url", &broker.url(), "--transient-queue", "--queue", "fleeting"];
+    for command in [Command::worker(&arguments), Command::producer(&arguments).arg("x")] {
+        let output = command.run(SOON);
+
+        output.assert_code(2);
+        let stderr = output.stderr();
+        let line = stderr.lines().find(|line| line.contains("queue 'fleeting'"));
+        assert!(line.is_some_and(|line| line.contains("not permitted anymore")), "{stderr}");
+    }
+}
+
+/// What RabbitMQ 4.3 says of a queue that is neither durable nor exclusive.
+const DENIED: &str = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\n\
+                      By default, this feature is not permitted anymore.\n\
+                      The feature will be removed from a future major RabbitMQ version";
+
+#[test]
+fn a_worker_that_cannot_tell_whether_its_queue_is_drained_says_so_once() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        if number > 0 {
+            session.expect_method();
+            session.close_connection(530, "NOT_ALLOWED - connection limit (1) is reached");
+            session.report(format!("refused {number}"));
+        }
+        session.answer_rpcs();
+    });
+
+    let running = Command::worker(&["--url", &broker.url(), "--drain"]).start();
+    for number in 1..=3 {
+        broker.wait(&format!("refused {number}"), SOON);
+    }
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let stderr = output.stderr();
+    let told: Vec<_> = stderr.lines().filter(|line| line.contains("cannot tell")).collect();
+    assert_eq!(told.len(), 1, "{stderr}");
+    assert!(told[0].contains("connection limit (1) is reached"), "{stderr}");
 }
 
 #[test]

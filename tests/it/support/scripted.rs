@@ -324,17 +324,35 @@ impl Session {
 
     /// Answers until a consumer has been let in.
     pub(crate) fn accept_consumer(&mut self) -> Consumer {
+        let mut method = self.answer_until(|call| matches!(call, Call::Consume { .. }));
+        let channel = method.channel;
+        let Call::Consume { queue, tag, .. } = &mut method.call else {
+            unreachable!("it was waited for")
+        };
+        *tag = self.named(tag, "amq.ctag");
+        let consumer = Consumer { channel, queue: queue.clone(), tag: tag.clone() };
+        self.answer(&method);
+        consumer
+    }
+
+    /// Answers until the client cancels this consumer, which is left to be answered.
+    pub(crate) fn expect_cancel(&mut self, consumer: &Consumer) -> Method {
+        self.answer_until(|call| matches!(call, Call::Cancel { tag, .. } if *tag == consumer.tag))
+    }
+
+    /// Answers until a queue is to be declared, which is left to be answered.
+    pub(crate) fn expect_declare(&mut self) -> Method {
+        self.answer_until(|call| matches!(call, Call::QueueDeclare { .. }))
+    }
+
+    fn answer_until(&mut self, wanted: impl Fn(&Call) -> bool) -> Method {
         loop {
-            let mut method = self.expect_method();
-            if let Call::Consume { queue, tag, .. } = &mut method.call {
-                *tag = self.named(tag, "amq.ctag");
-                let consumer =
-                    Consumer { channel: method.channel, queue: queue.clone(), tag: tag.clone() };
-                self.answer(&method);
-                return consumer;
+            let method = self.expect_method();
+            if wanted(&method.call) {
+                return method;
             }
             let answered = self.answer(&method);
-            assert!(answered, "instead of a consumer there came {method:?}");
+            assert!(answered, "instead of what was waited for there came {method:?}");
         }
     }
 
