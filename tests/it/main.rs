@@ -2,6 +2,8 @@
 
 mod child;
 mod faults;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+mod guarantees;
 mod letters;
 mod library;
 mod node;
