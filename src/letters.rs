@@ -129,8 +129,8 @@ impl Letters {
         .map(Option::unwrap_or_default)
     }
 
-    /// Puts tasks back on their queue, as their producer sent them, with their attempts at zero
-    /// and their failures in their history. Each is published, confirmed, and only then acked
+    /// Puts tasks back on their queue, as their producer sent them but for what would expire them,
+    /// with their attempts at zero and their failures in their history. Each is published, confirmed, and only then acked
     /// in the dead letters: killed at any moment, this loses nothing, and at worst a task is in
     /// both places. Those that die again meanwhile are not replayed twice.
     ///

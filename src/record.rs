@@ -90,8 +90,9 @@ pub(crate) fn after_failure(task: Task, attempt: u32, reason: &str, scene: Scene
     task.with_values(written.map(|(name, value)| (name, Some(value))))
 }
 
-/// The dead letter as a task again: as its producer sent it, with no failures so far, and with
-/// the failures that it had in its history.
+/// The dead letter as a task again: with no failures so far, and with the failures that it had in
+/// its history. What was set aside stays so: with its expiration it could be dropped again before
+/// a worker has it.
 pub(crate) fn revived(letter: Task) -> Task {
     let mut history = history_of(&letter);
     history.push(record_of(&letter));
@@ -100,7 +101,7 @@ pub(crate) fn revived(letter: Task) -> Task {
     let task = without_the_brokers(letter.for_another_journey());
     let own = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
     let task = task.with_values(own.map(|name| (name, None)));
-    task.with_its_expiration().with_value(HISTORY, Some(Value::List(history)))
+    task.with_value(HISTORY, Some(Value::List(history)))
 }
 
 /// What a dead letter says of its failures.

@@ -113,10 +113,10 @@ impl Task {
     }
 
     /// Has the broker drop the task when no worker has taken it after this long, in whole
-    /// milliseconds. A retry is exempt: once a worker had the task, it no longer expires. Not
-    /// to be combined with a [`delay`](Task::with_delay), which it would cut short: RabbitMQ counts
-    /// the one of the two that is shorter, and forgets the expiration where a delay ends
-    /// (<https://www.rabbitmq.com/docs/ttl>). Default: never.
+    /// milliseconds. Once a worker had the task, it no longer expires, be it tried again or
+    /// replayed. Not to be combined with a [`delay`](Task::with_delay), which it would cut short:
+    /// RabbitMQ counts the one of the two that is shorter, and forgets the expiration where a
+    /// delay ends (<https://www.rabbitmq.com/docs/ttl>). Default: never.
     #[must_use]
     pub fn with_expiration(self, after: Duration) -> Task {
         self.map(|properties| properties.with_expiration(after.as_millis().to_string()))
@@ -264,16 +264,6 @@ impl Task {
         keep!(reply_to with_reply_to, message_id with_message_id, timestamp with_timestamp);
         keep!(type_ with_type_, app_id with_app_id, cluster_id with_cluster_id);
         Task { body: self.body, properties, delay: None }
-    }
-
-    /// Gives the task the expiration back that was set aside.
-    pub(crate) fn with_its_expiration(self) -> Task {
-        let expiration = self.header_text(EXPIRATION);
-        let task = self.with_value(EXPIRATION, None);
-        match expiration {
-            Some(millis) => task.map(|properties| properties.with_expiration(millis)),
-            None => task,
-        }
     }
 
     pub(crate) fn properties(&self) -> &AmqpProperties {
@@ -489,8 +479,9 @@ mod tests {
         assert_eq!(*again.properties().user_id(), None);
         assert_eq!(again.value("CC"), None);
         assert_eq!(again.value(USER_ID), Some(Value::Text("guest".into())));
-        let whole = again.with_value(USER_ID, None).with_value(COPIES, None).with_its_expiration();
-        assert_eq!(whole.properties(), sent.with_expiration(Duration::from_millis(5)).properties());
+        assert_eq!(again.value(EXPIRATION), Some(Value::Text("5".into())));
+        let noted = [EXPIRATION, USER_ID, COPIES].map(|name| (name, None));
+        assert_eq!(again.with_values(noted).properties(), sent.properties());
     }
 
     #[test]

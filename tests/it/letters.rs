@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use rabbit_work::{Broker, Delivery, Failure, Producer, Queue, RetryPolicy, Task, Worker};
 use serde_json::Value;
 
@@ -99,6 +100,45 @@ fn dead_replay_resets_the_attempts_and_a_second_death_keeps_the_history() {
     assert_eq!(queuectl(&queue, &["dead", "replay", "--limit", "1"]).success(), "1 replayed\n");
     assert_eq!(ids(&json(&queuectl(&queue, &["dead", "list", "--json"]))), ["3", "2"]);
     assert_eq!(client.get_all(&queue)[0].message_id.as_deref(), Some("1"));
+}
+
+/// A replayed task must not expire before anybody has a worker for it.
+#[test]
+fn a_replayed_task_no_longer_expires() {
+    let queue = unique_queue("unexpiring");
+    let mut producer = Producer::new(&broker(), &Queue::new(&queue));
+    let task = Task::new("precious").with_id("1").with_expiration(Duration::from_secs(600));
+    producer.publish(task).expect("confirmed");
+    die(&queue);
+
+    let told = queuectl(&queue, &["dead", "replay"]).success();
+
+    assert_eq!(told, "1 replayed\n");
+    let replayed = &shared_broker().client().get_all(&queue)[0];
+    assert_eq!(*replayed.properties.expiration(), None);
+    let noted = &replayed.headers["x-rabbit-work-expiration"];
+    assert_eq!(noted, &AmqpValue::LongString("600000".into()));
+}
+
+#[test]
+fn a_letter_whose_headers_make_no_sense_holds_up_none_behind_it() {
+    let queue = unique_queue("senseless");
+    let mut client = shared_broker().client();
+    let dead = format!("{queue}.dead");
+    client.declare(&queue);
+    client.declare(&dead);
+    let mut headers = FieldTable::new();
+    for name in ["attempts", "first-failure", "expiration", "user-id", "cc", "history"] {
+        headers.insert(format!("x-rabbit-work-{name}"), AmqpValue::LongString("soon".into()));
+    }
+    client.publish(&dead, b"first", AmqpProperties::default().with_headers(headers));
+    client.publish_ids(&dead, ["1", "2", "3"]);
+
+    let told = queuectl(&queue, &["dead", "replay"]).success();
+
+    assert_eq!(told, "4 replayed\n");
+    let bodies: Vec<_> = client.get_all(&queue).iter().map(|it| it.text()).collect();
+    assert_eq!(bodies, ["first", "1", "2", "3"]);
 }
 
 #[test]
