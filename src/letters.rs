@@ -44,7 +44,8 @@ pub struct Replay {
     pub stopped: Option<String>,
 }
 
-const LIMITS: Limits = Limits { window: 100, timeout: Duration::from_secs(30) };
+/// One at a time: whatever ends a replay, one task at most is published and its letter not acked.
+const LIMITS: Limits = Limits { window: 1, timeout: Duration::from_secs(30) };
 
 impl Letter {
     /// The task, with all its headers.
@@ -131,14 +132,15 @@ impl Letters {
 
     /// Puts tasks back on their queue, as their producer sent them but for what would expire them,
     /// with their attempts at zero and their failures in their history. Each is published, confirmed, and only then acked
-    /// in the dead letters: killed at any moment, this loses nothing, and at worst a task is in
-    /// both places. Those that die again meanwhile are not replayed twice.
+    /// in the dead letters, before the next one is taken: killed at any moment, this loses nothing,
+    /// and at worst one task is in both places. Those that die again meanwhile are not replayed
+    /// twice.
     ///
     /// # Errors
     /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect).
     ///
     /// # Blocking
-    /// For one answer of the broker for each letter; at most 30 s for a confirm.
+    /// For two answers of the broker for each letter; at most 30 s for a confirm.
     pub fn replay(&self, selection: &Selection) -> Result<Replay, Error> {
         self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
@@ -157,14 +159,12 @@ impl Letters {
                 if selection.takes(&received.task) {
                     selected += 1;
                     publisher.accept(revived(received.task), Target::Work, unsettled);
-                    publisher.pump(Until::Published);
+                    publisher.pump(Until::Settled);
                     settle(channel, publisher.take_settled(), &mut replay)?;
                 } else {
                     passed.push(unsettled);
                 }
             }
-            publisher.pump(Until::Settled);
-            settle(channel, publisher.take_settled(), &mut replay)?;
             give_back(channel, passed)?;
             publisher.close();
             Ok(Ok(replay))

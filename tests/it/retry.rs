@@ -654,7 +654,7 @@ fn a_replay_killed_at_any_moment_loses_nothing() {
     found.sort();
     found.dedup();
     assert_eq!(found.len() as u32, count);
-    assert!(twice <= 8 * 100, "{twice} in both places");
+    assert!(twice <= 8, "{twice} in both places after 8 kills");
     let letters = Letters::new(&broker(), &Queue::new(&queue)).list(&Selection::all());
     assert!(letters.expect("a list").is_empty());
 }
@@ -664,7 +664,7 @@ fn connections_cut_in_the_middle_of_a_replay_lose_no_letter() {
     let broker = shared_broker();
     let cut: &dyn Fn(&Proxy) = &Proxy::cut;
     let twice = replay_under(broker.url(), broker.address(), &[cut; 4]);
-    assert!(twice <= 4 * REPLAYED_AT_ONCE, "{twice} in both places");
+    assert!(twice <= 4, "{twice} in both places after 4 cuts");
 }
 
 #[test]
@@ -684,7 +684,7 @@ fn a_broker_stopped_or_killed_in_the_middle_of_a_replay_loses_no_letter() {
 }
 
 /// Replays, each time with one of these faults in the middle; and then without, to the end. Says
-/// how many tasks there are too many, which is at most one of each for a fault.
+/// of how many tasks there are several, which is at most one more of each for a fault.
 fn replay_under(url: &str, broker: SocketAddr, faults: &[&dyn Fn(&Proxy)]) -> usize {
     let queue = unique_queue("replay");
     let dir = tempfile::tempdir().expect("a directory");
@@ -722,11 +722,8 @@ fn replay_under(url: &str, broker: SocketAddr, faults: &[&dyn Fn(&Proxy)]) -> us
     assert!(verdict.is_valid(), "{verdict}");
     let copies = |id: &String| found.iter().filter(|it| *it == id).count();
     assert!(verdict.confirmed.iter().all(|id| copies(id) <= 1 + faults.len()));
-    found.len() - verdict.confirmed.len()
+    verdict.confirmed.iter().filter(|id| copies(id) > 1).count()
 }
-
-/// So many letters a replay has taken at most, and not acked.
-const REPLAYED_AT_ONCE: usize = 100;
 
 fn letters(ledger: &Ledger, client: &mut Client, queue: &str, count: usize) {
     let ids: Vec<String> = (0..count).map(|number| number.to_string()).collect();
