@@ -40,7 +40,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check connection, login, virtual host, queue, publishing and consuming, one line each
+    /// Check connection, login, virtual host, queue, publishing, consuming and the places for
+    /// failed tasks, one line each
     ///
     /// Takes no task, and stops at the first that is wrong; a login that may only publish ends
     /// with FAIL consume.

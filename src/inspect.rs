@@ -5,15 +5,16 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
-use log::debug;
+use log::{debug, warn};
 
 use crate::broker::Broker;
-use crate::cause::{Cause, NOT_FOUND};
+use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::Error;
 use crate::places::listed_delays;
-use crate::queue::{Declaration, Queue, Target};
+use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
+use crate::retry::RetryPolicy;
 use crate::shutdown::Signal;
 use crate::task::Task;
 
@@ -74,6 +75,10 @@ struct Link {
 const READING: Duration = Duration::from_secs(2);
 const READ_AGAIN: Duration = Duration::from_millis(50);
 
+/// The argument for how long a queue stays unused, in milliseconds, from 1
+/// (<https://www.rabbitmq.com/docs/ttl#queue-ttl>).
+const EXPIRES: &str = "x-expires";
+
 /// How long the broker may take to say that it blocks publishers.
 const BLOCKED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -102,9 +107,11 @@ impl Inspector {
         }
     }
 
-    /// What is in the queue and beside it, at this moment.
+    /// What is in the queue and beside it, at this moment. Who may not read the list of delays
+    /// sees the usual ones only, and a warning in the log.
     ///
     /// # Errors
+    /// [`Error::InvalidSetting`] when the name leaves no room for the queues beside the queue;
     /// [`Error::QueueRefused`] when there is no such queue or it may not be used;
     /// [`Error::Unreachable`], [`Error::LoginRefused`], [`Error::VhostRefused`],
     /// [`Error::Tls`] when there is no connection to be had; [`Error::SessionLost`] when it is
@@ -114,8 +121,9 @@ impl Inspector {
     /// For some answers of the broker, each bounded by its limits.
     pub fn status(&mut self) -> Result<Status, Error> {
         self.queue.validate()?;
+        self.queue.validate_for_delays()?;
         let count = self.count_queue()?;
-        self.learn_delays()?;
+        self.learn_or_assume_delays()?;
         let mut delayed = Vec::new();
         for delay in self.delays.clone() {
             if let Some(count) = self.count(Target::Delay(delay))? {
@@ -141,8 +149,9 @@ impl Inspector {
 
     /// Checks one thing after the other, up to the first that is wrong: `connect`, `login`,
     /// `vhost`, `queue` (is it there, with these arguments), `publish` (may we, and does the
-    /// broker take publishes at present), `consume` (may we). Changes nothing and takes no task;
-    /// RabbitMQ notes the last step in its log, as a consumer with an invalid `x-priority`.
+    /// broker take publishes at present), `consume` (may we), `dead` and `retry` (is there a place
+    /// for failed tasks, or may we make one). Changes nothing and takes no task; RabbitMQ notes
+    /// the last three in its log, as an invalid `x-priority` and an invalid `x-expires`.
     ///
     /// # Blocking
     /// For some answers of the broker, each bounded by its limits.
@@ -151,10 +160,12 @@ impl Inspector {
             Ok(checks) => checks,
             Err(checks) => return checks,
         };
-        let steps: [(&str, Step); 3] = [
+        let steps: [(&str, Step); 5] = [
             ("queue", Inspector::check_queue),
             ("publish", Inspector::check_publish),
             ("consume", Inspector::check_consume),
+            ("dead", Inspector::check_dead),
+            ("retry", Inspector::check_retry),
         ];
         for (name, step) in steps {
             let result = step(self);
@@ -224,7 +235,8 @@ impl Inspector {
 
     /// Publishes a task to a queue that nobody has: the broker returns it, or says why not.
     fn check_publish(&mut self) -> Result<String, Error> {
-        let nowhere = format!("{}.nowhere.{}", self.queue.name(), fastrand::u64(..));
+        // Without the queue's name in it, which may be as long as a name can be.
+        let nowhere = format!("rabbit-work.nowhere.{}", fastrand::u64(..));
         // Of an empty body the broker may confirm one before it says that it blocks.
         let probe = Task::new("?").transient();
         let ends = self.ask(|channel| {
@@ -257,6 +269,56 @@ impl Inspector {
         asked.map(|()| "allowed".into()).ok_or_else(|| missing(&name))
     }
 
+    /// A queue of dead letters that is there is used as it is.
+    fn check_dead(&mut self) -> Result<String, Error> {
+        self.queue.validate_for_delays()?;
+        let name = self.queue.name_of(Target::Dead);
+        let Some(Count { ready, .. }) = self.count(Target::Dead)? else {
+            self.check_declare(&name, Vec::new())?;
+            return Ok("not there yet, may be declared".into());
+        };
+        let plans = self.queue.plans(Target::Dead);
+        match self.ask(|channel| plans.iter().try_for_each(|plan| channel.declare_as(plan))) {
+            Ok(_) => Ok(format!("{ready} letters, declared with these arguments")),
+            Err(Error::QueueMismatch { text, .. } | Error::QueueRefused { text, .. }) => {
+                Ok(format!("{ready} letters, used as it is: {text}"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The first of the usual delays stands for all.
+    fn check_retry(&mut self) -> Result<String, Error> {
+        let first = RetryPolicy::default().delay_after(1);
+        let hop = ("x-dead-letter-exchange", Argument::Text(String::new()));
+        self.check_declare(&self.queue.name_of(Target::Delay(first)), vec![hop])?;
+        self.check_declare(&self.queue.delays_plan().name, Vec::new())?;
+        Ok("may be declared".into())
+    }
+
+    /// Whether this user may declare a queue, found out without making one: asks for one that
+    /// expires within no time. RabbitMQ looks at the permission first, and then refuses that, or
+    /// finds that the queue is there with other arguments.
+    fn check_declare(
+        &mut self,
+        name: &str,
+        mut arguments: Vec<(&'static str, Argument)>,
+    ) -> Result<(), Error> {
+        arguments.push((EXPIRES, Argument::Number(0)));
+        let plan = Plan { name: name.into(), durability: Durability::Durable, arguments };
+        let asked = self.ask_about(name, |channel| match channel.declare_as(&plan) {
+            Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text })
+                if text.contains(EXPIRES) || text.contains("inequivalent arg") =>
+            {
+                Ok(())
+            }
+            declared => declared,
+        });
+        // The answer was a refusal, which took the channel with it.
+        self.forget_channel();
+        asked.map(drop)
+    }
+
     fn is_any_waiting(&mut self) -> Result<bool, Error> {
         for delay in self.delays.clone() {
             if self.count(Target::Delay(delay))?.is_some_and(|count| count.ready > 0) {
@@ -276,6 +338,20 @@ impl Inspector {
     fn count(&mut self, target: Target) -> Result<Option<Count>, Error> {
         let name = self.queue.name_of(target);
         self.ask(|channel| channel.count(&name))
+    }
+
+    /// A login that may only look cannot take the list of delays, which is one of messages.
+    fn learn_or_assume_delays(&mut self) -> Result<(), Error> {
+        match self.learn_delays() {
+            Err(Error::QueueRefused { text, .. }) if text.contains("ACCESS_REFUSED") => {
+                warn!(
+                    "the list of delays cannot be read, only the usual delays are looked at: {text}"
+                );
+                self.delays.extend(RetryPolicy::default().delays());
+                Ok(())
+            }
+            learned => learned,
+        }
     }
 
     fn learn_delays(&mut self) -> Result<(), Error> {
@@ -315,6 +391,14 @@ impl Inspector {
         ask: impl FnOnce(&Channel) -> Result<T, Cause>,
     ) -> Result<Option<T>, Error> {
         let queue = self.queue.name().to_string();
+        self.ask_about(&queue, ask)
+    }
+
+    fn ask_about<T>(
+        &mut self,
+        queue: &str,
+        ask: impl FnOnce(&Channel) -> Result<T, Cause>,
+    ) -> Result<Option<T>, Error> {
         let link = self.link()?;
         let answer = link.channel().and_then(ask);
         let cause = match answer {
@@ -326,7 +410,7 @@ impl Inspector {
             return Ok(None);
         }
         if cause.spares_the_connection() {
-            return Err(Error::from_queue_use(&queue, &link.address(), cause));
+            return Err(Error::from_queue_use(queue, &link.address(), cause));
         }
         let (address, cause) = match self.link.take() {
             Some(Link { connection, .. }) => {

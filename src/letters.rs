@@ -180,6 +180,7 @@ impl Letters {
     /// # Blocking
     /// For an answer of the broker.
     pub fn purge(&self) -> Result<u64, Error> {
+        self.queue.validate_for_delays()?;
         let mut inspector = Inspector::new(&self.broker, &self.queue);
         match inspector.purge_target(Target::Dead) {
             Err(Error::QueueRefused { text, .. }) if text.contains("no such queue") => Ok(0),
@@ -194,6 +195,7 @@ impl Letters {
         work: impl FnOnce(&Channel) -> Result<Result<T, Error>, Cause>,
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
+        self.queue.validate_for_delays()?;
         let opened = Connection::open(&self.broker, &crossbeam_channel::never(), None)?;
         let Some(mut connection) = opened else { return Ok(None) };
         let worked = connection.open_channel().and_then(|channel| {

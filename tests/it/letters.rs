@@ -6,7 +6,7 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use rabbit_work::{Broker, Delivery, Failure, Producer, Queue, RetryPolicy, Task, Worker};
 use serde_json::Value;
 
-use crate::support::broker::{PrivateBroker, shared_broker};
+use crate::support::broker::{PrivateBroker, breakable_broker, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
 use crate::support::working::Working;
@@ -208,7 +208,7 @@ fn check_names_the_real_cause_with_its_own_status() {
     }
     let well = check(&good, &queue, &[]);
     well.assert_code(0);
-    assert_eq!(well.stdout().lines().filter(|line| line.starts_with("ok")).count(), 6);
+    assert_eq!(well.stdout().lines().filter(|line| line.starts_with("ok")).count(), 8);
 
     broker.ctl(&["add_user", "sender", "s3cret"]);
     broker.ctl(&["set_permissions", "sender", ".*", ".*", "^$"]);
@@ -237,4 +237,87 @@ fn check_names_the_real_cause_with_its_own_status() {
         "{}",
         blocked.stdout()
     );
+}
+
+/// A user of the shape that is often set up for one queue.
+#[test]
+fn check_finds_that_failed_tasks_have_nowhere_to_go_and_makes_no_queue() {
+    let broker = breakable_broker();
+    let mut client = broker.client();
+    let queue = unique_queue("narrow");
+    let dead = format!("{queue}.dead");
+    client.declare(&queue);
+    broker.ctl(&["add_user", "narrow", "s3cret"]);
+    broker.ctl(&["set_permissions", "narrow", &format!("^{queue}$"), ".*", ".*"]);
+    let check = |login: &str| {
+        let url = format!("amqp://{login}@{}", broker.address());
+        Command::queuectl(&["--url", &url, "--queue", &queue, "check"]).run(SOON)
+    };
+
+    let without_dead = check("narrow:s3cret");
+    let free = check("guest:guest");
+    let made = ["dead", "retry.5000", "retries"].map(|it| client.has(&format!("{queue}.{it}")));
+    client.declare(&dead);
+    let with_dead = check("narrow:s3cret");
+    broker.ctl(&["delete_user", "narrow"]);
+
+    free.assert_code(0);
+    assert_eq!(made, [false; 3]);
+    let cases = [(without_dead, "dead", dead), (with_dead, "retry", format!("{queue}.retry.5000"))];
+    for (output, step, refused) in cases {
+        output.assert_code(2);
+        let stdout = output.stdout();
+        let last = stdout.lines().last().unwrap_or_default();
+        assert!(last.starts_with(&format!("FAIL  {step}")), "{stdout}");
+        assert!(last.contains(&format!("use of queue '{refused}': ACCESS_REFUSED")), "{stdout}");
+    }
+}
+
+#[test]
+fn status_serves_a_login_that_may_only_look() {
+    let broker = breakable_broker();
+    let queue = unique_queue("looked-at");
+    let url = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new(&queue));
+    let delay = RetryPolicy::new().delay_after(4);
+    producer.publish(Task::new("").with_delay(delay)).expect("confirmed");
+    broker.ctl(&["add_user", "looker", "s3cret"]);
+    broker.ctl(&["set_permissions", "looker", "^$", "^$", ".*"]);
+    let url = format!("amqp://looker:s3cret@{}", broker.address());
+
+    let seen = Command::queuectl(&["--url", &url, "--queue", &queue, "status", "--json"]).run(SOON);
+    broker.ctl(&["delete_user", "looker"]);
+
+    let status = json(&seen);
+    assert_eq!((&status["ready"], &status["retry"]), (&0.into(), &1.into()));
+    let told = seen.stderr();
+    assert!(told.contains("WARN") && told.contains("only the usual delays"), "{told}");
+}
+
+#[test]
+fn the_longest_name_serves_everywhere_and_a_longer_one_is_told() {
+    let longest = format!("{:x<238}", unique_queue("long"));
+    let longer = format!("{longest}x");
+    let client = shared_broker().client();
+    client.declare(&longest);
+    client.declare(&longer);
+
+    queuectl(&longest, &["status"]).assert_code(0);
+    queuectl(&longest, &["check"]).assert_code(0);
+    queuectl(&longest, &["dead", "list"]).assert_code(0);
+    queuectl(&longest, &["dead", "replay"]).assert_code(0);
+
+    let commands: [&[&str]; 4] =
+        [&["status"], &["dead", "list"], &["dead", "replay"], &["dead", "purge", "--yes"]];
+    for command in commands {
+        let refused = queuectl(&longer, command);
+        refused.assert_code(2);
+        let stderr = refused.stderr();
+        assert!(stderr.contains("may have 238 bytes at most"), "{stderr}");
+    }
+    let checked = queuectl(&longer, &["check"]);
+    checked.assert_code(2);
+    let stdout = checked.stdout();
+    let last = stdout.lines().last().unwrap_or_default();
+    assert!(last.starts_with("FAIL  dead") && last.contains("238 bytes at most"), "{stdout}");
 }
