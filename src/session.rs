@@ -42,6 +42,12 @@ pub(crate) struct Course {
     pub(crate) end: SessionEnd,
 }
 
+/// Why the channels of a session could not be opened, and which queue was asked for.
+struct Refused {
+    target: Target,
+    cause: Cause,
+}
+
 pub(crate) enum SessionEnd {
     /// Asked to stop; what still runs may go on until the deadline.
     Stopped { deadline: Instant },
@@ -61,6 +67,12 @@ const LEAVING: Duration = Duration::from_secs(1);
 /// still stands, so that it can be acked: nothing new is taken until all of them have ended.
 const MENDING: Duration = Duration::from_secs(10);
 
+impl From<Cause> for Refused {
+    fn from(cause: Cause) -> Refused {
+        Refused { target: Target::Work, cause }
+    }
+}
+
 impl Session<'_> {
     /// Works until the connection is lost or the worker is told to stop.
     ///
@@ -72,8 +84,8 @@ impl Session<'_> {
         // Nothing is in hand yet: a stop need not wait for anything here.
         let channels = match leash.unless(stopping, || self.open_channels(&mut connection)) {
             Ok(channels) => channels,
-            Err(cause) => {
-                let lost = self.end(connection, Some(cause));
+            Err(Refused { target, cause }) => {
+                let lost = self.end(connection, target, Some(cause));
                 let deadline = deadline_after(self.settings.grace);
                 let end = if is_closed(stopping) {
                     SessionEnd::Stopped { deadline }
@@ -91,26 +103,45 @@ impl Session<'_> {
     }
 
     /// All of them up front: opening one needs the connection to itself.
-    fn open_channels(&self, connection: &mut Connection) -> Result<Vec<Channel>, Cause> {
+    fn open_channels(&self, connection: &mut Connection) -> Result<Vec<Channel>, Refused> {
         let mut channels = Vec::new();
         for _ in self.crew.runners() {
             channels.push(connection.open_channel()?);
         }
-        if let Some(first) = channels.first() {
-            first.declare(&self.settings.queue)?;
-            self.declare_dead_letters(first)?;
+        if let Some(channel) = channels.pop() {
+            channel.declare(&self.settings.queue)?;
+            channels.push(self.declare_dead_letters(channel, connection)?);
         }
         Ok(channels)
     }
 
     /// The queue of dead letters is declared when the first one comes, but where the broker
-    /// itself sends letters there: it has to be there before.
-    fn declare_dead_letters(&self, channel: &Channel) -> Result<(), Cause> {
+    /// itself sends letters there: it has to be there before. Gives the channel back, or another
+    /// where a refusal took it.
+    fn declare_dead_letters(
+        &self,
+        channel: Channel,
+        connection: &mut Connection,
+    ) -> Result<Channel, Refused> {
         let queue = &self.settings.queue;
         if !queue.counts_deliveries() {
-            return Ok(());
+            return Ok(channel);
         }
-        queue.plans(Target::Dead).iter().try_for_each(|plan| channel.declare_as(plan))
+        let plans = queue.plans(Target::Dead);
+        let declared = plans.iter().try_for_each(|plan| channel.declare_as(plan));
+        let cause = match declared {
+            Err(cause) if cause.spares_the_connection() => cause,
+            declared => return declared.map(|()| channel).map_err(Refused::from),
+        };
+        drop(channel);
+        let channel = connection.open_channel()?;
+        let name = queue.name_of(Target::Dead);
+        match channel.count(&name) {
+            Ok(_) => info!("'{name}' cannot be declared: {cause}; it is there, and used as it is"),
+            Err(lost) if !lost.spares_the_connection() => return Err(lost.into()),
+            Err(_) => return Err(Refused { target: Target::Dead, cause }),
+        }
+        Ok(channel)
     }
 
     fn wind_up(&self, connection: Connection, told: Option<Told>, lost: Lost) -> SessionEnd {
@@ -122,7 +153,7 @@ impl Session<'_> {
                 }
                 None
             }
-            Lost::Consumer(cause) => Some(self.end(connection, cause)),
+            Lost::Consumer(cause) => Some(self.end(connection, Target::Work, cause)),
         };
         match (told, error) {
             (Some(Told::Stop { deadline }), error) => {
@@ -141,13 +172,13 @@ impl Session<'_> {
         }
     }
 
-    fn end(&self, connection: Connection, cause: Option<Cause>) -> Error {
+    fn end(&self, connection: Connection, target: Target, cause: Option<Cause>) -> Error {
         let address = connection.address().to_string();
         let cause = connection.end(cause);
         if cause == Cause::NoChannelLeft {
             return Error::setting("threads", "the broker allows fewer channels on a connection");
         }
-        Error::from_queue_use(self.settings.queue.name(), &address, cause)
+        Error::from_queue_use(&self.settings.queue.name_of(target), &address, cause)
     }
 }
 

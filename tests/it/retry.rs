@@ -513,6 +513,46 @@ fn a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so() {
 
 // ---- faults in the middle of hand-overs, by ledger ----
 
+/// Somebody else's queue of dead letters serves as well.
+#[test]
+fn a_queue_of_dead_letters_with_other_arguments_is_used_as_it_is() {
+    let queue = unique_queue("classic-dead");
+    let client = shared_broker().client();
+    client.declare(&dead(&queue));
+    let flags = ["--url", shared_broker().url(), "--queue", &queue, "--queue-type", "quorum"];
+    Command::producer(&[&flags[..], &["x"]].concat()).run(SOON).assert_code(0);
+    let once = ["--max-attempts", "1", "--drain", "--", "false"];
+
+    let worked = Command::worker(&[&flags[..], &once].concat()).run(LONG);
+
+    worked.assert_code(1);
+    let told = format!("'{}' cannot be declared", dead(&queue));
+    let stderr = worked.stderr();
+    assert!(
+        stderr.lines().any(|it| it.contains(&told) && it.contains("used as it is")),
+        "{stderr}"
+    );
+    assert_eq!(client.count(&dead(&queue)), 1);
+    let checked = Command::queuectl(&[&flags[..], &["check"]].concat()).run(SOON);
+    checked.assert_code(0);
+    let stdout = checked.stdout();
+    assert!(stdout.contains("ok    dead") && stdout.contains("used as it is"), "{stdout}");
+}
+
+#[test]
+fn a_queue_of_dead_letters_that_cannot_be_used_is_named() {
+    let queue = unique_queue("locked-dead");
+    let client = shared_broker().client();
+    client.declare_exclusive(&dead(&queue));
+    let flags = ["--url", shared_broker().url(), "--queue", &queue, "--queue-type", "quorum"];
+
+    let refused = Command::worker(&[&flags[..], &["--", "false"]].concat()).run(SOON);
+
+    refused.assert_code(2);
+    let stderr = refused.stderr();
+    assert!(stderr.contains(&format!("use of queue '{}'", dead(&queue))), "{stderr}");
+}
+
 fn ledger_worker<'a>(
     url: &'a str,
     queue: &'a str,
