@@ -239,6 +239,34 @@ fn check_names_the_real_cause_with_its_own_status() {
     );
 }
 
+/// The commands that docs/retries.md gives, on what a dead-letter exchange made by hand leaves.
+#[test]
+fn the_letters_of_an_exchange_made_by_hand_are_read_and_replayed_as_documented() {
+    let queue = unique_queue("old");
+    let dead = format!("{queue}.dead");
+    let mut client = shared_broker().client();
+    let text = |text: &str| AmqpValue::LongString(text.into());
+    let mut by_hand = FieldTable::new();
+    by_hand.insert("x-dead-letter-exchange".into(), text(""));
+    by_hand.insert("x-dead-letter-routing-key".into(), text(&dead));
+    client.declare(&dead);
+    client.declare_with(&queue, by_hand);
+    client.publish(&queue, b"x", AmqpProperties::default().with_expiration("1".into()));
+    client.wait_for_count(&dead, 1, SOON);
+
+    let commands = include_str!("../../docs/retries.md").lines().map(str::trim);
+    let commands = commands.filter_map(|it| it.strip_prefix("queuectl --queue old "));
+    let outputs: Vec<String> = commands
+        .map(|it| queuectl(&queue, &it.split_whitespace().collect::<Vec<_>>()).success())
+        .collect();
+
+    assert_eq!(outputs.len(), 2, "{outputs:?}");
+    let letter = outputs[0].lines().nth(1).unwrap_or_default();
+    assert!(letter.starts_with("- ") && letter.contains("expired"), "{letter}");
+    assert_eq!(outputs[1], "1 replayed\n");
+    assert_eq!(client.count(&queue), 1);
+}
+
 /// A user of the shape that is often set up for one queue.
 #[test]
 fn check_finds_that_failed_tasks_have_nowhere_to_go_and_makes_no_queue() {
