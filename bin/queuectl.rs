@@ -64,6 +64,9 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Dead {
     /// Show dead letters, the oldest first; they stay where they are
+    ///
+    /// Each letter is taken and given back. A quorum queue that would drop it for that, made by
+    /// hand with a delivery limit (RabbitMQ 4.0 to 4.2: also without), is refused.
     List {
         /// Show this many at most
         #[arg(long, value_name = "N")]
@@ -80,11 +83,11 @@ enum Dead {
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
 
-        /// Replay the task with this id
+        /// Replay the task with this id; looks at those before it, as `dead list`
         #[arg(long, value_name = "ID")]
         id: Option<String>,
 
-        /// Show what would be replayed, and change nothing
+        /// Show what would be replayed, and change nothing; looks, as `dead list`
         #[arg(long)]
         dry_run: bool,
     },

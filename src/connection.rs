@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::{Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream};
+use amiquip::{
+    AmqpValue, Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream,
+};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
 use log::{debug, warn};
 
@@ -92,6 +94,14 @@ impl Connection {
 
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The broker's version, major and minor, where it tells.
+    pub(crate) fn broker_version(&self) -> Option<(u32, u32)> {
+        let properties = self.inner.as_ref()?.server_properties();
+        let AmqpValue::LongString(version) = properties.get("version")? else { return None };
+        let mut parts = version.split('.').map_while(|part| part.parse().ok());
+        Some((parts.next()?, parts.next()?))
     }
 
     /// Closes a live connection in order. Every channel must have been closed before: what is

@@ -176,18 +176,19 @@ impl Error {
 /// current is 'true'", of the arguments after x- "received the value 'quorum' of type 'longstr'
 /// but current is none"; people read it better the other way round.
 fn explain_mismatch(text: &str) -> String {
-    let parts = || {
-        let argument = text.split_once("inequivalent arg '")?.1.split_once('\'')?.0;
-        let (received, current) =
-            text.split_once(": received ")?.1.split_once(" but current is ")?;
-        Some((argument, side(received), side(current)))
-    };
-    match parts() {
+    match read_mismatch(text) {
         Some((argument, asked, has)) => {
             format!("{argument} is {has} there, and {asked} was asked for")
         }
         None => text.to_string(),
     }
+}
+
+/// The argument that differs, what was asked for, and what is there.
+pub(crate) fn read_mismatch(text: &str) -> Option<(&str, &str, &str)> {
+    let argument = text.split_once("inequivalent arg '")?.1.split_once('\'')?.0;
+    let (received, current) = text.split_once(": received ")?.1.split_once(" but current is ")?;
+    Some((argument, side(received), side(current)))
 }
 
 fn side(text: &str) -> &str {

@@ -11,7 +11,7 @@ use crate::broker::Broker;
 use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
-use crate::error::Error;
+use crate::error::{Error, read_mismatch};
 use crate::places::listed_delays;
 use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
@@ -61,6 +61,19 @@ pub struct Check {
     pub name: &'static str,
     /// What was found; or what is wrong.
     pub result: Result<String, Error>,
+}
+
+/// What the broker says to a declaration of a queue that is there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Same,
+    /// One argument that differs, and what it is there.
+    Differs {
+        argument: String,
+        there: String,
+    },
+    /// Something else, and what.
+    Refused(String),
 }
 
 type Step = fn(&mut Inspector) -> Result<String, Error>;
@@ -319,6 +332,22 @@ impl Inspector {
         asked.map(drop)
     }
 
+    /// Compares a queue that is there with a declaration.
+    pub(crate) fn compare(&mut self, plan: &Plan) -> Result<Comparison, Error> {
+        let asked = self.ask_about(&plan.name, |channel| match channel.declare_as(plan) {
+            Err(Cause::ChannelClosed { code, text }) => Ok(read_comparison(code, text)),
+            declared => declared.map(|()| Comparison::Same),
+        });
+        if !matches!(asked, Ok(Some(Comparison::Same))) {
+            self.forget_channel();
+        }
+        Ok(asked?.unwrap_or_else(|| Comparison::Refused("it is gone".into())))
+    }
+
+    pub(crate) fn broker_version(&mut self) -> Result<Option<(u32, u32)>, Error> {
+        self.link().map(|link| link.connection.broker_version())
+    }
+
     fn is_any_waiting(&mut self) -> Result<bool, Error> {
         for delay in self.delays.clone() {
             if self.count(Target::Delay(delay))?.is_some_and(|count| count.ready > 0) {
@@ -335,7 +364,7 @@ impl Inspector {
         }
     }
 
-    fn count(&mut self, target: Target) -> Result<Option<Count>, Error> {
+    pub(crate) fn count(&mut self, target: Target) -> Result<Option<Count>, Error> {
         let name = self.queue.name_of(target);
         self.ask(|channel| channel.count(&name))
     }
@@ -484,6 +513,15 @@ impl Drop for Inspector {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("address", &self.connection.address()).finish_non_exhaustive()
+    }
+}
+
+fn read_comparison(code: u16, text: String) -> Comparison {
+    match read_mismatch(&text).filter(|_| code == PRECONDITION_FAILED) {
+        Some((argument, _, there)) => {
+            Comparison::Differs { argument: argument.into(), there: there.into() }
+        }
+        None => Comparison::Refused(text),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::channel::{Channel, Settlement, Unsettled};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::inspect::Inspector;
+use crate::looks::refuse_harmful_look;
 use crate::producer::Outcome;
 use crate::publisher::{Limits, Publisher, Settled, Until};
 use crate::queue::{Queue, Target};
@@ -110,10 +111,13 @@ impl Letters {
     ///
     /// # Errors
     /// As [`Inspector::status`]; a queue that never had a dead letter has none.
+    /// [`Error::InvalidSetting`] when they are in a quorum queue with a delivery limit that is not
+    /// ours: each look counts, and what was looked at more often is dropped.
     ///
     /// # Blocking
     /// For one answer of the broker for each letter.
     pub fn list(&self, selection: &Selection) -> Result<Vec<Letter>, Error> {
+        self.refuse_harmful_look()?;
         self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
             let (mut letters, mut held) = (Vec::new(), Vec::new());
@@ -138,10 +142,14 @@ impl Letters {
     ///
     /// # Errors
     /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect).
+    /// With an id, which takes a look at those before it, as [`list`](Letters::list).
     ///
     /// # Blocking
     /// For two answers of the broker for each letter; at most 30 s for a confirm.
     pub fn replay(&self, selection: &Selection) -> Result<Replay, Error> {
+        if selection.id.is_some() {
+            self.refuse_harmful_look()?;
+        }
         self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
             let present = channel.count(&dead)?.ready;
@@ -186,6 +194,13 @@ impl Letters {
             Err(Error::QueueRefused { text, .. }) if text.contains("no such queue") => Ok(0),
             purged => purged,
         }
+    }
+
+    fn refuse_harmful_look(&self) -> Result<(), Error> {
+        self.queue.validate()?;
+        self.queue.validate_for_delays()?;
+        let mut inspector = Inspector::new(&self.broker, &self.queue);
+        refuse_harmful_look(&mut inspector, &self.queue)
     }
 
     /// Works on a channel of its own, and closes it in order; `None` when there is no queue of

@@ -126,6 +126,7 @@ mod handover;
 mod health;
 mod inspect;
 mod letters;
+mod looks;
 #[cfg(all(unix, feature = "command"))]
 mod output;
 mod places;

@@ -87,7 +87,7 @@ pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(42 * 24 * 3600);
 
 /// A quorum queue of RabbitMQ 4 drops what was given back 20 times, unless told otherwise.
 /// Looking at a delay queue or at dead letters gives back.
-const NEVER_TOO_OFTEN: i64 = i32::MAX as i64;
+pub(crate) const NEVER_TOO_OFTEN: i64 = i32::MAX as i64;
 
 /// How many delays a queue's list of delays holds. The oldest entry makes way.
 const DELAYS_LISTED: i64 = 10_000;

@@ -239,6 +239,62 @@ fn check_names_the_real_cause_with_its_own_status() {
     );
 }
 
+/// Each look would be a delivery, and the limit that of somebody else.
+#[test]
+fn letters_that_looks_would_destroy_are_not_looked_at_but_replayed() {
+    let mut client = shared_broker().client();
+    let limit = ("x-delivery-limit", AmqpValue::LongLongInt(3));
+    let length = ("x-max-length", AmqpValue::LongLongInt(100));
+    for arguments in [vec![limit.clone()], vec![limit, length]] {
+        let queue = unique_queue("counted");
+        let dead = format!("{queue}.dead");
+        client.declare(&queue);
+        client.declare_with(&dead, quorum(&arguments));
+        client.publish_ids(&dead, ["1", "2", "3"]);
+
+        let looks: [&[&str]; 3] = [&["list"], &["replay", "--dry-run"], &["replay", "--id", "3"]];
+        for look in looks {
+            let refused = queuectl(&queue, &[&["dead"], look].concat());
+            refused.assert_code(2);
+            let told = refused.stderr();
+            assert!(told.contains(&dead) && told.contains("delivery limit of 3"), "{told}");
+        }
+
+        let some = queuectl(&queue, &["dead", "replay", "--limit", "1"]).success();
+        assert_eq!(some, "1 replayed\n");
+        assert_eq!(queuectl(&queue, &["dead", "replay"]).success(), "2 replayed\n");
+        let replayed = client.get_all(&queue);
+        let ids: Vec<_> = replayed.iter().filter_map(|it| it.message_id.as_deref()).collect();
+        assert_eq!(ids, ["1", "2", "3"]);
+    }
+}
+
+#[test]
+fn letters_of_any_queue_that_does_not_count_are_looked_at() {
+    let mut client = shared_broker().client();
+    let length = ("x-max-length", AmqpValue::LongLongInt(100));
+    let mut classic = FieldTable::new();
+    classic.insert("x-max-length".into(), length.1.clone());
+    for arguments in [classic, quorum(&[]), quorum(&[length])] {
+        let queue = unique_queue("uncounted");
+        let dead = format!("{queue}.dead");
+        client.declare_with(&dead, arguments);
+        client.publish_ids(&dead, ["1", "2"]);
+        for kind in ["classic", "quorum"] {
+            let listed = queuectl(&queue, &["--queue-type", kind, "dead", "list", "--json"]);
+            assert!(!listed.stderr().contains("WARN"), "{}", listed.stderr());
+            assert_eq!(ids(&json(&listed)), ["1", "2"]);
+        }
+    }
+}
+
+fn quorum(arguments: &[(&str, AmqpValue)]) -> FieldTable {
+    let mut table = FieldTable::new();
+    table.insert("x-queue-type".into(), AmqpValue::LongString("quorum".into()));
+    table.extend(arguments.iter().map(|(name, value)| ((*name).to_string(), value.clone())));
+    table
+}
+
 /// The commands that docs/retries.md gives, on what a dead-letter exchange made by hand leaves.
 #[test]
 fn the_letters_of_an_exchange_made_by_hand_are_read_and_replayed_as_documented() {
