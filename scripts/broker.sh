@@ -319,14 +319,17 @@ halt() {
     fi
 }
 
-# CONT because a stopped process would not see the TERM.
+# TERM each second, because the Erlang machine loses one that comes as it begins; CONT because a
+# stopped process would not see it.
 end_process() {
-    local deadline=$((SECONDS + $3))
-    kill -TERM "$1" || fail "process $1 belongs to another user; stop it as that user"
-    kill -CONT "$1" 2>/dev/null || true
+    local deadline=$((SECONDS + $3)) told=
     while is_process "$1" "$2"; do
         if [ $SECONDS -ge $deadline ]; then
             kill -KILL "$1" 2>/dev/null || true
+        elif [ "$told" != $SECONDS ]; then
+            told=$SECONDS
+            kill -TERM "$1" 2>/dev/null || ! is_process "$1" "$2" || fail "process $1 belongs to another user; stop it as that user"
+            kill -CONT "$1" 2>/dev/null || true
         fi
         sleep 0.1
     done

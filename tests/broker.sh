@@ -41,7 +41,8 @@ main() {
     check "stop leaves the other broker alone" broker "$two" status
     kill -STOP "$(broker "$two" pid)"
     check "stop of a stopped process" broker "$two" stop
-    check "an interrupted start leaves nothing" interrupt_start
+    check "an interrupted start leaves nothing" interrupt_start "$three/node/pid"
+    check "neither does one that is interrupted as it begins" interrupt_start "$three/node.env"
     mkdir "$work/mine" && touch "$work/mine/file"
     fails "start in a folder of others" broker "$work/mine" start
     fails "stop of a folder of others" broker "$work/mine" stop
@@ -78,17 +79,20 @@ queues() {
     broker "$1" ctl --quiet list_queues --no-table-headers name messages | tr '\t' ' '
 }
 
-# TERM, because a shell's background job starts with INT ignored.
+# TERM, because a shell's background job starts with INT ignored. Once a file is there; below the
+# 15 s after which a node is killed, which says that it heard of the end.
 interrupt_start() {
     "$here/scripts/broker.sh" --dir "$three" start >"$work/three.url" 2>>"$work/messages" &
     local starting=$! deadline=$((SECONDS + 20))
-    until [ -s "$three/node/pid" ]; do
+    until [ -s "$1" ] && grep -qs '^pid=.' "$three/node.env"; do
         [ $SECONDS -lt $deadline ] || return 1
         sleep 0.1
     done
     note_processes "$three"
+    sleep 0.1 # The machine is there, and heeds no signal yet.
     kill -TERM $starting
-    ! wait $starting && [ ! -e "$three" ] && [ ! -s "$work/three.url" ]
+    deadline=$((SECONDS + 12))
+    ! wait $starting && [ $SECONDS -lt $deadline ] && [ ! -e "$three" ] && [ ! -s "$work/three.url" ]
 }
 
 # What each node wrote down is its two processes. A zombie waits for init only.
