@@ -235,8 +235,7 @@ impl Group {
     /// Once the leader is reaped, only to be called shortly after it was seen to live: its
     /// number goes to nobody else before that.
     fn signal(&self, signal: Signal) {
-        // It may have ended by itself.
-        let _ = kill_process_group(self.id, signal);
+        signal_group(self.id, signal);
     }
 
     /// To be asked when the leader is reaped; before that it counts, dead or alive.
@@ -392,8 +391,16 @@ fn tell(group: Pid, told: &mut Option<Signal>, signal: Signal) {
         return;
     }
     *told = Some(signal);
+    signal_group(group, signal);
+}
+
+/// One that was stopped, as by reading from the terminal, hears of SIGTERM when it goes on.
+fn signal_group(group: Pid, signal: Signal) {
     // It may have ended by itself.
     let _ = kill_process_group(group, signal);
+    if signal == Signal::TERM {
+        let _ = kill_process_group(group, Signal::CONT);
+    }
 }
 
 /// Whether nothing is left of a group but what its new parent, the system's first process, has

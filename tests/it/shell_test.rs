@@ -89,7 +89,11 @@ const UNREAD: &str = "echo $$ > pid; yes words | head -c 67584 >&2; echo up; exe
 
 /// Whether a process is there and not a zombie.
 fn lives(pid: &str) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat"));
-    let state = |stat: String| stat.rsplit_once(") ")?.1.chars().next();
-    stat.is_ok_and(|stat| !matches!(state(stat), Some('Z' | 'X') | None))
+    !matches!(state(pid), Some('Z' | 'X') | None)
+}
+
+/// The letter that `/proc` has for what a process does.
+fn state(pid: &str) -> Option<char> {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }

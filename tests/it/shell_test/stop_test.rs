@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::{Bench, SOON, UNREAD, lives};
+use super::{Bench, SOON, UNREAD, lives, state};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Output, Running};
 
@@ -195,6 +195,23 @@ fn a_second_ctrl_c_in_the_terminal_brings_the_program_sigterm() {
     assert_given_back(&bench, &output, 130);
     assert_eq!(bench.read("told"), "told\n");
     assert!(!bench.path("reached").exists());
+}
+
+#[test]
+fn a_program_that_reads_the_terminal_is_stopped_and_told_all_the_same() {
+    let bench = Bench::new("reads");
+    let script = "trap 'echo told > told; exit' TERM; echo $$ > pid; echo up; read line </dev/tty";
+    let mut terminal = working_in_a_terminal(&bench, script);
+    let pid = bench.read("pid");
+    poll("it is stopped", SOON, || (state(&pid) == Some('T')).then_some(()));
+    terminal.write(CTRL_C);
+    wait_for_shown(&terminal, "stopping");
+
+    terminal.write(CTRL_C);
+    let output = terminal.wait(SOON);
+
+    assert_given_back(&bench, &output, 130);
+    assert_eq!(bench.read("told"), "told\n");
 }
 
 #[test]
