@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -153,7 +154,14 @@ fn run(options: &Options) -> Result<Exit, Error> {
 
 /// The handler that runs the command, where there is one.
 fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error> {
-    let Some((program, arguments)) = options.command.split_first() else { return Ok(None) };
+    let Some((program, arguments)) = options.command.split_first() else {
+        return if env::args_os().any(|word| word == "--") {
+            // `-- $JOB` with an empty JOB is not to have the tasks done by something else.
+            Err(Error::setting("command", "there is no command after --"))
+        } else {
+            Ok(None)
+        };
+    };
     let mut command = Command::new(program, arguments)?;
     if let Some(limit) = options.task_timeout {
         command = command.time_limit(limit);

@@ -90,6 +90,19 @@ fn what_cannot_be_run_is_told_before_anything_is_consumed() {
     assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
 }
 
+#[test]
+fn nothing_after_the_dashes_is_a_usage_error_and_consumes_nothing() {
+    let bench = Bench::new("nothing");
+    bench.publish(&[b"x"]);
+
+    let output = bench.worker(&["--drain"], &[]).arg("--").run(SOON);
+
+    output.assert_code(2);
+    assert!(output.stderr().contains("no command after --"), "{}", output.stderr());
+    let left = bench.left();
+    assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
+}
+
 /// What stands on the only dead letter.
 fn last_words(bench: &Bench) -> String {
     let letters = bench.broker.client().get_all(&format!("{}.dead", bench.queue));
