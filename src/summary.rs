@@ -20,7 +20,8 @@ pub struct Summary {
     pub returned: u64,
     /// Tasks whose handler ended after their session was lost; each may run twice.
     pub orphaned: u64,
-    /// Handlers that were still running when the grace ended or an abort was asked for.
+    /// Handlers that are left running: they did not end when they were cancelled. Their tasks
+    /// were given back too.
     pub running: usize,
     /// How long the worker ran.
     pub elapsed: Duration,

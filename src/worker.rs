@@ -244,10 +244,9 @@ impl Worker {
         };
         let finish = self.run_sessions(&session);
         let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
-        let left_behind = crew.end(&work, deadline, shutdown.aborting());
-        let running = left_behind + work.tally.all_cancelled();
+        let running = crew.end(&work, deadline, shutdown.aborting());
         let finish = finish?;
-        let ended = finish.ended(shutdown, running);
+        let ended = finish.ended(shutdown, running + work.tally.all_cancelled());
         Ok(work.tally.sum_up(running, started.elapsed(), ended))
     }
 
@@ -344,12 +343,13 @@ enum By {
 }
 
 impl Finish {
-    fn ended(&self, shutdown: &Shutdown, running: usize) -> Ended {
+    /// What ended it; `unfinished` tasks had to be cancelled for that.
+    fn ended(&self, shutdown: &Shutdown, unfinished: usize) -> Ended {
         match self.by {
-            By::Limit if running == 0 => Ended::MaxTasks,
-            By::Drain if running == 0 => Ended::Drained,
+            By::Limit if unfinished == 0 => Ended::MaxTasks,
+            By::Drain if unfinished == 0 => Ended::Drained,
             _ if shutdown.is_aborting() => Ended::Aborted,
-            _ if running > 0 => Ended::GraceOver,
+            _ if unfinished > 0 => Ended::GraceOver,
             _ => Ended::Stopped,
         }
     }

@@ -73,6 +73,17 @@ fn who_ignores_sigterm_is_killed_after_5_s() {
 }
 
 #[test]
+fn what_was_killed_does_not_run_any_more() {
+    let bench = Bench::new("counted");
+    let worker = working(&bench, "1s", IGNORES);
+    worker.signal("TERM");
+    let output = worker.wait(SOON);
+    assert_given_back(&bench, &output, 3);
+    let stderr = output.stderr();
+    assert!(stderr.contains("1 given back, 0 may run twice, 0 still running"), "{stderr}");
+}
+
+#[test]
 fn the_third_signal_kills_at_once() {
     let bench = Bench::new("third");
     let worker = working(&bench, "60s", IGNORES);
