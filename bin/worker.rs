@@ -32,8 +32,8 @@ use serde_json::json;
 ///
 /// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
 /// asked for, but this run made a dead letter, or standard output could not be written; 2 usage,
-/// configuration, or a command that cannot be found; 3 the grace ended with tasks still running; 69 broker unreachable, with
-/// --no-reconnect; 130 stopped by a second signal.
+/// configuration, or a command that cannot be found or executed; 3 the grace ended with tasks
+/// still running; 69 broker unreachable, with --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, after_help = COMMAND_HELP)]
 pub(crate) struct Options {
@@ -413,6 +413,7 @@ fn exit_for(summary: &Summary, unwritable: Option<&io::Error>) -> Exit {
     match summary.ended {
         Ended::Aborted if cli::is_interrupted() => Exit::Interrupted,
         Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
+        Ended::Unfit => Exit::Usage,
         _ if unwritable.is_some() => Exit::Failed,
         Ended::Drained | Ended::MaxTasks if summary.dead > 0 => Exit::Failed,
         _ => Exit::Success,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{Access, access};
+use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::handler::{Delivery, Failure, Handler};
@@ -26,7 +27,8 @@ use crate::shutdown::is_closed;
 /// | exits with 0 | is done |
 /// | exits with 65 (`EX_DATAERR` of sysexits) | can never succeed: [`Failure::Reject`] |
 /// | exits with any other status, dies of a signal, runs past the [time limit](Command::time_limit) | may succeed another time: [`Failure::Retry`] |
-/// | could not be started, or was cancelled by a stop | [`Failure::Postpone`] |
+/// | could not be started for lack of memory, processes or descriptors, or was cancelled by a stop | [`Failure::Postpone`] |
+/// | cannot be executed any more, such as one that was removed | [`Failure::Stop`] |
 ///
 /// No shell is involved. `{}` in an argument is replaced by the body; an argument that begins
 /// with it may then look like an option, so put `--` before it where the program knows that. A
@@ -179,6 +181,23 @@ impl Command {
         }
     }
 
+    /// What the start of the program failed of: a task too large for it fails each time, a
+    /// program that cannot be executed fails with each task, and all else is the system's matter.
+    fn not_executed(&self, error: &io::Error) -> Failure {
+        match Errno::from_io_error(error) {
+            Some(Errno::TOOBIG) => {
+                Failure::reject("the body or the headers are too long for the command line")
+            }
+            Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::TXTBSY) => {
+                not_started(error)
+            }
+            _ => {
+                let name = self.name.to_string_lossy();
+                Failure::stop(format!("the command {name} cannot be executed: {error}"))
+            }
+        }
+    }
+
     fn read_end(&self, ended: &Ended) -> Result<(), Failure> {
         match (ended.told, &ended.unwritable) {
             (Some(Told::Cancelled), _) => Err(Failure::postpone("ended by a stop")),
@@ -206,7 +225,7 @@ impl Handler for Command {
         let mut command = self.prepare(delivery)?;
         let started = Process::start(&mut command, self.time_limit, &self.passing(delivery));
         drop(command); // It holds the body's file.
-        let process = started.map_err(|error| not_started(&error))?;
+        let process = started.map_err(|error| self.not_executed(&error))?;
         let ended = process
             .attend(&bell, &self.leftovers)
             .map_err(|error| Failure::postpone(format!("killed, it cannot be watched: {error}")))?;
@@ -262,19 +281,20 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && access(path, Access::EXEC_OK).is_ok()
 }
 
-/// Why a script that is marked executable cannot be executed, where that can be told.
+/// Why a script that is marked executable cannot be executed, where that can be told. What the
+/// system reads is the first 256 bytes, and what ends a name there is a blank, a tab or the line.
 fn unfit_script(path: &Path) -> Option<String> {
     let mut start = Vec::new();
     File::open(path).ok()?.take(256).read_to_end(&mut start).ok()?;
     let Some(line) = start.strip_prefix(b"#!") else {
-        let is_text = !start.contains(&0) && start.is_ascii();
+        // There is none in a text, and some in the first bytes of every program.
+        let is_text = !start.contains(&0);
         return is_text.then(|| "is neither a program nor a script that begins with #!".into());
     };
-    let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii_start();
-    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
-    let interpreter = Path::new(OsStr::from_bytes(&line[..end]));
-    let there = is_executable(interpreter);
-    (!there).then(|| format!("its interpreter {} is not there", interpreter.display()))
+    let mut words = line.split(|byte| *byte == b'\n').next()?.split(|byte| b" \t".contains(byte));
+    let interpreter =
+        Path::new(OsStr::from_bytes(words.find(|word| !word.is_empty()).unwrap_or_default()));
+    (!is_executable(interpreter)).then(|| format!("its interpreter {interpreter:?} is not there"))
 }
 
 /// The argument with the body in it, where it has a place for that.
@@ -355,12 +375,8 @@ fn nameless_file() -> io::Result<File> {
     Ok(file)
 }
 
-/// What the start of a program failed of: a task too large for it fails each time, all else is
-/// the system's matter or the worker's.
+/// Not the task's fault: the system's matter.
 fn not_started(error: &io::Error) -> Failure {
-    if error.kind() == io::ErrorKind::ArgumentListTooLong {
-        return Failure::reject("the body or the headers are too long for the command line");
-    }
     Failure::postpone(format!("the command could not be started: {error}"))
 }
 

@@ -173,6 +173,14 @@ pub enum Failure {
         /// What was in the way, for logs and people.
         reason: String,
     },
+    /// No task can be done here until somebody has acted: it goes back to the queue, no attempt
+    /// is counted, and the worker takes nothing more, finishes what runs and ends
+    /// ([`Ended::Unfit`](crate::Ended::Unfit)).
+    #[non_exhaustive]
+    Stop {
+        /// What is to be done about, for logs and people.
+        reason: String,
+    },
 }
 
 impl Failure {
@@ -196,13 +204,19 @@ impl Failure {
         Failure::Postpone { reason: reason.into() }
     }
 
+    /// Not a failure of the task: nothing can be done here.
+    pub fn stop(reason: impl Into<String>) -> Failure {
+        Failure::Stop { reason: reason.into() }
+    }
+
     /// What went wrong.
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
             Failure::Retry { reason, .. }
             | Failure::Reject { reason }
-            | Failure::Postpone { reason } => reason,
+            | Failure::Postpone { reason }
+            | Failure::Stop { reason } => reason,
         }
     }
 }

@@ -112,7 +112,7 @@ impl RetryPolicy {
     pub(crate) fn decide(&self, attempt: u32, failure: &Failure) -> Fate {
         match failure {
             Failure::Reject { .. } => Fate::Dead,
-            Failure::Postpone { .. } => Fate::Back,
+            Failure::Postpone { .. } | Failure::Stop { .. } => Fate::Back,
             Failure::Retry { .. } if attempt >= self.max_attempts => Fate::Dead,
             Failure::Retry { after: Some(after), .. } => Fate::Retry(in_millis(*after)),
             Failure::Retry { after: None, .. } => {

@@ -7,12 +7,12 @@ use std::convert::Infallible;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded, select_biased};
-use log::warn;
+use log::{error, warn};
 
 use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
@@ -71,6 +71,7 @@ pub(crate) struct Runner {
 /// How many tasks may still be started.
 pub(crate) struct Tickets {
     left: Option<AtomicU64>,
+    void: AtomicBool,
     exhausted: Closer,
 }
 
@@ -177,10 +178,27 @@ impl Tickets {
     /// With `limit` tickets, or without a limit; and the signal that closes with the last one.
     pub(crate) fn new(limit: Option<u64>) -> (Tickets, Signal) {
         let (exhausted, signal) = closer();
-        (Tickets { left: limit.map(AtomicU64::new), exhausted }, signal)
+        let left = limit.map(AtomicU64::new);
+        (Tickets { left, void: AtomicBool::new(false), exhausted }, signal)
+    }
+
+    /// From now on there are none, since no task can be done here.
+    fn make_void(&self, why: &Failure) {
+        if !self.void.swap(true, Ordering::AcqRel) {
+            error!("the worker ends: {why}");
+        }
+        self.exhausted.close();
+    }
+
+    /// Whether that came.
+    pub(crate) fn are_void(&self) -> bool {
+        self.void.load(Ordering::Acquire)
     }
 
     fn take(&self) -> bool {
+        if self.are_void() {
+            return false;
+        }
         let Some(left) = &self.left else { return true };
         let taken = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if taken.is_err() || taken == Ok(1) {
@@ -236,7 +254,12 @@ impl Running {
         let call = AssertUnwindSafe(|| self.work.handler.handle(&job.delivery));
         let result = match catch_unwind(call) {
             Ok(Ok(())) => JobResult::Done,
-            Ok(Err(failure)) => JobResult::Failed(failure),
+            Ok(Err(failure)) => {
+                if let Failure::Stop { .. } = failure {
+                    self.work.tickets.make_void(&failure);
+                }
+                JobResult::Failed(failure)
+            }
             Err(panic) => {
                 let failure = Failure::retry(panic_text(panic.as_ref()));
                 drop_quietly(panic);
@@ -316,6 +339,14 @@ mod tests {
         assert!(!is_closed(&exhausted));
         assert!(tickets.take());
         assert!(is_closed(&exhausted), "closed with the last one, not with the first refusal");
+        assert!(!tickets.take());
+    }
+
+    #[test]
+    fn void_tickets_are_none() {
+        let (tickets, exhausted) = Tickets::new(None);
+        tickets.make_void(&Failure::stop("unfit"));
+        assert!(is_closed(&exhausted) && tickets.are_void());
         assert!(!tickets.take());
     }
 

@@ -39,7 +39,10 @@ pub enum Ended {
     MaxTasks,
     /// Its queue was empty, and nothing was on its way back to it.
     Drained,
-    /// It was asked to stop, and the grace ended with tasks still running.
+    /// Its handler said that no task can be done here
+    /// ([`Failure::Stop`](crate::Failure::Stop)).
+    Unfit,
+    /// It was asked to stop, and the grace ended with tasks still running, which were cancelled.
     GraceOver,
     /// It was asked to stop at once.
     Aborted,

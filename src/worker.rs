@@ -37,6 +37,7 @@ use crate::summary::{Ended, Summary, Tally};
 /// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
 /// | that publish is not confirmed | rejected with requeue after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted. During that pause it keeps its place in the thread's [prefetch](Worker::prefetch): with a prefetch of 1 the thread takes nothing else |
+/// | it returns [`Failure::Stop`](crate::Failure::Stop) | given back, uncounted, and the worker ends |
 /// | prefetched but not started at a stop | given back at once |
 /// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
@@ -202,7 +203,8 @@ impl Worker {
         self.health.clone()
     }
 
-    /// Works until `shutdown` asks to stop, or as many tasks as allowed have been done.
+    /// Works until `shutdown` asks to stop, as many tasks as allowed have been done, or the
+    /// handler says that none can be.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] for settings that do not fit. On the first connection,
@@ -246,7 +248,8 @@ impl Worker {
         let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
         let running = crew.end(&work, deadline, shutdown.aborting());
         let finish = finish?;
-        let ended = finish.ended(shutdown, running + work.tally.all_cancelled());
+        let unfinished = running + work.tally.all_cancelled();
+        let ended = finish.ended(shutdown, &work.tickets, unfinished);
         Ok(work.tally.sum_up(running, started.elapsed(), ended))
     }
 
@@ -344,8 +347,9 @@ enum By {
 
 impl Finish {
     /// What ended it; `unfinished` tasks had to be cancelled for that.
-    fn ended(&self, shutdown: &Shutdown, unfinished: usize) -> Ended {
+    fn ended(&self, shutdown: &Shutdown, tickets: &Tickets, unfinished: usize) -> Ended {
         match self.by {
+            By::Limit if unfinished == 0 && tickets.are_void() => Ended::Unfit,
             By::Limit if unfinished == 0 => Ended::MaxTasks,
             By::Drain if unfinished == 0 => Ended::Drained,
             _ if shutdown.is_aborting() => Ended::Aborted,

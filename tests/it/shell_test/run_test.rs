@@ -103,6 +103,28 @@ fn nothing_after_the_dashes_is_a_usage_error_and_consumes_nothing() {
     assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
 }
 
+#[test]
+fn a_script_that_the_system_cannot_execute_is_told_before_anything_is_consumed() {
+    let bench = Bench::new("script");
+    bench.publish(&[b"x"]);
+    for (script, why) in [
+        ("#!/bin/sh\r\ntrue\r\n", r#"its interpreter "/bin/sh\r" is not there"#),
+        ("\u{feff}#!/bin/sh\ntrue\n", "neither a program nor a script"),
+    ] {
+        executable(&bench, "script", script.as_bytes());
+        let output = bench.worker(&["--drain"], &["./script"]).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains(why), "{}", output.stderr());
+    }
+    let left = bench.left();
+    assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
+}
+
+fn executable(bench: &Bench, name: &str, content: &[u8]) {
+    fs::write(bench.path(name), content).expect("written");
+    Command::program("chmod", &["+x", &bench.path(name).to_string_lossy()]).run(SOON).success();
+}
+
 /// What stands on the only dead letter.
 fn last_words(bench: &Bench) -> String {
     let letters = bench.broker.client().get_all(&format!("{}.dead", bench.queue));
@@ -135,16 +157,30 @@ fn a_dead_letter_tells_how_it_ended_and_what_was_said_last() {
 }
 
 #[test]
-fn a_program_that_vanished_is_not_the_fault_of_the_task() {
+fn a_program_that_vanished_ends_the_worker_and_is_not_the_fault_of_the_task() {
     let bench = Bench::new("vanished");
     bench.publish(&[b"first", b"second"]);
-    fs::write(bench.path("once"), "#!/bin/sh\nrm once\n").expect("written");
-    Command::program("chmod", &["+x", &bench.path("once").to_string_lossy()]).run(SOON).success();
-    let worker = bench.worker(&["--threads", "1", "--json"], &["./once"]).start();
-    worker.wait_for_stderr_line(|line| line.contains("could not be started"), SOON);
-    worker.signal("TERM");
-    let summary = worker.wait(SOON).success();
-    assert!(summary.contains(r#""dead":0,"done":1,"retried":0"#), "{summary}");
+    executable(&bench, "once", b"#!/bin/sh\nrm once\n");
+
+    let output = bench.worker(&["--threads", "1", "--json"], &["./once"]).run(SOON);
+
+    output.assert_code(2);
+    assert!(output.stderr().contains("./once cannot be executed"), "{}", output.stderr());
+    let summary = output.stdout();
+    assert!(summary.contains(r#""dead":0,"done":1,"retried":0,"returned":1"#), "{summary}");
+    assert_eq!(bench.left().len(), 1);
+}
+
+#[test]
+fn a_program_that_the_system_does_not_know_ends_the_worker() {
+    let bench = Bench::new("unknown");
+    bench.publish(&[b"x"]);
+    executable(&bench, "unknown", b"no program\0");
+
+    let output = bench.worker(&["--drain"], &["./unknown"]).run(SOON);
+
+    output.assert_code(2);
+    assert!(output.stderr().contains("./unknown cannot be executed"), "{}", output.stderr());
     assert_eq!(bench.left().len(), 1);
 }
 
