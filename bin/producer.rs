@@ -92,7 +92,7 @@ pub(crate) struct Options {
     failed: Option<PathBuf>,
 
     /// Print one summary object on standard output: published confirmed nacked returned
-    /// unconfirmed seconds
+    /// unconfirmed seconds. What was read and not published any more is unconfirmed, too
     #[arg(long)]
     json: bool,
 
@@ -139,10 +139,13 @@ fn not_connected(
         return report.close(&End::Stopped);
     }
     let exit = Exit::for_error(error);
+    let end = report.keep_rest(bodies, shutdown, End::GaveUp);
     if report.failed.is_some() {
-        let end = report.keep_rest(bodies, shutdown, End::GaveUp);
         report.flush_failed();
         report.tell_end(&end);
+    }
+    if exit != Exit::Usage {
+        report.print_summary();
     }
     Ok(if cli::is_interrupted() { Exit::Interrupted } else { exit })
 }

@@ -24,6 +24,7 @@ pub(crate) struct Report {
     progress: Progress,
     /// How many tasks were read from the input.
     pub(crate) read: u64,
+    published: u64,
     confirmed: u64,
     nacked: u64,
     returned: u64,
@@ -64,6 +65,7 @@ impl Report {
             failed_end: source.end(),
             progress: Progress::new(source),
             read: 0,
+            published: 0,
             confirmed: 0,
             nacked: 0,
             returned: 0,
@@ -75,6 +77,8 @@ impl Report {
 
     pub(crate) fn note(&mut self, receipts: Vec<Receipt>) {
         for receipt in receipts {
+            // What is refused here is not sent.
+            self.published += u64::from(!matches!(receipt.outcome, Outcome::Refused { .. }));
             if receipt.outcome == Outcome::Confirmed {
                 self.note_confirmed(&receipt.task);
             } else {
@@ -95,7 +99,7 @@ impl Report {
 
     /// Reads on where somebody wants to have the rest, once nothing is published any more.
     pub(crate) fn keep_rest(&mut self, bodies: &Bodies, shutdown: &Shutdown, why: End) -> End {
-        if self.failed.is_some() {
+        if self.failed.is_some() && !shutdown.is_stopping() {
             warn!("the rest of the input goes to --failed and is not published");
         }
         while self.failed.is_some() {
@@ -156,9 +160,7 @@ impl Report {
         self.progress.end();
         self.flush_failed();
         self.tell_end(end);
-        if self.summary == Summary::Json && self.unwritable.is_none() {
-            self.unwritable = print_line(self.as_json()).err();
-        }
+        self.print_summary();
         Ok(match end {
             _ if cli::is_interrupted() => Exit::Interrupted,
             End::Finished if self.not_confirmed() == 0 => self.exit_as_printed(),
@@ -191,9 +193,15 @@ impl Report {
         }
     }
 
+    pub(crate) fn print_summary(&mut self) {
+        if self.summary == Summary::Json && self.unwritable.is_none() {
+            self.unwritable = print_line(self.as_json()).err();
+        }
+    }
+
     fn as_json(&self) -> serde_json::Value {
         json!({
-            "published": self.confirmed + self.not_confirmed(),
+            "published": self.published,
             "confirmed": self.confirmed,
             "nacked": self.nacked,
             "returned": self.returned,

@@ -140,16 +140,25 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let patience = Patience { grace: options.grace, wind_down, late: Exit::GraceOver };
     let (trigger, shutdown) = cli::stop_on_signals(patience)?;
     output.stop_when_unwritable(trigger);
-    let summary = match command {
-        Some(command) => worker.run(Job { command, output: output.clone() }, &shutdown)?,
-        None => worker.run(Dots { output: output.clone() }, &shutdown)?,
+    let ended = match command {
+        Some(command) => worker.run(Job { command, output: output.clone() }, &shutdown),
+        None => worker.run(Dots { output: output.clone() }, &shutdown),
     };
     drop(health);
-    info!("{}", in_words(&summary));
-    if options.json && output.error().is_none() {
-        let _ = output.written(print_line(as_json(&summary)));
+    if let Some(summary) = worker.last_run().filter(|summary| is_telling(summary, &ended)) {
+        info!("{}", in_words(&summary));
+        if options.json && output.error().is_none() {
+            let _ = output.written(print_line(as_json(&summary)));
+        }
     }
-    Ok(exit_for(&summary, output.error()))
+    ended.map(|summary| exit_for(&summary, output.error()))
+}
+
+/// Whether there is something to tell: not of a usage error before the first task.
+fn is_telling(summary: &Summary, ended: &Result<Summary, Error>) -> bool {
+    let Summary { done, retried, dead, failed, returned, orphaned, .. } = summary;
+    let worked = done + retried + dead + failed + returned + orphaned > 0;
+    ended.as_ref().err().is_none_or(|error| worked || error.is_transient())
 }
 
 /// The handler that runs the command, where there is one.

@@ -46,6 +46,8 @@ pub enum Ended {
     GraceOver,
     /// It was asked to stop at once.
     Aborted,
+    /// An error ended it; [`Worker::run`](crate::Worker::run) returned that.
+    Failed,
 }
 
 /// The counts while they grow.

@@ -2,7 +2,7 @@
 //! it is told to stop.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,7 @@ pub struct Worker {
     max_tasks: Option<u64>,
     observer: Observer,
     health: Health,
+    last_run: Arc<Mutex<Option<Summary>>>,
 }
 
 /// What a session has to know.
@@ -118,6 +119,7 @@ impl Worker {
             max_tasks: None,
             observer: Observer::default(),
             health: Health::default(),
+            last_run: Arc::default(),
         }
     }
 
@@ -211,7 +213,7 @@ impl Worker {
     /// whatever a person has to act on: [`Error::LoginRefused`], [`Error::VhostRefused`],
     /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`]. Later only
     /// [`Error::Poisoned`], and with [`no_reconnect`](Worker::no_reconnect) whatever ended the
-    /// session.
+    /// session; [`last_run`](Worker::last_run) tells what was done until then.
     ///
     /// # Blocking
     /// Until then. After a stop: while tasks run, at most for the grace, and some 5 s more for
@@ -247,10 +249,21 @@ impl Worker {
         let finish = self.run_sessions(&session);
         let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
         let running = crew.end(&work, deadline, shutdown.aborting());
-        let finish = finish?;
         let unfinished = running + work.tally.all_cancelled();
-        let ended = finish.ended(shutdown, &work.tickets, unfinished);
-        Ok(work.tally.sum_up(running, started.elapsed(), ended))
+        let ended = match &finish {
+            Ok(finish) => finish.ended(shutdown, &work.tickets, unfinished),
+            Err(_) => Ended::Failed,
+        };
+        let summary = work.tally.sum_up(running, started.elapsed(), ended);
+        *self.last_run.lock().unwrap_or_else(PoisonError::into_inner) = Some(summary);
+        finish.map(|_| summary)
+    }
+
+    /// What the last run did that has ended, also where it ended with an error; `None` before.
+    /// Clones share it.
+    #[must_use]
+    pub fn last_run(&self) -> Option<Summary> {
+        *self.last_run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn validate(&self) -> Result<(), Error> {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpValue, FieldTable};
+use crossbeam_channel::bounded;
 use serde_json::Value;
 
 use crate::support::broker::shared_broker;
@@ -402,6 +403,51 @@ fn when_it_gives_up_the_rest_of_the_input_is_in_failed() {
         (&4999.into(), &1.into())
     );
     assert_eq!(fs::read_to_string(&failed).expect("--failed"), lines[1..].concat());
+}
+
+#[test]
+fn the_summary_counts_as_published_what_was_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+
+    let output = Command::producer(&["--url", "amqp://127.0.0.1:1", "--timeout", "1s", "--lines"])
+        .args(&["--json", "--failed", &failed.to_string_lossy()])
+        .stdin("1\n2\n3\n4\n5\n")
+        .run(SOON);
+
+    output.assert_code(69);
+    let summary = json(&output);
+    assert_eq!((&summary["published"], &summary["unconfirmed"]), (&0.into(), &5.into()));
+}
+
+#[test]
+fn stopped_it_does_not_say_that_it_reads_the_rest() {
+    let (sent, published) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        session.read_publish();
+        let _ = sent.send(());
+        let _ = session.answer_rpcs();
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let mut running = Command::producer(&["--url", &broker.url(), "--lines", "--json"])
+        .args(&["--window", "1", "--timeout", "5s", "--failed", &failed.to_string_lossy()])
+        .open_stdin()
+        .start();
+    running.write(b"1\n2\n3\n");
+    published.recv_timeout(SOON).expect("the first is published");
+
+    running.signal("TERM");
+    let output = running.wait(SOON);
+
+    output.assert_code(1);
+    assert!(!output.stderr().contains("the rest of the input"), "{}", output.stderr());
+    let summary = json(&output);
+    let sum = |fields: [&str; 2]| fields.map(|it| summary[it].as_u64().expect("a count"));
+    let [published, unconfirmed] = sum(["published", "unconfirmed"]);
+    assert!(published < unconfirmed && unconfirmed == 3, "{summary}");
+    assert_eq!(fs::read(&failed).expect("--failed"), b"1\n2\n3\n");
 }
 
 #[test]

@@ -382,6 +382,38 @@ fn without_reconnection_a_lost_connection_is_exit_69_with_its_cause() {
 }
 
 #[test]
+fn what_was_done_is_told_when_a_lost_connection_ends_it() {
+    let queue = unique_queue("told");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1", "2", "3"]);
+    let proxy = Proxy::start(shared_broker().address());
+    let arguments = ["--url", &proxy.url(), "--queue", &queue, "--threads", "1"];
+    let running = Command::worker(&arguments).args(&["--no-reconnect", "--json"]).start();
+    for _ in 0..3 {
+        running.wait_for_stdout_line(|line| line == " [x] Done", SOON);
+    }
+
+    proxy.set_both(Toxic::Down);
+    let output = running.wait(SOON);
+
+    output.assert_code(69);
+    assert!(output.stderr().contains(" tasks done, 0 retried"), "{}", output.stderr());
+    let stdout = output.stdout();
+    let summary = json(stdout.lines().last().expect("a summary"));
+    let told = summary["done"].as_u64().expect("a count");
+    assert!(told >= 2, "the last may not have been acked: {summary}");
+}
+
+#[test]
+fn a_broker_that_is_not_reached_has_a_summary_too() {
+    let arguments = ["--url", "amqp://127.0.0.1:1", "--no-reconnect", "--json"];
+    let output = Command::worker(&arguments).run(SOON);
+    output.assert_code(69);
+    assert_eq!(json(&output.stdout())["done"], 0);
+}
+
+#[test]
 fn rows_19_38_39_56_58_what_a_person_has_to_act_on_is_one_line_and_exit_2() {
     let queue = unique_queue("usage");
     let exclusive = unique_queue("exclusive");
