@@ -327,7 +327,7 @@ impl HealthFile {
         // Nothing is sound yet; but whether it can be written is better told now.
         touch(path).and_then(|()| fs::remove_file(path)).map_err(unfit)?;
         let health = worker.health();
-        let limit = options.task_timeout.map(|limit| limit + ENDING);
+        let limit = options.task_timeout.map(|limit| limit.saturating_add(ENDING));
         let (stop, stopped) = bounded(0);
         let touched = path.to_path_buf();
         let keep_fresh = move || {

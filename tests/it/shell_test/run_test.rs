@@ -418,3 +418,12 @@ fn the_health_file_goes_stale_while_a_task_is_stuck_past_its_time_limit() {
     worker.wait(SOON).assert_code(0);
     drop(reader);
 }
+
+#[test]
+fn a_time_limit_of_any_length_is_taken() {
+    let bench = Bench::new("longest");
+    let options = ["--drain", "--health-file", "health", "--task-timeout", LONGEST];
+    bench.worker(&options, &["true"]).run(SOON).assert_code(0);
+}
+
+const LONGEST: &str = "18446744073709551615s";
