@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -363,6 +363,8 @@ fn touch(path: &Path) -> io::Result<()> {
 /// The events file: one JSON object for each line.
 struct EventLog {
     file: Mutex<File>,
+    /// One line says that it is full; there would be one for each event.
+    told: Once,
 }
 
 impl EventLog {
@@ -370,7 +372,7 @@ impl EventLog {
         let opened = OpenOptions::new().create(true).append(true).open(path);
         let file = opened
             .map_err(|error| Error::setting("--events", format!("{}: {error}", path.display())))?;
-        Ok(EventLog { file: Mutex::new(file) })
+        Ok(EventLog { file: Mutex::new(file), told: Once::new() })
     }
 
     fn note(&self, event: &Event) {
@@ -390,7 +392,7 @@ impl EventLog {
         // One write for each line, so that lines of several workers on one file do not mix.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
-            warn!("--events cannot be written: {error}");
+            self.told.call_once(|| warn!("--events cannot be written: {error}"));
         }
     }
 }

@@ -427,3 +427,15 @@ fn a_time_limit_of_any_length_is_taken() {
 }
 
 const LONGEST: &str = "18446744073709551615s";
+
+#[test]
+fn events_that_cannot_be_written_are_told_once() {
+    let bench = Bench::new("unwritable");
+    bench.publish(&[b"1", b"2", b"3"]);
+
+    let output = bench.worker(&["--drain", "--events", "/dev/full"], &["true"]).run(SOON);
+
+    output.assert_code(0);
+    let stderr = output.stderr();
+    assert_eq!(stderr.matches("--events cannot be written").count(), 1, "{stderr}");
+}
