@@ -110,6 +110,8 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
     let source = source(options);
+    // The same for each task, whatever its body.
+    task(Vec::new(), options).validate()?;
     let summary = if options.json { Summary::Json } else { Summary::Nothing };
     let mut report = Report::open(&source, options.failed.as_deref(), summary)?;
     let bodies = Bodies::open(&source)?;

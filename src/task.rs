@@ -48,6 +48,10 @@ const LARGEST_BODY: usize = 134_217_728;
 /// The longest AMQP `shortstr`, in bytes; a longer one is written malformed
 /// (amq-protocol-types 1.2 generation.rs:106).
 const LONGEST_SHORTSTR: usize = 255;
+/// The longest expiration RabbitMQ takes, in milliseconds (3.10.8; a longer one closes the channel).
+const LONGEST_EXPIRATION: u64 = 315_360_000_000;
+/// Headers that RabbitMQ reads itself (<https://www.rabbitmq.com/docs/sender-selected>).
+const OF_THE_BROKER: [&str; 2] = ["CC", "BCC"];
 const EXPIRATION: &str = "x-rabbit-work-expiration";
 const USER_ID: &str = "x-rabbit-work-user-id";
 const COPIES: &str = "x-rabbit-work-cc";
@@ -113,10 +117,10 @@ impl Task {
     }
 
     /// Has the broker drop the task when no worker has taken it after this long, in whole
-    /// milliseconds. Once a worker had the task, it no longer expires, be it tried again or
-    /// replayed. Not to be combined with a [`delay`](Task::with_delay), which it would cut short:
-    /// RabbitMQ counts the one of the two that is shorter, and forgets the expiration where a
-    /// delay ends (<https://www.rabbitmq.com/docs/ttl>). Default: never.
+    /// milliseconds, at most 3650 days. Once a worker had the task, it no longer expires, be it
+    /// tried again or replayed. Not to be combined with a [`delay`](Task::with_delay), which it
+    /// would cut short: RabbitMQ counts the one of the two that is shorter, and forgets the
+    /// expiration where a delay ends (<https://www.rabbitmq.com/docs/ttl>). Default: never.
     #[must_use]
     pub fn with_expiration(self, after: Duration) -> Task {
         self.map(|properties| properties.with_expiration(after.as_millis().to_string()))
@@ -283,9 +287,13 @@ impl Task {
         }
     }
 
-    /// What the broker, or amiquip before it, would answer by closing the channel or the
-    /// connection is refused here instead.
-    pub(crate) fn validate(&self) -> Result<(), Error> {
+    /// Whether the broker would take the task. What it, or AMQP, could only answer by closing the
+    /// channel or the connection is refused here instead; [`Producer`](crate::Producer) asks this
+    /// of each task.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] with the first thing that is wrong.
+    pub fn validate(&self) -> Result<(), Error> {
         if self.body.len() > LARGEST_BODY {
             return Err(Error::setting(
                 "body",
@@ -298,6 +306,7 @@ impl Task {
         within_shortstr("correlation id", properties.correlation_id())?;
         within_shortstr("reply-to", properties.reply_to())?;
         self.validate_delay()?;
+        self.validate_expiration()?;
         self.validate_headers()
     }
 
@@ -319,9 +328,24 @@ impl Task {
         Ok(())
     }
 
+    fn validate_expiration(&self) -> Result<(), Error> {
+        let Some(millis) = self.properties.expiration() else { return Ok(()) };
+        if millis.parse().is_ok_and(|millis: u64| millis <= LONGEST_EXPIRATION) {
+            return Ok(());
+        }
+        Err(Error::setting("expiration", "RabbitMQ takes 10 years of 365 days at most"))
+    }
+
     fn validate_headers(&self) -> Result<(), Error> {
         let mut total = 0;
         for (name, value) in self.properties.headers().iter().flatten() {
+            if OF_THE_BROKER.contains(&name.as_str()) && !matches!(value, AmqpValue::FieldArray(_))
+            {
+                return Err(Error::setting(
+                    "header",
+                    format!("RabbitMQ takes {name} for a list of further queues, and no text"),
+                ));
+            }
             if name.len() > LONGEST_SHORTSTR {
                 return Err(Error::setting("header", "a name has more than 255 bytes"));
             }
@@ -449,6 +473,20 @@ mod tests {
         assert!(Task::new("x").with_header("n".repeat(256), "v").validate().is_err());
         assert!(Task::new("x").with_header("n", "v".repeat(65_000)).validate().is_ok());
         assert!(Task::new("x").with_header("n", "v".repeat(66_000)).validate().is_err());
+    }
+
+    #[test]
+    fn what_the_broker_would_close_the_channel_for_is_refused() {
+        let longest = Duration::from_millis(LONGEST_EXPIRATION);
+        assert!(Task::new("x").with_expiration(longest).validate().is_ok());
+        let longer = longest + Duration::from_millis(1);
+        assert!(Task::new("x").with_expiration(longer).validate().is_err());
+        for name in OF_THE_BROKER {
+            assert!(Task::new("x").with_header(name, "queue").validate().is_err());
+            let list = Value::List(vec![Value::Text("queue".into())]);
+            assert!(Task::new("x").with_value(name, Some(list)).validate().is_ok());
+        }
+        assert!(Task::new("x").with_header("cc", "queue").validate().is_ok());
     }
 
     #[test]

@@ -55,6 +55,23 @@ fn properties_travel_with_each_task() {
     bench.producer(&["--header", "novalue", "x"]).run(SOON).assert_code(2);
 }
 
+#[test]
+fn what_the_broker_would_not_take_is_refused_here() {
+    let bench = Bench::new("refused");
+    for (options, why) in [
+        (["--expiration", "10000000000s"], "10 years"),
+        (["--header", "CC=foo"], "CC"),
+        (["--header", "BCC=foo"], "BCC"),
+        (["--delay", "100d"], "42 days"),
+    ] {
+        let output = bench.producer(&options).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains(why), "{}", output.stderr());
+    }
+    bench.producer(&["--expiration", "3650d"]).run(SOON).assert_code(0);
+    assert_eq!(bench.left().len(), 1);
+}
+
 /// A queue that refuses what it has no room for.
 fn full_queue(bench: &Bench) -> String {
     let name = format!("{}.full", bench.queue);
