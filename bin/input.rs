@@ -38,6 +38,19 @@ impl Source {
         }
     }
 
+    /// Refuses tasks that, written down, would be fed again as others.
+    pub(crate) fn validate_for_another_feed(&self) -> Result<(), Error> {
+        let reason = match self {
+            Source::Words(body, _) if body.contains(&b'\n') => {
+                "it has one task for each line, and this message has several; give it with \
+                 --body-file, or on standard input with --null"
+            }
+            Source::Whole(_, 2..) => "with --body-file it has one body, and --repeat makes several",
+            Source::Words(..) | Source::Whole(..) | Source::Pieces(..) => return Ok(()),
+        };
+        Err(Error::setting("--failed", reason))
+    }
+
     /// What follows each task where they are written down.
     pub(crate) fn end(&self) -> &'static [u8] {
         match self {

@@ -85,8 +85,8 @@ pub(crate) struct Options {
     timeout: Duration,
 
     /// Write the tasks that were not confirmed to FILE, byte for byte and ready to be fed again:
-    /// one for each line; with --null, a NUL after each; with --body-file, the body alone. When
-    /// the broker is not reached, or a task runs out of time, the rest of the input is written
+    /// one for each line; with --null, a NUL after each; with --body-file, the body alone. What was
+    /// there before is gone: feed it from another name. When the broker is not reached, or a task runs out of time, the rest of the input is written
     /// there unpublished. After a signal the rest is not read: the log says how many tasks were
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
@@ -112,9 +112,13 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let source = source(options);
     // The same for each task, whatever its body.
     task(Vec::new(), options).validate()?;
+    if options.failed.is_some() {
+        source.validate_for_another_feed()?;
+    }
+    // Opened first: where there is no input, what failed before is still to be fed.
+    let bodies = Bodies::open(&source)?;
     let summary = if options.json { Summary::Json } else { Summary::Nothing };
     let mut report = Report::open(&source, options.failed.as_deref(), summary)?;
-    let bodies = Bodies::open(&source)?;
     let patience =
         Patience { grace: options.timeout, wind_down: Duration::ZERO, late: Exit::Failed };
     let (_trigger, shutdown) = cli::stop_on_signals(patience)?;

@@ -72,6 +72,28 @@ fn what_the_broker_would_not_take_is_refused_here() {
     assert_eq!(bench.left().len(), 1);
 }
 
+#[test]
+fn what_failed_before_stays_when_the_input_cannot_be_read() {
+    let bench = Bench::new("keep");
+    fs::write(bench.path("keep"), "kept\n").expect("written");
+    for input in ["--lines", "--body-file"] {
+        bench.producer(&[input, "missing", "--failed", "keep"]).run(SOON).assert_code(2);
+    }
+    assert_eq!(bench.read("keep"), "kept\n");
+}
+
+#[test]
+fn what_could_not_be_fed_again_as_it_was_is_a_usage_error() {
+    let bench = Bench::new("again");
+    fs::write(bench.path("body"), "body").expect("written");
+    for options in [&["--body-file", "body", "--repeat", "2"][..], &["two\nlines"]] {
+        let output = bench.producer(&["--failed", "failed"]).args(options).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains("--failed: "), "{}", output.stderr());
+    }
+    assert!(bench.left().is_empty() && !bench.path("failed").exists());
+}
+
 /// A queue that refuses what it has no room for.
 fn full_queue(bench: &Bench) -> String {
     let name = format!("{}.full", bench.queue);
