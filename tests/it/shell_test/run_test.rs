@@ -191,6 +191,7 @@ fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
     let worker = bench.worker(&options, &["sh", "-c", "echo attempt $TASK_ATTEMPT"]).start();
     bench.publish(&[b""]);
     worker.wait_for_stdout_line(|line| line == "attempt 1", SOON);
+    poll("it is done", SOON, || bench.read("events").contains("done").then_some(()));
 
     // What is open stays open, and nothing more can be.
     let usual = getrlimit(Resource::Nofile);
