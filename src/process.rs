@@ -183,7 +183,9 @@ impl Process {
     fn hasten(&mut self, woken_by: &[Source], listed: Option<&Listed<'_>>) {
         let now = Instant::now();
         let next = match self.stage {
-            Stage::Running { .. } if woken_by.contains(&Source::End) => return,
+            Stage::Running { .. } if woken_by.contains(&Source::End) => {
+                return self.note_what_the_bell_told(listed);
+            }
             Stage::Running { .. } if woken_by.contains(&Source::Kill) => {
                 Stage::Killed { told: Told::Cancelled }
             }
@@ -209,6 +211,16 @@ impl Process {
             None => self.group.signal(signal),
         }
         self.stage = next;
+    }
+
+    /// Where this thread was held up, the bell told the group to end before this did.
+    fn note_what_the_bell_told(&mut self, listed: Option<&Listed<'_>>) {
+        let (told, now) = (Told::Cancelled, Instant::now());
+        self.stage = match listed.and_then(Listed::told) {
+            None => return,
+            Some(Signal::KILL) => Stage::Killed { told },
+            Some(_) => Stage::Terminated { told, kill_at: now + KILL_AFTER },
+        };
     }
 
     /// Whether, after the leader, others of its group are to be waited for.
@@ -372,6 +384,11 @@ impl Roll {
 }
 
 impl Listed<'_> {
+    /// What the group was told last, by whomever.
+    fn told(&self) -> Option<Signal> {
+        self.roll.lock().get(&self.group).copied().flatten()
+    }
+
     fn tell(&self, signal: Signal) {
         if let Some(told) = self.roll.lock().get_mut(&self.group) {
             tell(self.group, told, signal);
@@ -571,6 +588,20 @@ mod tests {
         drop(release);
         let ended = attending.join().expect("no panic").expect("attended");
         assert_eq!(ended.status.signal(), Some(9));
+    }
+
+    #[test]
+    fn told_by_the_bell_while_nobody_attended_it_is_cancelled_all_the_same() {
+        let (_cancel, cancelled) = closer();
+        let (kill, killed) = closer();
+        let bell = Bell::hang(&cancelled, &killed).expect("a bell");
+        let mut process =
+            Process::start(&mut shell("sleep 60"), None, &Passing::Plain).expect("started");
+        let listed = bell.roll.list(process.group.id);
+        kill.close();
+        ready(&[(Source::End, process.end.as_fd())], None).expect("it ends");
+        process.hasten(&[Source::End, Source::Kill], Some(&listed));
+        assert_eq!(process.stage.told(), Some(Told::Cancelled));
     }
 
     #[test]
