@@ -86,8 +86,9 @@ pub(crate) struct Options {
 
     /// Write the tasks that were not confirmed to FILE, byte for byte and ready to be fed again:
     /// one for each line; with --null, a NUL after each; with --body-file, the body alone. What was
-    /// there before is gone: feed it from another name. When the broker is not reached, or a task runs out of time, the rest of the input is written
-    /// there unpublished. After a signal the rest is not read: the log says how many tasks were
+    /// there before is gone: feed it from another name. When the broker is not reached, or a task
+    /// runs out of time, the rest of the input is written there unpublished. After a signal the
+    /// rest is not read: the log says how many tasks were
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
 
