@@ -12,7 +12,7 @@ use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::{Error, read_mismatch};
-use crate::places::listed_delays;
+use crate::places::{Listed, listed_delays};
 use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
 use crate::shutdown::Signal;
@@ -389,11 +389,16 @@ impl Inspector {
         let deadline = Instant::now() + READING;
         while self.ask(|channel| channel.count(&list))?.is_some() {
             match self.ask(|channel| listed_delays(channel, &queue))? {
-                Some(Some(delays)) => {
+                Some(Listed::Delays(delays)) => {
                     self.delays.extend(delays);
                     return Ok(());
                 }
-                Some(None) => {
+                Some(Listed::Foreign) => {
+                    self.forget_channel();
+                    self.delays.extend(RetryPolicy::default().delays());
+                    return Ok(());
+                }
+                Some(Listed::Busy) => {
                     // Taken by another connection: our channel is gone.
                     self.forget_channel();
                     if Instant::now() >= deadline {

@@ -2,12 +2,12 @@
 //! they are needed, keeps delay queues that are in use from expiring, and keeps the list of them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, info, warn};
 
-use crate::cause::{Cause, NOT_FOUND, RESOURCE_LOCKED};
+use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED, RESOURCE_LOCKED};
 use crate::channel::{Channel, PublishEnds, Settlement};
 use crate::connection::Connection;
 use crate::queue::{Plan, Queue, Target};
@@ -45,10 +45,24 @@ pub(crate) enum Unready {
     Lost(Cause),
 }
 
+/// What a look at the list of a queue's delays brought.
+pub(crate) enum Listed {
+    Delays(BTreeSet<Duration>),
+    /// Somebody else reads it just now: readers take the entries out and give them back, so there
+    /// is one at a time. The channel is gone.
+    Busy,
+    /// A queue of that name is there, and it is somebody else's. The channel is gone.
+    Foreign,
+}
+
 struct Side {
     channel: Channel,
     ends: PublishEnds,
 }
+
+/// The content type of the entries in a list of delays. What has another one, or none, is not
+/// ours to ack, whatever is in it.
+const LIST_ENTRY: &str = "application/vnd.rabbit-work.delay";
 
 /// How often a place in use is declared and renewed again: far below the week by which a delay
 /// queue outlives its delay.
@@ -200,10 +214,12 @@ impl Places {
             return Ok(BTreeSet::new());
         }
         let listed = listed_delays(&self.side(connection)?.channel, queue);
-        if !matches!(listed, Ok(Some(_))) {
-            self.side = None;
+        if let Ok(Listed::Delays(delays)) = listed {
+            return Ok(delays);
         }
-        Ok(listed?.unwrap_or_default())
+        self.side = None;
+        listed?;
+        Ok(BTreeSet::new())
     }
 
     /// Declares `target` in the best way that the broker takes; says which that is.
@@ -264,11 +280,15 @@ impl Places {
         delay: Duration,
     ) -> Result<(), Unready> {
         let plan = queue.delays_plan();
-        if let Err(Unready::Refused(reason)) = self.declare_as(connection, &plan) {
-            debug!("'{}' cannot be declared: {reason}", plan.name);
-            return Ok(());
+        match self.declare_as(connection, &plan) {
+            Err(Unready::Refused(reason)) => {
+                say_once_that_there_is_no_list(&plan.name, &reason);
+                return Ok(());
+            }
+            declared => declared?,
         }
-        let entry = Task::new(delay.as_millis().to_string()).stamped(SystemTime::now());
+        let entry = Task::new(delay.as_millis().to_string()).with_content_type(LIST_ENTRY);
+        let entry = entry.stamped(SystemTime::now());
         let side = self.side(connection)?;
         side.channel.publish(&plan.name, &entry, LISTED_WITHIN)?;
         if side.ends.confirms.recv_timeout(LISTED_WITHIN).is_err() {
@@ -290,36 +310,57 @@ impl Places {
     }
 }
 
-/// The delays in the list of a queue, which must be there; `None` when somebody else reads it
-/// just now: readers take the entries out and give them back, so there is one at a time.
-pub(crate) fn listed_delays(
-    channel: &Channel,
-    queue: &Queue,
-) -> Result<Option<BTreeSet<Duration>>, Cause> {
-    let list = queue.delays_plan().name;
-    let lock = format!("{list}.lock");
+/// The delays in the list of a queue, which must be there.
+pub(crate) fn listed_delays(channel: &Channel, queue: &Queue) -> Result<Listed, Cause> {
+    let plan = queue.delays_plan();
+    // Before anything is taken: of a queue with a delivery limit, or of a large one, that would
+    // be too much already.
+    match channel.declare_as(&plan) {
+        Err(Cause::ChannelClosed { code: PRECONDITION_FAILED | RESOURCE_LOCKED, text }) => {
+            say_once_that_there_is_no_list(&plan.name, &text);
+            return Ok(Listed::Foreign);
+        }
+        declared => declared?,
+    }
+    let lock = format!("{}.lock", plan.name);
     match channel.declare_exclusive(&lock) {
-        Err(Cause::ChannelClosed { code: RESOURCE_LOCKED, .. }) => return Ok(None),
+        Err(Cause::ChannelClosed { code: RESOURCE_LOCKED, .. }) => return Ok(Listed::Busy),
         declared => declared?,
     }
     let mut delays = BTreeSet::new();
     let mut kept = Vec::new();
-    while let Some((unsettled, received)) = channel.get(&list)? {
-        match read_entry(received.task.body()) {
-            Some(delay) if delays.insert(delay) => kept.push(unsettled),
-            _ => channel.settle(unsettled, Settlement::Ack)?,
+    while let Some((unsettled, received)) = channel.get(&plan.name)? {
+        match read_entry(&received.task) {
+            Some(delay) if !delays.insert(delay) => channel.settle(unsettled, Settlement::Ack)?,
+            _ => kept.push(unsettled),
         }
     }
     for unsettled in kept {
         channel.settle(unsettled, Settlement::GiveBack)?;
     }
     channel.delete(&lock)?;
-    Ok(Some(delays))
+    Ok(Listed::Delays(delays))
 }
 
-fn read_entry(body: &[u8]) -> Option<Duration> {
-    let millis = std::str::from_utf8(body).ok()?.parse().ok()?;
+/// The delay of an entry; `None` for what is no entry of ours.
+fn read_entry(entry: &Task) -> Option<Duration> {
+    if entry.content_type() != Some(LIST_ENTRY) {
+        return None;
+    }
+    let millis = std::str::from_utf8(entry.body()).ok()?.parse().ok()?;
     Some(Duration::from_millis(millis))
+}
+
+/// Once for each list, not for each connection that finds it so.
+fn say_once_that_there_is_no_list(list: &str, reason: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let is_new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(list.to_string());
+    if is_new {
+        warn!(
+            "'{list}' cannot be used as the list of delays ({reason}): tasks with other than the \
+             usual delays are not counted by a status and not waited for by a drain"
+        );
+    }
 }
 
 fn say_once_that_it_is_simple(plan: &Plan, refusals: &[String]) {

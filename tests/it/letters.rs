@@ -174,6 +174,87 @@ fn status_counts_what_is_ready_waits_and_is_dead() {
     assert!(text.contains("3 after 1m"), "{text}");
 }
 
+/// The lines of a log that warn of this queue.
+fn warnings<'a>(log: &'a str, queue: &str) -> Vec<&'a str> {
+    log.lines().filter(|line| line.contains(" WARN ") && line.contains(queue)).collect()
+}
+
+#[test]
+fn status_takes_nothing_from_somebody_else_s_queue_with_the_name_of_the_list() {
+    let queue = unique_queue("theirs");
+    let theirs = format!("{queue}.retries");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.declare(&theirs);
+    // One of them a number, and twice the same: as in a list of delays.
+    let bodies = ["{}", "7", "7", "[1]", "x"];
+    let messages = bodies.map(|body| (body.as_bytes(), AmqpProperties::default()));
+    client.publish_all(&theirs, messages);
+
+    let output = queuectl(&queue, &["status", "--json"]);
+
+    let left: Vec<String> = client.get_all(&theirs).iter().map(|it| it.text()).collect();
+    assert_eq!(left, bodies);
+    assert_eq!(json(&output)["retry"], 0);
+    let log = output.stderr();
+    let warned = warnings(&log, &theirs);
+    assert_eq!(warned.len(), 1, "{log}");
+    assert!(warned[0].contains("not counted"), "says what follows: {}", warned[0]);
+}
+
+#[test]
+fn status_gives_back_what_somebody_else_put_on_the_list_of_delays() {
+    let queue = unique_queue("mixed");
+    let list = format!("{queue}.retries");
+    let delayed = || Task::new("").with_delay(Duration::from_secs(60));
+    // Two producers at the same time may both enter the same delay.
+    for _ in 0..2 {
+        let mut producer = Producer::new(&broker(), &Queue::new(&queue));
+        producer.publish(delayed()).expect("confirmed");
+    }
+    let mut client = shared_broker().client();
+    let bodies = ["7", "{}", "7"];
+    let messages = bodies.map(|body| (body.as_bytes(), AmqpProperties::default()));
+    client.publish_all(&list, messages);
+
+    let statuses = [(); 2].map(|()| json(&queuectl(&queue, &["status", "--json"])));
+
+    assert_eq!(statuses.map(|status| status["retry"].clone()), [2, 2]);
+    let left: Vec<String> = client.get_all(&list).iter().map(|it| it.text()).collect();
+    assert_eq!(left, ["60000", "7", "{}", "7"], "of our own entries, each once");
+}
+
+#[test]
+fn a_hand_made_retry_queue_with_the_name_of_the_list_keeps_its_messages() {
+    let queue = unique_queue("hand-made");
+    let theirs = format!("{queue}.retries");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-message-ttl".into(), AmqpValue::LongInt(3_600_000));
+    arguments.insert("x-dead-letter-exchange".into(), AmqpValue::LongString(String::new()));
+    arguments.insert("x-dead-letter-routing-key".into(), AmqpValue::LongString(queue.clone()));
+    client.declare_with(&theirs, arguments);
+    client.publish_ids(&theirs, ["1", "1", "mail"]);
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let produce = ["--delay", "1s", "later"];
+    let work = ["--no-declare", "--drain", "--retry-delay", "100ms", "--max-attempts", "2", "--"];
+
+    let produced = Command::producer(&[&to[..], &produce].concat()).run(SOON);
+    let worked = Command::worker(&[&to[..], &work, &["false"]].concat()).run(SOON);
+
+    let left: Vec<String> = client.get_all(&theirs).iter().map(|it| it.text()).collect();
+    assert_eq!(left, ["1", "1", "mail"]);
+    produced.assert_code(0);
+    assert!(matches!(worked.code, Some(0 | 1)), "{worked:?}");
+    for output in [produced, worked] {
+        let log = output.stderr();
+        let warned = warnings(&log, &theirs);
+        assert_eq!(warned.len(), 1, "{log}");
+        assert!(warned[0].contains("not waited for"), "says what follows: {}", warned[0]);
+    }
+}
+
 #[test]
 fn check_names_the_real_cause_with_its_own_status() {
     let broker = PrivateBroker::start();
