@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 /// Tags count from 1 in the order of publishing
 /// (<https://www.rabbitmq.com/docs/confirms#publisher-confirms>).
 #[derive(Debug)]
-pub(crate) struct Confirms<T> {
+pub(crate) struct Confirms<T, K> {
     last_tag: u64,
     outstanding: BTreeMap<u64, T>,
+    /// Those that were given up, with what their confirm, should it still come, is to be told by.
+    given_up: BTreeMap<u64, K>,
 }
 
 /// Which publishes a confirm speaks of.
@@ -24,9 +26,9 @@ pub(crate) enum Reach {
     UpTo(u64),
 }
 
-impl<T> Confirms<T> {
-    pub(crate) fn new() -> Confirms<T> {
-        Confirms { last_tag: 0, outstanding: BTreeMap::new() }
+impl<T, K> Confirms<T, K> {
+    pub(crate) fn new() -> Confirms<T, K> {
+        Confirms { last_tag: 0, outstanding: BTreeMap::new(), given_up: BTreeMap::new() }
     }
 
     /// Notes the next publish on the channel.
@@ -35,16 +37,10 @@ impl<T> Confirms<T> {
         self.outstanding.insert(self.last_tag, item);
     }
 
-    /// Takes out what a confirm settles, in the order of publishing. Unknown tags settle
-    /// nothing.
-    pub(crate) fn settle(&mut self, reach: Reach) -> Vec<T> {
-        match reach {
-            Reach::One(tag) => self.outstanding.remove(&tag).into_iter().collect(),
-            Reach::UpTo(tag) => {
-                let later = self.outstanding.split_off(&tag.saturating_add(1));
-                std::mem::replace(&mut self.outstanding, later).into_values().collect()
-            }
-        }
+    /// Takes out what a confirm settles, in the order of publishing; apart from it what was
+    /// given up before. Unknown tags settle nothing.
+    pub(crate) fn settle(&mut self, reach: Reach) -> (Vec<T>, Vec<K>) {
+        (take(&mut self.outstanding, reach), take(&mut self.given_up, reach))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -65,13 +61,29 @@ impl<T> Confirms<T> {
         std::mem::take(&mut self.outstanding).into_values().collect()
     }
 
-    /// Takes out the outstanding ones that `expired` picks, in the order of publishing.
-    pub(crate) fn take_if(&mut self, expired: impl Fn(&T) -> bool) -> Vec<T> {
+    /// Gives up the outstanding ones that `expired` picks, and takes them out in the order of
+    /// publishing; of each there stays what `rest` says.
+    pub(crate) fn give_up(
+        &mut self,
+        expired: impl Fn(&T) -> bool,
+        rest: impl Fn(&T) -> K,
+    ) -> Vec<T> {
         let (out, keep) =
             std::mem::take(&mut self.outstanding).into_iter().partition(|(_, item)| expired(item));
         self.outstanding = keep;
         let out: BTreeMap<u64, T> = out;
+        self.given_up.extend(out.iter().map(|(tag, item)| (*tag, rest(item))));
         out.into_values().collect()
+    }
+}
+
+fn take<V>(by_tag: &mut BTreeMap<u64, V>, reach: Reach) -> Vec<V> {
+    match reach {
+        Reach::One(tag) => by_tag.remove(&tag).into_iter().collect(),
+        Reach::UpTo(tag) => {
+            let later = by_tag.split_off(&tag.saturating_add(1));
+            std::mem::replace(by_tag, later).into_values().collect()
+        }
     }
 }
 
@@ -79,7 +91,7 @@ impl<T> Confirms<T> {
 mod tests {
     use super::*;
 
-    fn five() -> Confirms<char> {
+    fn five() -> Confirms<char, char> {
         let mut confirms = Confirms::new();
         "abcde".chars().for_each(|item| confirms.publish(item));
         confirms
@@ -88,42 +100,52 @@ mod tests {
     #[test]
     fn a_single_confirm_settles_one() {
         let mut confirms = five();
-        assert_eq!(confirms.settle(Reach::One(3)), ['c']);
-        assert!(confirms.settle(Reach::One(3)).is_empty());
+        assert_eq!(confirms.settle(Reach::One(3)).0, ['c']);
+        assert!(confirms.settle(Reach::One(3)).0.is_empty());
         assert_eq!(confirms.take_all(), ['a', 'b', 'd', 'e']);
     }
 
     #[test]
     fn a_multiple_settles_only_what_is_still_outstanding() {
         let mut confirms = five();
-        assert_eq!(confirms.settle(Reach::One(3)), ['c'], "nacked out of order");
-        assert_eq!(confirms.settle(Reach::UpTo(5)), ['a', 'b', 'd', 'e'], "acked, without c");
+        assert_eq!(confirms.settle(Reach::One(3)).0, ['c'], "nacked out of order");
+        assert_eq!(confirms.settle(Reach::UpTo(5)).0, ['a', 'b', 'd', 'e'], "acked, without c");
         assert!(confirms.is_empty());
     }
 
     #[test]
     fn tags_go_on_counting_after_a_gap() {
         let mut confirms = five();
-        assert_eq!(confirms.settle(Reach::UpTo(4)).len(), 4);
+        assert_eq!(confirms.settle(Reach::UpTo(4)).0.len(), 4);
         confirms.publish('f');
-        assert_eq!(confirms.settle(Reach::One(6)), ['f']);
+        assert_eq!(confirms.settle(Reach::One(6)).0, ['f']);
         assert_eq!(confirms.oldest(), Some(&'e'));
     }
 
     #[test]
     fn unknown_tags_settle_nothing() {
         let mut confirms = five();
-        assert!(confirms.settle(Reach::One(0)).is_empty());
-        assert!(confirms.settle(Reach::One(6)).is_empty());
-        assert!(confirms.settle(Reach::UpTo(0)).is_empty());
-        assert_eq!(confirms.settle(Reach::UpTo(u64::MAX)).len(), 5);
+        assert!(confirms.settle(Reach::One(0)).0.is_empty());
+        assert!(confirms.settle(Reach::One(6)).0.is_empty());
+        assert!(confirms.settle(Reach::UpTo(0)).0.is_empty());
+        assert_eq!(confirms.settle(Reach::UpTo(u64::MAX)).0.len(), 5);
     }
 
     #[test]
-    fn the_expired_are_taken_out_and_the_rest_keep_their_tags() {
+    fn the_given_up_are_taken_out_and_the_rest_keep_their_tags() {
         let mut confirms = five();
-        assert_eq!(confirms.take_if(|item| "bd".contains(*item)), ['b', 'd']);
-        assert_eq!(confirms.settle(Reach::One(5)), ['e']);
+        let given_up = confirms.give_up(|item| "bd".contains(*item), char::to_ascii_uppercase);
+        assert_eq!(given_up, ['b', 'd']);
+        assert_eq!(confirms.settle(Reach::One(5)), (vec!['e'], vec![]));
         assert_eq!(confirms.len(), 2);
+    }
+
+    #[test]
+    fn a_late_confirm_is_told_apart_and_once() {
+        let mut confirms = five();
+        confirms.give_up(|item| "bd".contains(*item), char::to_ascii_uppercase);
+        assert_eq!(confirms.settle(Reach::One(2)), (vec![], vec!['B']));
+        assert_eq!(confirms.settle(Reach::UpTo(4)), (vec!['a', 'c'], vec!['D']));
+        assert_eq!(confirms.settle(Reach::UpTo(4)), (vec![], vec![]));
     }
 }

@@ -77,17 +77,20 @@ struct Link<T> {
     connection: Connection,
     channel: Channel,
     ends: PublishEnds,
-    confirms: Confirms<Pending<T>>,
+    confirms: Confirms<Pending<T>, Address>,
     places: Places,
     /// When to look again at what waits for a new queue to settle.
     settles_at: Option<Instant>,
     /// The bytes of the bodies in flight.
     in_flight: usize,
-    /// How many returns, and why, whose confirms have not come yet; by queue and message id.
-    returned: HashMap<(String, Option<String>), (usize, String)>,
+    /// How many returns, and why, whose confirms have not come yet.
+    returned: HashMap<Address, (usize, String)>,
     /// Why the broker takes no publishes at present.
     blocked: Option<String>,
 }
+
+/// What a return is told by: a queue and a message id.
+type Address = (String, Option<String>);
 
 /// A task on its way, and the moment until when it is tried.
 struct Pending<T> {
@@ -381,7 +384,8 @@ impl<T> Publisher<T> {
 
     fn give_up(&mut self, outcome: &Outcome, which: impl Fn(&Pending<T>) -> bool) {
         if let Some(link) = &mut self.link {
-            for pending in link.confirms.take_if(&which) {
+            let address = |pending: &Pending<T>| pending.address(&self.queue);
+            for pending in link.confirms.give_up(&which, address) {
                 link.in_flight -= pending.task.body().len();
                 self.settled.push(pending.settled(outcome.clone()));
             }
@@ -515,9 +519,10 @@ impl<T> Link<T> {
             Verdict::Acked(reach) => (reach, Outcome::Confirmed),
             Verdict::Nacked(reach) => (reach, Outcome::Nacked),
         };
-        for pending in self.confirms.settle(reach) {
+        let (confirmed, given_up) = self.confirms.settle(reach);
+        for pending in confirmed {
             self.in_flight -= pending.task.body().len();
-            let outcome = match self.return_of(&pending, queue) {
+            let outcome = match self.take_return(&pending.address(queue)) {
                 Some(reason) => {
                     self.places.forget(pending.target);
                     Outcome::Returned { reason }
@@ -525,6 +530,11 @@ impl<T> Link<T> {
                 None => acked.clone(),
             };
             settled.push(pending.settled(outcome));
+        }
+        // After the others: where one confirm is for both, the return may be of either, and one
+        // that is told of a confirmed task makes it run twice, not never.
+        for address in given_up {
+            self.take_return(&address);
         }
     }
 
@@ -541,16 +551,12 @@ impl<T> Link<T> {
 
     /// Why a task was returned, if it was. Two with the same id for the same queue are the same
     /// task twice, and it does not matter which of the two was returned.
-    fn return_of(&mut self, pending: &Pending<T>, queue: &Queue) -> Option<String> {
-        if self.returned.is_empty() {
-            return None;
-        }
-        let key = (queue.name_of(pending.target), pending.task.id().map(str::to_string));
-        let (times, reason) = self.returned.get_mut(&key)?;
+    fn take_return(&mut self, address: &Address) -> Option<String> {
+        let (times, reason) = self.returned.get_mut(address)?;
         let reason = reason.clone();
         *times -= 1;
         if *times == 0 {
-            self.returned.remove(&key);
+            self.returned.remove(address);
         }
         Some(reason)
     }
@@ -598,6 +604,10 @@ impl<T> Link<T> {
 }
 
 impl<T> Pending<T> {
+    fn address(&self, queue: &Queue) -> Address {
+        (queue.name_of(self.target), self.task.id().map(str::to_string))
+    }
+
     fn settled(self, outcome: Outcome) -> Settled<T> {
         Settled { task: self.task, outcome, ticket: self.ticket }
     }

@@ -544,3 +544,35 @@ fn row_51_headers_of_every_type_do_not_stop_a_task() {
     assert_eq!((summary.done, summary.failed), (1, 0));
     broker.finish(SOON);
 }
+
+#[test]
+fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.set_patience(SOON);
+        session.handshake();
+        let first = session.read_publish();
+        let second = session.read_publish();
+        session.return_message(&first, 312, "NO_ROUTE");
+        session.ack(first.channel, 1);
+        session.ack(second.channel, 2);
+        let third = session.read_publish();
+        let fourth = session.read_publish();
+        session.return_message(&fourth, 312, "NO_ROUTE");
+        session.ack_up_to(third.channel, 4);
+        let _ = session.answer_rpcs();
+    });
+    let url: Broker = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(4));
+    let mut publish = || producer.publish(Task::new("").with_id("1"));
+
+    let outcomes = [publish(), publish(), publish(), publish()];
+
+    let outcomes = outcomes.map(|published| match published {
+        Ok(_) => "confirmed",
+        Err(Error::NotConfirmed { outcome: Outcome::Unconfirmed { .. }, .. }) => "unconfirmed",
+        Err(Error::NotConfirmed { outcome: Outcome::Returned { .. }, .. }) => "returned",
+        Err(error) => panic!("{error}"),
+    });
+    // One confirm for both the third and the fourth leaves open which of them was returned.
+    assert_eq!(outcomes, ["unconfirmed", "confirmed", "unconfirmed", "returned"]);
+}
