@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 pub(crate) struct Confirms<T, K> {
     last_tag: u64,
     outstanding: BTreeMap<u64, T>,
-    /// Those that were given up, with what their confirm, should it still come, is to be told by.
-    given_up: BTreeMap<u64, K>,
+    /// Those that nobody waits for, or waits for any more, with what their confirm, should it
+    /// come, is to be told by.
+    unawaited: BTreeMap<u64, K>,
 }
 
 /// Which publishes a confirm speaks of.
@@ -28,7 +29,7 @@ pub(crate) enum Reach {
 
 impl<T, K> Confirms<T, K> {
     pub(crate) fn new() -> Confirms<T, K> {
-        Confirms { last_tag: 0, outstanding: BTreeMap::new(), given_up: BTreeMap::new() }
+        Confirms { last_tag: 0, outstanding: BTreeMap::new(), unawaited: BTreeMap::new() }
     }
 
     /// Notes the next publish on the channel.
@@ -37,10 +38,16 @@ impl<T, K> Confirms<T, K> {
         self.outstanding.insert(self.last_tag, item);
     }
 
-    /// Takes out what a confirm settles, in the order of publishing; apart from it what was
-    /// given up before. Unknown tags settle nothing.
+    /// Notes the next publish on the channel, one that nobody waits for.
+    pub(crate) fn publish_unawaited(&mut self, rest: K) {
+        self.last_tag += 1;
+        self.unawaited.insert(self.last_tag, rest);
+    }
+
+    /// Takes out what a confirm settles, in the order of publishing; apart from it what
+    /// nobody waits for. Unknown tags settle nothing.
     pub(crate) fn settle(&mut self, reach: Reach) -> (Vec<T>, Vec<K>) {
-        (take(&mut self.outstanding, reach), take(&mut self.given_up, reach))
+        (take(&mut self.outstanding, reach), take(&mut self.unawaited, reach))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -72,7 +79,7 @@ impl<T, K> Confirms<T, K> {
             std::mem::take(&mut self.outstanding).into_iter().partition(|(_, item)| expired(item));
         self.outstanding = keep;
         let out: BTreeMap<u64, T> = out;
-        self.given_up.extend(out.iter().map(|(tag, item)| (*tag, rest(item))));
+        self.unawaited.extend(out.iter().map(|(tag, item)| (*tag, rest(item))));
         out.into_values().collect()
     }
 }
@@ -138,6 +145,15 @@ mod tests {
         assert_eq!(given_up, ['b', 'd']);
         assert_eq!(confirms.settle(Reach::One(5)), (vec!['e'], vec![]));
         assert_eq!(confirms.len(), 2);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_has_its_tag_and_is_not_outstanding() {
+        let mut confirms = Confirms::new();
+        confirms.publish_unawaited('A');
+        assert!(confirms.is_empty());
+        confirms.publish('b');
+        assert_eq!(confirms.settle(Reach::UpTo(2)), (vec!['b'], vec!['A']));
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED, RESOURCE_LOCKED};
-use crate::channel::{Channel, PublishEnds, Settlement};
+use crate::channel::{Channel, Settlement};
 use crate::connection::Connection;
 use crate::queue::{Plan, Queue, Target};
 use crate::task::Task;
@@ -17,7 +17,7 @@ use crate::task::Task;
 #[derive(Default)]
 pub(crate) struct Places {
     /// Not the channel that publishes: a refused declaration takes its channel with it.
-    side: Option<Side>,
+    side: Option<Channel>,
     declared: HashMap<Target, Declared>,
     /// Those that are published to. The others were made ahead only.
     in_use: HashSet<Target>,
@@ -55,9 +55,10 @@ pub(crate) enum Listed {
     Foreign,
 }
 
-struct Side {
-    channel: Channel,
-    ends: PublishEnds,
+/// An entry for the list of a queue's delays.
+pub(crate) struct Entry {
+    pub(crate) list: String,
+    pub(crate) task: Task,
 }
 
 /// The content type of the entries in a list of delays. What has another one, or none, is not
@@ -72,10 +73,6 @@ const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 /// other was made for half a second. When the broker crashes before, it comes back without what
 /// it had confirmed (measured on RabbitMQ 3.10.8, one node; the directory of its Raft library).
 const SETTLES_WITHIN: Duration = Duration::from_millis(1500);
-
-/// How long to wait for the confirm of an entry in the list of delays. Without the entry, tasks
-/// are as safe; only counts and drains could miss them.
-const LISTED_WITHIN: Duration = Duration::from_secs(5);
 
 impl From<Cause> for Unready {
     fn from(cause: Cause) -> Unready {
@@ -101,17 +98,25 @@ impl Places {
         self
     }
 
+    /// What can be said of `target` without asking the broker; `None` when it has to be asked.
+    pub(crate) fn known(&self, target: Target) -> Option<Result<(), Unready>> {
+        if target == Target::Work || self.is_in_use(target) {
+            return Some(Ok(()));
+        }
+        let declared = self.declared.get(&target).filter(|it| it.is_fresh())?;
+        let settled_at = declared.settled_at;
+        (Instant::now() < settled_at).then_some(Err(Unready::Settling(settled_at)))
+    }
+
     /// Sees to it that `target` is there, and stays there for longer than what is published now
-    /// waits in it. Waits for some answers of the broker the first time, and once an hour.
+    /// waits in it. Waits for some answers of the broker. Of a delay it returns what is to be
+    /// published first, on the same channel: a broker in alarm may take it without an answer.
     pub(crate) fn prepare(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<(), Unready> {
-        if target == Target::Work || self.is_in_use(target) {
-            return Ok(());
-        }
+    ) -> Result<Option<Entry>, Unready> {
         let settled_at = self.make(connection, queue, target)?;
         if let Target::Delay(delay) = target {
             self.make_next(connection, queue, delay)?;
@@ -119,11 +124,12 @@ impl Places {
         if Instant::now() < settled_at {
             return Err(Unready::Settling(settled_at));
         }
-        if let Target::Delay(delay) = target {
-            self.list(connection, queue, delay)?;
-        }
+        let entry = match target {
+            Target::Delay(delay) => self.entry(connection, queue, delay)?,
+            Target::Work | Target::Dead => None,
+        };
         self.in_use.insert(target);
-        Ok(())
+        Ok(entry)
     }
 
     /// Has `target` declared again before it is published to again: it was not there.
@@ -175,7 +181,7 @@ impl Places {
     }
 
     fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Unready> {
-        match self.side(connection)?.channel.count(name) {
+        match self.side(connection)?.count(name) {
             Ok(_) => Ok(true),
             Err(Cause::ChannelClosed { code: NOT_FOUND, .. }) => {
                 self.side = None;
@@ -213,7 +219,7 @@ impl Places {
         if !self.is_there(connection, &queue.delays_plan().name)? {
             return Ok(BTreeSet::new());
         }
-        let listed = listed_delays(&self.side(connection)?.channel, queue);
+        let listed = listed_delays(self.side(connection)?, queue);
         if let Ok(Listed::Delays(delays)) = listed {
             return Ok(delays);
         }
@@ -245,7 +251,7 @@ impl Places {
         }
         let name = queue.name_of(target);
         let reason = format!("'{name}' cannot be declared: {}", refusals.join("; "));
-        if target == Target::Dead && self.side(connection)?.channel.count(&name).is_ok() {
+        if target == Target::Dead && self.side(connection)?.count(&name).is_ok() {
             info!("{reason}; it is there, and used as it is");
             return Ok(queue.plans(target).swap_remove(0));
         }
@@ -254,7 +260,7 @@ impl Places {
     }
 
     fn declare_as(&mut self, connection: &mut Connection, plan: &Plan) -> Result<(), Unready> {
-        let declared = self.side(connection)?.channel.declare_as(plan);
+        let declared = self.side(connection)?.declare_as(plan);
         if declared.is_err() {
             self.side = None;
         }
@@ -265,46 +271,37 @@ impl Places {
     /// unlike with a classic one (measured on RabbitMQ 3.10.8); to take a message from it does,
     /// also when there is none. What was taken goes back to its place and keeps its time.
     fn renew(&mut self, connection: &mut Connection, plan: &Plan) -> Result<(), Unready> {
-        let channel = &self.side(connection)?.channel;
+        let channel = self.side(connection)?;
         if let Some((unsettled, _)) = channel.get(&plan.name)? {
             channel.settle(unsettled, Settlement::GiveBack)?;
         }
         Ok(())
     }
 
-    /// Enters a delay in the list of this queue's delays.
-    fn list(
+    /// What enters a delay in the list of this queue's delays, which is there then. `None` where
+    /// there can be no list: tasks are as safe without, only counts and drains may miss them.
+    fn entry(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         delay: Duration,
-    ) -> Result<(), Unready> {
+    ) -> Result<Option<Entry>, Unready> {
         let plan = queue.delays_plan();
         match self.declare_as(connection, &plan) {
             Err(Unready::Refused(reason)) => {
                 say_once_that_there_is_no_list(&plan.name, &reason);
-                return Ok(());
+                return Ok(None);
             }
             declared => declared?,
         }
-        let entry = Task::new(delay.as_millis().to_string()).with_content_type(LIST_ENTRY);
-        let entry = entry.stamped(SystemTime::now());
-        let side = self.side(connection)?;
-        side.channel.publish(&plan.name, &entry, LISTED_WITHIN)?;
-        if side.ends.confirms.recv_timeout(LISTED_WITHIN).is_err() {
-            debug!("'{}' has no confirmed entry for {delay:?}", plan.name);
-        }
-        Ok(())
+        let task = Task::new(delay.as_millis().to_string()).with_content_type(LIST_ENTRY);
+        Ok(Some(Entry { list: plan.name, task: task.stamped(SystemTime::now()) }))
     }
 
-    fn side(&mut self, connection: &mut Connection) -> Result<&mut Side, Cause> {
+    fn side(&mut self, connection: &mut Connection) -> Result<&Channel, Cause> {
         let side = match self.side.take() {
             Some(side) => side,
-            None => {
-                let channel = connection.open_channel()?;
-                let ends = channel.confirm_publishes()?;
-                Side { channel, ends }
-            }
+            None => connection.open_channel()?,
         };
         Ok(self.side.insert(side))
     }

@@ -17,7 +17,7 @@ use crate::confirms::Confirms;
 use crate::connection::{Attempt, Connection, Notice, read_notice};
 use crate::deadline::deadline_after;
 use crate::error::Error;
-use crate::places::{Places, Unready};
+use crate::places::{Entry, Places, Unready};
 use crate::producer::Outcome;
 use crate::queue::{Declaration, Queue, Target};
 use crate::shutdown::{Signal, is_closed};
@@ -194,9 +194,8 @@ impl<T> Publisher<T> {
         self.give_up_expired();
         let Some(link) = &mut self.link else { return };
         link.collect(&self.queue, &mut self.settled);
-        if let Err(cause) =
-            link.publish(self.limits.window, &self.queue, &mut self.backlog, &mut self.settled)
-        {
+        let Publisher { queue, limits, aborting, backlog, settled, .. } = self;
+        if let Err(cause) = link.publish(limits.window, queue, aborting, backlog, settled) {
             self.lose_link(Some(cause));
         }
     }
@@ -346,6 +345,10 @@ impl<T> Publisher<T> {
             self.refusal = Some(cause.to_string());
             return;
         }
+        if is_closed(&self.aborting) {
+            // We have cut it ourselves, and publish nothing again.
+            return;
+        }
         let error = Error::session_lost(&address, cause);
         warn!(
             "{}; {again} tasks in flight are published again in {:.1} s",
@@ -461,6 +464,7 @@ impl<T> Link<T> {
         &mut self,
         window: usize,
         queue: &Queue,
+        aborting: &Signal,
         backlog: &mut VecDeque<Pending<T>>,
         settled: &mut Vec<Settled<T>>,
     ) -> Result<(), Cause> {
@@ -469,7 +473,7 @@ impl<T> Link<T> {
         let mut published = Ok(());
         while published.is_ok() && self.has_room(backlog.front(), window) {
             let Some(pending) = backlog.pop_front() else { break };
-            match self.places.prepare(&mut self.connection, queue, pending.target) {
+            match self.prepare(&pending, queue, aborting) {
                 Ok(()) => published = self.publish_one(pending, queue),
                 Err(Unready::Settling(until)) => {
                     settles_at = settles_at.into_iter().chain([until]).min();
@@ -489,11 +493,37 @@ impl<T> Link<T> {
         published
     }
 
+    /// Sees to it that the queue is there, as [`Places::prepare`] does, unless `aborting` closes
+    /// meanwhile: then the connection goes.
+    fn prepare(
+        &mut self,
+        pending: &Pending<T>,
+        queue: &Queue,
+        aborting: &Signal,
+    ) -> Result<(), Unready> {
+        if let Some(known) = self.places.known(pending.target) {
+            return known;
+        }
+        let Link { connection, places, .. } = self;
+        let leash = connection.leash().clone();
+        let entry = leash.unless(aborting, || places.prepare(connection, queue, pending.target))?;
+        match entry {
+            Some(entry) => self.enter(entry, pending.call_limit()).map_err(Unready::Lost),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody waits for its confirm: that of the task behind it says that the broker has it.
+    fn enter(&mut self, entry: Entry, limit: Duration) -> Result<(), Cause> {
+        let Entry { list, task } = entry;
+        let published = self.channel.publish(&list, &task, limit);
+        self.confirms.publish_unawaited((list, task.id().map(str::to_string)));
+        published
+    }
+
     fn publish_one(&mut self, pending: Pending<T>, queue: &Queue) -> Result<(), Cause> {
-        let left = pending.deadline.saturating_duration_since(Instant::now());
-        let limit = left.max(SHORTEST_CALL);
         let name = queue.name_of(pending.target);
-        let published = self.channel.publish(&name, &pending.task, limit);
+        let published = self.channel.publish(&name, &pending.task, pending.call_limit());
         // Also when it failed: part of it may be on its way.
         self.in_flight += pending.task.body().len();
         self.confirms.publish(pending);
@@ -503,7 +533,12 @@ impl<T> Link<T> {
     fn has_room(&self, next: Option<&Pending<T>>, window: usize) -> bool {
         let Some(next) = next else { return false };
         let fits = self.in_flight + next.task.body().len() <= WINDOW_BYTES;
-        self.blocked.is_none() && self.confirms.len() < window && (fits || self.confirms.is_empty())
+        // Behind a publish, a broker in alarm reads nothing more: a question would wait in vain,
+        // and the connection be given up, before the broker's notice is seen.
+        let need_not_ask = self.places.known(next.target).is_some();
+        self.blocked.is_none()
+            && self.confirms.len() < window
+            && (fits && need_not_ask || self.confirms.is_empty())
     }
 
     /// Takes the confirms that have come in.
@@ -519,7 +554,7 @@ impl<T> Link<T> {
             Verdict::Acked(reach) => (reach, Outcome::Confirmed),
             Verdict::Nacked(reach) => (reach, Outcome::Nacked),
         };
-        let (confirmed, given_up) = self.confirms.settle(reach);
+        let (confirmed, unawaited) = self.confirms.settle(reach);
         for pending in confirmed {
             self.in_flight -= pending.task.body().len();
             let outcome = match self.take_return(&pending.address(queue)) {
@@ -533,7 +568,7 @@ impl<T> Link<T> {
         }
         // After the others: where one confirm is for both, the return may be of either, and one
         // that is told of a confirmed task makes it run twice, not never.
-        for address in given_up {
+        for address in unawaited {
             self.take_return(&address);
         }
     }
@@ -604,6 +639,11 @@ impl<T> Link<T> {
 }
 
 impl<T> Pending<T> {
+    /// How long a call of the client library for this task may take.
+    fn call_limit(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL)
+    }
+
     fn address(&self, queue: &Queue) -> Address {
         (queue.name_of(self.target), self.task.id().map(str::to_string))
     }

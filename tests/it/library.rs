@@ -576,3 +576,24 @@ fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
     // One confirm for both the third and the fourth leaves open which of them was returned.
     assert_eq!(outcomes, ["unconfirmed", "confirmed", "unconfirmed", "returned"]);
 }
+
+#[test]
+fn an_alarm_between_a_publish_and_the_first_delay_is_seen_and_named() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.set_patience(SOON);
+        session.handshake();
+        session.read_publish();
+        session.blocked("low on memory");
+        session.stay_silent();
+    });
+    let url: Broker = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(4));
+
+    let mut receipts = producer.send(Task::new("at once"));
+    receipts.extend(producer.send(Task::new("later").with_delay(Duration::from_secs(5))));
+    receipts.extend(producer.flush());
+
+    let outcomes: Vec<String> = receipts.iter().map(|it| it.outcome.to_string()).collect();
+    assert_eq!(outcomes.len(), 2);
+    assert!(outcomes.iter().all(|it| it.ends_with("publishers: low on memory")), "{outcomes:?}");
+}

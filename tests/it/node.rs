@@ -339,6 +339,46 @@ fn row_34_a_producer_stopped_during_an_alarm_ends_in_time_and_says_what_is_uncon
 }
 
 #[test]
+fn row_34_an_alarm_before_the_first_delayed_task_is_reported_and_what_is_unconfirmed_kept() {
+    let broker = breakable_broker();
+    let queue = unique_queue("alarmed-delay");
+    broker.client().declare(&queue);
+    let dir = tempfile::tempdir().expect("a directory");
+    let start = |timeout: &str| {
+        let failed = dir.path().join(timeout);
+        let arguments = ["--delay", "5s", "--lines", "--json", "--timeout", timeout, "--failed"];
+        let mut running = producer(&broker, &queue, &arguments).arg(&failed).open_stdin().start();
+        running.write(b"a\nb\n");
+        (running, failed)
+    };
+
+    broker.alarm();
+    let (twice, twice_failed) = start("60s");
+    twice.wait_for_stderr_line(|line| line.contains("blocks publishers"), SOON);
+    twice.signal("INT");
+    twice.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    twice.signal("INT");
+    let second = Instant::now();
+    let output = twice.wait(SOON);
+    let took = second.elapsed();
+    let (mut once, once_failed) = start("6s");
+    once.end_input();
+    let ran_out = once.wait(SOON);
+
+    output.assert_code(130);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(std::fs::read_to_string(&twice_failed).expect("--failed"), "a\nb\n");
+    assert!(output.stdout().contains("\"unconfirmed\":2"), "{}", output.stdout());
+    ran_out.assert_code(1);
+    let log = ran_out.stderr();
+    assert_eq!(log.matches("the broker blocks publishers: low on memory; pub").count(), 1, "{log}");
+    assert!(log.contains("within 6s: the broker blocks publishers: low on memory"), "{log}");
+    assert_eq!(std::fs::read_to_string(&once_failed).expect("--failed"), "a\nb\n");
+    broker.clear_alarm();
+    broker.client().delete(&queue);
+}
+
+#[test]
 fn a_worker_stopped_during_an_alarm_acks_what_it_finished() {
     let broker = breakable_broker();
     let queue = unique_queue("acks");

@@ -13,6 +13,7 @@ use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
 use crate::support::scripted::ScriptedBroker;
+use crate::support::wire::Call;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -489,6 +490,40 @@ fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
     assert_eq!((&json(&output)["nacked"], &json(&output)["confirmed"]), (&1.into(), &4.into()));
     assert_eq!(fs::read_to_string(&failed).expect("--failed"), "3\n");
     broker.finish(SOON);
+}
+
+#[test]
+fn a_second_signal_while_a_delay_queue_is_asked_for_keeps_what_was_not_confirmed() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.set_patience(SOON);
+        session.handshake();
+        loop {
+            let method = session.expect_method();
+            if matches!(method.call, Call::QueueDeclare { passive: true, .. }) {
+                session.report("asked");
+                return session.stay_silent();
+            }
+            session.answer(&method);
+        }
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let arguments = ["--url", &broker.url(), "--lines", "--json", "--delay", "5s", "--failed"];
+    let mut running = Command::producer(&arguments).arg(&failed).open_stdin().start();
+    running.write(b"a\n");
+    broker.wait("asked", SOON);
+
+    running.signal("INT");
+    running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    running.signal("INT");
+    let second = Instant::now();
+    let output = running.wait(SOON);
+
+    assert!(second.elapsed() < Duration::from_secs(2), "{:?}", second.elapsed());
+    output.assert_code(130);
+    assert_eq!(fs::read_to_string(&failed).expect("--failed"), "a\n");
+    assert_eq!(json(&output)["unconfirmed"], 1);
+    assert!(!output.stderr().contains("published again"), "{}", output.stderr());
 }
 
 #[test]
