@@ -10,12 +10,14 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use log::warn;
 
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::producer::Outcome;
 use crate::publisher::{Limits, Publisher, Settled};
 use crate::queue::{Queue, Target};
+use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
 use crate::shutdown::{Signal, is_closed};
 use crate::task::Task;
@@ -111,11 +113,19 @@ fn run(publisher: &mut Publisher<Slip>, orders: &Receiver<Order>, leave: &Signal
     }
 }
 
+/// What has come can go: only what we have added may be too much.
 fn accept(publisher: &mut Publisher<Slip>, order: Order) {
     let Order { task, target, receipt } = order;
-    match task.validate() {
-        Ok(()) => publisher.accept(task, target, receipt),
-        Err(error) => publisher.refuse(task, error.to_string(), receipt),
+    match fitted(task) {
+        Fitted::Recorded(task) => publisher.accept(task, target, receipt),
+        Fitted::Bare(bare) => {
+            warn!(
+                "task {}: its own headers leave no room to count its failures: it goes to the \
+                 dead letters at once, without a record",
+                bare.id().unwrap_or("without an id")
+            );
+            publisher.accept(bare, Target::Dead, receipt);
+        }
     }
 }
 

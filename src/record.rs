@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::task::{Task, Value};
+use crate::task::{SET_ASIDE, Task, Value};
 
 /// What is known of a task's failures since it was published, or replayed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,13 @@ pub(crate) struct Scene<'a> {
     pub(crate) now: SystemTime,
 }
 
+/// A task with our record, as far as there is room for it.
+pub(crate) enum Fitted {
+    Recorded(Task),
+    /// There is none, and the task is without a record.
+    Bare(Task),
+}
+
 const ATTEMPTS: &str = "x-rabbit-work-attempts";
 const QUEUE: &str = "x-rabbit-work-queue";
 const FIRST: &str = "x-rabbit-work-first-failure";
@@ -40,6 +47,7 @@ const REASON: &str = "x-rabbit-work-reason";
 const HOST: &str = "x-rabbit-work-host";
 const VERSION: &str = "x-rabbit-work-version";
 const HISTORY: &str = "x-rabbit-work-history";
+const OURS: [&str; 7] = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
 
 /// What the broker writes into what it dead-letters (<https://www.rabbitmq.com/docs/dlx>).
 const DEATHS: &str = "x-death";
@@ -56,6 +64,8 @@ const OF_THE_BROKER: [&str; 8] = [
 
 /// Room for the last 4 KiB of what a program said, and for what became of it.
 const LONGEST_REASON: usize = 4500;
+/// What stays of a reason when the headers leave little room.
+const SHORT_REASON: usize = 200;
 /// How many deaths before the last a letter tells of.
 const LONGEST_HISTORY: usize = 10;
 
@@ -99,9 +109,42 @@ pub(crate) fn revived(letter: Task) -> Task {
     let skipped = history.len().saturating_sub(LONGEST_HISTORY);
     let history = history.into_iter().skip(skipped).map(written).collect();
     let task = without_the_brokers(letter.for_another_journey());
-    let own = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
-    let task = task.with_values(own.map(|name| (name, None)));
-    task.with_value(HISTORY, Some(Value::List(history)))
+    let task = task.with_values(OURS.map(|name| (name, None)));
+    let task = task.with_value(HISTORY, Some(Value::List(history)));
+    match fitted(task) {
+        Fitted::Recorded(task) | Fitted::Bare(task) => task,
+    }
+}
+
+/// One step towards a task without our record.
+fn shortened(task: Task) -> Fitted {
+    match (task.value(HISTORY), task.value(REASON)) {
+        (Some(Value::List(mut deaths)), _) if !deaths.is_empty() => {
+            deaths.remove(0);
+            let rest = (!deaths.is_empty()).then_some(Value::List(deaths));
+            Fitted::Recorded(task.with_value(HISTORY, rest))
+        }
+        (_, Some(Value::Text(reason))) if reason.len() > SHORT_REASON => {
+            let reason = Value::Text(cut(&reason, SHORT_REASON));
+            Fitted::Recorded(task.with_value(REASON, Some(reason)))
+        }
+        _ => {
+            let ours = OURS.into_iter().chain(SET_ASIDE);
+            Fitted::Bare(task.with_values(ours.map(|name| (name, None))))
+        }
+    }
+}
+
+/// The task with as much of our record as there is room for beside its own headers: of the
+/// history the youngest deaths, of the reason the beginning and the end.
+pub(crate) fn fitted(mut task: Task) -> Fitted {
+    while !task.fits_a_frame() {
+        match shortened(task) {
+            Fitted::Recorded(shorter) => task = shorter,
+            bare => return bare,
+        }
+    }
+    Fitted::Recorded(task)
 }
 
 /// What a dead letter says of its failures.
@@ -237,6 +280,13 @@ mod tests {
     use super::*;
     use std::time::{Duration, UNIX_EPOCH};
 
+    /// So large a header of the producer's own that a frame has room for so many bytes more.
+    fn crowded(room: usize) -> Task {
+        let with = |bytes: usize| Task::new("").with_header("h", "x".repeat(bytes));
+        let largest = (0..128 * 1024).rev().find(|bytes| with(*bytes).fits_a_frame());
+        with(largest.expect("a size") - room)
+    }
+
     fn scene(second: u64) -> Scene<'static> {
         Scene { queue: "q", host: "h", now: UNIX_EPOCH + Duration::from_secs(second) }
     }
@@ -317,5 +367,45 @@ mod tests {
             assert!(short.len() <= LONGEST_REASON, "{}", short.len());
             assert!(short.starts_with("first") && short.ends_with("last"), "{short}");
         }
+    }
+    fn recorded(task: Task) -> Task {
+        match fitted(task) {
+            Fitted::Recorded(task) => task,
+            Fitted::Bare(_) => panic!("there is room"),
+        }
+    }
+
+    #[test]
+    fn a_record_makes_room_for_the_task_s_own_headers() {
+        let failed = |room, reason: &str| after_failure(crowded(room), 3, reason, scene(1));
+        let long = "é".repeat(3000);
+
+        let whole = recorded(failed(10_000, &long));
+        let short = recorded(failed(1000, &long));
+        let Fitted::Bare(none) = fitted(failed(100, "no")) else { panic!("no room") };
+
+        assert!(record_of(&whole).reason.len() > LONGEST_REASON - 10);
+        let record = record_of(&short);
+        assert!(record.reason.len() <= SHORT_REASON && record.reason.ends_with('é'));
+        assert_eq!((record.attempts, record.host.as_str()), (3, "h"));
+        assert_eq!(none.properties(), crowded(100).for_another_journey().properties());
+    }
+
+    #[test]
+    fn a_history_makes_room_from_its_oldest_death_on() {
+        let mut task = crowded(10_000);
+        for round in 1..=12 {
+            let reason = format!("{round} {}", "x".repeat(4000));
+            task = revived(after_failure(task, 5, &reason, scene(round)));
+            assert!(task.fits_a_frame());
+        }
+        let youngest = |task: &Task| -> Vec<u64> {
+            let seconds = |it: Record| it.last_failure.expect("a time").duration_since(UNIX_EPOCH);
+            history_of(task).into_iter().map(|it| seconds(it).expect("after").as_secs()).collect()
+        };
+        assert_eq!(youngest(&task), [11, 12]);
+        let again = recorded(after_failure(task, 1, &"y".repeat(4000), scene(13)));
+        assert_eq!(youngest(&again), [12]);
+        assert!(record_of(&again).reason.len() == 4000);
     }
 }

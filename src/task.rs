@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use amiquip::{AmqpProperties, AmqpValue};
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
 use crate::error::Error;
 use crate::queue::LONGEST_DELAY;
@@ -55,10 +55,18 @@ const OF_THE_BROKER: [&str; 2] = ["CC", "BCC"];
 const EXPIRATION: &str = "x-rabbit-work-expiration";
 const USER_ID: &str = "x-rabbit-work-user-id";
 const COPIES: &str = "x-rabbit-work-cc";
+/// Where [`Task::for_another_journey`] keeps what would be in the way.
+pub(crate) const SET_ASIDE: [&str; 3] = [EXPIRATION, USER_ID, COPIES];
 
-/// The most bytes of headers; they have to fit a frame together with the other properties
-/// (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
+/// The most bytes of headers in a new task: half of a frame, so that there is room for the other
+/// properties, and for what becomes of the task.
 const LARGEST_HEADERS: usize = 64 * 1024;
+/// The largest frame, as RabbitMQ has it unless it is configured otherwise. All properties have
+/// to fit one (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
+const LARGEST_FRAME: usize = 128 * 1024;
+/// What is in the frame of the properties beside them: its type, channel, length and end, the
+/// class, the length of the body, and the flags.
+const FRAME_OVERHEAD: usize = 22;
 
 impl Task {
     /// A persistent task with this body.
@@ -274,6 +282,33 @@ impl Task {
         &self.properties
     }
 
+    /// Whether its properties fit a frame, without which they cannot be sent.
+    pub(crate) fn fits_a_frame(&self) -> bool {
+        self.size_of_properties() + FRAME_OVERHEAD <= LARGEST_FRAME
+    }
+
+    fn size_of_properties(&self) -> usize {
+        let it = &self.properties;
+        let short: [&Option<String>; 10] = [
+            it.content_type(),
+            it.content_encoding(),
+            it.correlation_id(),
+            it.reply_to(),
+            it.expiration(),
+            it.message_id(),
+            it.type_(),
+            it.user_id(),
+            it.app_id(),
+            it.cluster_id(),
+        ];
+        let short: usize = short.into_iter().flatten().map(|text| 1 + text.len()).sum();
+        let headers = it.headers().as_ref().map_or(0, |headers| 4 + size_of_entries(headers));
+        let mode = it.delivery_mode().map_or(0, |_| 1);
+        let priority = it.priority().map_or(0, |_| 1);
+        let timestamp = it.timestamp().map_or(0, |_| 8);
+        short + headers + mode + priority + timestamp
+    }
+
     /// Fills in what every published task carries: an id to tell it by in returns, logs and
     /// ledgers, and the time.
     pub(crate) fn stamped(self, now: SystemTime) -> Task {
@@ -337,8 +372,8 @@ impl Task {
     }
 
     fn validate_headers(&self) -> Result<(), Error> {
-        let mut total = 0;
-        for (name, value) in self.properties.headers().iter().flatten() {
+        let Some(headers) = self.properties.headers() else { return Ok(()) };
+        for (name, value) in headers.iter() {
             if OF_THE_BROKER.contains(&name.as_str()) && !matches!(value, AmqpValue::FieldArray(_))
             {
                 return Err(Error::setting(
@@ -349,9 +384,8 @@ impl Task {
             if name.len() > LONGEST_SHORTSTR {
                 return Err(Error::setting("header", "a name has more than 255 bytes"));
             }
-            total += name.len() + size_of(value) + 8;
         }
-        if total > LARGEST_HEADERS {
+        if size_of_entries(headers) > LARGEST_HEADERS {
             return Err(Error::setting("header", "all together have more than 64 KiB"));
         }
         Ok(())
@@ -378,15 +412,24 @@ fn within_shortstr(what: &'static str, text: &Option<String>) -> Result<(), Erro
     }
 }
 
+/// How many bytes the entries of a table take on the wire.
+fn size_of_entries(table: &FieldTable) -> usize {
+    table.iter().map(|(name, value)| 1 + name.len() + size_of(value)).sum()
+}
+
+/// How many bytes a value takes on the wire, with its type.
 fn size_of(value: &AmqpValue) -> usize {
-    match value {
-        AmqpValue::LongString(text) => text.len(),
-        AmqpValue::ByteArray(bytes) => bytes.len(),
-        AmqpValue::FieldArray(values) => values.iter().map(|it| size_of(it) + 5).sum(),
-        AmqpValue::FieldTable(table) => {
-            table.iter().map(|(name, it)| name.len() + size_of(it) + 6).sum()
-        }
-        _ => 8,
+    1 + match value {
+        AmqpValue::Void => 0,
+        AmqpValue::Boolean(_) | AmqpValue::ShortShortInt(_) | AmqpValue::ShortShortUInt(_) => 1,
+        AmqpValue::ShortInt(_) | AmqpValue::ShortUInt(_) => 2,
+        AmqpValue::LongInt(_) | AmqpValue::LongUInt(_) | AmqpValue::Float(_) => 4,
+        AmqpValue::DecimalValue(_) => 5,
+        AmqpValue::LongLongInt(_) | AmqpValue::Double(_) | AmqpValue::Timestamp(_) => 8,
+        AmqpValue::LongString(text) => 4 + text.len(),
+        AmqpValue::ByteArray(bytes) => 4 + bytes.len(),
+        AmqpValue::FieldArray(values) => 4 + values.iter().map(size_of).sum::<usize>(),
+        AmqpValue::FieldTable(table) => 4 + size_of_entries(table),
     }
 }
 
@@ -487,6 +530,18 @@ mod tests {
             assert!(Task::new("x").with_value(name, Some(list)).validate().is_ok());
         }
         assert!(Task::new("x").with_header("cc", "queue").validate().is_ok());
+    }
+
+    #[test]
+    fn properties_are_measured_as_they_are_on_the_wire() {
+        assert_eq!(Task::new("x").size_of_properties(), 1);
+        let short = Task::new("").with_id("1").with_content_type("t/p").with_priority(1);
+        assert_eq!(short.stamped(SystemTime::now()).size_of_properties(), 1 + 2 + 4 + 1 + 8);
+        let table = Value::Table(vec![("ab".into(), Value::Number(1))]);
+        let list = Value::List(vec![Value::Text("xyz".into()), table]);
+        let list_size = 5 + (5 + 3) + (5 + 1 + 2 + 9);
+        let nested = Task::new("").with_value("h", Some(list));
+        assert_eq!(nested.size_of_properties(), 1 + 4 + 1 + 1 + list_size);
     }
 
     #[test]

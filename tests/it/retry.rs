@@ -398,6 +398,40 @@ fn what_cannot_be_handed_over_goes_back_after_a_pause_uncounted() {
 }
 
 #[test]
+fn a_task_whose_headers_fill_a_frame_still_ends_as_a_dead_letter() {
+    let queue = unique_queue("crowded");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    // The last fills a frame of 128 KiB to its last byte.
+    let sizes = [60_000, 100_000, 127_000, 130_300, 131_036];
+    for size in sizes {
+        let mut headers = FieldTable::new();
+        headers.insert("h".into(), AmqpValue::LongString("x".repeat(size)));
+        let properties =
+            AmqpProperties::default().with_message_id("1".into()).with_delivery_mode(2);
+        client.publish(&queue, size.to_string().as_bytes(), properties.with_headers(headers));
+    }
+    let said = format!("first {} last", "…".repeat(2000));
+    let handler = move |_: &Delivery| -> Result<(), Failure> { Err(Failure::retry(said.clone())) };
+
+    let working = Working::start(&worker(&queue).retry(policy(2)).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.failed, summary.retried + summary.dead), (0, 9));
+    let letters = client.get_all(&dead(&queue));
+    let told = sizes.map(|size| {
+        let letter = letters.iter().find(|it| it.text() == size.to_string()).expect("it is dead");
+        assert!(letter.headers["h"] == AmqpValue::LongString("x".repeat(size)));
+        let reason = match letter.headers.get("x-rabbit-work-reason") {
+            Some(AmqpValue::LongString(reason)) => reason.len(),
+            _ => 0,
+        };
+        (letter.headers.contains_key("x-rabbit-work-attempts"), reason / 100)
+    });
+    assert_eq!(told, [(true, 44), (true, 44), (true, 1), (true, 1), (false, 0)]);
+}
+
+#[test]
 fn a_blocked_hand_over_stops_within_the_grace_and_loses_nothing() {
     let broker = PrivateBroker::start();
     let queue = unique_queue("blocked");
