@@ -10,7 +10,7 @@ use log::{info, warn};
 use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED, RESOURCE_LOCKED};
 use crate::channel::{Channel, Settlement};
 use crate::connection::Connection;
-use crate::queue::{Plan, Queue, Target};
+use crate::queue::{Declaration, Plan, Queue, Target};
 use crate::task::Task;
 
 /// What one connection knows of the queues beside its queue.
@@ -41,6 +41,8 @@ pub(crate) enum Unready {
     Settling(Instant),
     /// The broker does not allow it.
     Refused(String),
+    /// What waited in it would come to a queue that is not there.
+    Nowhere(String),
     /// The connection is lost.
     Lost(Cause),
 }
@@ -117,6 +119,9 @@ impl Places {
         queue: &Queue,
         target: Target,
     ) -> Result<Option<Entry>, Unready> {
+        if matches!(target, Target::Delay(_)) {
+            self.look_behind(connection, queue)?;
+        }
         let settled_at = self.make(connection, queue, target)?;
         if let Target::Delay(delay) = target {
             self.make_next(connection, queue, delay)?;
@@ -140,6 +145,16 @@ impl Places {
 
     fn is_in_use(&self, target: Target) -> bool {
         self.in_use.contains(&target) && self.declared.get(&target).is_some_and(Declared::is_fresh)
+    }
+
+    /// Looks for the queue behind the delays, where it was not declared: a broker returns what has
+    /// no queue to go to, and takes what waits for one that is not there.
+    fn look_behind(&mut self, connection: &mut Connection, queue: &Queue) -> Result<(), Unready> {
+        let name = queue.name();
+        if queue.declaration() == Declaration::Declare || self.is_there(connection, name)? {
+            return Ok(());
+        }
+        Err(Unready::Nowhere(format!("there is no queue '{name}' to come to after the delay")))
     }
 
     /// Declares `target` where that was not done within the hour; says from when on it may be

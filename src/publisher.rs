@@ -480,6 +480,9 @@ impl<T> Link<T> {
                     held.push(pending);
                 }
                 Err(Unready::Refused(reason)) => settled.push(pending.settled(unconfirmed(reason))),
+                Err(Unready::Nowhere(reason)) => {
+                    settled.push(pending.settled(Outcome::Returned { reason }));
+                }
                 Err(Unready::Lost(cause)) => {
                     held.push(pending);
                     published = Err(cause);

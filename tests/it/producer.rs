@@ -203,6 +203,25 @@ fn row_44_refused_tasks_are_nacked_exit_1_and_written_to_failed_exactly() {
 }
 
 #[test]
+fn a_delayed_task_for_a_queue_that_is_not_there_is_returned_as_well() {
+    let queue = unique_queue("ghost");
+    let mut client = shared_broker().client();
+
+    let arguments = ["--no-declare", "--delay", "1s", "--json", "--repeat", "2", "x"];
+    let missing = producer(&queue, &arguments).run(SOON);
+    let is_made = client.has(&format!("{queue}.retry.1000"));
+    client.declare(&queue);
+    let there = producer(&queue, &arguments).run(SOON);
+
+    missing.assert_code(1);
+    assert_eq!(json(&missing)["returned"], 2);
+    assert!(errors(&missing)[0].contains(&format!("no queue '{queue}'")), "{missing:?}");
+    assert!(!is_made, "nor is a delay queue made for it");
+    there.assert_code(0);
+    client.wait_for_count(&queue, 2, SOON);
+}
+
+#[test]
 fn row_57_a_task_without_a_queue_is_returned() {
     let queue = unique_queue("nowhere");
 
