@@ -560,7 +560,7 @@ impl<T> Link<T> {
         let (confirmed, unawaited) = self.confirms.settle(reach);
         for pending in confirmed {
             self.in_flight -= pending.task.body().len();
-            let outcome = match self.take_return(&pending.address(queue)) {
+            let outcome = match self.return_of(&pending, queue) {
                 Some(reason) => {
                     self.places.forget(pending.target);
                     Outcome::Returned { reason }
@@ -589,6 +589,13 @@ impl<T> Link<T> {
 
     /// Why a task was returned, if it was. Two with the same id for the same queue are the same
     /// task twice, and it does not matter which of the two was returned.
+    fn return_of(&mut self, pending: &Pending<T>, queue: &Queue) -> Option<String> {
+        if self.returned.is_empty() {
+            return None;
+        }
+        self.take_return(&pending.address(queue))
+    }
+
     fn take_return(&mut self, address: &Address) -> Option<String> {
         let (times, reason) = self.returned.get_mut(address)?;
         let reason = reason.clone();
