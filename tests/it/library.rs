@@ -562,7 +562,7 @@ fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
         let _ = session.answer_rpcs();
     });
     let url: Broker = broker.url().parse().expect("a URL");
-    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(4));
+    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(8));
     let mut publish = || producer.publish(Task::new("").with_id("1"));
 
     let outcomes = [publish(), publish(), publish(), publish()];
@@ -587,7 +587,7 @@ fn an_alarm_between_a_publish_and_the_first_delay_is_seen_and_named() {
         session.stay_silent();
     });
     let url: Broker = broker.url().parse().expect("a URL");
-    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(4));
+    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(8));
 
     let mut receipts = producer.send(Task::new("at once"));
     receipts.extend(producer.send(Task::new("later").with_delay(Duration::from_secs(5))));
