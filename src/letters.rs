@@ -135,10 +135,10 @@ impl Letters {
     }
 
     /// Puts tasks back on their queue, as their producer sent them but for what would expire them,
-    /// with their attempts at zero and their failures in their history. Each is published, confirmed, and only then acked
-    /// in the dead letters, before the next one is taken: killed at any moment, this loses nothing,
-    /// and at worst one task is in both places. Those that die again meanwhile are not replayed
-    /// twice.
+    /// with their attempts at zero and their failures in their history. Each is published,
+    /// confirmed, and only then acked in the dead letters, before the next one is taken: killed at
+    /// any moment, this loses nothing, and at worst one task is in both places. Those that die
+    /// again meanwhile are not replayed twice.
     ///
     /// # Errors
     /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect).
