@@ -5,6 +5,10 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use crate::frames::Oversized;
+#[cfg(feature = "tls")]
+use crate::stream::TlsRefusal;
+
 /// Why something of the session ended. Reply codes are those of AMQP 0-9-1
 /// (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +23,9 @@ pub(crate) enum Cause {
     LoginCut,
     /// Nothing came from the broker for two heartbeat intervals.
     HeartbeatMissed,
-    /// What came is not an AMQP frame that the client library can parse.
-    Malformed,
+    /// What came is not an AMQP frame that the client library can parse, or larger than any that
+    /// is taken; in words.
+    Malformed(String),
     /// A wait of ours passed its limit, and the socket was aborted for it.
     TimedOut { doing: &'static str, limit: Duration },
     /// The broker allows no further channel on this connection.
@@ -123,14 +128,13 @@ impl fmt::Display for Cause {
             Cause::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
             Cause::LoginCut => write!(f, "the broker cut the connection during the login"),
             Cause::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
-            Cause::Malformed => write!(f, "the broker sent what is no AMQP frame"),
             Cause::TimedOut { doing, limit } => {
                 write!(f, "no answer within {limit:?} while {doing}")
             }
             Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
             Cause::Tls(text) => write!(f, "TLS: {text}"),
             Cause::Gone => write!(f, "the connection is gone"),
-            Cause::Lost(text) => write!(f, "{text}"),
+            Cause::Malformed(text) | Cause::Lost(text) => write!(f, "{text}"),
         }
     }
 }
@@ -150,16 +154,12 @@ impl From<amiquip::Error> for Cause {
             // Any end between start-ok and tune, also a restart (amiquip 0.4.2 io_loop/mod.rs:337).
             E::InvalidCredentials => Cause::LoginCut,
             E::MissedServerHeartbeats => Cause::HeartbeatMissed,
-            E::MalformedFrame => Cause::Malformed,
+            E::MalformedFrame => Cause::Malformed("the broker sent what is no AMQP frame".into()),
             E::ExhaustedChannelIds => Cause::NoChannelLeft,
-            #[cfg(feature = "tls")]
-            E::TlsHandshake { source } => judge_tls(&source),
-            #[cfg(feature = "tls")]
-            E::CreateTlsConnector { source } => Cause::Tls(source.to_string()),
             E::EventLoopDropped | E::EventLoopClientDropped => Cause::Gone,
             E::UnexpectedSocketClose => Cause::Lost("the socket was closed".into()),
             E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
-                Cause::Lost(source.to_string())
+                judge_answer(&source)
             }
             #[cfg(feature = "tls")]
             E::IoErrorReadingSocket { source } if is_tls_alert(&source) => {
@@ -174,6 +174,24 @@ impl From<amiquip::Error> for Cause {
 
 fn in_one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(feature = "tls")]
+impl From<TlsRefusal> for Cause {
+    fn from(refusal: TlsRefusal) -> Cause {
+        match refusal {
+            TlsRefusal::Socket(error) => Cause::Lost(format!("TLS: {error}")),
+            TlsRefusal::Handshake(error) => judge_tls(&error),
+        }
+    }
+}
+
+/// Our own objection to what came.
+fn judge_answer(error: &std::io::Error) -> Cause {
+    match error.get_ref().and_then(|source| source.downcast_ref::<Oversized>()) {
+        Some(oversized) => Cause::Malformed(oversized.to_string()),
+        None => Cause::Lost(error.to_string()),
+    }
 }
 
 /// A socket that ended or failed during the handshake may do better the next time; what the two

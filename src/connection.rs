@@ -16,8 +16,9 @@ use crate::cause::{self, Cause};
 use crate::channel::Channel;
 use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
-use crate::greeting::Greeted;
+use crate::frames::LARGEST_FRAME;
 use crate::shutdown::Signal;
+use crate::stream::Stream;
 use crate::watchdog::{Leash, Watchdog};
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
@@ -57,9 +58,6 @@ const SOONEST_REFUSAL: Duration = Duration::from_secs(1);
 
 /// How long the client library's I/O thread may take to end once its socket is gone.
 const BURIAL: Duration = Duration::from_secs(2);
-
-/// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 
 impl Connection {
     /// Opens a connection to the first address that takes one. `None` when `interrupt` closed
@@ -257,10 +255,7 @@ impl From<Cause> for Refused {
 fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
     let limits = broker.limits(address);
     let socket = connect(address, limits.connect)?;
-    let lost = |error: std::io::Error| Cause::Lost(error.to_string());
-    let watchdog = Watchdog::start(socket.try_clone().map_err(lost)?).map_err(lost)?;
-    let stream = mio::net::TcpStream::from_stream(socket).map_err(lost)?;
-    stream.set_keepalive(Some(KEEPALIVE)).map_err(lost)?;
+    let watchdog = socket.try_clone().and_then(Watchdog::start).map_err(|error| lost(&error))?;
     let handshake = Handshake {
         #[cfg(feature = "tls")]
         certificates: broker.certificates(),
@@ -270,7 +265,7 @@ fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
     let leash = watchdog.leash();
     let begun = Instant::now();
     let opened =
-        leash.within(limits.handshake, "waiting for the handshake", || handshake.run(stream));
+        leash.within(limits.handshake, "waiting for the handshake", || handshake.run(socket));
     let mut inner =
         opened.map_err(|refused| handshake.judge(refused, leash.expired(), begun.elapsed()))?;
     let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
@@ -291,7 +286,7 @@ fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
     for target in resolved {
         match TcpStream::connect_timeout(&target, limit) {
             Ok(socket) => {
-                socket.set_nodelay(true).map_err(|error| Cause::Lost(error.to_string()))?;
+                socket.set_nodelay(true).map_err(|error| lost(&error))?;
                 return Ok(socket);
             }
             Err(error) => failures.push(format!("{} {error}", target.ip())),
@@ -300,8 +295,11 @@ fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
     Err(Cause::Lost(failures.join(", ")))
 }
 
-// Beside TLS only: what OpenSSL accepts is decrypted out of our reach.
-impl IoStream for Greeted {}
+fn lost(error: &std::io::Error) -> Cause {
+    Cause::Lost(error.to_string())
+}
+
+impl IoStream for Stream {}
 
 struct Handshake<'a> {
     #[cfg(feature = "tls")]
@@ -311,30 +309,25 @@ struct Handshake<'a> {
 }
 
 impl Handshake<'_> {
-    fn run(&self, stream: mio::net::TcpStream) -> Result<amiquip::Connection, Refused> {
+    fn run(&self, socket: TcpStream) -> Result<amiquip::Connection, Refused> {
+        let stream = self.stream(socket)?;
         let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
-        let opened = match self.address.transport {
-            Transport::Plain => amiquip::Connection::insecure_open_stream(
-                Greeted::new(stream),
-                self.options(),
-                tuning,
-            ),
+        let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
+        opened.map_err(|error| Refused::Transient(error.into()))
+    }
+
+    fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
+        match self.address.transport {
+            Transport::Plain => Stream::plain(socket).map_err(|error| lost(&error).into()),
             #[cfg(feature = "tls")]
             Transport::Tls => {
                 let connector = tls_connector(self.certificates)?;
-                let host = &self.address.host;
-                amiquip::Connection::open_tls_stream(
-                    connector,
-                    host,
-                    stream,
-                    self.options(),
-                    tuning,
-                )
+                let shaken = Stream::tls(socket, &connector, &self.address.host);
+                shaken.map_err(|refusal| Cause::from(refusal).into())
             }
             #[cfg(not(feature = "tls"))]
-            Transport::Tls => return Err(Cause::Tls("not in this build".into()).into()),
-        };
-        opened.map_err(|error| Refused::Transient(error.into()))
+            Transport::Tls => Err(Cause::Tls("not in this build".into()).into()),
+        }
     }
 
     fn options(&self) -> ConnectionOptions<Auth> {
@@ -350,6 +343,7 @@ impl Handshake<'_> {
             .auth(auth)
             .virtual_host(self.address.vhost.clone())
             .heartbeat(heartbeat)
+            .frame_max(LARGEST_FRAME)
             .connection_timeout(Some(self.limits.handshake.min(LONGEST)))
             .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
     }

@@ -136,7 +136,7 @@ impl Error {
     /// Whether the session died of bytes that the client library could not parse.
     pub(crate) fn is_malformed(&self) -> bool {
         let Error::SessionLost { source, .. } = self else { return false };
-        source.downcast_ref::<Cause>() == Some(&Cause::Malformed)
+        matches!(source.downcast_ref(), Some(Cause::Malformed(_)))
     }
 
     /// An [`Error::InvalidSetting`], also for settings of a program built on this crate.

@@ -791,6 +791,51 @@ fn a_message_that_cannot_be_parsed_trips_the_breaker_with_cause_and_remedy() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
+/// A delivery whose header announces a body of this size.
+fn announcing(consumer: &Consumer, size: u64) -> Vec<u8> {
+    let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1).body("x");
+    let mut bytes = delivery.to_bytes(4096);
+    let method = usize::from(u16::from_be_bytes([bytes[5], bytes[6]]));
+    // Behind the method frame: a frame's head, and the class.
+    let place = method + 8 + 7 + 4;
+    bytes[place..place + 8].copy_from_slice(&size.to_be_bytes());
+    bytes
+}
+
+/// Sends nonsense to the first consumer, and a task to the next.
+fn sends_first(nonsense: impl Fn(&Consumer) -> Vec<u8> + Send + Sync + 'static) -> ScriptedBroker {
+    ScriptedBroker::start(move |session, number| {
+        session.set_patience(SOON);
+        session.handshake();
+        let consumer = session.accept_consumer();
+        if number == 0 {
+            session.raw(&nonsense(&consumer));
+        } else {
+            deliver(session, &consumer, 1);
+        }
+        let _ = session.answer_rpcs();
+    })
+}
+
+#[test]
+fn an_absurd_size_ends_the_session_and_neither_the_process_nor_its_memory() {
+    let brokers = [
+        (sends_first(|consumer| announcing(consumer, 1 << 46)), "message of 70368744177664 bytes"),
+        (sends_first(|consumer| announcing(consumer, 1 << 63)), "message of 9223372036854775808"),
+        (sends_first(|_| b"\x03\0\x01\x70\0\0\0xyz".to_vec()), "one of 1879048192 bytes"),
+    ];
+    for (broker, cause) in brokers {
+        let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
+        let line = running.wait_for_stderr_line(|line| line.contains("next try in"), SOON);
+        running.wait_for_stdout_line(|line| line == " [x] Received '1'", SOON);
+
+        assert!(line.contains("lost the session") && line.contains(cause), "{line}");
+        assert!(running.peak_memory() < 100 << 20, "{}", running.peak_memory());
+        running.signal("INT");
+        let _ = running.wait(SOON);
+    }
+}
+
 #[test]
 fn a_producer_whose_channel_is_closed_publishes_what_was_not_confirmed_again() {
     let broker = ScriptedBroker::start(|session, number| {

@@ -14,6 +14,7 @@ use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
 use crate::support::front::{Front, Identity, demand_of};
 use crate::support::proxy::{Proxy, Toxic};
+use crate::support::scripted::ScriptedBroker;
 use crate::support::working::{Working, bodies};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -221,6 +222,23 @@ fn a_connection_with_tls_that_is_cut_or_freezes_is_replaced() {
 
     running.signal("INT");
     running.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn an_absurd_size_ends_the_session_over_tls_too() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        session.accept_consumer();
+        session.raw(b"\x03\0\x01\x70\0\0\0xyz");
+        session.read_until_closed();
+    });
+    let trust = Trust::new();
+    let front = Front::start(broker.address(), &trust.authority.issue(HOST));
+
+    let running = trust.given_to(Command::worker(&[]), front.address(), "q").start();
+
+    let line = running.wait_for_stderr_line(|line| line.contains("next try in"), SOON);
+    assert!(line.contains("one of 1879048192 bytes"), "{line}");
 }
 
 #[test]

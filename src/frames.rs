@@ -1,0 +1,244 @@
+//! Owns the look at the frames that a peer sends, before the client library believes them: it
+//! makes room for whatever size a frame announces, and where there is none, the process ends
+//! (amiquip 0.4.2 frame_buffer.rs:46, io_loop/content_collector.rs:194). Pure.
+
+use std::fmt;
+use std::io;
+
+/// Follows the frames of one connection through the bytes that come, whatever pieces they come
+/// in. What no broker sends is an error; what is in the bodies is passed over unseen.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    /// The first bytes of the present frame, as far as they have come and as far as they count.
+    head: [u8; HEAD + INSIDE],
+    came: usize,
+    wanted: usize,
+    /// How many bytes of the present frame are left behind its head.
+    rest: usize,
+    /// Whether no frame has passed yet.
+    first: bool,
+}
+
+/// What is a frame, but larger than any that this crate takes.
+#[derive(Debug)]
+pub(crate) struct Oversized(String);
+
+/// The largest frame that is agreed upon with a broker; without a word of ours it may be any.
+pub(crate) const LARGEST_FRAME: u32 = 1 << 20;
+
+/// The largest body: RabbitMQ allows no larger `max_message_size`.
+const LARGEST_BODY: u64 = 512 << 20;
+
+/// A frame's type, channel and size (<https://www.rabbitmq.com/amqp-0-9-1-protocol>).
+const HEAD: usize = 7;
+
+/// How far a content header is looked at: class, weight, body size.
+const INSIDE: usize = 12;
+
+/// What a frame has beside its payload: the head, and one byte at its end.
+const AROUND: u32 = 8;
+
+const METHOD_FRAME: u8 = 1;
+const HEADER_FRAME: u8 = 2;
+
+/// The first byte of a TLS alert.
+const TLS_ALERT: u8 = 0x15;
+
+/// How much of a wrong answer is shown.
+const SHOWN: usize = 40;
+
+impl Frames {
+    pub(crate) fn new() -> Frames {
+        Frames { head: [0; HEAD + INSIDE], came: 0, wanted: HEAD, rest: 0, first: true }
+    }
+
+    /// Looks at the bytes that came next.
+    pub(crate) fn look(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let seen = if self.rest > 0 { self.pass(bytes) } else { self.gather(bytes)? };
+            bytes = &bytes[seen..];
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        let passed = bytes.len().min(self.rest);
+        self.rest -= passed;
+        self.first &= self.rest > 0;
+        passed
+    }
+
+    fn gather(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (taken, left) = bytes.split_at(bytes.len().min(self.wanted - self.came));
+        self.head[self.came..][..taken.len()].copy_from_slice(taken);
+        self.came += taken.len();
+        let head = &self.head[..self.came];
+        if self.first && !begins_a_method(head) {
+            let answer = [head, left].concat();
+            return Err(io::Error::new(io::ErrorKind::InvalidData, describe(&answer)));
+        }
+        if self.came == self.wanted {
+            self.read_head()?;
+        }
+        Ok(taken.len())
+    }
+
+    /// Reads what has come of a head, and says how to go on.
+    fn read_head(&mut self) -> io::Result<()> {
+        let size = size_of(&self.head);
+        if self.wanted == HEAD {
+            check_frame(size)?;
+            if self.head[0] == HEADER_FRAME && size as usize >= INSIDE {
+                self.wanted = HEAD + INSIDE;
+                return Ok(());
+            }
+        } else {
+            check_body(&self.head)?;
+        }
+        self.rest = (size + AROUND) as usize - self.wanted;
+        (self.came, self.wanted) = (0, HEAD);
+        Ok(())
+    }
+}
+
+fn size_of(head: &[u8; HEAD + INSIDE]) -> u32 {
+    u32::from_be_bytes([head[3], head[4], head[5], head[6]])
+}
+
+fn check_frame(size: u32) -> io::Result<()> {
+    if size > LARGEST_FRAME - AROUND {
+        return Err(oversized(format!(
+            "the broker sent what is no AMQP frame, or one of {size} bytes, and {LARGEST_FRAME} \
+             were agreed upon"
+        )));
+    }
+    Ok(())
+}
+
+fn check_body(head: &[u8; HEAD + INSIDE]) -> io::Result<()> {
+    let size = head[HEAD + 4..].iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
+    if size > LARGEST_BODY {
+        return Err(oversized(format!(
+            "the broker announced a message of {size} bytes, and {LARGEST_BODY} are the most that \
+             is taken"
+        )));
+    }
+    Ok(())
+}
+
+fn oversized(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Oversized(text))
+}
+
+/// Whether these may be the first bytes of a method on channel 0, as far as they have come.
+fn begins_a_method(head: &[u8]) -> bool {
+    let begins = [METHOD_FRAME, 0, 0].iter().zip(head).all(|(wanted, byte)| wanted == byte);
+    let size = head.get(3..HEAD).and_then(|size| size.try_into().ok()).map(u32::from_be_bytes);
+    begins && size.is_none_or(|size| size <= LARGEST_FRAME - AROUND)
+}
+
+fn describe(answer: &[u8]) -> String {
+    let what = "this is not AMQP 0-9-1: it answered";
+    if answer.first() == Some(&TLS_ALERT) {
+        return format!("{what} in TLS; for a TLS port, write amqps:// in the URL");
+    }
+    let line = answer.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let shown = &line[..line.len().min(SHOWN)];
+    let more = if shown.len() < line.len() { "..." } else { "" };
+    format!("{what} \"{}{more}\"", shown.escape_ascii())
+}
+
+impl fmt::Display for Oversized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Oversized {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(payload.len()).expect("a small payload");
+        [&[kind, 0, 0][..], &size.to_be_bytes(), payload, &[0xCE]].concat()
+    }
+
+    fn header(body: u64) -> Vec<u8> {
+        frame(HEADER_FRAME, &[&[0, 60, 0, 0][..], &body.to_be_bytes(), &[0, 0]].concat())
+    }
+
+    /// A start, a tune, a delivery, and what else a broker sends.
+    fn session() -> Vec<u8> {
+        [
+            frame(METHOD_FRAME, b"\0\x0a\0\x0a, and what a start says"),
+            frame(METHOD_FRAME, b"\0\x0a\0\x1e\x07\xff\0\x02\0\0\0\x0a"),
+            frame(8, b""),
+            frame(METHOD_FRAME, b"\0\x3c\0\x3c, and what a delivery says"),
+            header(9),
+            frame(3, b"\x02\0\0\xff\xff\xff\xff\xff\xff"),
+            header(LARGEST_BODY),
+            frame(3, &[0xFF; 5000]),
+            frame(HEADER_FRAME, b"too short"),
+        ]
+        .concat()
+    }
+
+    fn look_in_pieces(bytes: &[u8], piece: usize) -> io::Result<()> {
+        let mut frames = Frames::new();
+        bytes.chunks(piece).try_for_each(|piece| frames.look(piece))
+    }
+
+    #[test]
+    fn a_broker_s_frames_pass_in_pieces_of_any_size() {
+        for piece in (1..100).chain([4096, 10_000]) {
+            look_in_pieces(&session(), piece).unwrap_or_else(|error| panic!("{piece}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_too_large_is_told_where_its_head_ends() {
+        let begun = [&session()[..], &[3, 0, 1, 0x70, 0, 0, 0]].concat();
+        for piece in 1..100 {
+            look_in_pieces(&begun[..begun.len() - 1], piece).expect("not known yet");
+            let error = look_in_pieces(&begun, piece).expect_err("too large");
+            assert!(error.to_string().contains("1879048192 bytes"), "{piece}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_too_large_is_told_where_its_size_ends() {
+        for size in [LARGEST_BODY + 1, 1 << 46, 1 << 63, u64::MAX] {
+            let begun = [&session()[..], &header(size)[..HEAD + INSIDE]].concat();
+            for piece in 1..100 {
+                look_in_pieces(&begun[..begun.len() - 1], piece).expect("not known yet");
+                let error = look_in_pieces(&begun, piece).expect_err("too large");
+                assert!(error.to_string().contains(&size.to_string()), "{piece}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_answer_of_anything_else_is_told_and_cut_short() {
+        for (answer, told) in [
+            (&b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n"[..], "\"HTTP/1.1 400 Bad Request\""),
+            (b"AMQP\0\x01\0\0", "\"AMQP\\x00\\x01\\x00\\x00\""),
+            (b"\x01\0\0\xff\xff\xff\xff", "\"\\x01\\x00\\x00\\xff\\xff\\xff\\xff\""),
+            (b"\x01\0\x01\0", "\"\\x01\\x00\\x01\\x00\""),
+            (b"\x15\x03\x03\0\x02\x02\x0a", "amqps://"),
+            (&[b'x'; 100], "xxx...\""),
+        ] {
+            let error = look_in_pieces(answer, 4096).expect_err(told);
+            assert!(error.to_string().ends_with(told) || told == "amqps://", "{error}");
+            assert!(error.to_string().contains(told), "{error}");
+            assert!(error.to_string().len() < 100, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_answer_in_single_bytes_is_seen_at_the_first_wrong_one() {
+        assert!(look_in_pieces(b"H", 1).is_err());
+        assert!(look_in_pieces(b"\x01\0\0\xff\xff\xff\xff", 1).is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! Owns what the client library reads and writes: a socket, with TLS around it or without, whose
+//! frames are looked at before it sees them.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Evented, Poll, PollOpt, Ready, Token};
+
+use crate::frames::Frames;
+
+/// A connected socket, and what its peer has sent so far.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    line: Line,
+    frames: Frames,
+}
+
+#[derive(Debug)]
+enum Line {
+    Plain(TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(native_tls::TlsStream<Socket>),
+}
+
+/// What is below TLS: waits in the handshake, and no longer behind it.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+enum Socket {
+    Waiting(std::net::TcpStream),
+    Polled(TcpStream),
+}
+
+/// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+impl Stream {
+    pub(crate) fn plain(socket: std::net::TcpStream) -> io::Result<Stream> {
+        Ok(Stream::over(Line::Plain(polled(socket)?)))
+    }
+
+    /// Shakes hands for TLS. Waits for the peer, until something shuts the socket. It is not left
+    /// to the client library, above whose TLS nothing could look at the frames.
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls(
+        socket: std::net::TcpStream,
+        connector: &native_tls::TlsConnector,
+        host: &str,
+    ) -> Result<Stream, TlsRefusal> {
+        let after = socket.try_clone()?;
+        let mut line = connector.connect(host, Socket::Waiting(socket))?;
+        *line.get_mut() = Socket::Polled(polled(after)?);
+        Ok(Stream::over(Line::Tls(line)))
+    }
+
+    fn over(line: Line) -> Stream {
+        Stream { line, frames: Frames::new() }
+    }
+
+    fn socket(&self) -> io::Result<&TcpStream> {
+        match &self.line {
+            Line::Plain(socket) => Ok(socket),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => match line.get_ref() {
+                Socket::Polled(socket) => Ok(socket),
+                Socket::Waiting(_) => Err(io::ErrorKind::NotConnected.into()),
+            },
+        }
+    }
+}
+
+/// Why there is no TLS.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+pub(crate) enum TlsRefusal {
+    Socket(io::Error),
+    Handshake(native_tls::Error),
+}
+
+#[cfg(feature = "tls")]
+impl From<io::Error> for TlsRefusal {
+    fn from(error: io::Error) -> TlsRefusal {
+        TlsRefusal::Socket(error)
+    }
+}
+
+#[cfg(feature = "tls")]
+impl<S> From<native_tls::HandshakeError<S>> for TlsRefusal {
+    fn from(error: native_tls::HandshakeError<S>) -> TlsRefusal {
+        match error {
+            native_tls::HandshakeError::Failure(error) => TlsRefusal::Handshake(error),
+            native_tls::HandshakeError::WouldBlock(_) => {
+                TlsRefusal::Socket(io::ErrorKind::WouldBlock.into())
+            }
+        }
+    }
+}
+
+fn polled(socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    let socket = TcpStream::from_stream(socket)?;
+    socket.set_keepalive(Some(KEEPALIVE))?;
+    Ok(socket)
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = match &mut self.line {
+            Line::Plain(socket) => socket.read(buffer),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => line.read(buffer),
+        }?;
+        self.frames.look(&buffer[..length])?;
+        Ok(length)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.line {
+            Line::Plain(socket) => socket.write(bytes),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => line.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.line {
+            Line::Plain(socket) => socket.flush(),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => line.flush(),
+        }
+    }
+}
+
+impl Evented for Stream {
+    fn register(
+        &self,
+        poll: &Poll,
+        token: Token,
+        interest: Ready,
+        options: PollOpt,
+    ) -> io::Result<()> {
+        self.socket()?.register(poll, token, interest, options)
+    }
+
+    fn reregister(
+        &self,
+        poll: &Poll,
+        token: Token,
+        interest: Ready,
+        options: PollOpt,
+    ) -> io::Result<()> {
+        self.socket()?.reregister(poll, token, interest, options)
+    }
+
+    fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        self.socket()?.deregister(poll)
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Waiting(socket) => socket.read(buffer),
+            Socket::Polled(socket) => socket.read(buffer),
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Waiting(socket) => socket.write(bytes),
+            Socket::Polled(socket) => socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Socket::Waiting(socket) => socket.flush(),
+            Socket::Polled(socket) => socket.flush(),
+        }
+    }
+}
