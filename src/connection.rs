@@ -1,16 +1,16 @@
-//! Owns the one door to the client library: opens the socket itself, hands it over, and closes
-//! or buries what came of it, each in bounded time.
+//! Owns the one door to the client library: hands it a socket that is connected, and closes or
+//! buries what came of it, each in bounded time.
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::thread;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use amiquip::{
     AmqpValue, Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream,
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select_biased};
-use log::{debug, warn};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use log::debug;
 
+use crate::attempt::Attempt;
 use crate::broker::{Address, Broker, Limits, Login, Transport};
 use crate::cause::{self, Cause};
 use crate::channel::Channel;
@@ -32,12 +32,6 @@ pub(crate) struct Connection {
     limits: Limits,
 }
 
-/// A connection that is being made, in a thread of its own. Dropping it lets go of what comes.
-#[derive(Debug)]
-pub(crate) struct Attempt {
-    opened: Receiver<Result<Connection, Error>>,
-}
-
 /// What the broker says about the whole connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -53,7 +47,7 @@ pub(crate) enum Notice {
 const HANDOVER_BOUND: usize = 1024;
 
 /// RabbitMQ refuses a login by holding the cut back for a second or more, against guessing. What
-/// is cut sooner is a broker that stops or starts.
+/// is cut sooner after the login was sent is a broker that stops or starts.
 const SOONEST_REFUSAL: Duration = Duration::from_secs(1);
 
 /// How long the client library's I/O thread may take to end once its socket is gone.
@@ -67,7 +61,30 @@ impl Connection {
         interrupt: &Signal,
         deadline: Option<Instant>,
     ) -> Result<Option<Connection>, Error> {
-        Attempt::start(broker)?.wait(interrupt, deadline)
+        Attempt::start(broker, LONGEST)?.wait(interrupt, deadline)
+    }
+
+    /// Shakes hands over a socket that is connected. Waits for the broker, at most the handshake
+    /// limit.
+    pub(crate) fn over(
+        socket: TcpStream,
+        broker: &Broker,
+        address: &Address,
+        limits: Limits,
+    ) -> Result<Connection, Refused> {
+        let watchdog =
+            socket.try_clone().and_then(Watchdog::start).map_err(|error| lost(&error))?;
+        let handshake = Handshake {
+            #[cfg(feature = "tls")]
+            certificates: broker.certificates(),
+            address,
+            limits,
+        };
+        let mut inner = handshake.run(socket, watchdog.leash())?;
+        let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
+        debug!("connected to {address}");
+        let address = address.to_string();
+        Ok(Connection { inner: Some(inner), notices, watchdog, address, limits })
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit.
@@ -149,39 +166,6 @@ impl Connection {
     }
 }
 
-impl Attempt {
-    pub(crate) fn start(broker: &Broker) -> Result<Attempt, Error> {
-        let (result, opened) = bounded(1);
-        let broker = broker.clone();
-        // Name resolution has no limit and cannot be interrupted: it gets a thread of its own.
-        thread::Builder::new()
-            .name("rw-connect".into())
-            .spawn(move || {
-                let _ = result.send(open_first(&broker));
-            })
-            .map_err(|source| Error::NoThread { source })?;
-        Ok(Attempt { opened })
-    }
-
-    /// Waits for what comes of it. `None` when `interrupt` closed or `deadline` passed first; it
-    /// then goes on, and can be waited for again.
-    pub(crate) fn wait(
-        &self,
-        interrupt: &Signal,
-        deadline: Option<Instant>,
-    ) -> Result<Option<Connection>, Error> {
-        let late = deadline.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
-        select_biased! {
-            recv(interrupt) -> _ => Ok(None),
-            recv(self.opened) -> opened => match opened {
-                Ok(opened) => opened.map(Some),
-                Err(_) => Err(Error::Unreachable { attempts: vec!["the attempt panicked".into()] }),
-            },
-            recv(late) -> _ => Ok(None),
-        }
-    }
-}
-
 impl Drop for Connection {
     fn drop(&mut self) {
         // The client library's own drop waits for the broker without a limit, and may meet its
@@ -212,36 +196,8 @@ fn ends_within(notices: &Receiver<ConnectionBlockedNotification>, limit: Duratio
     }
 }
 
-fn open_first(broker: &Broker) -> Result<Connection, Error> {
-    let mut attempts = Vec::new();
-    let mut refusal = None;
-    for address in broker.addresses() {
-        match open_at(broker, address) {
-            Ok(connection) => {
-                for failed in attempts {
-                    warn!("passed over {failed}");
-                }
-                return Ok(connection);
-            }
-            Err(Refused::Transient(cause)) => attempts.push(format!("{address}: {cause}")),
-            Err(Refused::Lasting(error)) => {
-                attempts.push(placed(address, &error));
-                refusal.get_or_insert(error);
-            }
-        }
-    }
-    // A refusal is something to act on; that the next address is down as well is not.
-    Err(refusal.unwrap_or(Error::Unreachable { attempts }))
-}
-
-/// An error of this address, with the address in it once.
-fn placed(address: &Address, error: &Error) -> String {
-    let (address, error) = (address.to_string(), error.to_string());
-    if error.contains(&address) { error } else { format!("{address}: {error}") }
-}
-
 /// Why one address gave no connection.
-enum Refused {
+pub(crate) enum Refused {
     Transient(Cause),
     Lasting(Error),
 }
@@ -250,49 +206,6 @@ impl From<Cause> for Refused {
     fn from(cause: Cause) -> Refused {
         Refused::Transient(cause)
     }
-}
-
-fn open_at(broker: &Broker, address: &Address) -> Result<Connection, Refused> {
-    let limits = broker.limits(address);
-    let socket = connect(address, limits.connect)?;
-    let watchdog = socket.try_clone().and_then(Watchdog::start).map_err(|error| lost(&error))?;
-    let handshake = Handshake {
-        #[cfg(feature = "tls")]
-        certificates: broker.certificates(),
-        address,
-        limits,
-    };
-    let leash = watchdog.leash();
-    let begun = Instant::now();
-    let opened =
-        leash.within(limits.handshake, "waiting for the handshake", || handshake.run(socket));
-    let mut inner =
-        opened.map_err(|refused| handshake.judge(refused, leash.expired(), begun.elapsed()))?;
-    let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
-    debug!("connected to {address}");
-    let address = address.to_string();
-    Ok(Connection { inner: Some(inner), notices, watchdog, address, limits })
-}
-
-/// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
-/// publish waits 40 ms for its confirm, nor any timeout (amiquip 0.4.2 connection.rs:446).
-fn connect(address: &Address, limit: Duration) -> Result<TcpStream, Cause> {
-    let resolved: Vec<SocketAddr> = (address.host.as_str(), address.port)
-        .to_socket_addrs()
-        .map_err(|error| Cause::Lost(format!("the host name does not resolve: {error}")))?
-        .collect();
-    let limit = limit.clamp(Duration::from_millis(1), LONGEST);
-    let mut failures = Vec::new();
-    for target in resolved {
-        match TcpStream::connect_timeout(&target, limit) {
-            Ok(socket) => {
-                socket.set_nodelay(true).map_err(|error| lost(&error))?;
-                return Ok(socket);
-            }
-            Err(error) => failures.push(format!("{} {error}", target.ip())),
-        }
-    }
-    Err(Cause::Lost(failures.join(", ")))
 }
 
 fn lost(error: &std::io::Error) -> Cause {
@@ -309,11 +222,19 @@ struct Handshake<'a> {
 }
 
 impl Handshake<'_> {
-    fn run(&self, socket: TcpStream) -> Result<amiquip::Connection, Refused> {
-        let stream = self.stream(socket)?;
-        let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
-        let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
-        opened.map_err(|error| Refused::Transient(error.into()))
+    fn run(&self, socket: TcpStream, leash: &Leash) -> Result<amiquip::Connection, Refused> {
+        let begun = Instant::now();
+        let opened = leash.within(self.limits.handshake, "waiting for the handshake", || {
+            let stream = self.stream(socket)?;
+            let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
+            let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
+            opened.map_err(|error| Refused::Transient(error.into()))
+        });
+        let held = begun.elapsed();
+        opened.map_err(|refused| match refused {
+            Refused::Transient(cause) => self.judge(leash.expired().unwrap_or(cause), held),
+            lasting => lasting,
+        })
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
@@ -338,21 +259,23 @@ impl Handshake<'_> {
             },
             Login::External => Auth::External,
         };
-        let heartbeat = self.limits.heartbeat.as_secs().try_into().unwrap_or(u16::MAX);
         ConnectionOptions::default()
             .auth(auth)
             .virtual_host(self.address.vhost.clone())
-            .heartbeat(heartbeat)
+            .heartbeat(self.heartbeat())
             .frame_max(LARGEST_FRAME)
             .connection_timeout(Some(self.limits.handshake.min(LONGEST)))
             .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
     }
 
+    fn heartbeat(&self) -> u16 {
+        self.limits.heartbeat.as_secs().try_into().unwrap_or(u16::MAX)
+    }
+
     /// Tells a refusal that a person has to act on from one that may pass by itself.
-    fn judge(&self, refused: Refused, expired: Option<Cause>, after: Duration) -> Refused {
-        let Refused::Transient(cause) = refused else { return refused };
-        match expired.unwrap_or(cause) {
-            Cause::LoginCut if after >= SOONEST_REFUSAL => Refused::Lasting(Error::LoginRefused {
+    fn judge(&self, cause: Cause, held: Duration) -> Refused {
+        match cause {
+            Cause::LoginCut if held >= SOONEST_REFUSAL => Refused::Lasting(Error::LoginRefused {
                 address: self.address.to_string(),
                 user: self.address.user.clone(),
             }),
@@ -391,21 +314,4 @@ fn tls_connector(tls: &crate::broker::Tls) -> Result<native_tls::TlsConnector, R
         builder.identity(identity.map_err(|e| lasting("the certificate or its key", e))?);
     }
     builder.build().map_err(|error| lasting("TLS", error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_names_its_address_once() {
-        let broker: Broker = "amqp://rabbit-1".parse().expect("a broker");
-        let address = &broker.addresses()[0];
-        let text = "NOT_FOUND - vhost x not found".to_string();
-        let refused = placed(address, &Error::VhostRefused { vhost: "x".into(), text });
-        assert!(refused.starts_with("rabbit-1:5672: the broker refused"), "{refused}");
-        let (address_too, user) = (address.to_string(), "u".to_string());
-        let refused = placed(address, &Error::LoginRefused { address: address_too, user });
-        assert_eq!(refused.matches("rabbit-1:5672").count(), 1, "{refused}");
-    }
 }

@@ -107,6 +107,7 @@
     clippy::unwrap_used
 )]
 
+mod attempt;
 mod backoff;
 mod broker;
 mod cause;
@@ -129,6 +130,7 @@ mod letters;
 mod looks;
 #[cfg(all(unix, feature = "command"))]
 mod output;
+mod patience;
 mod places;
 #[cfg(all(unix, feature = "command"))]
 mod process;

@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
 use log::{info, warn};
 
+use crate::attempt::Attempt;
 use crate::backoff::Backoff;
 use crate::broker::Broker;
 use crate::cause::Cause;
 use crate::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
 use crate::confirms::Confirms;
-use crate::connection::{Attempt, Connection, Notice, read_notice};
+use crate::connection::{Connection, Notice, read_notice};
 use crate::deadline::deadline_after;
 use crate::error::Error;
+use crate::patience::telling;
 use crate::places::{Entry, Places, Unready};
 use crate::producer::Outcome;
 use crate::queue::{Declaration, Queue, Target};
@@ -148,10 +150,7 @@ impl<T> Publisher<T> {
                 Ok(true) => {}
                 Err(error) if error.is_transient() => last = Some(error),
                 Err(error) => return Err(error),
-                Ok(false) => {
-                    let attempts = vec![format!("{}: no answer in time", self.broker)];
-                    return Err(last.unwrap_or(Error::Unreachable { attempts }));
-                }
+                Ok(false) => return Err(last.unwrap_or_else(|| self.unreached())),
             }
         }
         Ok(())
@@ -292,8 +291,10 @@ impl<T> Publisher<T> {
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
         let places = Places::default().foresee(self.delays.clone());
+        let doing = format!("setting up the channel at {}", connection.address());
         let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue, places));
-        leash.within(left, "setting up the channel", set_up).map(Some)
+        let bounded = || leash.within(left, "setting up the channel", set_up);
+        telling(interrupt, &doing, bounded).0.map(Some)
     }
 
     /// Waits for the attempt that is under way, or for a new one; one that is not over by then
@@ -305,13 +306,23 @@ impl<T> Publisher<T> {
     ) -> Result<Option<Connection>, Error> {
         let attempt = match self.attempt.take() {
             Some(under_way) => under_way,
-            None => Attempt::start(&self.broker)?,
+            // Not until the oldest task's deadline: the attempt outlives that.
+            None => Attempt::start(&self.broker, self.limits.timeout)?,
         };
         let opened = attempt.wait(interrupt, Some(deadline))?;
         if opened.is_none() {
             self.attempt = Some(attempt);
         }
         Ok(opened)
+    }
+
+    /// Nothing was reached, in the time that there was.
+    fn unreached(&self) -> Error {
+        let tried = self.attempt.as_ref().map(Attempt::so_far).unwrap_or_default();
+        if tried.is_empty() {
+            return Error::Unreachable { attempts: vec![format!("{}: not tried", self.broker)] };
+        }
+        Error::Unreachable { attempts: tried }
     }
 
     fn note_failed_connect(&mut self, error: &Error) {

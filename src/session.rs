@@ -19,6 +19,7 @@ use crate::deadline::deadline_after;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::handover::Handover;
+use crate::patience::{PATIENCE, telling};
 use crate::queue::Target;
 use crate::runner::{Crew, Work};
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
@@ -81,8 +82,10 @@ impl Session<'_> {
     pub(crate) fn run(&self, mut connection: Connection) -> Course {
         let leash = connection.leash().clone();
         let stopping = self.shutdown.stopping();
+        let doing = format!("setting up the channels at {}", connection.address());
         // Nothing is in hand yet: a stop need not wait for anything here.
-        let channels = match leash.unless(stopping, || self.open_channels(&mut connection)) {
+        let set_up = || leash.unless(stopping, || self.open_channels(&mut connection));
+        let channels = match telling(stopping, &doing, set_up).0 {
             Ok(channels) => channels,
             Err(Refused { target, cause }) => {
                 let lost = self.end(connection, target, Some(cause));
@@ -301,6 +304,7 @@ impl<'a> Watch<'a> {
         let mut mending = if self.has_lost() { after(MENDING) } else { never() };
         let (mut out_of_grace, mut out_of_time) = (never(), never());
         let (mut idle, mut wound_down) = (never(), never());
+        let out_of_patience = after(PATIENCE);
         loop {
             select_biased! {
                 recv(ended) -> end => match end {
@@ -348,6 +352,7 @@ impl<'a> Watch<'a> {
                     Ok(()) => self.consumer_stands(),
                     Err(_) => standing = never(),
                 },
+                recv(out_of_patience) -> _ => self.tell_who_is_missing(),
                 recv(mending) -> _ => out_of_time = self.leave_now(),
                 recv(out_of_grace) -> _ => (idle, wound_down) = self.cancel(),
                 recv(idle) -> _ => {
@@ -388,6 +393,19 @@ impl<'a> Watch<'a> {
             let address = self.connection.address();
             info!("consuming from '{queue}' at {address} with {threads} threads");
         }
+    }
+
+    fn tell_who_is_missing(&self) {
+        let threads = self.session.crew.runners().len();
+        if self.standing == threads || self.told.is_some() || self.has_lost() {
+            return;
+        }
+        info!(
+            "{} of {threads} threads consume at {} after {PATIENCE:?}; the others wait for the \
+             broker, or for their tasks of a lost session",
+            self.standing,
+            self.connection.address()
+        );
     }
 
     /// The others finish what they run: where the connection still stands, it can be acked.

@@ -1,6 +1,7 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
 mod child;
+mod connecting;
 mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;

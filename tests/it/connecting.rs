@@ -1,0 +1,138 @@
+//! The way to a broker: silent, slow and unsure ones, what is said of them, and who comes next.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use crate::support::broker::shared_broker;
+use crate::support::client::unique_queue;
+use crate::support::command::Command;
+use crate::support::scripted::ScriptedBroker;
+use crate::support::wire::Call;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A host that takes connections, as far as the system does that alone, and never says a word.
+struct Silent(TcpListener);
+
+impl Silent {
+    fn start() -> Silent {
+        Silent(TcpListener::bind("127.0.0.1:0").expect("a port"))
+    }
+
+    fn address(&self) -> String {
+        self.0.local_addr().expect("its address").to_string()
+    }
+
+    fn url(&self) -> String {
+        format!("amqp://{}", self.address())
+    }
+}
+
+#[test]
+fn a_producer_reaches_the_healthy_host_behind_three_silent_ones_in_time() {
+    let silent = [Silent::start(), Silent::start(), Silent::start()];
+    let queue = unique_queue("behind");
+    let urls = silent.iter().map(Silent::url).chain([shared_broker().url().to_owned()]);
+    let urls = urls.collect::<Vec<_>>().join(",");
+
+    let producer = ["--url", &urls, "--queue", &queue, "--timeout", "20s", "hello"];
+    let output = Command::producer(&producer).run(SOON);
+
+    output.assert_code(0);
+    let stderr = output.stderr();
+    for silent in silent {
+        let told = format!("passed over {}: no answer within 5s", silent.address());
+        assert!(stderr.contains(&told), "{told} in {stderr}");
+    }
+    assert_eq!(shared_broker().client().count(&queue), 1);
+}
+
+#[test]
+fn of_silent_hosts_each_that_was_tried_is_named_with_its_own_cause() {
+    let silent = [Silent::start(), Silent::start()];
+    let [first, second] = [0, 1].map(|place: usize| silent[place].address());
+    let urls = format!("{},{}", silent[0].url(), silent[1].url());
+
+    let output = Command::producer(&["--url", &urls, "--timeout", "6s", "hello"]).run(SOON);
+
+    output.assert_code(69);
+    let stderr = output.stderr();
+    let last = stderr.lines().last().unwrap_or_default();
+    let told = format!("{first}: no answer within 3s while waiting for the handshake");
+    assert!(last.contains("no broker reached") && last.contains(&told), "{stderr}");
+    assert!(last.contains(&format!("{second}: no answer in time")), "{stderr}");
+}
+
+#[test]
+fn a_host_that_is_not_reached_within_the_time_is_not_named() {
+    let (silent, other) = (Silent::start(), Silent::start());
+    let urls = format!("{},{}", silent.url(), other.url());
+
+    let output = Command::producer(&["--url", &urls, "--timeout", "1s", "hello"]).run(SOON);
+
+    output.assert_code(69);
+    let stderr = output.stderr();
+    assert!(stderr.contains(&format!("{}: no answer in time", silent.address())), "{stderr}");
+    assert!(!stderr.contains(&other.address()), "{stderr}");
+}
+
+#[test]
+fn a_host_that_does_not_answer_is_named_while_it_is_waited_for_and_when_it_is_passed_over() {
+    let silent = Silent::start();
+    let queue = unique_queue("silent");
+    let urls = format!("{},{}", silent.url(), shared_broker().url());
+
+    let running = Command::worker(&["--url", &urls, "--queue", &queue]).start();
+    let first = running.wait_for_stderr_line(|_| true, SOON);
+    let second = running.wait_for_stderr_line(|_| true, SOON);
+    let third = running.wait_for_stderr_line(|_| true, SOON);
+    running.signal("INT");
+
+    let address = silent.address();
+    assert!(first.contains(&format!("connecting to {address} takes longer than 2s")), "{first}");
+    assert!(second.contains(&format!("passed over {address}: no answer within 10s")), "{second}");
+    assert!(third.contains("consuming from"), "{third}");
+    running.wait(SOON).assert_code(0);
+}
+
+/// Holds back the answer to one method, and gives what the worker says first, and then.
+fn held_back(method: impl Fn(&Call) -> bool + Send + Sync + 'static) -> (String, String) {
+    let (tell, told) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.set_patience(SOON);
+        session.handshake();
+        while let Some(came) = session.next_method() {
+            if method(&came.call) {
+                let _ = told.recv_timeout(SOON);
+            }
+            session.answer(&came);
+        }
+    });
+
+    let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
+    let first = running.wait_for_stderr_line(|_| true, SOON);
+    tell.send(()).expect("the script waits");
+    let second = running.wait_for_stderr_line(|_| true, SOON);
+    running.signal("INT");
+    let _ = running.wait(SOON);
+    (first, second)
+}
+
+#[test]
+fn a_channel_that_is_slow_to_open_is_told() {
+    let (first, second) = held_back(|call| matches!(call, Call::ChannelOpen));
+
+    assert!(first.contains("setting up the channels at 127.0.0.1"), "{first}");
+    assert!(first.contains("takes longer than 2s"), "{first}");
+    assert!(second.contains("consuming from"), "{second}");
+}
+
+#[test]
+fn a_consumer_that_is_slow_to_be_let_in_is_told() {
+    let (first, second) = held_back(|call| matches!(call, Call::Consume { .. }));
+
+    assert!(first.contains("0 of 1 threads consume at 127.0.0.1"), "{first}");
+    assert!(second.contains("consuming from"), "{second}");
+}
