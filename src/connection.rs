@@ -2,6 +2,7 @@
 //! buries what came of it, each in bounded time.
 
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amiquip::{
@@ -223,14 +224,17 @@ struct Handshake<'a> {
 
 impl Handshake<'_> {
     fn run(&self, socket: TcpStream, leash: &Leash) -> Result<amiquip::Connection, Refused> {
-        let begun = Instant::now();
-        let opened = leash.within(self.limits.handshake, "waiting for the handshake", || {
+        // Stays empty until the broker has begun.
+        let mut begun = Arc::default();
+        let limit = self.limits.handshake;
+        let opened = leash.within(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
+            begun = stream.begun();
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
             opened.map_err(|error| Refused::Transient(error.into()))
         });
-        let held = begun.elapsed();
+        let held = begun.get().map_or(Duration::ZERO, Instant::elapsed);
         opened.map_err(|refused| match refused {
             Refused::Transient(cause) => self.judge(leash.expired().unwrap_or(cause), held),
             lasting => lasting,

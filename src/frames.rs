@@ -61,6 +61,11 @@ impl Frames {
         Ok(())
     }
 
+    /// Whether the first frame, which is the broker's start, is here.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.first
+    }
+
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let passed = bytes.len().min(self.rest);
         self.rest -= passed;

@@ -2,7 +2,8 @@
 //! frames are looked at before it sees them.
 
 use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
@@ -14,6 +15,7 @@ use crate::frames::Frames;
 pub(crate) struct Stream {
     line: Line,
     frames: Frames,
+    begun: Arc<OnceLock<Instant>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,13 @@ impl Stream {
     }
 
     fn over(line: Line) -> Stream {
-        Stream { line, frames: Frames::new() }
+        Stream { line, frames: Frames::new(), begun: Arc::default() }
+    }
+
+    /// Has the moment, once there is one, at which the broker's start is here: the next word,
+    /// which is the login, is ours.
+    pub(crate) fn begun(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.begun)
     }
 
     fn socket(&self) -> io::Result<&TcpStream> {
@@ -110,6 +118,9 @@ impl Read for Stream {
             Line::Tls(line) => line.read(buffer),
         }?;
         self.frames.look(&buffer[..length])?;
+        if self.frames.has_begun() && self.begun.get().is_none() {
+            let _ = self.begun.set(Instant::now());
+        }
         Ok(length)
     }
 }

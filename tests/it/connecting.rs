@@ -1,6 +1,7 @@
 //! The way to a broker: silent, slow and unsure ones, what is said of them, and who comes next.
 
 use std::net::TcpListener;
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -135,4 +136,31 @@ fn a_consumer_that_is_slow_to_be_let_in_is_told() {
 
     assert!(first.contains("0 of 1 threads consume at 127.0.0.1"), "{first}");
     assert!(second.contains("consuming from"), "{second}");
+}
+
+#[test]
+fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.set_patience(SOON);
+        if number > 0 {
+            session.handshake();
+            session.accept_consumer();
+            let _ = session.answer_rpcs();
+            return;
+        }
+        session.expect_protocol_header();
+        // The fault itself: a second of it was taken for a login that is held back.
+        thread::sleep(Duration::from_millis(1500));
+        session.send_start();
+        let start_ok = session.expect_method();
+        assert!(matches!(start_ok.call, Call::StartOk { .. }), "{start_ok:?}");
+        session.hang_up();
+    });
+
+    let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
+    running.wait_for_stderr_line(|line| line.contains("cut the connection during the login"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
 }
