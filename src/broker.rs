@@ -141,7 +141,8 @@ impl Broker {
     }
 
     /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. The broker's own
-    /// value counts where it is smaller. A dead peer is noticed after two intervals. Default: 10 s.
+    /// value counts where it is smaller, but not where it is none: then it is what is asked for
+    /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s.
     ///
     /// Source: <https://www.rabbitmq.com/docs/heartbeats>.
     #[must_use]

@@ -243,11 +243,14 @@ impl Handshake<'_> {
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
         match self.address.transport {
-            Transport::Plain => Stream::plain(socket).map_err(|error| lost(&error).into()),
+            Transport::Plain => {
+                let stream = Stream::plain(socket, self.heartbeat());
+                stream.map_err(|error| lost(&error).into())
+            }
             #[cfg(feature = "tls")]
             Transport::Tls => {
                 let connector = tls_connector(self.certificates)?;
-                let shaken = Stream::tls(socket, &connector, &self.address.host);
+                let shaken = Stream::tls(socket, &connector, &self.address.host, self.heartbeat());
                 shaken.map_err(|refusal| Cause::from(refusal).into())
             }
             #[cfg(not(feature = "tls"))]

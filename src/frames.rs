@@ -17,6 +17,8 @@ pub(crate) struct Frames {
     rest: usize,
     /// Whether no frame has passed yet.
     first: bool,
+    /// What is put for a heartbeat of none, until the broker has proposed one, in seconds.
+    heartbeat: Option<u8>,
 }
 
 /// What is a frame, but larger than any that this crate takes.
@@ -32,8 +34,11 @@ const LARGEST_BODY: u64 = 512 << 20;
 /// A frame's type, channel and size (<https://www.rabbitmq.com/amqp-0-9-1-protocol>).
 const HEAD: usize = 7;
 
-/// How far a content header is looked at: class, weight, body size.
+/// How far a content header is looked at: class, weight, body size. Tune is as long: class,
+/// method, the most channels, the largest frame, the heartbeat.
 const INSIDE: usize = 12;
+
+const TUNE: [u8; 4] = [0, 10, 0, 30];
 
 /// What a frame has beside its payload: the head, and one byte at its end.
 const AROUND: u32 = 8;
@@ -48,15 +53,27 @@ const TLS_ALERT: u8 = 0x15;
 const SHOWN: usize = 40;
 
 impl Frames {
-    pub(crate) fn new() -> Frames {
-        Frames { head: [0; HEAD + INSIDE], came: 0, wanted: HEAD, rest: 0, first: true }
+    /// Begins with what came first. Where the broker proposes no heartbeat, `heartbeat` is put in
+    /// its place, in seconds and 255 at most, unless that is none, too: the client library would
+    /// agree to none, as if zero were the shortest interval.
+    pub(crate) fn new(heartbeat: u16) -> Frames {
+        let heartbeat = u8::try_from(heartbeat).unwrap_or(u8::MAX);
+        Frames {
+            head: [0; HEAD + INSIDE],
+            came: 0,
+            wanted: HEAD,
+            rest: 0,
+            first: true,
+            heartbeat: Some(heartbeat),
+        }
     }
 
     /// Looks at the bytes that came next.
-    pub(crate) fn look(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let seen = if self.rest > 0 { self.pass(bytes) } else { self.gather(bytes)? };
-            bytes = &bytes[seen..];
+    pub(crate) fn look(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut seen = 0;
+        while seen < bytes.len() {
+            let unseen = &mut bytes[seen..];
+            seen += if self.rest > 0 { self.pass(unseen) } else { self.gather(unseen)? };
         }
         Ok(())
     }
@@ -73,36 +90,59 @@ impl Frames {
         passed
     }
 
-    fn gather(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (taken, left) = bytes.split_at(bytes.len().min(self.wanted - self.came));
+    fn gather(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let (taken, left) = bytes.split_at_mut(bytes.len().min(self.wanted - self.came));
         self.head[self.came..][..taken.len()].copy_from_slice(taken);
         self.came += taken.len();
         let head = &self.head[..self.came];
         if self.first && !begins_a_method(head) {
-            let answer = [head, left].concat();
+            let answer = [head, &*left].concat();
             return Err(io::Error::new(io::ErrorKind::InvalidData, describe(&answer)));
         }
         if self.came == self.wanted {
-            self.read_head()?;
+            self.read_head(taken)?;
         }
         Ok(taken.len())
     }
 
-    /// Reads what has come of a head, and says how to go on.
-    fn read_head(&mut self) -> io::Result<()> {
+    /// Reads the head that `last` completes, and says how to go on.
+    fn read_head(&mut self, last: &mut [u8]) -> io::Result<()> {
         let size = size_of(&self.head);
         if self.wanted == HEAD {
             check_frame(size)?;
-            if self.head[0] == HEADER_FRAME && size as usize >= INSIDE {
+            if self.looks_inside() && size as usize >= INSIDE {
                 self.wanted = HEAD + INSIDE;
                 return Ok(());
             }
-        } else {
+        } else if self.head[0] == HEADER_FRAME {
             check_body(&self.head)?;
+        } else {
+            self.propose_heartbeat(last);
         }
         self.rest = (size + AROUND) as usize - self.wanted;
         (self.came, self.wanted) = (0, HEAD);
         Ok(())
+    }
+
+    fn looks_inside(&self) -> bool {
+        match self.head[0] {
+            HEADER_FRAME => true,
+            METHOD_FRAME => self.heartbeat.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Where this is tune, which ends with the heartbeat: `last` ends with it, too, or with the
+    /// second of its two bytes.
+    fn propose_heartbeat(&mut self, last: &mut [u8]) {
+        let (method, proposed) = (&self.head[HEAD..HEAD + 4], &self.head[HEAD + INSIDE - 2..]);
+        if method != TUNE {
+            return;
+        }
+        let heartbeat = self.heartbeat.take();
+        if let (&[0, 0], Some(heartbeat), Some(byte)) = (proposed, heartbeat, last.last_mut()) {
+            *byte = heartbeat;
+        }
     }
 }
 
@@ -191,14 +231,38 @@ mod tests {
     }
 
     fn look_in_pieces(bytes: &[u8], piece: usize) -> io::Result<()> {
-        let mut frames = Frames::new();
-        bytes.chunks(piece).try_for_each(|piece| frames.look(piece))
+        passed_on(bytes, piece, 0).map(drop)
+    }
+
+    fn passed_on(bytes: &[u8], piece: usize, heartbeat: u16) -> io::Result<Vec<u8>> {
+        let (mut frames, mut bytes) = (Frames::new(heartbeat), bytes.to_vec());
+        bytes.chunks_mut(piece).try_for_each(|piece| frames.look(piece))?;
+        Ok(bytes)
     }
 
     #[test]
     fn a_broker_s_frames_pass_in_pieces_of_any_size() {
         for piece in (1..100).chain([4096, 10_000]) {
-            look_in_pieces(&session(), piece).unwrap_or_else(|error| panic!("{piece}: {error}"));
+            let passed = passed_on(&session(), piece, 10);
+            let passed = passed.unwrap_or_else(|error| panic!("{piece}: {error}"));
+            assert!(passed == session(), "unchanged, {piece}");
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_put_where_the_broker_proposes_none() {
+        let start = frame(METHOD_FRAME, b"\0\x0a\0\x0a, and what a start says");
+        let tune = |heartbeat| {
+            let payload = [b"\0\x0a\0\x1e\x07\xff\0\x02\0\0\0", &[heartbeat][..]].concat();
+            [&start[..], &frame(METHOD_FRAME, &payload), &session()[start.len()..]].concat()
+        };
+        for piece in (1..100).chain([4096]) {
+            for (asked, put) in [(0, 0), (10, 10), (255, 255), (600, 255)] {
+                let passed = passed_on(&tune(0), piece, asked).expect("AMQP");
+                assert!(passed == tune(put), "{asked} in pieces of {piece}");
+                let passed = passed_on(&tune(7), piece, asked).expect("AMQP");
+                assert!(passed == tune(7), "{asked} in pieces of {piece}, and 7 of the broker");
+            }
         }
     }
 

@@ -37,8 +37,9 @@ enum Socket {
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 impl Stream {
-    pub(crate) fn plain(socket: std::net::TcpStream) -> io::Result<Stream> {
-        Ok(Stream::over(Line::Plain(polled(socket)?)))
+    /// Where the broker proposes no heartbeat, this one is put in its place, in seconds.
+    pub(crate) fn plain(socket: std::net::TcpStream, heartbeat: u16) -> io::Result<Stream> {
+        Ok(Stream::over(Line::Plain(polled(socket)?), heartbeat))
     }
 
     /// Shakes hands for TLS. Waits for the peer, until something shuts the socket. It is not left
@@ -48,15 +49,16 @@ impl Stream {
         socket: std::net::TcpStream,
         connector: &native_tls::TlsConnector,
         host: &str,
+        heartbeat: u16,
     ) -> Result<Stream, TlsRefusal> {
         let after = socket.try_clone()?;
         let mut line = connector.connect(host, Socket::Waiting(socket))?;
         *line.get_mut() = Socket::Polled(polled(after)?);
-        Ok(Stream::over(Line::Tls(line)))
+        Ok(Stream::over(Line::Tls(line), heartbeat))
     }
 
-    fn over(line: Line) -> Stream {
-        Stream { line, frames: Frames::new(), begun: Arc::default() }
+    fn over(line: Line, heartbeat: u16) -> Stream {
+        Stream { line, frames: Frames::new(heartbeat), begun: Arc::default() }
     }
 
     /// Has the moment, once there is one, at which the broker's start is here: the next word,
@@ -117,7 +119,7 @@ impl Read for Stream {
             #[cfg(feature = "tls")]
             Line::Tls(line) => line.read(buffer),
         }?;
-        self.frames.look(&buffer[..length])?;
+        self.frames.look(&mut buffer[..length])?;
         if self.frames.has_begun() && self.begun.get().is_none() {
             let _ = self.begun.set(Instant::now());
         }

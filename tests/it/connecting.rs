@@ -9,7 +9,7 @@ use crossbeam_channel::bounded;
 use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
-use crate::support::scripted::ScriptedBroker;
+use crate::support::scripted::{ScriptedBroker, Tuning};
 use crate::support::wire::Call;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -163,4 +163,24 @@ fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
 
     running.signal("INT");
     running.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn a_broker_that_proposes_no_heartbeat_gets_ours_and_is_noticed_when_it_falls_silent() {
+    for (asked, agreed) in [("", 10), ("?heartbeat=1", 1), ("?heartbeat=0", 0)] {
+        let broker = ScriptedBroker::start(|session, _| {
+            session.set_patience(SOON);
+            let client = session.handshake_with(Tuning { heartbeat: 0, ..Tuning::default() });
+            session.report(format!("agreed upon {}", client.heartbeat));
+            let _ = session.answer_rpcs();
+        });
+        let url = format!("amqp://{}/{asked}", broker.address());
+
+        let running = Command::worker(&["--url", &url, "--threads", "1"]).start();
+
+        broker.wait(&format!("agreed upon {agreed}"), SOON);
+        if agreed == 1 {
+            running.wait_for_stderr_line(|line| line.contains("missed two heartbeats"), SOON);
+        }
+    }
 }

@@ -194,6 +194,31 @@ fn row_23_a_frozen_broker_is_noticed_within_two_heartbeats_and_used_again_when_i
 }
 
 #[test]
+fn row_23_a_broker_that_proposes_no_heartbeat_sends_ours_and_is_noticed_when_it_freezes() {
+    let broker = breakable_broker();
+    let queue = unique_queue("heartless");
+    broker.ctl(&["eval", "application:set_env(rabbit, heartbeat, 0)."]);
+    let running = worker(&broker, &queue, &[]);
+
+    broker.client().publish_id(&queue, "longer than two heartbeats.....");
+    running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    let next = running.wait_for_stdout_line(|_| true, SOON);
+    broker.wait_for_queue(&queue, |it| it.ready + it.unacked == 0, SOON);
+    broker.stop();
+    running.wait_for_stderr_line(|line| line.contains("missed two heartbeats"), SOON);
+    broker.resume();
+    broker.ctl(&["eval", "application:set_env(rabbit, heartbeat, 60)."]);
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    assert!(next.contains("Done"), "{next}");
+    output.assert_code(0);
+    let stderr = output.stderr();
+    assert_eq!(stderr.matches("lost the session").count(), 1, "not before it froze: {stderr}");
+}
+
+#[test]
 fn row_23_signals_to_a_worker_of_a_frozen_broker_end_it_in_bounded_time() {
     let broker = breakable_broker();
     let queue = unique_queue("frozen");

@@ -118,8 +118,9 @@ impl ScriptedBroker {
         self.address
     }
 
+    /// Where to connect, and without heartbeats, since no script thinks of them by itself.
     pub(crate) fn url(&self) -> String {
-        format!("amqp://guest:guest@{}", self.address)
+        format!("amqp://guest:guest@{}?heartbeat=0", self.address)
     }
 
     pub(crate) fn events(&self) -> &Receiver<Event> {
