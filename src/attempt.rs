@@ -236,6 +236,7 @@ fn connect(targets: &[SocketAddr], limit: Duration, deadline: Instant) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpListener;
 
     #[test]
     fn an_error_names_its_address_once() {
@@ -259,5 +260,17 @@ mod tests {
         let limit = Duration::from_millis(20);
         let doing = "looking up the host name";
         assert_eq!(look_up(hanging, limit), Err(Cause::TimedOut { doing, limit }));
+    }
+
+    #[test]
+    fn only_what_was_tried_is_named() {
+        let silent = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+        let [first, second] = silent.each_ref().map(|it| it.local_addr().expect("its address"));
+        let broker = Broker::new([first, second].map(|address| format!("amqp://{address}")));
+        let attempt = Attempt::start(&broker.expect("a broker"), LONGEST).expect("a thread");
+        let soon = deadline_after(Duration::from_secs(2));
+        let opened = attempt.wait(&crossbeam_channel::never(), Some(soon));
+        assert!(matches!(opened, Ok(None)), "nobody answers");
+        assert_eq!(attempt.so_far(), [format!("{first}: no answer in time")]);
     }
 }
