@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::warn;
 
-use crate::broker::{Address, Broker, Limits};
+use crate::broker::{Address, Broker};
 use crate::cause::Cause;
 use crate::connection::{Connection, Refused};
 use crate::deadline::{LONGEST, deadline_after};
@@ -171,8 +171,7 @@ fn open_at(broker: &Broker, address: &Address, time: Duration) -> Result<Connect
     let deadline = deadline_after(time);
     let targets = resolve(address, within(limits.connect, deadline))?;
     let socket = connect(&targets, limits.connect, deadline)?;
-    let limits = Limits { handshake: within(limits.handshake, deadline), ..limits };
-    Connection::over(socket, broker, address, limits)
+    Connection::over(socket, broker, address, within(limits.handshake, deadline))
 }
 
 /// One of so many equal parts of the time that is left.

@@ -65,14 +65,14 @@ impl Connection {
         Attempt::start(broker, LONGEST)?.wait(interrupt, deadline)
     }
 
-    /// Shakes hands over a socket that is connected. Waits for the broker, at most the handshake
-    /// limit.
+    /// Shakes hands over a socket that is connected. Waits for the broker, at most for `limit`.
     pub(crate) fn over(
         socket: TcpStream,
         broker: &Broker,
         address: &Address,
-        limits: Limits,
+        limit: Duration,
     ) -> Result<Connection, Refused> {
+        let limits = Limits { handshake: limit, ..broker.limits(address) };
         let watchdog =
             socket.try_clone().and_then(Watchdog::start).map_err(|error| lost(&error))?;
         let handshake = Handshake {
