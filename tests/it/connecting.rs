@@ -38,7 +38,7 @@ fn a_producer_reaches_the_healthy_host_behind_three_silent_ones_in_time() {
     let urls = silent.iter().map(Silent::url).chain([shared_broker().url().to_owned()]);
     let urls = urls.collect::<Vec<_>>().join(",");
 
-    let producer = ["--url", &urls, "--queue", &queue, "--timeout", "20s", "hello"];
+    let producer = ["--url", &urls, "--queue", &queue, "hello"];
     let output = Command::producer(&producer).run(SOON);
 
     output.assert_code(0);
