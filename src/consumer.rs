@@ -198,21 +198,14 @@ struct Hands<'p> {
     shutter: Closer,
     /// By delivery tag; with automatic acks there is nothing to settle with.
     unsettled: HashMap<u64, Option<Unsettled>>,
-    /// Failed tasks that are being handed over, by delivery tag.
-    leaving: HashMap<u64, Leaving>,
+    /// Failed tasks that are being handed over, by delivery tag: what to tell when they are.
+    leaving: HashMap<u64, Event>,
     replies: Sender<Reply>,
     replied: Receiver<Reply>,
     /// How each goes back when its pause is over, by that moment and its tag.
     pausing: BTreeMap<(Instant, u64), Settlement>,
     /// Tasks in a row that had to go back.
     failures: u32,
-}
-
-/// A failed task on its way to a delay queue or to the dead letters.
-struct Leaving {
-    fate: Fate,
-    /// What to tell when it has arrived there.
-    event: Event,
 }
 
 impl<'p> Hands<'p> {
@@ -407,7 +400,7 @@ impl<'p> Hands<'p> {
             reason: Some(failure.reason().to_string()),
             ..event(kind, &job.delivery, elapsed)
         };
-        let (target, event) = match fate {
+        let target = match fate {
             Fate::Back => {
                 let event = event(EventKind::Returned);
                 let pause = self.pause(job.tag, Settlement::GiveBack);
@@ -415,16 +408,16 @@ impl<'p> Hands<'p> {
                 self.post.tally.returned();
                 return self.post.observer.tell(|| event);
             }
-            Fate::Retry(delay) if delay.is_zero() => (Target::Work, event(EventKind::Retried)),
-            Fate::Retry(delay) => (Target::Delay(delay), event(EventKind::Retried)),
-            Fate::Dead => (Target::Dead, event(EventKind::Dead)),
+            Fate::Retry(delay) if delay.is_zero() => Target::Work,
+            Fate::Retry(delay) => Target::Delay(delay),
+            Fate::Dead => Target::Dead,
         };
         let what = match fate {
             Fate::Retry(delay) => format!("is tried again in {delay:?}"),
             Fate::Dead | Fate::Back => "goes to the dead letters".to_string(),
         };
         self.note(&job.delivery, &what, failure);
-        self.leaving.insert(job.tag, Leaving { fate, event });
+        self.leaving.insert(job.tag, event(EventKind::Retried));
         self.hand_over(job, target, failure);
     }
 
@@ -432,11 +425,12 @@ impl<'p> Hands<'p> {
         let Job { tag, delivery } = job;
         let scene = Scene { queue: self.post.queue, host: self.post.host, now: SystemTime::now() };
         let task = after_failure(delivery.task, delivery.attempt, failure.reason(), scene);
-        let receipt = Slip { tag, replies: self.replies.clone() };
-        if let Err(unsent) = self.post.orders.send(Order { task, target, receipt }) {
-            let Slip { tag, replies } = unsent.into_inner().receipt;
+        let receipt = Slip { tag, target, replies: self.replies.clone() };
+        if let Err(unsent) = self.post.orders.send(Order { task, receipt }) {
+            let Slip { tag, target, replies } = unsent.into_inner().receipt;
             let reason = "the hand-over has ended".to_string();
-            let _ = replies.send(Reply { tag, outcome: Outcome::Unconfirmed { reason } });
+            let outcome = Outcome::Unconfirmed { reason };
+            let _ = replies.send(Reply { tag, target, outcome });
         }
     }
 
@@ -456,18 +450,20 @@ impl<'p> Hands<'p> {
 
     /// Acks what the broker has confirmed elsewhere; anything else goes back to the queue.
     fn handed_over(&mut self, reply: Reply) -> Result<(), Cause> {
-        let Reply { tag, outcome } = reply;
-        let Some(Leaving { fate, mut event }) = self.leaving.remove(&tag) else { return Ok(()) };
+        let Reply { tag, target, outcome } = reply;
+        let Some(mut event) = self.leaving.remove(&tag) else { return Ok(()) };
         event.time = SystemTime::now();
         if outcome == Outcome::Confirmed {
             if let Err(cause) = self.settle_one(tag, Settlement::Ack) {
-                self.leaving.insert(tag, Leaving { fate, event });
+                self.leaving.insert(tag, event);
                 return Err(cause);
             }
             self.failures = 0;
-            match fate {
-                Fate::Retry(_) => self.post.tally.retried(),
-                Fate::Dead | Fate::Back => self.post.tally.dead(),
+            if target == Target::Dead {
+                event.kind = EventKind::Dead;
+                self.post.tally.dead();
+            } else {
+                self.post.tally.retried();
             }
         } else {
             let pause = self.pause(tag, Settlement::Requeue);
@@ -618,7 +614,7 @@ impl<'p> Hands<'p> {
         for ran in self.ran.try_iter() {
             self.orphaned(&ran);
         }
-        for (_, Leaving { mut event, .. }) in mem::take(&mut self.leaving) {
+        for (_, mut event) in mem::take(&mut self.leaving) {
             self.post.tally.orphaned();
             event.kind = EventKind::Orphaned;
             self.post.observer.tell(|| event);

@@ -32,19 +32,21 @@ pub(crate) struct Handover {
 /// A failed task to be published.
 pub(crate) struct Order {
     pub(crate) task: Task,
-    pub(crate) target: Target,
     pub(crate) receipt: Slip,
 }
 
-/// Where to tell what became of an order, and by which tag the consumer knows it.
+/// Where an order goes, where to tell what became of it, and by which tag the consumer knows it.
 pub(crate) struct Slip {
     pub(crate) tag: u64,
+    pub(crate) target: Target,
     pub(crate) replies: Sender<Reply>,
 }
 
 /// What became of an order: only what is confirmed may be acked.
 pub(crate) struct Reply {
     pub(crate) tag: u64,
+    /// Where it went.
+    pub(crate) target: Target,
     pub(crate) outcome: Outcome,
 }
 
@@ -115,22 +117,23 @@ fn run(publisher: &mut Publisher<Slip>, orders: &Receiver<Order>, leave: &Signal
 
 /// What has come can go: only what we have added may be too much.
 fn accept(publisher: &mut Publisher<Slip>, order: Order) {
-    let Order { task, target, receipt } = order;
+    let Order { task, receipt } = order;
     match fitted(task) {
-        Fitted::Recorded(task) => publisher.accept(task, target, receipt),
+        Fitted::Recorded(task) => publisher.accept(task, receipt.target, receipt),
         Fitted::Bare(bare) => {
             warn!(
                 "task {}: its own headers leave no room to count its failures: it goes to the \
                  dead letters at once, without a record",
                 bare.id().unwrap_or("without an id")
             );
-            publisher.accept(bare, Target::Dead, receipt);
+            let receipt = Slip { target: Target::Dead, ..receipt };
+            publisher.accept(bare, receipt.target, receipt);
         }
     }
 }
 
 fn reply(settled: Settled<Slip>) {
-    let Slip { tag, replies } = settled.ticket;
+    let Slip { tag, target, replies } = settled.ticket;
     // A consumer that is gone has left the delivery to the broker.
-    let _ = replies.send(Reply { tag, outcome: settled.outcome });
+    let _ = replies.send(Reply { tag, target, outcome: settled.outcome });
 }
