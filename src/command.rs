@@ -182,19 +182,26 @@ impl Command {
     }
 
     /// What the start of the program failed of: a task too large for it fails each time, a
-    /// program that cannot be executed fails with each task, and all else is the system's matter.
+    /// program that cannot be executed fails with each task, and all else may pass by itself.
     fn not_executed(&self, error: &io::Error) -> Failure {
         match Errno::from_io_error(error) {
             Some(Errno::TOOBIG) => {
                 Failure::reject("the body or the headers are too long for the command line")
             }
-            Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::TXTBSY) => {
-                not_started(error)
-            }
-            _ => {
+            Some(
+                Errno::NOENT
+                | Errno::ACCESS
+                | Errno::PERM
+                | Errno::NOEXEC
+                | Errno::NOTDIR
+                | Errno::ISDIR
+                | Errno::LOOP
+                | Errno::INVAL,
+            ) => {
                 let name = self.name.to_string_lossy();
                 Failure::stop(format!("the command {name} cannot be executed: {error}"))
             }
+            _ => not_started(error),
         }
     }
 
