@@ -51,6 +51,9 @@ const HANDOVER_BOUND: usize = 1024;
 /// is cut sooner after the login was sent is a broker that stops or starts.
 const SOONEST_REFUSAL: Duration = Duration::from_secs(1);
 
+/// How much later than ours the client library's own limit on the handshake ends.
+const BEYOND: Duration = Duration::from_secs(5);
+
 /// How long the client library's I/O thread may take to end once its socket is gone.
 const BURIAL: Duration = Duration::from_secs(2);
 
@@ -271,7 +274,8 @@ impl Handshake<'_> {
             .virtual_host(self.address.vhost.clone())
             .heartbeat(self.heartbeat())
             .frame_max(LARGEST_FRAME)
-            .connection_timeout(Some(self.limits.handshake.min(LONGEST)))
+            // Ours comes first: the client library takes its own for a refused login.
+            .connection_timeout(Some(self.limits.handshake.min(LONGEST) + BEYOND))
             .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
     }
 
