@@ -254,7 +254,10 @@ impl Places {
         for plan in queue.plans(target) {
             match self.declare_as(connection, &plan) {
                 Ok(()) if !refusals.is_empty() => say_once_that_it_is_simple(&plan, &refusals),
-                Ok(()) if matches!(target, Target::Delay(_)) => self.renew(connection, &plan)?,
+                Ok(()) if matches!(target, Target::Delay(_)) => {
+                    let renewed = self.renew(connection, &plan);
+                    renewed.inspect_err(|_| self.side = None)?;
+                }
                 Ok(()) => {}
                 Err(Unready::Refused(reason)) => {
                     refusals.push(reason);
