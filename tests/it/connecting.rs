@@ -88,7 +88,6 @@ fn a_host_that_does_not_answer_is_named_while_it_is_waited_for_and_when_it_is_pa
 fn held_back(method: impl Fn(&Call) -> bool + Send + Sync + 'static) -> (String, String) {
     let (tell, told) = bounded(1);
     let broker = ScriptedBroker::start(move |session, _| {
-        session.set_patience(SOON);
         session.handshake();
         while let Some(came) = session.next_method() {
             if method(&came.call) {
@@ -127,7 +126,6 @@ fn a_consumer_that_is_slow_to_be_let_in_is_told() {
 #[test]
 fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
     let broker = ScriptedBroker::start(|session, number| {
-        session.set_patience(SOON);
         if number > 0 {
             session.handshake();
             session.accept_consumer();
@@ -155,7 +153,6 @@ fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
 fn a_broker_that_proposes_no_heartbeat_gets_ours_and_is_noticed_when_it_falls_silent() {
     for (asked, agreed) in [("", 10), ("?heartbeat=1", 1), ("?heartbeat=0", 0)] {
         let broker = ScriptedBroker::start(|session, _| {
-            session.set_patience(SOON);
             let client = session.handshake_with(Tuning { heartbeat: 0, ..Tuning::default() });
             session.report(format!("agreed upon {}", client.heartbeat));
             let _ = session.answer_rpcs();

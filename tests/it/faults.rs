@@ -230,7 +230,6 @@ fn a_signal_while_reconnecting_ends_a_worker_at_once() {
 fn a_task_whose_session_is_lost_is_never_acked_later_and_counts_as_orphaned() {
     let (hang_up, told) = bounded(1);
     let broker = ScriptedBroker::start(move |session, number| {
-        session.set_patience(SOON);
         session.handshake();
         let consumer = session.accept_consumer();
         deliver(session, &consumer, 1);
@@ -591,7 +590,6 @@ fn runs_out_of_patience(
 ) -> (ScriptedBroker, Sender<()>) {
     let (tell, told) = bounded(1);
     let broker = ScriptedBroker::start(move |session, number| {
-        session.set_patience(SOON);
         session.handshake();
         let consumer = session.accept_consumer();
         if number == 0 {
@@ -653,7 +651,6 @@ fn row_43_a_consumer_cancelled_during_a_task_sends_no_late_ack_and_consumes_agai
 fn row_43_a_cancel_of_the_broker_s_that_crosses_ours_sends_no_late_ack() {
     let (both_run, both_ran) = bounded(1);
     let broker = ScriptedBroker::start(move |session, number| {
-        session.set_patience(SOON);
         session.handshake();
         let consumers = [session.accept_consumer(), session.accept_consumer()];
         if number == 0 {
@@ -692,7 +689,6 @@ fn row_43_a_cancel_of_the_broker_s_that_crosses_ours_sends_no_late_ack() {
 #[test]
 fn a_queue_of_a_kind_that_the_broker_no_longer_has_is_exit_2_with_its_words_in_one_line() {
     let broker = ScriptedBroker::start(|session, _| {
-        session.set_patience(SOON);
         session.handshake();
         session.expect_declare();
         session.close_connection(541, DENIED);
@@ -718,7 +714,6 @@ const DENIED: &str = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is dep
 #[test]
 fn a_worker_that_cannot_tell_whether_its_queue_is_drained_says_so_once() {
     let broker = ScriptedBroker::start(|session, number| {
-        session.set_patience(SOON);
         session.handshake();
         if number > 0 {
             session.expect_method();
@@ -745,7 +740,6 @@ fn a_worker_that_cannot_tell_whether_its_queue_is_drained_says_so_once() {
 #[test]
 fn the_broker_s_own_words_are_in_the_line_that_tells_of_a_lost_session() {
     let broker = ScriptedBroker::start(|session, number| {
-        session.set_patience(SOON);
         session.handshake();
         session.accept_consumer();
         match number {
@@ -805,7 +799,6 @@ fn announcing(consumer: &Consumer, size: u64) -> Vec<u8> {
 /// Sends nonsense to the first consumer, and a task to the next.
 fn sends_first(nonsense: impl Fn(&Consumer) -> Vec<u8> + Send + Sync + 'static) -> ScriptedBroker {
     ScriptedBroker::start(move |session, number| {
-        session.set_patience(SOON);
         session.handshake();
         let consumer = session.accept_consumer();
         if number == 0 {

@@ -86,7 +86,6 @@ fn the_ack_comes_after_the_handler_returned_and_on_the_same_channel() {
     let (gate, at_the_gate) = gate();
     let (entered, open) = (gate.entered, gate.open);
     let broker = ScriptedBroker::start(move |session, _| {
-        session.set_patience(SOON);
         session.handshake();
         let [waits, runs] = [(); 2].map(|()| session.accept_consumer());
         let deliver = |session: &mut Session, to: &Consumer, body: &str| {
@@ -548,7 +547,6 @@ fn row_51_headers_of_every_type_do_not_stop_a_task() {
 #[test]
 fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
     let broker = ScriptedBroker::start(|session, _| {
-        session.set_patience(SOON);
         session.handshake();
         let first = session.read_publish();
         let second = session.read_publish();
@@ -580,7 +578,6 @@ fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
 #[test]
 fn an_alarm_between_a_publish_and_the_first_delay_is_seen_and_named() {
     let broker = ScriptedBroker::start(|session, _| {
-        session.set_patience(SOON);
         session.handshake();
         session.read_publish();
         session.blocked("low on memory");

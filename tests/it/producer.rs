@@ -514,7 +514,6 @@ fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
 #[test]
 fn a_second_signal_while_a_delay_queue_is_asked_for_keeps_what_was_not_confirmed() {
     let broker = ScriptedBroker::start(|session, _| {
-        session.set_patience(SOON);
         session.handshake();
         loop {
             let method = session.expect_method();

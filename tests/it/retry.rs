@@ -244,7 +244,6 @@ fn the_queue_of_the_next_delay_is_made_with_the_first_and_no_other() {
 #[test]
 fn a_broker_without_safe_delay_queues_gets_simple_ones_and_the_worker_says_so_once() {
     let broker = ScriptedBroker::start(|session, number| {
-        session.set_patience(SOON);
         session.handshake();
         match number {
             0 => two_tasks(session),

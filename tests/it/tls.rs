@@ -227,7 +227,6 @@ fn a_connection_with_tls_that_is_cut_or_freezes_is_replaced() {
 #[test]
 fn an_absurd_size_ends_the_session_over_tls_too() {
     let broker = ScriptedBroker::start(|session, _| {
-        session.set_patience(SOON);
         session.handshake();
         session.accept_consumer();
         session.raw(b"\x03\0\x01\x70\0\0\0xyz");

@@ -544,7 +544,6 @@ fn a_signal_before_any_connection_ends_it_at_once() {
 /// A broker that answers so many methods of a client and then says nothing more, nor reads.
 fn silent_after(answers: usize) -> ScriptedBroker {
     ScriptedBroker::start(move |session, _| {
-        session.set_patience(SOON);
         session.expect_protocol_header();
         session.send_start();
         for _ in 0..answers {

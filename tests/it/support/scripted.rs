@@ -79,7 +79,6 @@ pub(crate) struct Session {
     unread: Vec<u8>,
     unfinished: HashMap<u16, Unfinished>,
     frame_max: u32,
-    patience: Duration,
     names: usize,
     events: Sender<Event>,
     stop: Receiver<()>,
@@ -184,11 +183,6 @@ impl Session {
         self.number
     }
 
-    /// How long each wait for the peer may take; 5 s unless set.
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
-    }
-
     /// Tells the test something.
     pub(crate) fn report(&self, text: impl Into<String>) {
         let _ = self.events.send(Event::Reported(text.into()));
@@ -218,7 +212,7 @@ impl Session {
     }
 
     pub(crate) fn expect_protocol_header(&mut self) {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + PATIENCE;
         while self.unread.len() < 8 {
             let more = self.read_more(deadline, "the protocol header");
             assert!(more, "the client left before its protocol header");
@@ -261,7 +255,7 @@ impl Session {
 
     /// The next method, a publish with its content; `None` when the peer has closed the socket.
     pub(crate) fn next_method(&mut self) -> Option<Method> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let frame = self.next_frame(deadline)?;
             if let Some(method) = self.assemble(frame) {
@@ -445,10 +439,10 @@ impl Session {
         let Some(mut stream) = self.stream.as_deref() else {
             return;
         };
-        let _ = stream.set_write_timeout(Some(self.patience));
+        let _ = stream.set_write_timeout(Some(PATIENCE));
         match stream.write_all(bytes) {
             Err(error) if is_timeout(error.kind()) => {
-                panic!("the client read nothing for {:?}", self.patience)
+                panic!("the client read nothing for {PATIENCE:?}")
             }
             _ => {}
         }
@@ -461,7 +455,7 @@ impl Session {
 
     /// Reads, says nothing, and gives what came until the peer closed the socket.
     pub(crate) fn read_until_closed(&mut self) -> Vec<Method> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + PATIENCE;
         let mut methods = Vec::new();
         while let Some(frame) = self.next_frame(deadline) {
             methods.extend(self.assemble(frame));
@@ -541,8 +535,7 @@ impl Session {
         let mut buffer = [0; 16 * 1024];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let patience = self.patience;
-            assert!(!left.is_zero(), "no {wanted} came for {patience:?}");
+            assert!(!left.is_zero(), "no {wanted} came for {PATIENCE:?}");
             let _ = stream.set_read_timeout(Some(left));
             match stream.read(&mut buffer) {
                 Ok(0) => break,
@@ -561,7 +554,8 @@ impl Session {
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a script waits for its peer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Script = dyn Fn(&mut Session, usize) + Send + Sync;
 type Failure = Box<dyn std::any::Any + Send>;
@@ -615,7 +609,6 @@ impl Shared {
             unread: Vec::new(),
             unfinished: HashMap::new(),
             frame_max: Tuning::default().frame_max,
-            patience: PATIENCE,
             names: 0,
             events: events.clone(),
             stop: stop.clone(),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::command::Command;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 fn shell(script: &str) -> Command {
     Command::program("sh", &["-c", script])

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use crate::support::acceptor::Acceptor;
 use crate::support::proxy::{Direction, Proxy, Toxic};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 /// How long a silence is listened to.
 const A_WHILE: Duration = Duration::from_millis(100);
 

@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 use crate::support::scripted::{Event, ScriptedBroker, Session, Tuning};
 use crate::support::wire::{Call, Delivery, Field, Properties};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Without a word of heartbeats, which are among what the scripts are asked for here.
 fn url(broker: &ScriptedBroker) -> String {
