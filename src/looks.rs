@@ -95,9 +95,7 @@ fn limit_as_declared(inspector: &mut Inspector, name: &str) -> Result<Limit, Err
             Comparison::Refused(text) => return Ok(Limit::Unknown(text)),
         };
         match argument.as_str() {
-            "x-delivery-limit" if there == NEVER_TOO_OFTEN.to_string() => {
-                return Ok(Limit::Unlimited);
-            }
+            "x-delivery-limit" if is_none(&there) => return Ok(Limit::Unlimited),
             "x-delivery-limit" => return Ok(Limit::Declared(there)),
             // No quorum queue has other values, or any.
             "x-queue-type" | "durable" | "auto_delete" | "x-max-priority" | "x-queue-mode" => {
@@ -110,6 +108,12 @@ fn limit_as_declared(inspector: &mut Inspector, name: &str) -> Result<Limit, Err
         }
     }
     Ok(Limit::Unknown("it has too many arguments".into()))
+}
+
+/// Whether a limit is none: ours, or a negative one
+/// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
+fn is_none(limit: &str) -> bool {
+    limit == NEVER_TOO_OFTEN.to_string() || limit.starts_with('-')
 }
 
 fn value(text: String) -> Argument {
