@@ -65,6 +65,16 @@ impl Client {
         Client { channel, confirms, published: 0, connection }
     }
 
+    /// The broker's version, major and minor: what its defaults are depends on it.
+    pub(crate) fn broker_version(&self) -> (u32, u32) {
+        let version = self.connection.server_properties().get("version");
+        let Some(AmqpValue::LongString(version)) = version else {
+            panic!("the broker does not tell its version: {version:?}");
+        };
+        let mut parts = version.split('.').map(|part| part.parse().expect("a number"));
+        (parts.next().expect("a major"), parts.next().expect("a minor"))
+    }
+
     /// Declares a durable queue without arguments.
     pub(crate) fn declare(&self, queue: &str) {
         self.declare_with(queue, FieldTable::new());
