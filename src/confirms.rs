@@ -50,6 +50,12 @@ impl<T, K> Confirms<T, K> {
         (take(&mut self.outstanding, reach), take(&mut self.unawaited, reach))
     }
 
+    /// Whether one of those that wait, or of those that nobody waits for, is meant. The first is
+    /// looked at first.
+    pub(crate) fn contain(&self, is_it: impl Fn(&T) -> bool, is_rest: impl Fn(&K) -> bool) -> bool {
+        self.outstanding.values().any(is_it) || self.unawaited.values().any(is_rest)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.outstanding.len()
     }

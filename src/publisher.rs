@@ -89,6 +89,8 @@ struct Link<T> {
     returned: HashMap<Address, (usize, String)>,
     /// Why the broker takes no publishes at present.
     blocked: Option<String>,
+    /// Whether any publish got through.
+    has_confirmed: bool,
 }
 
 /// What a return is told by: a queue and a message id.
@@ -191,10 +193,12 @@ impl<T> Publisher<T> {
     /// Does what can be done without waiting, but for what it takes to have the queues there.
     pub(crate) fn progress(&mut self) {
         self.give_up_expired();
-        let Some(link) = &mut self.link else { return };
-        link.collect(&self.queue, &mut self.settled);
-        let Publisher { queue, limits, aborting, backlog, settled, .. } = self;
-        if let Err(cause) = link.publish(limits.window, queue, aborting, backlog, settled) {
+        let Publisher { link, queue, limits, aborting, backlog, settled, .. } = self;
+        let Some(link) = link else { return };
+        let progressed = link
+            .collect(queue, settled)
+            .and_then(|()| link.publish(limits.window, queue, aborting, backlog, settled));
+        if let Err(cause) = progressed {
             self.lose_link(Some(cause));
         }
     }
@@ -234,8 +238,9 @@ impl<T> Publisher<T> {
     }
 
     fn apply(&mut self, verdict: Verdict) {
-        if let Some(link) = &mut self.link {
-            link.apply(verdict, &self.queue, &mut self.settled);
+        let Some(link) = &mut self.link else { return };
+        if let Err(cause) = link.apply(verdict, &self.queue, &mut self.settled) {
+            self.lose_link(Some(cause));
         }
     }
 
@@ -273,7 +278,6 @@ impl<T> Publisher<T> {
             Ok(Some(link)) => {
                 self.link = Some(link);
                 self.proven = true;
-                self.backoff = Backoff::new();
                 Ok(true)
             }
             Ok(None) => Ok(false),
@@ -338,7 +342,11 @@ impl<T> Publisher<T> {
     /// Takes back what was in flight, to be published again under the same ids.
     fn lose_link(&mut self, known: Option<Cause>) {
         let Some(mut link) = self.link.take() else { return };
-        link.collect(&self.queue, &mut self.settled);
+        let objection = link.collect(&self.queue, &mut self.settled).err();
+        let known = known.or(objection);
+        if link.has_confirmed {
+            self.backoff = Backoff::new();
+        }
         let outstanding = link.confirms.take_all();
         let again = outstanding.len();
         for pending in outstanding.into_iter().rev() {
@@ -461,6 +469,7 @@ impl<T> Link<T> {
                 in_flight: 0,
                 returned: HashMap::new(),
                 blocked: None,
+                has_confirmed: false,
             }),
             Err(cause) => {
                 let address = connection.address().to_string();
@@ -507,8 +516,8 @@ impl<T> Link<T> {
         published
     }
 
-    /// Sees to it that the queue is there, as [`Places::prepare`] does, unless `aborting` closes
-    /// meanwhile: then the connection goes.
+    /// Sees to it that the queue is there, as [`Places::prepare`] does. Should `aborting` close
+    /// meanwhile, or the task run out of time, the connection goes.
     fn prepare(
         &mut self,
         pending: &Pending<T>,
@@ -520,7 +529,9 @@ impl<T> Link<T> {
         }
         let Link { connection, places, .. } = self;
         let leash = connection.leash().clone();
-        let entry = leash.unless(aborting, || places.prepare(connection, queue, pending.target))?;
+        let ask = || places.prepare(connection, queue, pending.target);
+        let bounded = || leash.within(pending.call_limit(), "asking for its queue", ask);
+        let entry = leash.unless(aborting, bounded)?;
         match entry {
             Some(entry) => self.enter(entry, pending.call_limit()).map_err(Unready::Lost),
             None => Ok(()),
@@ -556,19 +567,26 @@ impl<T> Link<T> {
     }
 
     /// Takes the confirms that have come in.
-    fn collect(&mut self, queue: &Queue, settled: &mut Vec<Settled<T>>) {
+    fn collect(&mut self, queue: &Queue, settled: &mut Vec<Settled<T>>) -> Result<(), Cause> {
         while let Ok(confirm) = self.ends.confirms.try_recv() {
-            self.apply(read_confirm(confirm), queue, settled);
+            self.apply(read_confirm(confirm), queue, settled)?;
         }
+        Ok(())
     }
 
-    fn apply(&mut self, verdict: Verdict, queue: &Queue, settled: &mut Vec<Settled<T>>) {
-        self.collect_returns();
+    fn apply(
+        &mut self,
+        verdict: Verdict,
+        queue: &Queue,
+        settled: &mut Vec<Settled<T>>,
+    ) -> Result<(), Cause> {
+        self.collect_returns(queue)?;
         let (reach, acked) = match verdict {
             Verdict::Acked(reach) => (reach, Outcome::Confirmed),
             Verdict::Nacked(reach) => (reach, Outcome::Nacked),
         };
         let (confirmed, unawaited) = self.confirms.settle(reach);
+        self.has_confirmed |= !confirmed.is_empty();
         for pending in confirmed {
             self.in_flight -= pending.task.body().len();
             let outcome = match self.return_of(&pending, queue) {
@@ -585,17 +603,24 @@ impl<T> Link<T> {
         for address in unawaited {
             self.take_return(&address);
         }
+        Ok(())
     }
 
     /// The broker sends a return before the confirm of the same task, and one thread passes both
-    /// on: whatever was returned is here before its confirm is.
-    fn collect_returns(&mut self) {
+    /// on: whatever was returned is here before its confirm is. One that is of nothing in flight
+    /// ends the link: what it is of would count as confirmed.
+    fn collect_returns(&mut self, queue: &Queue) -> Result<(), Cause> {
         while let Ok(returned) = self.ends.returns.try_recv() {
             let (what, reason) = read_return(returned);
+            if !self.confirms.contain(|it| it.address(queue) == what, |it| *it == what) {
+                let text = "the broker returned what was not published".into();
+                return Err(Cause::Lost(text));
+            }
             let (times, why) = self.returned.entry(what).or_default();
             *times += 1;
             *why = reason;
         }
+        Ok(())
     }
 
     /// Why a task was returned, if it was. Two with the same id for the same queue are the same
