@@ -196,6 +196,8 @@ struct Hands<'p> {
     gathering: Option<Instant>,
     /// Shuts the runner off from further jobs.
     shutter: Closer,
+    /// The tag of the delivery that came last.
+    last_tag: u64,
     /// By delivery tag; with automatic acks there is nothing to settle with.
     unsettled: HashMap<u64, Option<Unsettled>>,
     /// Failed tasks that are being handed over, by delivery tag: what to tell when they are.
@@ -231,6 +233,7 @@ impl<'p> Hands<'p> {
             enough,
             gathering: None,
             shutter,
+            last_tag: 0,
             unsettled: HashMap::new(),
             leaving: HashMap::new(),
             replies,
@@ -298,17 +301,22 @@ impl<'p> Hands<'p> {
     fn take(&mut self, incoming: Incoming) -> Result<(), Finish> {
         match incoming {
             Incoming::Delivery(unsettled, received) => {
-                self.dispatch(unsettled, received);
-                Ok(())
+                self.dispatch(unsettled, received).map_err(Finish::from)
             }
             Incoming::Ended(cause) => Err(cause.into()),
             Incoming::Cancelled => Err(Finish::Lost(None)),
         }
     }
 
-    fn dispatch(&mut self, unsettled: Unsettled, received: Received) {
+    fn dispatch(&mut self, unsettled: Unsettled, received: Received) -> Result<(), Cause> {
         let tag = unsettled.tag();
         let duty = (self.post.acks == Acks::Manual).then_some(unsettled);
+        // They count up. Of two with the same one, an ack would be for which?
+        if tag <= self.last_tag {
+            let text = format!("the broker sent delivery tag {tag} after {}", self.last_tag);
+            return Err(Cause::Lost(text));
+        }
+        self.last_tag = tag;
         self.unsettled.insert(tag, duty);
         self.post.in_hand.taken.fetch_add(1, Ordering::AcqRel);
         let max_attempts = self.post.policy.attempts();
@@ -327,6 +335,7 @@ impl<'p> Hands<'p> {
             let _ = jobs.send(Job { tag, delivery });
         }
         self.gather();
+        Ok(())
     }
 
     /// Settles what the runner is through with; `first` came before what is in `ran`.
@@ -554,7 +563,7 @@ impl<'p> Hands<'p> {
 
     fn give_back_unstarted(&mut self, arrived: Vec<(Unsettled, Received)>) -> Result<(), Cause> {
         for (unsettled, received) in arrived {
-            self.dispatch(unsettled, received);
+            self.dispatch(unsettled, received)?;
         }
         if self.post.acks == Acks::Automatic {
             self.note_dropped();

@@ -637,6 +637,7 @@ fn row_43_a_consumer_cancelled_during_a_task_sends_no_late_ack_and_consumes_agai
     let running = Command::worker(&arguments).start();
     running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
     patience_ends.send(()).expect("the script waits");
+    running.wait_for_stderr_line(|line| line.contains("consumer_timeout"), SOON);
     running.wait_for_stderr_line(|line| line.contains("may run twice"), SOON);
     broker.wait("consuming again", SOON);
     running.signal("INT");
@@ -783,6 +784,23 @@ fn a_message_that_cannot_be_parsed_trips_the_breaker_with_cause_and_remedy() {
     assert!(last.contains("queue 'poisoned'") && last.contains("not UTF-8"), "{stderr}");
     assert!(last.contains("remove it with another client"), "{stderr}");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+/// One ack would be for both, and nobody knows for which of the two it is missing.
+#[test]
+fn a_delivery_tag_that_comes_twice_ends_the_session() {
+    let broker = sends_first(|consumer| {
+        let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1).body("twice.");
+        delivery.to_bytes(4096).repeat(2)
+    });
+
+    let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
+    let line = running.wait_for_stderr_line(|line| line.contains("next try in"), SOON);
+    running.wait_for_stdout_line(|line| line == " [x] Received '1'", SOON);
+
+    assert!(line.contains("sent delivery tag 1 after 1"), "{line}");
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
 }
 
 /// A delivery whose header announces a body of this size.
