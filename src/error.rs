@@ -76,8 +76,8 @@ pub enum Error {
         /// Why, with the broker's code and text where it gave them.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// Each session that consumes from the queue dies of bytes that the client library cannot
-    /// parse, most likely of a message in it.
+    /// Each session that takes from the queue dies of bytes that the client library cannot parse,
+    /// most likely of a message in it.
     #[non_exhaustive]
     Poisoned {
         /// The queue.
@@ -233,7 +233,7 @@ impl fmt::Display for Error {
             Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),
             Error::Poisoned { queue } => write!(
                 f,
-                "each session that consumes from queue '{queue}' dies of bytes that cannot be \
+                "each session that takes from queue '{queue}' dies of bytes that cannot be \
                  parsed: most likely a message whose routing key, or a name in it, is not UTF-8; \
                  remove it with another client, such as the management page's Get messages, then \
                  start again. Where there is none, what answers is no RabbitMQ of 3.10 to 4.3"

@@ -112,7 +112,8 @@ impl Letters {
     /// # Errors
     /// As [`Inspector::status`]; a queue that never had a dead letter has none.
     /// [`Error::InvalidSetting`] when they are in a quorum queue with a delivery limit that is not
-    /// ours: each look counts, and what was looked at more often is dropped.
+    /// ours: each look counts, and what was looked at more often is dropped. [`Error::Poisoned`]
+    /// when the client library cannot parse one of them.
     ///
     /// # Blocking
     /// For one answer of the broker for each letter.
@@ -141,7 +142,8 @@ impl Letters {
     /// again meanwhile are not replayed twice.
     ///
     /// # Errors
-    /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect).
+    /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect);
+    /// [`Error::Poisoned`] as [`list`](Letters::list).
     /// With an id, which takes a look at those before it, as [`list`](Letters::list).
     ///
     /// # Blocking
@@ -227,6 +229,9 @@ impl Letters {
             }
             Err(cause) => match connection.end(Some(cause)) {
                 Cause::ChannelClosed { code: NOT_FOUND, .. } => Ok(None),
+                Cause::Malformed(_) => {
+                    Err(Error::Poisoned { queue: self.queue.name_of(Target::Dead) })
+                }
                 cause => {
                     let dead = self.queue.name_of(Target::Dead);
                     Err(Error::from_queue_use(&dead, &address, cause))

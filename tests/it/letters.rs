@@ -9,6 +9,8 @@ use serde_json::Value;
 use crate::support::broker::{PrivateBroker, breakable_broker, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
+use crate::support::scripted::ScriptedBroker;
+use crate::support::wire::{Arguments, Call, Frame, content};
 use crate::support::working::Working;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -360,6 +362,29 @@ fn assert_looks_are_refused(queue: &str) {
         assert!(told.contains(&format!("{queue}.dead")), "{told}");
         assert!(told.contains("delivery limit of 3"), "{told}");
     }
+}
+
+#[test]
+fn a_letter_that_cannot_be_parsed_is_named_with_the_remedy() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        while let Some(came) = session.next_method() {
+            if matches!(came.call, Call::Get { .. }) {
+                let none = Arguments::default();
+                let got = none.u64(1).u8(0).short("").short([0xFF]).u32(0);
+                session.raw(&content(&Frame::method(came.channel, 60, 71, got), &[0, 0], b"x", 0));
+            } else {
+                session.answer(&came);
+            }
+        }
+    });
+
+    let arguments = ["--url", &broker.url(), "--queue", "odd", "dead", "list"];
+    let output = Command::queuectl(&arguments).run(SOON);
+
+    output.assert_code(2);
+    let told = output.stderr();
+    assert!(told.contains("queue 'odd.dead'") && told.contains("not UTF-8"), "{told}");
 }
 
 #[test]
