@@ -21,6 +21,8 @@ pub(crate) enum Cause {
     ConsumerCancelled,
     /// The broker cut the connection while we were logging in.
     LoginCut,
+    /// The broker does not know the way in which we log in.
+    NoSuchLogin(String),
     /// Nothing came from the broker for two heartbeat intervals.
     HeartbeatMissed,
     /// What came is not an AMQP frame that the client library can parse, or larger than any that
@@ -109,7 +111,11 @@ impl Cause {
         }
         match self {
             Cause::ConsumerCancelled => {
-                Some("the queue was deleted or moved, or the broker stopped waiting for an ack")
+                // RabbitMQ 4.3 gives no reason, and cancels consumers of quorum queues for that.
+                Some(
+                    "the queue was deleted or moved, or a task ran longer than the broker waits \
+                     for an ack: raise consumer_timeout in rabbitmq.conf, or make the task shorter",
+                )
             }
             _ => None,
         }
@@ -134,7 +140,9 @@ impl fmt::Display for Cause {
             Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
             Cause::Tls(text) => write!(f, "TLS: {text}"),
             Cause::Gone => write!(f, "the connection is gone"),
-            Cause::Malformed(text) | Cause::Lost(text) => write!(f, "{text}"),
+            Cause::NoSuchLogin(text) | Cause::Malformed(text) | Cause::Lost(text) => {
+                write!(f, "{text}")
+            }
         }
     }
 }
@@ -153,6 +161,9 @@ impl From<amiquip::Error> for Cause {
             }
             // Any end between start-ok and tune, also a restart (amiquip 0.4.2 io_loop/mod.rs:337).
             E::InvalidCredentials => Cause::LoginCut,
+            E::UnsupportedAuthMechanism { available, requested } => Cause::NoSuchLogin(format!(
+                "the broker takes no login by {requested}, only by {available}"
+            )),
             E::MissedServerHeartbeats => Cause::HeartbeatMissed,
             E::MalformedFrame => Cause::Malformed("the broker sent what is no AMQP frame".into()),
             E::ExhaustedChannelIds => Cause::NoChannelLeft,
