@@ -209,13 +209,13 @@ fn without_logins(text: &str) -> String {
 }
 
 /// Logs to stderr as RUST_LOG says, default `info`. The client library's own records are left
-/// out below warnings, whatever is asked for: they print the login with the password (amiquip
-/// 0.4.2 io_loop/handshake_state.rs:35).
+/// out, whatever is asked for: they print the login with the password, and bodies (amiquip 0.4.2
+/// io_loop/handshake_state.rs:35, io_loop/connection_state.rs:88). Why a connection ended, our own
+/// tell.
 pub(crate) fn init_logging() {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Info).parse_default_env().format(|out, record| {
-        let of_client_library = record.target().starts_with("amiquip");
-        if of_client_library && record.level() > log::Level::Error {
+        if record.target().starts_with("amiquip") {
             return Ok(());
         }
         let style = out.default_level_style(record.level());

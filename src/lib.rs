@@ -86,8 +86,8 @@
 //! Through the `log` crate: *error*, a worker's session was lost; *warn*, a task failed, went back
 //! or may run twice, or the broker refused or blocked something; *info*, start, stop and what
 //! changed; *debug*, what hardly anybody has to know. Never a body, never a password. The client
-//! library's own records, of target `amiquip`, are another matter: let only its errors through,
-//! for the rest may show bodies and the login with its password.
+//! library's own records, of target `amiquip`, are another matter: let none of them through, for
+//! they may show bodies and the login with its password.
 //!
 //! The library reads no arguments and no environment (but for `Command`, which looks its program
 //! up in `PATH` and keeps inherited `TASK_*` variables from it), sets up no logger and no signal
