@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
-use crate::support::scripted::ScriptedBroker;
+use crate::support::scripted::{ScriptedBroker, Tuning};
 use crate::support::wire::Call;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -511,19 +511,77 @@ fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
     broker.finish(SOON);
 }
 
+/// Told as confirmed, it would be lost: RabbitMQ sends a return as it was published.
 #[test]
-fn a_second_signal_while_a_delay_queue_is_asked_for_keeps_what_was_not_confirmed() {
+fn a_return_of_something_else_ends_the_connection_and_what_is_in_flight_is_published_again() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        let mut publish = session.read_publish();
+        if number == 0 {
+            publish.routing_key = b"elsewhere".to_vec();
+            session.return_message(&publish, 312, "NO_ROUTE");
+        }
+        session.ack(publish.channel, 1);
+        assert_eq!(session.answer_rpcs(), None);
+        session.report(format!("published to {number}"));
+    });
+
+    let output = Command::producer(&["--url", &broker.url(), "x"]).run(SOON);
+
+    output.assert_code(0);
+    assert!(output.stderr().contains("returned what was not published"), "{}", output.stderr());
+    broker.wait("published to 1", SOON);
+}
+
+#[test]
+fn the_pauses_grow_while_the_broker_confirms_nothing() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
+        let _ = session.try_read_publish();
+        session.hang_up();
+    });
+    let pause = |line: &str| {
+        let after = line.split("published again in ").nth(1)?;
+        after.strip_suffix(" s")?.parse::<f64>().ok()
+    };
+
+    let running = Command::producer(&["--url", &broker.url(), "--timeout", "1h", "x"]).start();
+
+    // The first is no longer than one second.
+    running.wait_for_stderr_line(|line| pause(line).is_some_and(|seconds| seconds > 1.1), SOON);
+}
+
+/// Answers up to where a producer asks for a delay queue.
+fn silent_when_asked_for_a_delay_queue() -> ScriptedBroker {
+    ScriptedBroker::start(|session, _| {
+        session.handshake_with(Tuning { heartbeat: 0, ..Tuning::default() });
         loop {
-            let method = session.expect_method();
+            let Some(method) = session.next_method() else { return };
             if matches!(method.call, Call::QueueDeclare { passive: true, .. }) {
                 session.report("asked");
                 return session.stay_silent();
             }
             session.answer(&method);
         }
-    });
+    })
+}
+
+#[test]
+fn a_delay_queue_that_is_asked_for_in_vain_is_waited_for_within_the_timeout() {
+    let broker = silent_when_asked_for_a_delay_queue();
+
+    let begun = Instant::now();
+    let arguments = ["--url", &broker.url(), "--json", "--delay", "5s", "--timeout", "2s", "x"];
+    let output = Command::producer(&arguments).run(SOON);
+
+    output.assert_code(1);
+    assert_eq!(json(&output)["unconfirmed"], 1);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_second_signal_while_a_delay_queue_is_asked_for_keeps_what_was_not_confirmed() {
+    let broker = silent_when_asked_for_a_delay_queue();
     let dir = tempfile::tempdir().expect("a directory");
     let failed = dir.path().join("failed");
     let arguments = ["--url", &broker.url(), "--lines", "--json", "--delay", "5s", "--failed"];
@@ -578,6 +636,7 @@ fn row_58_bad_addresses_and_logins_exit_2_in_one_line_without_the_password() {
         ("amqp://u:s3cretword@host?frame_max=s3cretword".to_owned(), "parameters"),
         (format!("amqp://nobody:s3cretword@{address}"), "refused the login of user 'nobody'"),
         (format!("amqp://guest:s3cretword@{address}"), "refused the login of user 'guest'"),
+        (format!("amqp://u:s3cretword@{address}?auth_mechanism=external"), "no login by EXTERNAL"),
     ];
     let levels = ["error", "debug", "trace", "amiquip=trace", "s3cretword=,=x"];
     let cases = table.iter().flat_map(|(url, wanted)| levels.map(|level| (url, wanted, level)));
