@@ -14,11 +14,12 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded, select_biased};
 use log::{error, warn};
 
+use crate::deadline::deadline_after;
 use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure, Handler};
 use crate::health::Health;
-use crate::shutdown::{Closer, Signal, closer, is_closed};
+use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
 use crate::summary::Tally;
 
 /// One consumer's claim on a runner: jobs in, results out, until either side lets go.
@@ -66,6 +67,14 @@ pub(crate) struct Crew {
 pub(crate) struct Runner {
     pub(crate) number: usize,
     pub(crate) assignments: Sender<Assignment>,
+}
+
+/// How long the last running tasks may go on.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    Until(Instant),
+    /// Until they end by themselves, or for this long from a stop on.
+    AfterStop(Duration),
 }
 
 /// How many tasks may still be started.
@@ -148,15 +157,22 @@ impl Crew {
         (self.busy.load(Ordering::SeqCst) > 0).then_some(&self.idle)
     }
 
-    /// Lets the runners go, and waits for those that still run a task until `deadline` or
-    /// `aborting`; then cancels those. Returns how many were left behind; their threads end
-    /// when their handlers do.
-    pub(crate) fn end(self, work: &Work, deadline: Instant, aborting: &Signal) -> usize {
+    /// Lets the runners go, and waits for those that still run a task as long as `patience` says,
+    /// at most until an abort; then cancels those. Returns how many were left behind; their
+    /// threads end when their handlers do.
+    pub(crate) fn end(self, work: &Work, patience: Patience, shutdown: &Shutdown) -> usize {
         let Crew { runners, threads, busy, ended, .. } = self;
         drop(runners);
+        let deadline = match patience {
+            Patience::Until(deadline) => deadline,
+            Patience::AfterStop(grace) => select_biased! {
+                recv(ended) -> _ => Instant::now(),
+                recv(shutdown.stopping()) -> _ => deadline_after(grace),
+            },
+        };
         let in_time = select_biased! {
             recv(ended) -> _ => true,
-            recv(aborting) -> _ => false,
+            recv(shutdown.aborting()) -> _ => false,
             recv(crossbeam_channel::at(deadline)) -> _ => false,
         };
         let ended = in_time || {
@@ -290,7 +306,7 @@ pub(crate) fn orphaned(ran: &Ran, tally: &Tally, observer: &Observer) {
     let delivery = &ran.job.delivery;
     tally.orphaned();
     observer.tell(|| event(EventKind::Orphaned, delivery, ran.elapsed));
-    let (thread, task) = (delivery.thread, name_of(delivery));
+    let (thread, task) = (delivery.thread, delivery.task.name());
     warn!("thread {thread}: task {task} ended after its session was lost, and may run twice");
 }
 
@@ -305,11 +321,6 @@ pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> 
         elapsed,
         reason: None,
     }
-}
-
-/// How logs call a task.
-pub(crate) fn name_of(delivery: &Delivery) -> &str {
-    delivery.task.id().unwrap_or("without an id")
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -19,7 +19,7 @@ use crate::handler::Handler;
 use crate::health::Health;
 use crate::queue::Queue;
 use crate::retry::RetryPolicy;
-use crate::runner::{Cancellation, Crew, Tickets, Work};
+use crate::runner::{Cancellation, Crew, Patience, Tickets, Work};
 use crate::session::{Course, Session, SessionEnd};
 use crate::shutdown::{Shutdown, is_closed};
 use crate::summary::{Ended, Summary, Tally};
@@ -247,8 +247,9 @@ impl Worker {
             exhausted: &exhausted,
         };
         let finish = self.run_sessions(&session);
-        let deadline = finish.as_ref().map_or_else(|_| Instant::now(), |finish| finish.deadline);
-        let running = crew.end(&work, deadline, shutdown.aborting());
+        let at_once = |_: &Error| Patience::Until(Instant::now());
+        let patience = finish.as_ref().map_or_else(at_once, |finish| finish.patience);
+        let running = crew.end(&work, patience, shutdown);
         let unfinished = running + work.tally.all_cancelled();
         let ended = match &finish {
             Ok(finish) => finish.ended(shutdown, &work.tickets, unfinished),
@@ -293,7 +294,9 @@ impl Worker {
             };
             if is_closed(session.exhausted) {
                 warn!("{}", error.chain());
-                return Ok(self.finished_now(By::Limit));
+                // Nobody has asked for a stop: what still runs is finished.
+                let patience = Patience::AfterStop(self.settings.grace);
+                return Ok(Finish { patience, by: By::Limit });
             }
             if self.gives_up(&error, &history) {
                 return Err(error);
@@ -317,7 +320,9 @@ impl Worker {
         let Course { consumed, end } = session.run(connection);
         history.note(consumed, began.elapsed(), &end);
         match end {
-            SessionEnd::Stopped { deadline } => Ok(Finish { deadline, by: By::Stop }),
+            SessionEnd::Stopped { deadline } => {
+                Ok(Finish { patience: Patience::Until(deadline), by: By::Stop })
+            }
             SessionEnd::Exhausted => Ok(self.finished_now(By::Limit)),
             SessionEnd::Drained => Ok(self.finished_now(By::Drain)),
             SessionEnd::Lost(error) => Err(error),
@@ -333,7 +338,7 @@ impl Worker {
     }
 
     fn finished_now(&self, by: By) -> Finish {
-        Finish { deadline: deadline_after(self.settings.grace), by }
+        Finish { patience: Patience::Until(deadline_after(self.settings.grace)), by }
     }
 }
 
@@ -346,9 +351,9 @@ fn host_name() -> String {
     if name.is_empty() { "unknown".into() } else { name }
 }
 
-/// How the last session ended, and until when what still runs may go on.
+/// How the last session ended, and how long what still runs may go on.
 struct Finish {
-    deadline: Instant,
+    patience: Patience,
     by: By,
 }
 
