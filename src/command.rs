@@ -19,6 +19,7 @@ use crate::handler::{Delivery, Failure, Handler};
 use crate::output::{Leftovers, Passing, Sink, Stream};
 use crate::process::{Bell, Ended, KILL_AFTER, Process, Told};
 use crate::shutdown::is_closed;
+use crate::task::printable;
 
 /// Runs a program for each task, the body on its standard input, and reads its exit status.
 ///
@@ -411,10 +412,6 @@ fn with_tail(what: &str, ended: &Ended) -> String {
         return what.to_string();
     }
     format!("{what}; the end of its standard error: {}", String::from_utf8_lossy(tail))
-}
-
-fn printable(id: &str) -> String {
-    id.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
 
 #[cfg(test)]

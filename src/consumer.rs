@@ -21,11 +21,10 @@ use crate::producer::Outcome;
 use crate::queue::Target;
 use crate::record::{Scene, after_failure, attempt_of};
 use crate::retry::{Fate, RetryPolicy};
-use crate::runner::{
-    Assignment, Cancellation, Job, JobResult, Ran, Runner, event, name_of, orphaned,
-};
+use crate::runner::{Assignment, Cancellation, Job, JobResult, Ran, Runner, event, orphaned};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
+use crate::task::name_of;
 
 /// What a consumer works for and with; the same for all of one session but for the runner.
 pub(crate) struct Post<'a> {
@@ -198,8 +197,8 @@ struct Hands<'p> {
     shutter: Closer,
     /// The tag of the delivery that came last.
     last_tag: u64,
-    /// By delivery tag; with automatic acks there is nothing to settle with.
-    unsettled: HashMap<u64, Option<Unsettled>>,
+    /// By delivery tag.
+    unsettled: HashMap<u64, Held>,
     /// Failed tasks that are being handed over, by delivery tag: what to tell when they are.
     leaving: HashMap<u64, Event>,
     replies: Sender<Reply>,
@@ -208,6 +207,14 @@ struct Hands<'p> {
     pausing: BTreeMap<(Instant, u64), Settlement>,
     /// Tasks in a row that had to go back.
     failures: u32,
+}
+
+/// A delivery that is not settled.
+struct Held {
+    /// With automatic acks there is nothing to settle with.
+    duty: Option<Unsettled>,
+    /// What to tell when it is given back while it runs, to whoever wants to know.
+    event: Option<Event>,
 }
 
 impl<'p> Hands<'p> {
@@ -317,7 +324,6 @@ impl<'p> Hands<'p> {
             return Err(Cause::Lost(text));
         }
         self.last_tag = tag;
-        self.unsettled.insert(tag, duty);
         self.post.in_hand.taken.fetch_add(1, Ordering::AcqRel);
         let max_attempts = self.post.policy.attempts();
         let delivery = Delivery {
@@ -330,6 +336,9 @@ impl<'p> Hands<'p> {
             cancelled: self.post.cancellation.cancelled.clone(),
             killed: self.post.cancellation.killed.clone(),
         };
+        let wanted = self.post.observer.is_set();
+        let event = wanted.then(|| event(EventKind::Returned, &delivery, Duration::ZERO));
+        self.unsettled.insert(tag, Held { duty, event });
         if let Some(jobs) = &self.jobs {
             // Cannot fail: `queued` is a receiver too.
             let _ = jobs.send(Job { tag, delivery });
@@ -377,14 +386,12 @@ impl<'p> Hands<'p> {
     /// Decides what becomes of a delivery that the runner is through with.
     fn settle(&mut self, ran: Ran) -> Result<(), Cause> {
         if is_closed(&self.post.cancellation.cancelled) {
-            return self.give_back(&ran.job);
+            return self.give_back(&ran.job).inspect_err(|_| self.orphaned(&ran));
         }
         match ran.result {
             JobResult::Done => {
-                if let Err(cause) = self.settle_one(ran.job.tag, Settlement::Ack) {
-                    self.orphaned(&ran);
-                    return Err(cause);
-                }
+                let acked = self.settle_one(ran.job.tag, Settlement::Ack);
+                acked.inspect_err(|_| self.orphaned(&ran))?;
                 self.failures = 0;
                 self.post.tally.done();
                 self.post.observer.tell(|| event(EventKind::Done, &ran.job.delivery, ran.elapsed));
@@ -452,7 +459,7 @@ impl<'p> Hands<'p> {
     }
 
     fn note(&self, delivery: &Delivery, what: &str, failure: &Failure) {
-        let (thread, task) = (self.post.runner.number, name_of(delivery));
+        let (thread, task) = (self.post.runner.number, delivery.task.name());
         let (attempt, most) = (delivery.attempt, delivery.max_attempts);
         warn!("thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}");
     }
@@ -477,7 +484,7 @@ impl<'p> Hands<'p> {
         } else {
             let pause = self.pause(tag, Settlement::Requeue);
             let thread = self.post.runner.number;
-            let task = if event.task.is_empty() { "without an id" } else { &event.task };
+            let task = name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()));
             warn!(
                 "thread {thread}: task {task} could not be handed over and goes back to the \
                  queue in {pause:?}, its failure uncounted: {outcome}"
@@ -491,9 +498,9 @@ impl<'p> Hands<'p> {
 
     /// With automatic acks the broker has forgotten the task long ago.
     fn lose(&mut self, job: &Job, failure: &Failure, elapsed: Duration) -> Result<(), Cause> {
-        let (thread, task) = (self.post.runner.number, name_of(&job.delivery));
+        let (thread, task) = (self.post.runner.number, job.delivery.task.name());
         warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
-        self.post.tally.failed();
+        self.post.tally.lost();
         self.post.observer.tell(|| Event {
             reason: Some(failure.reason().to_string()),
             ..event(EventKind::Failed, &job.delivery, elapsed)
@@ -520,9 +527,9 @@ impl<'p> Hands<'p> {
     }
 
     fn give_back(&mut self, job: &Job) -> Result<(), Cause> {
-        let held = matches!(self.unsettled.get(&job.tag), Some(Some(_)));
+        let is_ours = self.unsettled.get(&job.tag).is_some_and(|held| held.duty.is_some());
         self.settle_one(job.tag, Settlement::GiveBack)?;
-        if held {
+        if is_ours {
             self.post.tally.returned();
             let returned = || event(EventKind::Returned, &job.delivery, Duration::ZERO);
             self.post.observer.tell(returned);
@@ -531,8 +538,8 @@ impl<'p> Hands<'p> {
     }
 
     fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), Cause> {
-        let Some(duty) = self.unsettled.remove(&tag) else { return Ok(()) };
-        let settled = duty.map_or(Ok(()), |unsettled| self.channel.settle(unsettled, how));
+        let Some(held) = self.unsettled.remove(&tag) else { return Ok(()) };
+        let settled = held.duty.map_or(Ok(()), |unsettled| self.channel.settle(unsettled, how));
         self.post.in_hand.settled.fetch_add(1, Ordering::AcqRel);
         settled
     }
@@ -607,10 +614,14 @@ impl<'p> Hands<'p> {
         while let Ok(reply) = self.replied.try_recv() {
             self.handed_over(reply)?;
         }
-        for (_, duty) in mem::take(&mut self.unsettled) {
-            let Some(unsettled) = duty else { continue };
+        for (tag, held) in mem::take(&mut self.unsettled) {
+            let Some(unsettled) = held.duty else { continue };
             self.channel.settle(unsettled, Settlement::GiveBack)?;
+            self.leaving.remove(&tag);
             self.post.tally.returned();
+            if let Some(event) = held.event {
+                self.post.observer.tell(|| Event { time: SystemTime::now(), ..event });
+            }
         }
         Ok(())
     }

@@ -81,6 +81,10 @@ pub(crate) struct Observer(pub(crate) Option<Arc<Listener>>);
 type Listener = dyn Fn(&Event) + Send + Sync;
 
 impl Observer {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// A panic of the observer goes no further: it would unwind through the client library's
     /// objects, and can take the whole connection with it (amiquip 0.4.2 consumer.rs:110).
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {

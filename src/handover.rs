@@ -124,7 +124,7 @@ fn accept(publisher: &mut Publisher<Slip>, order: Order) {
             warn!(
                 "task {}: its own headers leave no room to count its failures: it goes to the \
                  dead letters at once, without a record",
-                bare.id().unwrap_or("without an id")
+                bare.name()
             );
             let receipt = Slip { target: Target::Dead, ..receipt };
             publisher.accept(bare, receipt.target, receipt);

@@ -13,9 +13,10 @@ pub struct Summary {
     pub retried: u64,
     /// Tasks that were handed over to the dead letters.
     pub dead: u64,
-    /// Failures of tasks that could not be handed over and went back to the queue, uncounted;
-    /// with automatic acks, tasks that failed and are lost.
+    /// Failures of tasks that could not be handed over and went back to the queue, uncounted.
     pub failed: u64,
+    /// With automatic acks, tasks that failed: nobody has them any more.
+    pub lost: u64,
     /// Tasks given back to the queue without having been finished here.
     pub returned: u64,
     /// Tasks whose handler ended after their session was lost; each may run twice.
@@ -57,6 +58,7 @@ pub(crate) struct Tally {
     retried: AtomicU64,
     dead: AtomicU64,
     failed: AtomicU64,
+    lost: AtomicU64,
     returned: AtomicU64,
     orphaned: AtomicU64,
     cancelled: AtomicUsize,
@@ -77,6 +79,10 @@ impl Tally {
 
     pub(crate) fn failed(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn lost(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn returned(&self) {
@@ -103,6 +109,7 @@ impl Tally {
             retried: read(&self.retried),
             dead: read(&self.dead),
             failed: read(&self.failed),
+            lost: read(&self.lost),
             returned: read(&self.returned),
             orphaned: read(&self.orphaned),
             running,

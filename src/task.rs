@@ -161,6 +161,11 @@ impl Task {
         self.properties.message_id().as_deref()
     }
 
+    /// What logs call it: its id, on one line and without anything that a terminal would act on.
+    pub(crate) fn name(&self) -> String {
+        name_of(self.id())
+    }
+
     /// A header's value as text; numbers and booleans are written in decimal and as
     /// `true`/`false`. Absent, not a text, or of a nested type: `None`.
     #[must_use]
@@ -487,6 +492,16 @@ fn value_as_text(value: &AmqpValue) -> Option<String> {
         AmqpValue::Double(it) => Some(it.to_string()),
         _ => None,
     }
+}
+
+/// What logs call a task with this id, if any.
+pub(crate) fn name_of(id: Option<&str>) -> String {
+    id.map_or_else(|| "without an id".into(), printable)
+}
+
+/// Without anything that a terminal would act on, or that would begin another line.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
 
 #[cfg(test)]

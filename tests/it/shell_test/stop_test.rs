@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use super::{Bench, SOON, UNREAD, lives, state};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Output, Running};
+use crate::support::scripted::ScriptedBroker;
+use crate::support::wire::Delivery;
 
 const HEEDS: &str = "echo $$ > pid; echo up; exec sleep 600";
 const IGNORES: &str = "trap '' TERM; echo $$ > pid; echo up; while :; do sleep 1; done";
@@ -45,6 +47,48 @@ fn at_the_end_of_the_grace_it_gets_sigterm() {
     let output = worker.wait(SOON);
     assert!(signalled.elapsed() < Duration::from_secs(4), "{:?}", signalled.elapsed());
     assert_given_back(&bench, &output, 3);
+}
+
+/// Whoever reads the events or the summary has to know what became of each task that began.
+#[test]
+fn what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        session.deliver(&Delivery::new(consumer.channel, &consumer.tag, 1).body("x"));
+        session.stay_silent();
+    });
+    let dir = tempfile::tempdir().expect("a folder");
+    let url = broker.url();
+    let options = ["--url", &url, "--threads", "1", "--grace", "0s", "--events", "events"];
+    let command = ["--", "sh", "-c", HEEDS];
+    let worker = Command::worker(&[&options[..], &command].concat()).current_dir(dir.path());
+    let worker = worker.start();
+    worker.wait_for_stdout_line(|line| line == "up", SOON);
+
+    worker.signal("TERM");
+    let output = worker.wait(SOON);
+
+    output.assert_code(3);
+    assert!(output.stderr().contains("0 given back, 1 may run twice"), "{}", output.stderr());
+    let events = fs::read_to_string(dir.path().join("events")).expect("the events");
+    assert!(events.lines().last().is_some_and(|it| it.contains("\"orphaned\"")), "{events}");
+}
+
+#[test]
+fn what_is_left_behind_running_is_told_as_given_back() {
+    let bench = Bench::new("behind");
+    bench.publish(&[b".........."]);
+    let worker = bench.worker(&["--threads", "1", "--grace", "0s", "--events", "events"], &[]);
+    let worker = worker.start();
+    worker.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(3);
+
+    let events = bench.read("events");
+    assert!(events.lines().last().is_some_and(|it| it.contains("\"returned\"")), "{events}");
+    assert_eq!(bench.left().len(), 1);
 }
 
 #[test]
