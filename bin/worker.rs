@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
@@ -22,7 +23,9 @@ use rabbit_work::{
     Trigger, Worker,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use serde_json::json;
+use signal_hook::consts::{SIGCHLD, SIGXFSZ};
 
 /// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
 /// or, without a COMMAND, print it and sleep a second for each dot in it.
@@ -31,7 +34,8 @@ use serde_json::json;
 /// failed too often; queuectl shows and replays what is there.
 ///
 /// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
-/// asked for, but this run made a dead letter, or standard output could not be written; 2 usage,
+/// asked for, but this run made a dead letter, or lost its session before the last of them was
+/// acked; or standard output could not be written; 2 usage,
 /// configuration, or a command that cannot be found or executed; 3 the grace ended with tasks
 /// still running; 69 broker unreachable, with --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
@@ -133,6 +137,9 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let worker = build(options)?;
     let output = Output::default();
     let command = command(options, &output)?;
+    if command.is_some() {
+        hear_signals()?;
+    }
     let wind_down = command.as_ref().map_or(Duration::ZERO, Command::wind_down);
     let health =
         options.health_file.as_deref().map(|path| HealthFile::keep(path, options, &worker));
@@ -156,8 +163,8 @@ fn run(options: &Options) -> Result<Exit, Error> {
 
 /// Whether there is something to tell: not of a usage error before the first task.
 fn is_telling(summary: &Summary, ended: &Result<Summary, Error>) -> bool {
-    let Summary { done, retried, dead, failed, returned, orphaned, .. } = summary;
-    let worked = done + retried + dead + failed + returned + orphaned > 0;
+    let Summary { done, retried, dead, failed, lost, returned, orphaned, .. } = summary;
+    let worked = done + retried + dead + failed + lost + returned + orphaned > 0;
     ended.as_ref().err().is_none_or(|error| worked || error.is_transient())
 }
 
@@ -173,9 +180,18 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
     };
     let mut command = Command::new(program, arguments)?;
     if let Some(limit) = options.task_timeout {
+        if limit.is_zero() {
+            return Err(Error::setting("--task-timeout", "0 would end every command at once"));
+        }
         command = command.time_limit(limit);
     }
     if options.tag {
+        if was_closed(&io::stdout()) || was_closed(&io::stderr()) {
+            let reason = "standard output or standard error is closed, or /dev/null opened for \
+                          reading as well: what commands write would be lost; where it may be, \
+                          use >/dev/null";
+            return Err(Error::setting("--tag", reason));
+        }
         let output = output.clone();
         command = command.tag_lines(move |stream, lines| match stream {
             Stream::Stdout => output.written(write_out(lines)),
@@ -183,6 +199,26 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
         });
     }
     Ok(Some(command))
+}
+
+/// Signals that commands make us get. That they are heard is enough: ignored, as by some
+/// supervisors, SIGCHLD would leave us without any command's exit status; and unheard, SIGXFSZ
+/// would end us at a body beyond `ulimit -f`, instead of an error of the write.
+fn hear_signals() -> Result<(), Error> {
+    for signal in [SIGCHLD, SIGXFSZ] {
+        let heard = signal_hook::flag::register(signal, Arc::default());
+        heard.map_err(|error| Error::setting("signals", error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Whether this was closed when we began, as far as that can be told: Rust then puts /dev/null in
+/// its place, open for reading, too, which no shell does.
+fn was_closed(output: &impl AsFd) -> bool {
+    let opened = fcntl_getfl(output).is_ok_and(|it| it & OFlags::RWMODE == OFlags::RDWR);
+    let device = |path| fs::metadata(path).ok().map(|it| it.rdev());
+    let is_null = fstat(output).is_ok_and(|it| Some(it.st_rdev) == device("/dev/null"));
+    opened && is_null
 }
 
 fn write_out(lines: &[u8]) -> io::Result<()> {
@@ -398,11 +434,13 @@ impl EventLog {
 }
 
 fn in_words(summary: &Summary) -> String {
-    let Summary { done, retried, dead, failed, returned, orphaned, running, elapsed, .. } = summary;
+    let Summary { done, retried, dead, failed, lost, returned, orphaned, running, elapsed, .. } =
+        summary;
     let returned = returned + failed;
+    let lost = if *lost > 0 { format!(" {lost} lost,") } else { String::new() };
     format!(
-        "{done} tasks done, {retried} retried, {dead} dead, {returned} given back, {orphaned} may run twice, \
-         {running} still running, in {:.1} s",
+        "{done} tasks done, {retried} retried, {dead} dead,{lost} {returned} given back, \
+         {orphaned} may run twice, {running} still running, in {:.1} s",
         elapsed.as_secs_f64()
     )
 }
@@ -426,7 +464,9 @@ fn exit_for(summary: &Summary, unwritable: Option<&io::Error>) -> Exit {
         Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
         Ended::Unfit => Exit::Usage,
         _ if unwritable.is_some() => Exit::Failed,
-        Ended::Drained | Ended::MaxTasks if summary.dead > 0 => Exit::Failed,
+        Ended::Drained | Ended::MaxTasks if summary.dead + summary.lost > 0 => Exit::Failed,
+        // Fewer were done than asked for, for all that is known.
+        Ended::MaxTasks if summary.orphaned > 0 => Exit::Failed,
         _ => Exit::Success,
     }
 }

@@ -334,19 +334,91 @@ fn when_nobody_reads_the_output_any_more_the_worker_stops_and_no_task_suffers() 
     assert!((100..200).contains(&left), "{left} left");
 }
 
-#[test]
-fn without_standard_output_nothing_panics() {
-    let bench = Bench::new("closed");
-    bench.publish(&[b"x", b"y"]);
+/// Begun by a shell that does `setting` first.
+fn worker_after(bench: &Bench, setting: &str, options: &[&str], command: &[&str]) -> Command {
+    let script = format!("{setting}; exec \"$0\" \"$@\"");
     let worker = env!("CARGO_BIN_EXE_worker");
-    for options in [&["--max-tasks", "1", "--json"][..], &["--max-tasks", "1", "--tag"]] {
-        let script = "exec \"$0\" \"$@\" >&-";
-        let address = ["-c", script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
-        let arguments = [&address, options, &["--", "echo", "hi"]].concat();
-        let output = Command::program("sh", &arguments).run(SOON);
-        assert!(!output.stderr().contains("panicked"), "{}", output.stderr());
-        assert!(output.signal.is_none());
+    let address = ["-c", &script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
+    Command::program("bash", &[&address, options, &["--"], command].concat())
+}
+
+#[test]
+fn closed_standard_output_is_no_place_for_what_is_tagged() {
+    let bench = Bench::new("closed");
+    bench.publish(&[b"x"]);
+    for setting in ["exec >&-", "exec 2>&-"] {
+        let output =
+            worker_after(&bench, setting, &["--tag", "--drain"], &["echo", "hi"]).run(SOON);
+        output.assert_code(2);
+        assert!(setting.contains('2') || output.stderr().contains("--tag: standard output"));
+        assert_eq!(bench.broker.client().count(&bench.queue), 1, "still there");
     }
+    // What a command writes to its own standard output is its own matter.
+    let output =
+        worker_after(&bench, "exec >&-", &["--json", "--drain"], &["echo", "hi"]).run(SOON);
+    output.assert_code(0);
+    assert!(bench.left().is_empty());
+}
+
+#[test]
+fn where_ends_of_children_are_ignored_they_are_told_all_the_same() {
+    let bench = Bench::new("ignored");
+    bench.publish(&[b"0", b"65"]);
+    let command = ["sh", "-c", "exit $(cat)"];
+    let output = worker_after(&bench, "trap '' CHLD", &["--drain", "--json"], &command).run(SOON);
+    output.assert_code(1);
+    let summary: Value = serde_json::from_str(&output.stdout()).expect("a summary");
+    assert_eq!((&summary["done"], &summary["dead"]), (&1.into(), &1.into()));
+}
+
+#[test]
+fn a_body_beyond_the_limit_on_files_is_no_end_of_the_worker() {
+    let bench = Bench::new("fsize");
+    bench.publish(&[&[b'x'; 1 << 20], b"small\n"]);
+    let options = ["--threads", "1", "--prefetch", "2"];
+    let limited = worker_after(&bench, "ulimit -f 100", &options, &["sed", ""]).start();
+    limited.wait_for_stderr_line(|line| line.contains("File too large"), SOON);
+    limited.wait_for_stdout_line(|line| line == "small", SOON);
+    limited.signal("TERM");
+    limited.wait(SOON).assert_code(0);
+    assert_eq!(bench.left().len(), 1, "given back, uncounted");
+}
+
+#[test]
+fn a_time_limit_of_nothing_is_refused() {
+    let bench = Bench::new("no-time");
+    let output = bench.worker(&["--task-timeout", "0"], &["true"]).run(SOON);
+    output.assert_code(2);
+    assert!(output.stderr().contains("--task-timeout: 0 would"), "{}", output.stderr());
+}
+
+#[test]
+fn an_id_cannot_forge_a_line_of_the_log() {
+    let bench = Bench::new("forged");
+    let id = "evil\n2026-01-01T00:00:00.000Z ERROR forged\u{1b}[31m";
+    let properties = AmqpProperties::default().with_message_id(id.to_owned());
+    bench.broker.client().publish(&bench.queue, b"x", properties);
+    let output = bench.worker(&["--drain", "--max-attempts", "1"], &["false"]).run(SOON);
+    let log = output.stderr();
+    assert!(log.contains("evil?2026-01-01") && !log.contains('\u{1b}'), "{log}");
+    assert!(!log.lines().any(|line| line.starts_with("2026-01-01T00")), "{log}");
+}
+
+/// The task is somebody else's by then: nothing is known to be done.
+#[test]
+fn a_session_that_is_lost_during_the_last_task_lets_it_finish_and_is_told_in_the_status() {
+    let bench = Bench::new("last");
+    bench.publish(&[b"x"]);
+    let proxy = Proxy::start(bench.broker.address());
+    let url = proxy.url();
+    let options = ["--url", &url, "--queue", &bench.queue, "--max-tasks", "1", "--grace", "0s"];
+    let command = ["--", "sh", "-c", "echo up; sleep 2; echo through"];
+    let worker = Command::worker(&[&options[..], &command].concat()).start();
+    worker.wait_for_stdout_line(|line| line == "up", SOON);
+    proxy.cut();
+    worker.wait_for_stdout_line(|line| line == "through", SOON);
+    worker.wait(SOON).assert_code(1);
+    assert_eq!(bench.left().len(), 1);
 }
 
 #[test]
