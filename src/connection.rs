@@ -294,6 +294,10 @@ impl Handshake<'_> {
                 let reason = format!("{}: {text}", self.address);
                 Refused::Lasting(Error::setting("auth_mechanism", reason))
             }
+            // Of the virtual host, of the user or of the node: others may go.
+            Cause::ConnectionClosed { ref text, .. } if text.contains("connection limit") => {
+                Refused::Transient(cause)
+            }
             Cause::ConnectionClosed {
                 code: cause::NOT_ALLOWED | cause::ACCESS_REFUSED | cause::NOT_FOUND,
                 text,

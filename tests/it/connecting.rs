@@ -123,6 +123,28 @@ fn a_consumer_that_is_slow_to_be_let_in_is_told() {
     assert!(second.contains("consuming from"), "{second}");
 }
 
+#[test]
+fn a_limit_on_connections_that_is_reached_is_waited_out() {
+    let broker = ScriptedBroker::start(|session, number| {
+        if number == 0 {
+            let text = "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection \
+                        limit (1) is reached";
+            session.refuse_open(530, text);
+            session.read_until_closed();
+        } else {
+            session.handshake();
+            let publish = session.read_publish();
+            session.ack(publish.channel, 1);
+            let _ = session.answer_rpcs();
+        }
+    });
+
+    let output = Command::producer(&["--url", &broker.url(), "x"]).run(SOON);
+
+    output.assert_code(0);
+    assert!(output.stderr().contains("connection limit (1) is reached"), "{}", output.stderr());
+}
+
 /// Half of what a real broker holds a refusal back for.
 const SLOW: Duration = Duration::from_millis(1500);
 

@@ -193,7 +193,19 @@ impl Session {
         self.handshake_with(Tuning::default())
     }
 
+    /// Goes on up to where the client opens its virtual host, and refuses that.
+    pub(crate) fn refuse_open(&mut self, code: u16, text: &str) {
+        let _ = self.tune(Tuning::default());
+        self.close_connection(code, text);
+    }
+
     pub(crate) fn handshake_with(&mut self, tuning: Tuning) -> Client {
+        let client = self.tune(tuning);
+        self.send(0, 10, 41, Arguments::default().short(""));
+        client
+    }
+
+    fn tune(&mut self, tuning: Tuning) -> Client {
         self.expect_protocol_header();
         self.send_start();
         let Call::StartOk { client, mechanism, response } = self.expect_method().call else {
@@ -207,7 +219,6 @@ impl Session {
         let Call::Open { vhost } = self.expect_method().call else {
             panic!("the client did not open a virtual host after tune-ok");
         };
-        self.send(0, 10, 41, Arguments::default().short(""));
         Client { properties: client, mechanism, response, channel_max, frame_max, heartbeat, vhost }
     }
 
