@@ -64,6 +64,11 @@ impl<T, K> Confirms<T, K> {
         self.outstanding.is_empty()
     }
 
+    /// Whether each publish was acked or nacked, those that nobody waits for among them.
+    pub(crate) fn owes_none(&self) -> bool {
+        self.is_empty() && self.unawaited.is_empty()
+    }
+
     /// The publish that has waited longest.
     pub(crate) fn oldest(&self) -> Option<&T> {
         self.outstanding.first_key_value().map(|(_, item)| item)

@@ -675,7 +675,8 @@ impl<T> Link<T> {
     /// channel, and its close then waits for nobody.
     fn close(self) {
         let Link { connection, channel, confirms, .. } = self;
-        if confirms.is_empty() {
+        // A broker that owes confirms may answer nothing else either.
+        if confirms.owes_none() {
             let _ = connection.close();
         } else {
             drop(connection);
