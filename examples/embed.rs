@@ -24,10 +24,12 @@ fn main() -> Result<(), Error> {
             Ok(())
         }
     };
+    let mut producer = Producer::new(&broker, &queue);
+    producer.connect()?;
+
     let worker = Worker::new(&broker, &queue).threads(4).prefetch(10).max_tasks(NUMBERS);
     let working = thread::spawn(move || worker.run(add_square, &shutdown));
 
-    let mut producer = Producer::new(&broker, &queue);
     let mut receipts = Vec::new();
     for number in 1..=NUMBERS {
         receipts.extend(producer.send(Task::new(number.to_string())));

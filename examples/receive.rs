@@ -14,6 +14,7 @@ fn main() -> Result<(), Error> {
         println!(" [x] Received '{}'", String::from_utf8_lossy(delivery.body()));
         Ok(())
     };
-    Worker::new(&broker, &queue).threads(1).run(print, &shutdown)?;
+    // With `no_reconnect`, a broker that is not there is an error at once.
+    Worker::new(&broker, &queue).threads(1).no_reconnect().run(print, &shutdown)?;
     Ok(())
 }

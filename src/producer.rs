@@ -26,6 +26,7 @@ use crate::task::Task;
 ///
 /// let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
 /// let mut producer = Producer::new(&broker, &Queue::new("task_queue"));
+/// producer.connect()?; // or each task would wait for the broker in its turn
 /// let mut receipts = Vec::new();
 /// for n in 0..1000 {
 ///     receipts.extend(producer.send(Task::new(format!("task {n}"))));
