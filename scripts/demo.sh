@@ -268,7 +268,9 @@ prepare() {
 build() {
     command -v cargo >/dev/null || give_up "there is no cargo; install Rust first: https://rustup.rs"
     say "Building the commands; the first time takes a minute or two ..."
+    # Without TLS, which would take OpenSSL's headers.
     attend cargo build --manifest-path "$root/Cargo.toml" --release --bins --quiet \
+        --no-default-features --features cli \
         --message-format json-render-diagnostics >"$scratch/built" 2>"$scratch/build.log" ||
         give_up "the commands could not be built: $(cat "$scratch/build.log")"
     producer=$(executable producer)

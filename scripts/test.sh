@@ -20,6 +20,7 @@ main() {
     step "clippy, the library alone" cargo clippy --locked --lib --no-default-features -- -D warnings
     step "clippy, the commands without TLS" \
         cargo clippy --locked --bins --no-default-features --features cli -- -D warnings
+    step "no async runtime, no sleep" plain_threads
     step "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
     step "unit tests" cargo test --locked --lib --bins
     step "doc tests" cargo test --locked --doc
@@ -50,7 +51,25 @@ TEXT
 need_tools() {
     command -v cargo >/dev/null || missing "cargo" "install Rust: https://rustup.rs"
     cargo fmt --version >/dev/null 2>&1 || missing "rustfmt" "rustup component add rustfmt (Debian, Ubuntu: apt-get install rustfmt)"
+    need_openssl
     cargo clippy --version >/dev/null 2>&1 || missing "clippy" "rustup component add clippy (Debian, Ubuntu: apt-get install rust-clippy)"
+}
+
+# What native-tls and the tests' TLS front are built with.
+need_openssl() {
+    [ "$(uname)" = Linux ] || return 0
+    ! { command -v cc && pkg-config --exists openssl; } >/dev/null 2>&1 || return 0
+    local packages="gcc pkg-config libssl-dev" as_root=
+    [ "$(id -u)" = 0 ] || as_root="sudo -n"
+    if ! command -v apt-get >/dev/null || ! $as_root true 2>/dev/null; then
+        missing "a C compiler, pkg-config or OpenSSL's headers" "Debian, Ubuntu: apt-get install $packages"
+    fi
+    echo "test: installing with apt-get: $packages" >&2
+    # shellcheck disable=SC2086  # words
+    $as_root env DEBIAN_FRONTEND=noninteractive sh -c '
+        apt-get -o DPkg::Lock::Timeout=120 update
+        apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@"
+    ' install $packages >&2 || missing "$packages" "apt-get could not install them"
 }
 
 missing() {
@@ -63,6 +82,8 @@ missing() {
 passed=0
 failed=0
 running=
+# What a step ends with that cannot be done on this machine.
+SKIPPED=77
 
 # In a process group of its own, so that an interrupt can end all of it.
 step() {
@@ -75,6 +96,10 @@ step() {
     set +m
     wait $running || status=$?
     running=
+    if [ $status = $SKIPPED ]; then
+        echo "-- $name: SKIPPED: it says why above"
+        return
+    fi
     if [ $status != 0 ]; then
         failed=1
         echo "test: FAILED: $name, with status $status after $((SECONDS - begin)) s: $*" >&2
@@ -93,6 +118,12 @@ step_if() {
         echo "== $1"
         echo "-- $1: skipped, for $tool is not installed"
     fi
+}
+
+# The dependencies as a user gets them, and what is ours.
+plain_threads() {
+    ! cargo tree --locked --edges normal | grep -E ' (tokio|async-std|async-executor|smol|futures-executor) v' &&
+        ! grep -rn 'thread::sleep' src
 }
 
 # ---- the broker of the integration tests ----
