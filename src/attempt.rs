@@ -250,6 +250,14 @@ mod tests {
     }
 
     #[test]
+    fn small_frames_are_sent_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let socket = connect(&[address], LONGEST, deadline_after(LONGEST)).expect("connected");
+        assert!(socket.nodelay().expect("an option"));
+    }
+
+    #[test]
     fn a_lookup_that_hangs_is_left_behind() {
         let (_never, hangs) = bounded::<()>(0);
         let hanging = move || {

@@ -52,7 +52,8 @@
 //!   [`Outcome`] or an [`Error::NotConfirmed`].
 //! * **Done twice:** a task whose worker was killed or lost its connection before the ack had
 //!   reached the broker; that was still running when the grace of a stop ended; that ran longer
-//!   than the broker's `consumer_timeout` (30 minutes unless configured). And a task is queued
+//!   than the broker's `consumer_timeout` (30 minutes unless configured), or was still running
+//!   10 s after another thread of its worker had lost its channel for that. And a task is queued
 //!   twice when its confirm does not reach the producer, which then publishes it again under the
 //!   same message id. Make the work such that doing it twice does no harm.
 //! * **Failed:** a task waits in a delay queue and runs again, as often and as late as the
