@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Select, Sender, bounded, select_biased};
+use crossbeam_channel::{Receiver, Select, Sender, bounded, select_biased, unbounded};
 use rabbit_work::{Error, Shutdown};
 
 /// Why no further task was read.
@@ -65,7 +65,23 @@ impl Source {
 /// must not.
 pub(crate) struct Bodies {
     receiver: Receiver<io::Result<Vec<u8>>>,
+    /// Tells the reader the length of each body that was asked for.
+    taken: Sender<usize>,
 }
+
+/// The reader's end of it.
+struct Feed {
+    sender: Sender<io::Result<Vec<u8>>>,
+    taken: Receiver<usize>,
+    /// The bytes of the bodies that were sent and not taken.
+    ahead: usize,
+}
+
+/// The most bodies that are read ahead.
+const MOST_AHEAD: usize = 256;
+/// The most bytes of bodies that are read ahead, unless it is a single one; as many as may be in
+/// flight.
+const BYTES_AHEAD: usize = 8 * 1024 * 1024;
 
 /// The longest body taken; RabbitMQ takes no longer one either.
 const LONGEST_BODY: u64 = 128 * 1024 * 1024;
@@ -75,34 +91,37 @@ const LULL: Duration = Duration::from_millis(50);
 
 impl Bodies {
     pub(crate) fn open(source: &Source) -> Result<Bodies, Error> {
-        let (sender, receiver) = bounded(256);
+        let (sender, receiver) = bounded(MOST_AHEAD);
+        let (taken, told) = unbounded();
+        let feed = Feed { sender, taken: told, ahead: 0 };
         let spawned = match source {
             Source::Words(body, count) => {
                 let (body, count) = (body.clone(), *count);
-                spawn_reader(move || repeat(&body, count, &sender))
+                spawn_reader(move || repeat(&body, count, feed))
             }
             Source::Whole(path, count) => {
                 let (body, count) = (read_whole(path)?, *count);
-                spawn_reader(move || repeat(&body, count, &sender))
+                spawn_reader(move || repeat(&body, count, feed))
             }
             Source::Pieces(path, end) => {
                 let (input, end) = (open_input("--lines", path)?, *end);
-                spawn_reader(move || send_pieces(BufReader::new(input), end, &sender))
+                spawn_reader(move || send_pieces(BufReader::new(input), end, feed))
             }
         };
         spawned.map_err(|error| Error::setting("reading", error.to_string()))?;
-        Ok(Bodies { receiver })
+        Ok(Bodies { receiver, taken })
     }
 
     /// The next body, or why there is none.
     pub(crate) fn next(&self, shutdown: &Shutdown) -> Result<Vec<u8>, End> {
-        select_biased! {
-            recv(shutdown.stopping()) -> _ => Err(End::Stopped),
-            recv(self.receiver) -> body => match body {
-                Ok(body) => body.map_err(End::Unreadable),
-                Err(_) => Err(End::Finished),
-            },
-        }
+        let body = select_biased! {
+            recv(shutdown.stopping()) -> _ => return Err(End::Stopped),
+            recv(self.receiver) -> body => body.map_err(|_| End::Finished)?,
+        };
+        let body = body.map_err(End::Unreadable)?;
+        // The reader may have read all there is, and ended.
+        let _ = self.taken.send(body.len());
+        Ok(body)
     }
 
     /// Waits a moment for the input to go on or to end; says whether it does.
@@ -121,16 +140,33 @@ impl Bodies {
     }
 }
 
-fn spawn_reader(read: impl FnOnce() + Send + 'static) -> io::Result<()> {
+impl Feed {
+    /// Waits for room for a body of this length; `None` once nobody takes any.
+    fn wait_for_room(&mut self, length: usize) -> Option<()> {
+        self.ahead -= self.taken.try_iter().sum::<usize>();
+        while self.ahead > 0 && self.ahead + length > BYTES_AHEAD {
+            self.ahead -= self.taken.recv().ok()?;
+        }
+        self.ahead += length;
+        Some(())
+    }
+
+    /// Sends a body that there is room for; `None` once nobody takes any.
+    fn send(&self, body: io::Result<Vec<u8>>) -> Option<()> {
+        self.sender.send(body).ok()
+    }
+}
+
+fn spawn_reader(read: impl FnOnce() -> Option<()> + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name("reader".into()).spawn(read).map(drop)
 }
 
-fn repeat(body: &[u8], count: u64, sender: &Sender<io::Result<Vec<u8>>>) {
+fn repeat(body: &[u8], count: u64, mut feed: Feed) -> Option<()> {
     for _ in 0..count {
-        if sender.send(Ok(body.to_vec())).is_err() {
-            return;
-        }
+        feed.wait_for_room(body.len())?;
+        feed.send(Ok(body.to_vec()))?;
     }
+    Some(())
 }
 
 fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>, Error> {
@@ -153,11 +189,15 @@ fn read_whole(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
-fn send_pieces(mut input: impl BufRead, end: u8, sender: &Sender<io::Result<Vec<u8>>>) {
-    while let Some(piece) = next_piece(&mut input, end).transpose() {
-        let failed = piece.is_err();
-        if sender.send(piece).is_err() || failed {
-            return;
+fn send_pieces(mut input: impl BufRead, end: u8, mut feed: Feed) -> Option<()> {
+    loop {
+        match next_piece(&mut input, end) {
+            Ok(Some(piece)) => {
+                feed.wait_for_room(piece.len())?;
+                feed.send(Ok(piece))?;
+            }
+            Ok(None) => return Some(()),
+            Err(error) => return feed.send(Err(error)),
         }
     }
 }

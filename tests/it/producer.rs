@@ -426,6 +426,34 @@ fn when_it_gives_up_the_rest_of_the_input_is_in_failed() {
 }
 
 #[test]
+fn long_tasks_that_the_broker_does_not_take_are_not_read_into_memory() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        session.read_publish();
+        session.stay_silent();
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let failed = dir.path().join("failed");
+    let line = [vec![b'x'; 1 << 20], vec![b'\n']].concat();
+    let mut running = Command::producer(&["--url", &broker.url(), "--lines"])
+        .args(&["--timeout", "4s", "--failed", &failed.to_string_lossy()])
+        .open_stdin()
+        .start();
+
+    // It reads on when it has given up.
+    for _ in 0..200 {
+        running.write(&line);
+    }
+    let peak = running.peak_memory();
+    running.end_input();
+    let output = running.wait(SOON);
+
+    output.assert_code(1);
+    assert!(peak < 80 << 20, "{peak} bytes");
+    assert_eq!(fs::metadata(&failed).expect("--failed").len(), 200 * line.len() as u64);
+}
+
+#[test]
 fn the_summary_counts_as_published_what_was_sent() {
     let dir = tempfile::tempdir().expect("a directory");
     let failed = dir.path().join("failed");
