@@ -192,6 +192,23 @@ impl PrivateBroker {
         self.ctl(&["set_disk_free_limit", "50MB"]);
     }
 
+    /// From the next channel on, waits 3 s at the most for an ack, and looks once a second.
+    pub(crate) fn shorten_consumer_timeout(&self) {
+        self.set_consumer_timeout(3_000, 1_000);
+    }
+
+    pub(crate) fn restore_consumer_timeout(&self) {
+        self.set_consumer_timeout(1_800_000, 60_000);
+    }
+
+    /// In milliseconds. How often it looks is no setting of `rabbitmq.conf`, and a channel asks
+    /// for both when it is opened: a running node need not be started again.
+    fn set_consumer_timeout(&self, timeout: u32, looks: u32) {
+        let timeout = format!("application:set_env(rabbit, consumer_timeout, {timeout})");
+        let looks = format!("application:set_env(rabbit, channel_tick_interval, {looks})");
+        self.ctl(&["eval", &format!("{timeout}, {looks}.")]);
+    }
+
     pub(crate) fn queue_counts(&self, queue: &str) -> QueueCounts {
         let counts = self.find_queue(queue);
         counts.unwrap_or_else(|| panic!("the broker has no queue {queue}"))
