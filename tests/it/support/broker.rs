@@ -192,6 +192,23 @@ impl PrivateBroker {
         self.ctl(&["set_disk_free_limit", "50MB"]);
     }
 
+    /// From the next channel on, waits 3 s at the most for an ack, and looks once a second.
+    pub(crate) fn shorten_consumer_timeout(&self) {
+        self.set_consumer_timeout(3_000, 1_000);
+    }
+
+    pub(crate) fn restore_consumer_timeout(&self) {
+        self.set_consumer_timeout(1_800_000, 60_000);
+    }
+
+    /// In milliseconds. How often it looks is no setting of `rabbitmq.conf`, and a channel asks
+    /// for both when it is opened: a running node need not be started again.
+    fn set_consumer_timeout(&self, timeout: u32, looks: u32) {
+        let timeout = format!("application:set_env(rabbit, consumer_timeout, {timeout})");
+        let looks = format!("application:set_env(rabbit, channel_tick_interval, {looks})");
+        self.ctl(&["eval", &format!("{timeout}, {looks}.")]);
+    }
+
     pub(crate) fn queue_counts(&self, queue: &str) -> QueueCounts {
         let counts = self.find_queue(queue);
         counts.unwrap_or_else(|| panic!("the broker has no queue {queue}"))
@@ -228,19 +245,47 @@ impl PrivateBroker {
         Ok(PrivateBroker { dir, place: Place { url }, guard })
     }
 
+    /// Waits until the queues of these names have held nothing for so long. A quorum queue tells
+    /// what it holds as it was up to 5 s ago.
+    pub(crate) fn wait_until_quiet(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+        quiet: Duration,
+        within: Duration,
+    ) {
+        let deadline = Instant::now() + within;
+        let mut quiet_since = None;
+        loop {
+            let holding = self
+                .list_queues(&["name", MESSAGES])
+                .into_iter()
+                .filter(|row| row["name"].as_str().is_some_and(&is_wanted) && row[MESSAGES] != 0);
+            let holding: Vec<Value> = holding.collect();
+            let now = Instant::now();
+            if !holding.is_empty() {
+                quiet_since = None;
+            } else if now - *quiet_since.get_or_insert(now) > quiet {
+                return;
+            }
+            assert!(now < deadline, "not quiet for {quiet:?} within {within:?}: {holding:?}");
+            thread::sleep(POLL_PAUSE);
+        }
+    }
+
     fn find_queue(&self, queue: &str) -> Option<QueueCounts> {
-        let mut arguments = vec!["list_queues", "--formatter", "json"];
-        arguments.extend(["name", READY, UNACKED, CONSUMERS]);
-        let text = self.ctl(&arguments);
-        let list: Value = serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("list_queues printed no JSON ({error}): {text}"));
-        let mut rows = list.as_array().into_iter().flatten();
-        let row = rows.find(|row| row["name"] == queue)?;
+        let queues = self.list_queues(&["name", READY, UNACKED, CONSUMERS]);
+        let row = queues.iter().find(|row| row["name"] == queue)?;
         Some(QueueCounts {
             ready: row[READY].as_u64()?,
             unacked: row[UNACKED].as_u64()?,
             consumers: row[CONSUMERS].as_u64()?,
         })
+    }
+
+    fn list_queues(&self, columns: &[&str]) -> Vec<Value> {
+        let text = self.ctl(&[&["list_queues", "--formatter", "json"], columns].concat());
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("list_queues printed no JSON list ({error}): {text}"))
     }
 
     fn signal(&self, signal: Signal) {
@@ -269,6 +314,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
 const HOW_TO_GET_ONE: &str = "Install rabbitmq-server 3.10 or later, or run Docker, so that \
     scripts/broker.sh can start one; or name a broker for tests in RABBIT_WORK_TEST_URL, as \
     scripts/test.sh does.";
+const MESSAGES: &str = "messages";
 const READY: &str = "messages_ready";
 const UNACKED: &str = "messages_unacknowledged";
 const CONSUMERS: &str = "consumers";
