@@ -21,6 +21,14 @@ pub(crate) struct Frames {
     heartbeat: Option<u8>,
 }
 
+/// Why what came is not passed on.
+#[derive(Debug)]
+pub(crate) struct Objection {
+    /// How many of the bytes came before.
+    pub(crate) sound: usize,
+    pub(crate) error: io::Error,
+}
+
 /// What is a frame, but larger than any that this crate takes.
 #[derive(Debug)]
 pub(crate) struct Oversized(String);
@@ -69,11 +77,12 @@ impl Frames {
     }
 
     /// Looks at the bytes that came next.
-    pub(crate) fn look(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn look(&mut self, bytes: &mut [u8]) -> Result<(), Objection> {
         let mut seen = 0;
         while seen < bytes.len() {
             let unseen = &mut bytes[seen..];
-            seen += if self.rest > 0 { self.pass(unseen) } else { self.gather(unseen)? };
+            let came = if self.rest > 0 { Ok(self.pass(unseen)) } else { self.gather(unseen) };
+            seen += came.map_err(|error| Objection { sound: seen, error })?;
         }
         Ok(())
     }
@@ -236,7 +245,8 @@ mod tests {
 
     fn passed_on(bytes: &[u8], piece: usize, heartbeat: u16) -> io::Result<Vec<u8>> {
         let (mut frames, mut bytes) = (Frames::new(heartbeat), bytes.to_vec());
-        bytes.chunks_mut(piece).try_for_each(|piece| frames.look(piece))?;
+        let mut pieces = bytes.chunks_mut(piece);
+        pieces.try_for_each(|piece| frames.look(piece)).map_err(|it| it.error)?;
         Ok(bytes)
     }
 
@@ -285,6 +295,16 @@ mod tests {
                 let error = look_in_pieces(&begun, piece).expect_err("too large");
                 assert!(error.to_string().contains(&size.to_string()), "{piece}: {error}");
             }
+        }
+    }
+
+    #[test]
+    fn what_came_before_an_objection_is_sound() {
+        for wrong in [header(u64::MAX), b"\x03\0\x01\x70\0\0\0".to_vec()] {
+            let mut bytes = [session(), wrong.clone()].concat();
+            let objection = Frames::new(10).look(&mut bytes);
+            let Objection { sound, .. } = objection.expect_err("there is something wrong");
+            assert!((session().len()..bytes.len()).contains(&sound), "{sound} before {wrong:?}");
         }
     }
 
