@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use crate::frames::Oversized;
+use crate::frames::Excessive;
 #[cfg(feature = "tls")]
 use crate::stream::TlsRefusal;
 
@@ -25,8 +25,8 @@ pub(crate) enum Cause {
     NoSuchLogin(String),
     /// Nothing came from the broker for two heartbeat intervals.
     HeartbeatMissed,
-    /// What came is not an AMQP frame that the client library can parse, or larger than any that
-    /// is taken; in words.
+    /// What came is not an AMQP frame that the client library can parse, or larger or deeper than
+    /// any that is taken; in words.
     Malformed(String),
     /// A wait of ours passed its limit, and the socket was aborted for it.
     TimedOut { doing: &'static str, limit: Duration },
@@ -199,8 +199,8 @@ impl From<TlsRefusal> for Cause {
 
 /// Our own objection to what came.
 fn judge_answer(error: &std::io::Error) -> Cause {
-    match error.get_ref().and_then(|source| source.downcast_ref::<Oversized>()) {
-        Some(oversized) => Cause::Malformed(oversized.to_string()),
+    match error.get_ref().and_then(|source| source.downcast_ref::<Excessive>()) {
+        Some(excessive) => Cause::Malformed(excessive.to_string()),
         None => Cause::Lost(error.to_string()),
     }
 }

@@ -234,9 +234,10 @@ impl fmt::Display for Error {
             Error::Poisoned { queue } => write!(
                 f,
                 "each session that takes from queue '{queue}' dies of bytes that cannot be \
-                 parsed: most likely a message whose routing key, or a name in it, is not UTF-8; \
-                 remove it with another client, such as the management page's Get messages, then \
-                 start again. Where there is none, what answers is no RabbitMQ of 3.10 to 4.3"
+                 parsed: most likely a message whose routing key, or a name in it, is not UTF-8, or \
+                 whose headers are nested too deep; remove it with another client, such as the \
+                 management page's Get messages, then start again. Where there is none, what \
+                 answers is no RabbitMQ of 3.10 to 4.3"
             ),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),

@@ -1,9 +1,12 @@
 //! Owns the look at the frames that a peer sends, before the client library believes them: it
 //! makes room for whatever size a frame announces, and where there is none, the process ends
-//! (amiquip 0.4.2 frame_buffer.rs:46, io_loop/content_collector.rs:194). Pure.
+//! (amiquip 0.4.2 frame_buffer.rs:46, io_loop/content_collector.rs:194). It follows tables as deep
+//! as they go, too. Pure.
 
 use std::fmt;
 use std::io;
+
+use crate::nesting::{DEEPEST, properties_are_too_deep, table_is_too_deep};
 
 /// Follows the frames of one connection through the bytes that come, whatever pieces they come
 /// in. What no broker sends is an error; what is in the bodies is passed over unseen.
@@ -15,15 +18,36 @@ pub(crate) struct Frames {
     wanted: usize,
     /// How many bytes of the present frame are left behind its head.
     rest: usize,
+    /// What is kept of the present frame until all of it is there, because it may be nested.
+    kept: Vec<u8>,
+    keeps: Keeps,
     /// Whether no frame has passed yet.
     first: bool,
     /// What is put for a heartbeat of none, until the broker has proposed one, in seconds.
     heartbeat: Option<u8>,
 }
 
-/// What is a frame, but larger than any that this crate takes.
+/// What may be nested in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeps {
+    Nothing,
+    /// The properties of a message.
+    Properties,
+    /// What the broker says of itself.
+    Table,
+}
+
+/// Why what came is not passed on.
 #[derive(Debug)]
-pub(crate) struct Oversized(String);
+pub(crate) struct Objection {
+    /// How many of the bytes came before.
+    pub(crate) sound: usize,
+    pub(crate) error: io::Error,
+}
+
+/// What is a frame, but larger or deeper than any that this crate takes.
+#[derive(Debug)]
+pub(crate) struct Excessive(String);
 
 /// The largest frame that is agreed upon with a broker; without a word of ours it may be any.
 pub(crate) const LARGEST_FRAME: u32 = 1 << 20;
@@ -38,7 +62,16 @@ const HEAD: usize = 7;
 /// method, the most channels, the largest frame, the heartbeat.
 const INSIDE: usize = 12;
 
+const START: [u8; 4] = [0, 10, 0, 10];
 const TUNE: [u8; 4] = [0, 10, 0, 30];
+
+/// The table of start follows its class, method and version.
+const START_TABLE: usize = HEAD + 6;
+
+/// The largest method but start. No other that a broker sends has more than three short strings,
+/// and none has a table. Those of a client's that have one cannot go down far in so few bytes:
+/// each level takes five.
+const LARGEST_METHOD: u32 = 1 << 10;
 
 /// What a frame has beside its payload: the head, and one byte at its end.
 const AROUND: u32 = 8;
@@ -63,17 +96,20 @@ impl Frames {
             came: 0,
             wanted: HEAD,
             rest: 0,
+            kept: Vec::new(),
+            keeps: Keeps::Nothing,
             first: true,
             heartbeat: Some(heartbeat),
         }
     }
 
     /// Looks at the bytes that came next.
-    pub(crate) fn look(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn look(&mut self, bytes: &mut [u8]) -> Result<(), Objection> {
         let mut seen = 0;
         while seen < bytes.len() {
             let unseen = &mut bytes[seen..];
-            seen += if self.rest > 0 { self.pass(unseen) } else { self.gather(unseen)? };
+            let came = if self.rest > 0 { self.pass(unseen) } else { self.gather(unseen) };
+            seen += came.map_err(|error| Objection { sound: seen, error })?;
         }
         Ok(())
     }
@@ -83,11 +119,36 @@ impl Frames {
         !self.first
     }
 
-    fn pass(&mut self, bytes: &[u8]) -> usize {
-        let passed = bytes.len().min(self.rest);
-        self.rest -= passed;
+    fn pass(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let passed = &bytes[..bytes.len().min(self.rest)];
+        self.rest -= passed.len();
         self.first &= self.rest > 0;
-        passed
+        if self.keeps != Keeps::Nothing {
+            self.keep(passed)?;
+        }
+        Ok(passed.len())
+    }
+
+    /// Keeps what came, and checks it before the end of the frame is passed on.
+    fn keep(&mut self, passed: &[u8]) -> io::Result<()> {
+        self.kept.extend_from_slice(passed);
+        if self.rest > 0 {
+            return Ok(());
+        }
+        let too_deep = match self.keeps {
+            Keeps::Nothing => false,
+            Keeps::Properties => properties_are_too_deep(&self.kept),
+            Keeps::Table => table_is_too_deep(&self.kept),
+        };
+        self.kept.clear();
+        self.keeps = Keeps::Nothing;
+        if too_deep {
+            return Err(excessive(format!(
+                "the broker sent headers that are nested deeper than the {DEEPEST} levels that \
+                 are taken"
+            )));
+        }
+        Ok(())
     }
 
     fn gather(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
@@ -110,35 +171,56 @@ impl Frames {
         let size = size_of(&self.head);
         if self.wanted == HEAD {
             check_frame(size)?;
-            if self.looks_inside() && size as usize >= INSIDE {
-                self.wanted = HEAD + INSIDE;
+            if self.looks_inside() && size > 0 {
+                self.wanted += INSIDE.min(size as usize);
                 return Ok(());
             }
-        } else if self.head[0] == HEADER_FRAME {
-            check_body(&self.head)?;
-        } else {
-            self.propose_heartbeat(last);
         }
+        self.read_inside(size, last)?;
         self.rest = (size + AROUND) as usize - self.wanted;
         (self.came, self.wanted) = (0, HEAD);
         Ok(())
     }
 
     fn looks_inside(&self) -> bool {
-        match self.head[0] {
-            HEADER_FRAME => true,
-            METHOD_FRAME => self.heartbeat.is_some(),
-            _ => false,
-        }
+        matches!(self.head[0], METHOD_FRAME | HEADER_FRAME)
     }
 
-    /// Where this is tune, which ends with the heartbeat: `last` ends with it, too, or with the
-    /// second of its two bytes.
-    fn propose_heartbeat(&mut self, last: &mut [u8]) {
-        let (method, proposed) = (&self.head[HEAD..HEAD + 4], &self.head[HEAD + INSIDE - 2..]);
-        if method != TUNE {
-            return;
+    fn read_inside(&mut self, size: u32, last: &mut [u8]) -> io::Result<()> {
+        let inside = &self.head[HEAD..self.wanted];
+        match (self.head[0], inside.first_chunk()) {
+            (METHOD_FRAME, Some(&method)) => self.read_method(method, size, last)?,
+            (HEADER_FRAME, _) if inside.len() == INSIDE => self.read_header()?,
+            _ => {}
         }
+        Ok(())
+    }
+
+    fn read_method(&mut self, method: [u8; 4], size: u32, last: &mut [u8]) -> io::Result<()> {
+        if method == START {
+            self.keeps = Keeps::Table;
+            let begun = self.head.get(START_TABLE..self.wanted).unwrap_or_default();
+            self.kept.extend_from_slice(begun);
+        } else {
+            check_method(size)?;
+        }
+        if method == TUNE && size as usize >= INSIDE {
+            self.propose_heartbeat(last);
+        }
+        Ok(())
+    }
+
+    fn read_header(&mut self) -> io::Result<()> {
+        let body = self.head[HEAD + 4..].iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
+        check_body(body)?;
+        self.keeps = Keeps::Properties;
+        Ok(())
+    }
+
+    /// Puts ours in its place where tune proposes none. It ends with the heartbeat, and so does
+    /// `last`, or with the second of its two bytes.
+    fn propose_heartbeat(&mut self, last: &mut [u8]) {
+        let proposed = &self.head[HEAD + INSIDE - 2..];
         let heartbeat = self.heartbeat.take();
         if let (&[0, 0], Some(heartbeat), Some(byte)) = (proposed, heartbeat, last.last_mut()) {
             *byte = heartbeat;
@@ -152,7 +234,7 @@ fn size_of(head: &[u8; HEAD + INSIDE]) -> u32 {
 
 fn check_frame(size: u32) -> io::Result<()> {
     if size > LARGEST_FRAME - AROUND {
-        return Err(oversized(format!(
+        return Err(excessive(format!(
             "the broker sent what is no AMQP frame, or one of {size} bytes, and {LARGEST_FRAME} \
              were agreed upon"
         )));
@@ -160,10 +242,19 @@ fn check_frame(size: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn check_body(head: &[u8; HEAD + INSIDE]) -> io::Result<()> {
-    let size = head[HEAD + 4..].iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
+fn check_method(size: u32) -> io::Result<()> {
+    if size > LARGEST_METHOD {
+        return Err(excessive(format!(
+            "the broker sent a method of {size} bytes, and {LARGEST_METHOD} are the most that any \
+             has"
+        )));
+    }
+    Ok(())
+}
+
+fn check_body(size: u64) -> io::Result<()> {
     if size > LARGEST_BODY {
-        return Err(oversized(format!(
+        return Err(excessive(format!(
             "the broker announced a message of {size} bytes, and {LARGEST_BODY} are the most that \
              is taken"
         )));
@@ -171,8 +262,8 @@ fn check_body(head: &[u8; HEAD + INSIDE]) -> io::Result<()> {
     Ok(())
 }
 
-fn oversized(text: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, Oversized(text))
+fn excessive(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Excessive(text))
 }
 
 /// Whether these may be the first bytes of a method on channel 0, as far as they have come.
@@ -193,13 +284,13 @@ fn describe(answer: &[u8]) -> String {
     format!("{what} \"{}{more}\"", shown.escape_ascii())
 }
 
-impl fmt::Display for Oversized {
+impl fmt::Display for Excessive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Oversized {}
+impl std::error::Error for Excessive {}
 
 #[cfg(test)]
 mod tests {
@@ -211,7 +302,29 @@ mod tests {
     }
 
     fn header(body: u64) -> Vec<u8> {
-        frame(HEADER_FRAME, &[&[0, 60, 0, 0][..], &body.to_be_bytes(), &[0, 0]].concat())
+        header_with(body, &[0, 0])
+    }
+
+    fn header_with(body: u64, properties: &[u8]) -> Vec<u8> {
+        frame(HEADER_FRAME, &[&[0, 60, 0, 0][..], &body.to_be_bytes(), properties].concat())
+    }
+
+    /// A table that has so many levels, itself among them.
+    fn table(levels: usize) -> Vec<u8> {
+        let sized = |bytes: &[u8]| {
+            let size = u32::try_from(bytes.len()).expect("a small table");
+            [&size.to_be_bytes(), bytes].concat()
+        };
+        let inside = (1..levels).fold(b"V".to_vec(), |it, _| [b"A", &*sized(&it)].concat());
+        sized(&[b"\x01k", &*inside].concat())
+    }
+
+    fn start(levels: usize) -> Vec<u8> {
+        frame(METHOD_FRAME, &[b"\0\x0a\0\x0a\0\x09", &*table(levels), b"\0\0\0\0"].concat())
+    }
+
+    fn headers(levels: usize) -> Vec<u8> {
+        header_with(0, &[&[0x20, 0], &*table(levels)].concat())
     }
 
     /// A start, a tune, a delivery, and what else a broker sends.
@@ -219,16 +332,22 @@ mod tests {
         [
             frame(METHOD_FRAME, b"\0\x0a\0\x0a, and what a start says"),
             frame(METHOD_FRAME, b"\0\x0a\0\x1e\x07\xff\0\x02\0\0\0\x0a"),
-            frame(8, b""),
+            HEARTBEAT.to_vec(),
             frame(METHOD_FRAME, b"\0\x3c\0\x3c, and what a delivery says"),
             header(9),
             frame(3, b"\x02\0\0\xff\xff\xff\xff\xff\xff"),
             header(LARGEST_BODY),
             frame(3, &[0xFF; 5000]),
             frame(HEADER_FRAME, b"too short"),
+            frame(METHOD_FRAME, b"\0"),
+            frame(METHOD_FRAME, &START),
+            headers(DEEPEST),
+            start(DEEPEST),
         ]
         .concat()
     }
+
+    const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
 
     fn look_in_pieces(bytes: &[u8], piece: usize) -> io::Result<()> {
         passed_on(bytes, piece, 0).map(drop)
@@ -236,7 +355,8 @@ mod tests {
 
     fn passed_on(bytes: &[u8], piece: usize, heartbeat: u16) -> io::Result<Vec<u8>> {
         let (mut frames, mut bytes) = (Frames::new(heartbeat), bytes.to_vec());
-        bytes.chunks_mut(piece).try_for_each(|piece| frames.look(piece))?;
+        let mut pieces = bytes.chunks_mut(piece);
+        pieces.try_for_each(|piece| frames.look(piece)).map_err(|it| it.error)?;
         Ok(bytes)
     }
 
@@ -285,6 +405,47 @@ mod tests {
                 let error = look_in_pieces(&begun, piece).expect_err("too large");
                 assert!(error.to_string().contains(&size.to_string()), "{piece}: {error}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_told_before_its_frame_ends() {
+        for begun in [
+            [session(), headers(DEEPEST + 1)].concat(),
+            [session(), headers(20_000)].concat(),
+            [session(), start(DEEPEST + 1)].concat(),
+            start(DEEPEST + 1),
+            start(20_000),
+        ] {
+            for piece in (1..30).chain([4096, 1 << 20]) {
+                look_in_pieces(&begun[..begun.len() - 1], piece).expect("not known yet");
+                let error = look_in_pieces(&begun, piece).expect_err("too deep");
+                assert!(
+                    error.to_string().contains("deeper than the 100 levels"),
+                    "{piece}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_came_before_an_objection_is_sound() {
+        for wrong in [headers(DEEPEST + 1), header(u64::MAX), b"\x03\0\x01\x70\0\0\0".to_vec()] {
+            let mut bytes = [session(), wrong.clone()].concat();
+            let objection = Frames::new(10).look(&mut bytes);
+            let Objection { sound, .. } = objection.expect_err("there is something wrong");
+            assert!((session().len()..bytes.len()).contains(&sound), "{sound} before {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_method_that_is_larger_than_any_is_told_by_its_name() {
+        let large = |method: &[u8]| frame(METHOD_FRAME, &[method, &[0; 1021]].concat());
+        for piece in [1, 7, 19, 4096] {
+            look_in_pieces(&[session(), large(&START)].concat(), piece).expect("start is large");
+            let error = look_in_pieces(&[session(), large(&TUNE)].concat(), piece);
+            let error = error.expect_err("tune is not").to_string();
+            assert!(error.contains("method of 1025 bytes"), "{piece}: {error}");
         }
     }
 

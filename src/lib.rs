@@ -129,6 +129,7 @@ mod health;
 mod inspect;
 mod letters;
 mod looks;
+mod nesting;
 #[cfg(all(unix, feature = "command"))]
 mod output;
 mod patience;

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
-use crate::frames::Frames;
+use crate::frames::{Frames, Objection};
 
 /// A connected socket, and what its peer has sent so far.
 #[derive(Debug)]
 pub(crate) struct Stream {
     line: Line,
     frames: Frames,
+    /// What the next read fails with: what came before is read first.
+    objection: Option<io::Error>,
     begun: Arc<OnceLock<Instant>>,
 }
 
@@ -58,7 +60,7 @@ impl Stream {
     }
 
     fn over(line: Line, heartbeat: u16) -> Stream {
-        Stream { line, frames: Frames::new(heartbeat), begun: Arc::default() }
+        Stream { line, frames: Frames::new(heartbeat), objection: None, begun: Arc::default() }
     }
 
     /// Has the moment, once there is one, at which the broker's start is here: the next word,
@@ -114,16 +116,26 @@ fn polled(socket: std::net::TcpStream) -> io::Result<TcpStream> {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(error) = self.objection.take() {
+            return Err(error);
+        }
         let length = match &mut self.line {
             Line::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
             Line::Tls(line) => line.read(buffer),
         }?;
-        self.frames.look(&mut buffer[..length])?;
+        let looked = self.frames.look(&mut buffer[..length]);
         if self.frames.has_begun() && self.begun.get().is_none() {
             let _ = self.begun.set(Instant::now());
         }
-        Ok(length)
+        match looked {
+            Ok(()) => Ok(length),
+            Err(Objection { sound: 0, error }) => Err(error),
+            Err(Objection { sound, error }) => {
+                self.objection = Some(error);
+                Ok(sound)
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session};
-use crate::support::wire::{Call, Delivery as WireDelivery};
+use crate::support::wire::{Arguments, Call, Delivery as WireDelivery, Field, Frame, Properties};
 use crate::support::working::{Working, bodies, gate};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -801,6 +801,79 @@ fn a_delivery_tag_that_comes_twice_ends_the_session() {
     assert!(line.contains("sent delivery tag 1 after 1"), "{line}");
     running.signal("INT");
     running.wait(SOON).assert_code(0);
+}
+
+/// Arrays within one another, so many that only their bytes are made.
+fn nested(levels: u32) -> Field {
+    let mut bytes = Vec::new();
+    for below in (0..levels).rev() {
+        bytes.extend((5 * below + 1).to_be_bytes());
+        bytes.push(if below > 0 { b'A' } else { b'V' });
+    }
+    Field::Unknown(b'A', bytes)
+}
+
+#[test]
+fn headers_that_are_nested_too_deep_trip_the_breaker_and_do_not_kill_the_process() {
+    for levels in [100, 20_000] {
+        let broker = ScriptedBroker::start(move |session, _| {
+            session.handshake();
+            let channel = session.expect_consume().channel;
+            let consume_ok = Frame::method(channel, 60, 21, Arguments::default().short("tag"));
+            let properties = Properties::default().header("deep", nested(levels));
+            let delivery = WireDelivery::new(channel, "tag", 1).properties(properties).body("x");
+            // At once, as RabbitMQ does: the consumer stands before the message ends it.
+            session.raw(&[consume_ok.to_bytes(), delivery.to_bytes(0)].concat());
+            session.read_until_closed();
+        });
+
+        let arguments = ["--url", &broker.url(), "--queue", "deep", "--threads", "1"];
+        let output = Command::worker(&arguments).run(SOON);
+
+        output.assert_code(2);
+        let stderr = output.stderr();
+        let first = stderr.lines().find(|line| line.contains("lost the session"));
+        assert!(first.is_some_and(|line| line.contains("deeper than the 100 levels")), "{stderr}");
+        let last = stderr.lines().last().unwrap_or_default();
+        assert!(last.contains("queue 'deep'") && last.contains("nested too deep"), "{stderr}");
+        assert!(last.contains("remove it with another client"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_return_that_is_nested_too_deep_ends_the_session_and_not_the_producer() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        let mut publish = session.read_publish();
+        if number == 0 {
+            let properties = Properties::default().header("deep", nested(20_000));
+            publish.raw_properties = properties.to_bytes();
+            session.return_message(&publish, 312, "NO_ROUTE");
+        } else {
+            session.ack(publish.channel, 1);
+        }
+        let _ = session.answer_rpcs();
+    });
+
+    let output = Command::producer(&["--url", &broker.url(), "x"]).run(SOON);
+
+    output.assert_code(0);
+    broker.wait_for(SOON, |event| *event == Event::Connected(1));
+}
+
+#[test]
+fn a_start_that_is_nested_too_deep_is_no_broker_and_told_as_the_cause() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.expect_protocol_header();
+        session.send_start_with(vec![(b"deep".to_vec(), nested(20_000))]);
+        session.read_until_closed();
+    });
+
+    let output = Command::worker(&["--url", &broker.url(), "--no-reconnect"]).run(SOON);
+
+    output.assert_code(69);
+    let stderr = output.stderr();
+    assert!(stderr.contains("deeper than the 100 levels"), "{stderr}");
 }
 
 /// A delivery whose header announces a body of this size.

@@ -16,7 +16,7 @@ use rabbit_work::{
 
 use crate::child::{AtTheEnd, LedgerWorker};
 use crate::support::broker::{PrivateBroker, breakable_broker, poll, shared_broker};
-use crate::support::client::{Client, unique_queue};
+use crate::support::client::{Client, persistent, unique_queue};
 use crate::support::command::Command;
 use crate::support::ledger::{Ledger, Verdict};
 use crate::support::proxy::{Direction, Proxy, Toxic};
@@ -428,6 +428,25 @@ fn a_task_whose_headers_fill_a_frame_still_ends_as_a_dead_letter() {
         (letter.headers.contains_key("x-rabbit-work-attempts"), reason / 100)
     });
     assert_eq!(told, [(true, 44), (true, 44), (true, 1), (true, 1), (false, 0)]);
+}
+
+#[test]
+fn a_task_whose_headers_are_nested_as_deep_as_is_taken_fails_like_any_other() {
+    let queue = unique_queue("deep");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    // The table of the headers is the hundredth.
+    let deep = (1..100).fold(AmqpValue::Void, |inside, _| AmqpValue::FieldArray(vec![inside]));
+    let mut headers = FieldTable::new();
+    headers.insert("h".into(), deep.clone());
+    client.publish(&queue, b"x", persistent("1").with_headers(headers));
+    let (attempts, handler) = failing(u32::MAX);
+
+    let working = Working::start(&worker(&queue).retry(policy(2)).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.retried, summary.dead, attempts.try_iter().count()), (1, 1, 2));
+    assert!(client.get_all(&dead(&queue))[0].headers["h"] == deep);
 }
 
 #[test]

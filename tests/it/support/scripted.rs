@@ -233,6 +233,11 @@ impl Session {
     }
 
     pub(crate) fn send_start(&mut self) {
+        self.send_start_with(Vec::new());
+    }
+
+    /// Says more of itself than RabbitMQ does.
+    pub(crate) fn send_start_with(&mut self, more: Table) {
         let able = |name: &str| (name.into(), Field::Bool(true));
         let capabilities = vec![
             able("publisher_confirms"),
@@ -242,11 +247,12 @@ impl Session {
             able("connection.blocked"),
             able("authentication_failure_close"),
         ];
-        let properties = vec![
+        let mut properties = vec![
             (b"capabilities".to_vec(), Field::Table(capabilities)),
             (b"product".to_vec(), Field::text("scripted")),
             (b"version".to_vec(), Field::text("3.10.8")),
         ];
+        properties.extend(more);
         let arguments = Arguments::default()
             .u8(0)
             .u8(9)
@@ -330,7 +336,7 @@ impl Session {
 
     /// Answers until a consumer has been let in.
     pub(crate) fn accept_consumer(&mut self) -> Consumer {
-        let mut method = self.answer_until(|call| matches!(call, Call::Consume { .. }));
+        let mut method = self.expect_consume();
         let channel = method.channel;
         let Call::Consume { queue, tag, .. } = &mut method.call else {
             unreachable!("it was waited for")
@@ -339,6 +345,11 @@ impl Session {
         let consumer = Consumer { channel, queue: queue.clone(), tag: tag.clone() };
         self.answer(&method);
         consumer
+    }
+
+    /// Answers until the client consumes, which is left to be answered.
+    pub(crate) fn expect_consume(&mut self) -> Method {
+        self.answer_until(|call| matches!(call, Call::Consume { .. }))
     }
 
     /// Answers until the client cancels this consumer, which is left to be answered.
