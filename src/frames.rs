@@ -1,12 +1,14 @@
 //! Owns the look at the frames that a peer sends, before the client library believes them: it
 //! makes room for whatever size a frame announces, and where there is none, the process ends
 //! (amiquip 0.4.2 frame_buffer.rs:46, io_loop/content_collector.rs:194). It follows tables as deep
-//! as they go, too. Pure.
+//! as they go, and waits for whatever has begun, too. Pure.
 
 use std::fmt;
 use std::io;
+use std::time::Instant;
 
 use crate::nesting::{DEEPEST, properties_are_too_deep, table_is_too_deep};
+use crate::unfinished::Unfinished;
 
 /// Follows the frames of one connection through the bytes that come, whatever pieces they come
 /// in. What no broker sends is an error; what is in the bodies is passed over unseen.
@@ -21,6 +23,7 @@ pub(crate) struct Frames {
     /// What is kept of the present frame until all of it is there, because it may be nested.
     kept: Vec<u8>,
     keeps: Keeps,
+    unfinished: Unfinished,
     /// Whether no frame has passed yet.
     first: bool,
     /// What is put for a heartbeat of none, until the broker has proposed one, in seconds.
@@ -78,6 +81,7 @@ const AROUND: u32 = 8;
 
 const METHOD_FRAME: u8 = 1;
 const HEADER_FRAME: u8 = 2;
+const BODY_FRAME: u8 = 3;
 
 /// The first byte of a TLS alert.
 const TLS_ALERT: u8 = 0x15;
@@ -98,20 +102,29 @@ impl Frames {
             rest: 0,
             kept: Vec::new(),
             keeps: Keeps::Nothing,
+            unfinished: Unfinished::default(),
             first: true,
             heartbeat: Some(heartbeat),
         }
     }
 
-    /// Looks at the bytes that came next.
-    pub(crate) fn look(&mut self, bytes: &mut [u8]) -> Result<(), Objection> {
+    /// Looks at the bytes that came next, which is now.
+    pub(crate) fn look(&mut self, bytes: &mut [u8], now: Instant) -> Result<(), Objection> {
         let mut seen = 0;
         while seen < bytes.len() {
             let unseen = &mut bytes[seen..];
             let came = if self.rest > 0 { self.pass(unseen) } else { self.gather(unseen) };
-            seen += came.map_err(|error| Objection { sound: seen, error })?;
+            let came = came.map_err(|error| Objection { sound: seen, error })?;
+            self.unfinished.grow(came, now);
+            if self.has_ended() {
+                self.unfinished.end_frame(now);
+            }
+            seen += came;
         }
-        Ok(())
+        self.unfinished.check(now).map_err(|text| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, text);
+            Objection { sound: seen, error }
+        })
     }
 
     /// Whether the first frame, which is the broker's start, is here.
@@ -149,6 +162,11 @@ impl Frames {
             )));
         }
         Ok(())
+    }
+
+    /// Whether the last byte of a frame was the last that came.
+    fn has_ended(&self) -> bool {
+        self.rest == 0 && self.came == 0
     }
 
     fn gather(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
@@ -191,12 +209,14 @@ impl Frames {
         match (self.head[0], inside.first_chunk()) {
             (METHOD_FRAME, Some(&method)) => self.read_method(method, size, last)?,
             (HEADER_FRAME, _) if inside.len() == INSIDE => self.read_header()?,
+            (BODY_FRAME, _) => self.unfinished.body(self.channel(), size),
             _ => {}
         }
         Ok(())
     }
 
     fn read_method(&mut self, method: [u8; 4], size: u32, last: &mut [u8]) -> io::Result<()> {
+        self.unfinished.method(self.channel(), method);
         if method == START {
             self.keeps = Keeps::Table;
             let begun = self.head.get(START_TABLE..self.wanted).unwrap_or_default();
@@ -214,7 +234,12 @@ impl Frames {
         let body = self.head[HEAD + 4..].iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
         check_body(body)?;
         self.keeps = Keeps::Properties;
+        self.unfinished.header(self.channel(), body);
         Ok(())
+    }
+
+    fn channel(&self) -> u16 {
+        u16::from_be_bytes([self.head[1], self.head[2]])
     }
 
     /// Puts ours in its place where tune proposes none. It ends with the heartbeat, and so does
@@ -295,6 +320,7 @@ impl std::error::Error for Excessive {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let size = u32::try_from(payload.len()).expect("a small payload");
@@ -355,8 +381,9 @@ mod tests {
 
     fn passed_on(bytes: &[u8], piece: usize, heartbeat: u16) -> io::Result<Vec<u8>> {
         let (mut frames, mut bytes) = (Frames::new(heartbeat), bytes.to_vec());
+        let now = Instant::now();
         let mut pieces = bytes.chunks_mut(piece);
-        pieces.try_for_each(|piece| frames.look(piece)).map_err(|it| it.error)?;
+        pieces.try_for_each(|piece| frames.look(piece, now)).map_err(|it| it.error)?;
         Ok(bytes)
     }
 
@@ -432,7 +459,7 @@ mod tests {
     fn what_came_before_an_objection_is_sound() {
         for wrong in [headers(DEEPEST + 1), header(u64::MAX), b"\x03\0\x01\x70\0\0\0".to_vec()] {
             let mut bytes = [session(), wrong.clone()].concat();
-            let objection = Frames::new(10).look(&mut bytes);
+            let objection = Frames::new(10).look(&mut bytes, Instant::now());
             let Objection { sound, .. } = objection.expect_err("there is something wrong");
             assert!((session().len()..bytes.len()).contains(&sound), "{sound} before {wrong:?}");
         }
@@ -446,6 +473,34 @@ mod tests {
             let error = look_in_pieces(&[session(), large(&TUNE)].concat(), piece);
             let error = error.expect_err("tune is not").to_string();
             assert!(error.contains("method of 1025 bytes"), "{piece}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_has_begun_and_does_not_come_on_is_told_while_heartbeats_come() {
+        let parts = [
+            frame(METHOD_FRAME, b"\0\x3c\0\x3c, and what a delivery says"),
+            header(6000),
+            frame(3, &[0xFF; 1000]),
+            frame(3, &[0xFF; 5000]),
+        ];
+        let ends: Vec<_> = (1..4).map(|count| parts[..count].concat().len()).collect();
+        let whole = parts.concat();
+        for cut in ends.iter().copied().chain([whole.len() - 1000, whole.len()]) {
+            let (mut frames, mut now) = (Frames::new(10), Instant::now());
+            frames.look(&mut [&session()[..], &whole[..cut]].concat(), now).expect("it comes on");
+            let mut beats = 0..100;
+            let stuck = beats.find_map(|_| {
+                now += Duration::from_secs(1);
+                frames.look(&mut HEARTBEAT.clone(), now).err().map(|it| it.error)
+            });
+            if cut == whole.len() {
+                assert!(stuck.is_none(), "{stuck:?}");
+                continue;
+            }
+            let error = stuck.expect("it does not come on").to_string();
+            let what = if ends.contains(&cut) { "a message on channel 0" } else { "a frame" };
+            assert!(error.contains(what) && beats.start == 31, "{cut}: {error} {beats:?}");
         }
     }
 

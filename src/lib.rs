@@ -147,6 +147,7 @@ mod shutdown;
 mod stream;
 mod summary;
 mod task;
+mod unfinished;
 mod watchdog;
 mod worker;
 

@@ -124,9 +124,10 @@ impl Read for Stream {
             #[cfg(feature = "tls")]
             Line::Tls(line) => line.read(buffer),
         }?;
-        let looked = self.frames.look(&mut buffer[..length]);
+        let now = Instant::now();
+        let looked = self.frames.look(&mut buffer[..length], now);
         if self.frames.has_begun() && self.begun.get().is_none() {
-            let _ = self.begun.set(Instant::now());
+            let _ = self.begun.set(now);
         }
         match looked {
             Ok(()) => Ok(length),

@@ -15,7 +15,7 @@ use crate::support::broker::{poll, shared_broker};
 use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
-use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session};
+use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session, Tuning};
 use crate::support::wire::{Arguments, Call, Delivery as WireDelivery, Field, Frame, Properties};
 use crate::support::working::{Working, bodies, gate};
 
@@ -915,6 +915,62 @@ fn an_absurd_size_ends_the_session_and_neither_the_process_nor_its_memory() {
 
         assert!(line.contains("lost the session") && line.contains(cause), "{line}");
         assert!(running.peak_memory() < 100 << 20, "{}", running.peak_memory());
+        running.signal("INT");
+        let _ = running.wait(SOON);
+    }
+}
+
+/// A broker that sends this much of a message to its first consumer, and then only heartbeats; to
+/// the next it sends a task.
+fn stops_short(begun: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> ScriptedBroker {
+    ScriptedBroker::start(move |session, number| {
+        session.handshake_with(Tuning { heartbeat: 4, ..Tuning::default() });
+        let consumer = session.accept_consumer();
+        if number == 0 {
+            let message = WireDelivery::new(consumer.channel, &consumer.tag, 1).body([b'x'; 1000]);
+            session.raw(&begun(&message.to_bytes(4096)));
+            session.beat_until_closed();
+        } else {
+            deliver(session, &consumer, 1);
+            let _ = session.answer_rpcs();
+        }
+    })
+}
+
+/// Where the frame ends that begins here.
+fn frame_end(bytes: &[u8], begin: usize) -> usize {
+    begin + 8 + usize::from(u16::from_be_bytes([bytes[begin + 5], bytes[begin + 6]]))
+}
+
+#[test]
+fn a_message_that_does_not_come_on_ends_the_session_though_heartbeats_do() {
+    let header = |bytes: &[u8]| frame_end(bytes, 0);
+    let body = move |bytes: &[u8]| frame_end(bytes, header(bytes));
+    let brokers = [
+        (stops_short(move |bytes| bytes[..header(bytes)].to_vec()), "a message on channel 1"),
+        (stops_short(move |bytes| bytes[..body(bytes)].to_vec()), "a message on channel 1"),
+        (stops_short(move |bytes| bytes[..body(bytes) + 50].to_vec()), "a frame"),
+        // A header that takes all that follows for a part of it.
+        (
+            stops_short(move |bytes| {
+                let mut bytes = bytes.to_vec();
+                let size = header(&bytes) + 5;
+                bytes[size] = 0xFF;
+                bytes
+            }),
+            "a frame",
+        ),
+    ];
+    let running = brokers.map(|(broker, what)| {
+        let url = format!("amqp://{}?heartbeat=4", broker.address());
+        (Command::worker(&["--url", &url, "--threads", "1"]).start(), broker, what)
+    });
+    for (running, _broker, what) in running {
+        let line = running.wait_for_stderr_line(|line| line.contains("next try in"), 2 * SOON);
+        running.wait_for_stdout_line(|line| line == " [x] Received '1'", SOON);
+
+        let told = format!("the broker began {what}");
+        assert!(line.contains("lost the session") && line.contains(&told), "{line}");
         running.signal("INT");
         let _ = running.wait(SOON);
     }

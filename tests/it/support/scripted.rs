@@ -485,6 +485,15 @@ impl Session {
         methods
     }
 
+    /// Answers heartbeats with heartbeats, and nothing else, until the peer closed the socket.
+    pub(crate) fn beat_until_closed(&mut self) {
+        while let Some(frame) = self.next_frame(Instant::now() + PATIENCE) {
+            if frame.kind == HEARTBEAT {
+                self.heartbeat();
+            }
+        }
+    }
+
     /// Closes the socket without a word.
     pub(crate) fn hang_up(&mut self) {
         if let Some(stream) = self.stream.take() {
