@@ -18,6 +18,7 @@ use crate::channel::Channel;
 use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
 use crate::frames::LARGEST_FRAME;
+use crate::pulse::Pulse;
 use crate::shutdown::Signal;
 use crate::stream::Stream;
 use crate::watchdog::{Leash, Watchdog};
@@ -29,6 +30,7 @@ pub(crate) struct Connection {
     /// Disconnects when the client library's I/O thread ends, whatever the cause.
     notices: Receiver<ConnectionBlockedNotification>,
     watchdog: Watchdog,
+    pulse: Pulse,
     address: String,
     limits: Limits,
 }
@@ -84,11 +86,12 @@ impl Connection {
             address,
             limits,
         };
-        let mut inner = handshake.run(socket, watchdog.leash())?;
+        let (mut inner, pulse) = handshake.run(socket, watchdog.leash())?;
         let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
+        pulse.start();
         debug!("connected to {address}");
         let address = address.to_string();
-        Ok(Connection { inner: Some(inner), notices, watchdog, address, limits })
+        Ok(Connection { inner: Some(inner), notices, watchdog, pulse, address, limits })
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit.
@@ -109,6 +112,10 @@ impl Connection {
 
     pub(crate) fn leash(&self) -> &Leash {
         self.watchdog.leash()
+    }
+
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -226,19 +233,24 @@ struct Handshake<'a> {
 }
 
 impl Handshake<'_> {
-    fn run(&self, socket: TcpStream, leash: &Leash) -> Result<amiquip::Connection, Refused> {
+    fn run(
+        &self,
+        socket: TcpStream,
+        leash: &Leash,
+    ) -> Result<(amiquip::Connection, Pulse), Refused> {
         // Stays empty until the broker has begun.
         let mut begun = Arc::default();
+        let mut pulse = Pulse::new(0);
         let limit = self.limits.handshake;
         let opened = leash.within(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
-            begun = stream.begun();
+            (begun, pulse) = (stream.begun(), stream.pulse());
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
             opened.map_err(|error| Refused::Transient(error.into()))
         });
         let held = begun.get().map_or(Duration::ZERO, Instant::elapsed);
-        opened.map_err(|refused| match refused {
+        opened.map(|inner| (inner, pulse)).map_err(|refused| match refused {
             Refused::Transient(cause) => self.judge(leash.expired().unwrap_or(cause), held),
             lasting => lasting,
         })

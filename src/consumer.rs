@@ -18,6 +18,7 @@ use crate::handler::{Delivery, Failure};
 use crate::handover::{Order, Reply, Slip};
 use crate::health::Health;
 use crate::producer::Outcome;
+use crate::pulse::Pulse;
 use crate::queue::Target;
 use crate::record::{Scene, after_failure, attempt_of};
 use crate::retry::{Fate, RetryPolicy};
@@ -44,6 +45,7 @@ pub(crate) struct Post<'a> {
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
     pub(crate) cancellation: &'a Cancellation,
+    pub(crate) pulse: &'a Pulse,
     pub(crate) health: &'a Health,
     /// Told once, when the subscription stands.
     pub(crate) consuming: Sender<()>,
@@ -230,6 +232,7 @@ impl<'p> Hands<'p> {
             enough: enough_of(post.prefetch),
             tell_enough,
             shut,
+            pulse: post.pulse.clone(),
         };
         let hands = Hands {
             post,

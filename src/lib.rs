@@ -138,6 +138,7 @@ mod places;
 mod process;
 mod producer;
 mod publisher;
+mod pulse;
 mod queue;
 mod record;
 mod retry;

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure, Handler};
 use crate::health::Health;
+use crate::pulse::Pulse;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
 use crate::summary::Tally;
 
@@ -31,6 +32,8 @@ pub(crate) struct Assignment {
     pub(crate) tell_enough: Sender<()>,
     /// Once closed, no further job of this assignment is started.
     pub(crate) shut: Signal,
+    /// Where the broker is heard that the jobs came from.
+    pub(crate) pulse: Pulse,
 }
 
 /// A delivery for the handler, with the tag that its consumer settles it by.
@@ -243,6 +246,7 @@ impl Running {
         for assignment in assignments {
             for job in &assignment.jobs {
                 let over = is_closed(&assignment.shut)
+                    || assignment.pulse.has_stopped()
                     || is_closed(&self.work.cancellation.cancelled)
                     || !self.work.tickets.take();
                 let ran = if over {

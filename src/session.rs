@@ -254,6 +254,7 @@ impl<'a> Watch<'a> {
                     stop: &stop,
                     leave: &leave,
                     cancellation: &work.cancellation,
+                    pulse: self.connection.pulse(),
                     health: &work.health,
                     consuming: consuming.clone(),
                 };

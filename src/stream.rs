@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use crate::frames::{Frames, Objection};
+use crate::pulse::Pulse;
 
 /// A connected socket, and what its peer has sent so far.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub(crate) struct Stream {
     /// What the next read fails with: what came before is read first.
     objection: Option<io::Error>,
     begun: Arc<OnceLock<Instant>>,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -60,13 +62,23 @@ impl Stream {
     }
 
     fn over(line: Line, heartbeat: u16) -> Stream {
-        Stream { line, frames: Frames::new(heartbeat), objection: None, begun: Arc::default() }
+        Stream {
+            line,
+            frames: Frames::new(heartbeat),
+            objection: None,
+            begun: Arc::default(),
+            pulse: Pulse::new(heartbeat),
+        }
     }
 
     /// Has the moment, once there is one, at which the broker's start is here: the next word,
     /// which is the login, is ours.
     pub(crate) fn begun(&self) -> Arc<OnceLock<Instant>> {
         Arc::clone(&self.begun)
+    }
+
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     fn socket(&self) -> io::Result<&TcpStream> {
@@ -124,6 +136,7 @@ impl Read for Stream {
             #[cfg(feature = "tls")]
             Line::Tls(line) => line.read(buffer),
         }?;
+        self.pulse.beat()?;
         let now = Instant::now();
         let looked = self.frames.look(&mut buffer[..length], now);
         if self.frames.has_begun() && self.begun.get().is_none() {

@@ -288,6 +288,31 @@ fn what_a_dead_connection_had_buffered_is_never_started() {
     assert_eq!(client.count(&queue), 5);
 }
 
+/// By the time the process goes on, the broker has given everything to others.
+#[test]
+fn what_a_process_that_stood_still_had_buffered_is_never_started() {
+    let queue = unique_queue("still");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1.", "2.", "3.", "4.", "5."]);
+    let url = format!("{}?heartbeat=1", shared_broker().url());
+    let arguments = ["--url", &url, "--queue", &queue, "--threads", "1", "--prefetch", "5"];
+    let running = Command::worker(&arguments).start();
+    running.wait_for_stdout_line(|line| line.contains("Received '1.'"), SOON);
+    client.wait_for_count(&queue, 0, SOON);
+
+    running.signal("STOP");
+    client.wait_for_count(&queue, 5, SOON);
+    client.purge(&queue);
+    running.signal("CONT");
+    running.wait_for_stderr_line(|line| line.contains("lost the session"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    assert_eq!(output.stdout().matches("Received").count(), 1, "{}", output.stdout());
+}
+
 #[test]
 fn row_15_cut_connections_are_replaced_with_all_their_consumers() {
     let queue = unique_queue("cut");

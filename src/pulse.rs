@@ -1,0 +1,93 @@
+//! Owns when a broker was last heard, so that a process that stood still (SIGSTOP, a frozen
+//! container, a suspended machine) does not go on as if no time had passed: by then the broker has
+//! given everything to others.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The signs of life of one connection's broker. Clones are of the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulse {
+    begun: Instant,
+    /// The longest silence, as with heartbeats; `None` without them.
+    limit: Option<Duration>,
+    /// In milliseconds from `begun`; 0 until silence counts.
+    heard: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// Of a connection whose peers send a heartbeat after so many seconds, or none for 0.
+    pub(crate) fn new(heartbeat: u16) -> Pulse {
+        let limit = Duration::from_secs(2 * u64::from(heartbeat));
+        let limit = Some(limit).filter(|limit| !limit.is_zero());
+        Pulse { begun: Instant::now(), limit, heard: Arc::default() }
+    }
+
+    /// From now on silence counts: heartbeats have been agreed upon.
+    pub(crate) fn start(&self) {
+        self.heard.store(self.now(), Ordering::Release);
+    }
+
+    /// The broker was heard, which is an error where it comes too late.
+    pub(crate) fn beat(&self) -> io::Result<()> {
+        if self.has_stopped() {
+            let text = "nothing was heard for two heartbeats: the broker, or this process, stood \
+                        still";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        if self.heard.load(Ordering::Acquire) > 0 {
+            self.start();
+        }
+        Ok(())
+    }
+
+    /// Whether the silence has been too long.
+    pub(crate) fn has_stopped(&self) -> bool {
+        let heard = self.heard.load(Ordering::Acquire);
+        let silence = Duration::from_millis(self.now().saturating_sub(heard));
+        heard > 0 && self.limit.is_some_and(|limit| silence > limit)
+    }
+
+    fn now(&self) -> u64 {
+        let passed = self.begun.elapsed().as_millis();
+        u64::try_from(passed).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard_ago(heartbeat: u16, silence: Duration) -> Pulse {
+        let mut pulse = Pulse::new(heartbeat);
+        pulse.start();
+        pulse.begun = pulse.begun.checked_sub(silence).expect("the system is up for longer");
+        pulse
+    }
+
+    #[test]
+    fn more_than_two_heartbeats_of_silence_are_too_many() {
+        assert!(!heard_ago(1, Duration::from_millis(1900)).has_stopped());
+        let stopped = heard_ago(1, Duration::from_millis(2100));
+        assert!(stopped.has_stopped());
+        assert!(stopped.beat().is_err(), "what comes now is too late");
+    }
+
+    #[test]
+    fn what_is_heard_in_time_begins_a_new_silence() {
+        let pulse = heard_ago(1, Duration::from_millis(1500));
+        assert!(pulse.beat().is_ok());
+        let later = Pulse { begun: pulse.begun - Duration::from_millis(1500), ..pulse };
+        assert!(!later.has_stopped());
+    }
+
+    #[test]
+    fn silence_counts_neither_before_the_start_nor_without_heartbeats() {
+        let mut before = Pulse::new(1);
+        before.begun -= Duration::from_secs(5);
+        assert!(before.beat().is_ok() && !before.has_stopped());
+        assert!(!heard_ago(0, Duration::from_secs(100)).has_stopped());
+    }
+}
