@@ -121,7 +121,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
             Ok(show_letters(&letters, *json))
         }
         Command::Dead(Dead::Replay { limit, id, dry_run }) => {
-            replay(&letters, &selection(*limit, id.as_deref()), *dry_run)
+            replay(&letters, *limit, id.as_deref(), *dry_run)
         }
         Command::Dead(Dead::Purge { yes }) => {
             require_yes(*yes, &format!("{}.dead", queue.name()))?;
@@ -191,22 +191,39 @@ fn exit_for_check(error: &Error) -> Exit {
     }
 }
 
-fn replay(letters: &Letters, selection: &Selection, dry_run: bool) -> Result<Exit, Error> {
+fn replay(
+    letters: &Letters,
+    limit: Option<u64>,
+    id: Option<&str>,
+    dry_run: bool,
+) -> Result<Exit, Error> {
+    let selection = selection(limit, id);
     if dry_run {
-        let letters = letters.list(selection)?;
+        let letters = letters.list(&selection)?;
         let shown = show_letters(&letters, false);
         return Ok(match shown {
-            Exit::Success => print([format!("{} would be replayed", letters.len())]),
+            Exit::Success => told_selected(letters.len() as u64, "would be replayed", id),
             unwritable => unwritable,
         });
     }
-    let replay = letters.replay(selection)?;
-    let told = print([format!("{} replayed", replay.replayed)]);
+    let replay = letters.replay(&selection)?;
+    let told = told_selected(replay.replayed, "replayed", id);
     if let Some(reason) = replay.stopped {
         error!("a task was not confirmed, and its letter stays; so do those behind it: {reason}");
         return Ok(Exit::Failed);
     }
     Ok(told)
+}
+
+/// None is what was asked for, unless one was asked for by its id.
+fn told_selected(count: u64, what: &str, id: Option<&str>) -> Exit {
+    match print([format!("{count} {what}")]) {
+        Exit::Success if count == 0 && id.is_some() => {
+            error!("no dead letter has this id");
+            Exit::Failed
+        }
+        exit => exit,
+    }
 }
 
 fn show_letters(letters: &[Letter], as_json: bool) -> Exit {

@@ -78,6 +78,11 @@ impl Cause {
         }
     }
 
+    /// Whether there is no queue of the name. One whose node is down is there.
+    pub(crate) fn is_not_there(&self) -> bool {
+        matches!(self, Cause::ChannelClosed { code: NOT_FOUND, .. }) && !self.may_pass()
+    }
+
     /// Whether the user may not do what was asked.
     pub(crate) fn is_no_permission(&self) -> bool {
         matches!(self, Cause::ChannelClosed { code: ACCESS_REFUSED, .. })

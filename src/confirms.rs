@@ -50,10 +50,17 @@ impl<T, K> Confirms<T, K> {
         (take(&mut self.outstanding, reach), take(&mut self.unawaited, reach))
     }
 
-    /// Whether one of those that wait, or of those that nobody waits for, is meant. The first is
-    /// looked at first.
-    pub(crate) fn contain(&self, is_it: impl Fn(&T) -> bool, is_rest: impl Fn(&K) -> bool) -> bool {
-        self.outstanding.values().any(is_it) || self.unawaited.values().any(is_rest)
+    /// Those that somebody waits for, in the order of publishing.
+    pub(crate) fn outstanding_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.outstanding.values_mut()
+    }
+
+    /// Whether one of those that nobody waits for is told by this.
+    pub(crate) fn has_unawaited(&self, rest: &K) -> bool
+    where
+        K: PartialEq,
+    {
+        self.unawaited.values().any(|it| it == rest)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -207,7 +207,7 @@ struct Hands<'p> {
     replied: Receiver<Reply>,
     /// How each goes back when its pause is over, by that moment and its tag.
     pausing: BTreeMap<(Instant, u64), Settlement>,
-    /// Tasks in a row that had to go back.
+    /// Pauses in a row in which nothing was done.
     failures: u32,
 }
 
@@ -455,7 +455,10 @@ impl<'p> Hands<'p> {
 
     /// Keeps a delivery for a while before it goes back: so long.
     fn pause(&mut self, tag: u64, how: Settlement) -> Duration {
-        self.failures = self.failures.saturating_add(1);
+        // What fails while others wait shares their cause, and their pause.
+        if self.pausing.is_empty() {
+            self.failures = self.failures.saturating_add(1);
+        }
         let pause = pause_after(self.failures);
         self.pausing.insert((Instant::now() + pause, tag), how);
         pause

@@ -8,7 +8,7 @@ use crossbeam_channel::never;
 use log::{debug, warn};
 
 use crate::broker::Broker;
-use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED};
+use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::{Error, read_mismatch};
@@ -440,7 +440,7 @@ impl Inspector {
             Err(cause) => cause,
         };
         link.channel = None;
-        if matches!(cause, Cause::ChannelClosed { code: NOT_FOUND, .. }) {
+        if cause.is_not_there() {
             return Ok(None);
         }
         if cause.spares_the_connection() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::broker::Broker;
-use crate::cause::{Cause, NOT_FOUND};
+use crate::cause::Cause;
 use crate::channel::{Channel, Settlement, Unsettled};
 use crate::connection::Connection;
 use crate::error::Error;
@@ -228,7 +228,7 @@ impl Letters {
                 done.map(Some)
             }
             Err(cause) => match connection.end(Some(cause)) {
-                Cause::ChannelClosed { code: NOT_FOUND, .. } => Ok(None),
+                cause if cause.is_not_there() => Ok(None),
                 Cause::Malformed(_) => {
                     Err(Error::Poisoned { queue: self.queue.name_of(Target::Dead) })
                 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
-use crate::cause::{Cause, NOT_FOUND, PRECONDITION_FAILED, RESOURCE_LOCKED};
+use crate::cause::{Cause, PRECONDITION_FAILED, RESOURCE_LOCKED};
 use crate::channel::{Channel, Settlement};
 use crate::connection::Connection;
 use crate::queue::{Declaration, Plan, Queue, Target};
@@ -198,7 +198,7 @@ impl Places {
     fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Unready> {
         match self.side(connection)?.count(name) {
             Ok(_) => Ok(true),
-            Err(Cause::ChannelClosed { code: NOT_FOUND, .. }) => {
+            Err(cause) if cause.is_not_there() => {
                 self.side = None;
                 Ok(false)
             }
@@ -239,6 +239,12 @@ impl Places {
             return Ok(delays);
         }
         self.side = None;
+        if listed.as_ref().is_err_and(Cause::spares_the_connection) {
+            // The lock is the connection's, and stays when the channel goes.
+            if self.side(connection)?.delete(&lock_of(queue)).is_err() {
+                self.side = None;
+            }
+        }
         listed?;
         Ok(BTreeSet::new())
     }
@@ -337,7 +343,7 @@ pub(crate) fn listed_delays(channel: &Channel, queue: &Queue) -> Result<Listed, 
         }
         declared => declared?,
     }
-    let lock = format!("{}.lock", plan.name);
+    let lock = lock_of(queue);
     match channel.declare_exclusive(&lock) {
         Err(Cause::ChannelClosed { code: RESOURCE_LOCKED, .. }) => return Ok(Listed::Busy),
         declared => declared?,
@@ -355,6 +361,11 @@ pub(crate) fn listed_delays(channel: &Channel, queue: &Queue) -> Result<Listed, 
     }
     channel.delete(&lock)?;
     Ok(Listed::Delays(delays))
+}
+
+/// The queue that whoever reads the list of delays holds meanwhile.
+fn lock_of(queue: &Queue) -> String {
+    format!("{}.lock", queue.delays_plan().name)
 }
 
 /// The delay of an entry; `None` for what is no entry of ours.

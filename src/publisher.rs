@@ -85,7 +85,7 @@ struct Link<T> {
     settles_at: Option<Instant>,
     /// The bytes of the bodies in flight.
     in_flight: usize,
-    /// How many returns, and why, whose confirms have not come yet.
+    /// How many returns of tasks that were given up, and why, whose confirms have not come yet.
     returned: HashMap<Address, (usize, String)>,
     /// Why the broker takes no publishes at present.
     blocked: Option<String>,
@@ -101,6 +101,8 @@ struct Pending<T> {
     task: Task,
     target: Target,
     deadline: Instant,
+    /// Why it was returned, if it was.
+    returned: Option<String>,
     ticket: T,
 }
 
@@ -160,7 +162,7 @@ impl<T> Publisher<T> {
 
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
         let deadline = deadline_after(self.limits.timeout);
-        self.backlog.push_back(Pending { task, target, deadline, ticket });
+        self.backlog.push_back(Pending { task, target, deadline, returned: None, ticket });
     }
 
     /// Settles a task that was never on its way.
@@ -350,7 +352,7 @@ impl<T> Publisher<T> {
         let outstanding = link.confirms.take_all();
         let again = outstanding.len();
         for pending in outstanding.into_iter().rev() {
-            self.backlog.push_front(pending);
+            self.backlog.push_front(Pending { returned: None, ..pending });
         }
         let (address, cause) = link.bury(known);
         if let Some(limit) = cause.size_limit() {
@@ -587,9 +589,10 @@ impl<T> Link<T> {
         };
         let (confirmed, unawaited) = self.confirms.settle(reach);
         self.has_confirmed |= !confirmed.is_empty();
-        for pending in confirmed {
+        for mut pending in confirmed {
             self.in_flight -= pending.task.body().len();
-            let outcome = match self.return_of(&pending, queue) {
+            let returned = pending.returned.take();
+            let outcome = match returned.or_else(|| self.late_return_of(&pending, queue)) {
                 Some(reason) => {
                     self.places.forget(pending.target);
                     Outcome::Returned { reason }
@@ -612,20 +615,36 @@ impl<T> Link<T> {
     fn collect_returns(&mut self, queue: &Queue) -> Result<(), Cause> {
         while let Ok(returned) = self.ends.returns.try_recv() {
             let (what, reason) = read_return(returned);
-            if !self.confirms.contain(|it| it.address(queue) == what, |it| *it == what) {
+            let is_late = what.1.is_some() && self.confirms.has_unawaited(&what);
+            if is_late {
+                let (times, why) = self.returned.entry(what).or_default();
+                *times += 1;
+                *why = reason;
+            } else if !self.mark_returned(&what, &reason, queue) {
                 let text = "the broker returned what was not published".into();
                 return Err(Cause::Lost(text));
             }
-            let (times, why) = self.returned.entry(what).or_default();
-            *times += 1;
-            *why = reason;
         }
         Ok(())
     }
 
-    /// Why a task was returned, if it was. Two with the same id for the same queue are the same
-    /// task twice, and it does not matter which of the two was returned.
-    fn return_of(&mut self, pending: &Pending<T>, queue: &Queue) -> Option<String> {
+    /// Marks all that a return may be of, where several have the same id, or none: run twice is
+    /// better than never. Says whether there is any.
+    fn mark_returned(&mut self, what: &Address, reason: &str, queue: &Queue) -> bool {
+        let (name, id) = what;
+        let mut is_any = self.confirms.has_unawaited(what);
+        for pending in self.confirms.outstanding_mut() {
+            if pending.task.id() == id.as_deref() && queue.name_of(pending.target) == *name {
+                pending.returned = Some(reason.to_owned());
+                is_any = true;
+            }
+        }
+        is_any
+    }
+
+    /// Why a task was returned that was given up before and published again, under the same id:
+    /// it is the same task twice, and it does not matter which of the two was returned.
+    fn late_return_of(&mut self, pending: &Pending<T>, queue: &Queue) -> Option<String> {
         if self.returned.is_empty() {
             return None;
         }

@@ -132,11 +132,11 @@ impl RetryPolicy {
         let steps = if self.jitter > 0.0 { JITTER_STEPS } else { 0 };
         let mut delays = Vec::new();
         for failures in 1..self.max_attempts {
-            let before = delays.len();
             delays.extend((0..=steps).map(|step| self.delay_at(failures, step)));
             delays.sort_unstable();
             delays.dedup();
-            if delays.len() == before && self.delay_after(failures) >= self.longest_delay {
+            let grow = self.factor > 1.0 && !self.first_delay.is_zero();
+            if !grow || self.delay_after(failures) >= self.longest_delay {
                 break;
             }
         }
@@ -223,6 +223,15 @@ mod tests {
             }
         }
         assert!(RetryPolicy::new().delay_after(0) <= RetryPolicy::new().delay_after(1));
+    }
+
+    #[test]
+    fn the_delays_are_told_at_once_however_many_attempts_there_are() {
+        let for_ever = RetryPolicy::new().max_attempts(u32::MAX);
+        assert_eq!(for_ever.clone().first_delay(Duration::ZERO).delays(), [Duration::ZERO]);
+        assert_eq!(for_ever.clone().first_delay(SECOND).factor(1.0).delays(), [SECOND]);
+        let slow = for_ever.first_delay(Duration::from_millis(1)).factor(1.1).delays();
+        assert_eq!(slow.last(), Some(&RetryPolicy::new().delay_after(u32::MAX)));
     }
 
     #[test]

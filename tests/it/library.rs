@@ -7,7 +7,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use rabbit_work::{
-    Broker, Delivery, Ended, Error, EventKind, Failure, Handler, Outcome, Producer, Queue,
+    Broker, Delivery, Ended, Error, EventKind, Failure, Handler, Outcome, Producer, Queue, Receipt,
     RetryPolicy, Task, Worker, shutdown,
 };
 
@@ -574,6 +574,31 @@ fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
     });
     // One confirm for both the third and the fourth leaves open which of them was returned.
     assert_eq!(outcomes, ["unconfirmed", "confirmed", "unconfirmed", "returned"]);
+}
+
+/// A return tells no tag: what has the same id, or none, may be what was returned.
+#[test]
+fn a_return_that_may_be_of_several_is_told_of_each_of_them() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let first = session.read_publish();
+        let second = session.read_publish();
+        session.return_message(&second, 312, "NO_ROUTE");
+        session.nack(first.channel, 1);
+        session.ack(second.channel, 2);
+        let _ = session.answer_rpcs();
+    });
+    let url: Broker = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q"));
+
+    let mut receipts = Vec::new();
+    for body in ["a", "b"] {
+        receipts.extend(producer.send(Task::new(body).with_id("same")));
+    }
+    receipts.extend(producer.flush());
+
+    let is_returned = |it: &Receipt| matches!(it.outcome, Outcome::Returned { .. });
+    assert!(receipts.len() == 2 && receipts.iter().all(is_returned), "{receipts:?}");
 }
 
 #[test]
