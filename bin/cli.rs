@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -296,6 +297,15 @@ pub(crate) fn is_interrupted() -> bool {
     SIGNALS.load(Ordering::SeqCst) > 1
 }
 
+type LastDeed = Box<dyn FnOnce() + Send>;
+
+static LAST_DEED: Mutex<Option<LastDeed>> = Mutex::new(None);
+
+/// Has this done by the last resort, too. It may not take longer than a second or so.
+pub(crate) fn at_last_resort(deed: impl FnOnce() + Send + 'static) {
+    *LAST_DEED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(deed));
+}
+
 /// The last resort, when an orderly end did not come in time. Programs that still run are not
 /// left behind.
 #[allow(clippy::exit)]
@@ -304,6 +314,11 @@ fn end_after(limit: Duration, exit: Exit, trigger: Trigger) {
         thread::sleep(limit);
         trigger.kill();
         thread::sleep(DYING);
+        // Held to the end: another last resort waits until this one has done it.
+        let mut deed = LAST_DEED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(deed) = deed.take() {
+            deed();
+        }
         std::process::exit(i32::from(exit.status()));
     };
     // Without a thread the orderly end is what is left; to say so here could block for ever.

@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -11,16 +12,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 use log::{error, info, warn};
 use rabbit_work::{
     Command, Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Stream, Summary,
-    Trigger, Worker,
+    Trigger, Worker, shutdown,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
@@ -99,7 +100,7 @@ pub(crate) struct Options {
     no_reconnect: bool,
 
     /// Touch FILE every few seconds while every thread consumes, or works within its time limit;
-    /// removed at exit
+    /// removed at exit. What is there and no regular file is refused
     #[arg(long, value_name = "PATH")]
     health_file: Option<PathBuf>,
 
@@ -343,17 +344,20 @@ impl Dots {
 }
 
 /// The health file, kept fresh by a thread while the worker is sound. Dropping it removes it.
+#[derive(Clone)]
 struct HealthFile {
-    path: PathBuf,
-    /// Its end is that of the thread.
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// At the end of this the thread removes the file, and ends.
+    end: Trigger,
+    /// Closed when it has.
+    removed: Receiver<Infallible>,
 }
 
 /// Well below the 10 s after which the file counts as stale.
 const TOUCH: Duration = Duration::from_secs(2);
 /// What ending a command at its time limit takes on top of that.
 const ENDING: Duration = Duration::from_secs(6);
+/// What removing the file may take: it may be on a disk that does not answer.
+const REMOVING: Duration = Duration::from_secs(1);
 
 impl HealthFile {
     fn keep(path: &Path, options: &Options, worker: &Worker) -> Result<HealthFile, Error> {
@@ -361,34 +365,46 @@ impl HealthFile {
             Error::setting("--health-file", format!("{}: {error}", path.display()))
         };
         // Nothing is sound yet; but whether it can be written is better told now.
-        touch(path).and_then(|()| fs::remove_file(path)).map_err(unfit)?;
+        spare_what_is_no_file(path).and_then(|()| touch(path)).map_err(unfit)?;
+        fs::remove_file(path).map_err(unfit)?;
         let health = worker.health();
         let limit = options.task_timeout.map(|limit| limit.saturating_add(ENDING));
-        let (stop, stopped) = bounded(0);
-        let touched = path.to_path_buf();
+        let (end, ended) = shutdown();
+        let (last, removed) = bounded(0);
+        let path = path.to_path_buf();
         let keep_fresh = move || {
-            while stopped.recv_timeout(TOUCH) == Err(RecvTimeoutError::Timeout) {
+            let _last = last;
+            while !ended.wait(TOUCH) {
                 if !health.is_sound(limit) {
                     continue;
                 }
-                if let Err(error) = touch(&touched) {
+                if let Err(error) = touch(&path) {
                     warn!("--health-file cannot be written: {error}");
                 }
             }
+            let _ = fs::remove_file(&path);
         };
-        let thread =
-            thread::Builder::new().name("health".into()).spawn(keep_fresh).map_err(unfit)?;
-        Ok(HealthFile { path: path.to_path_buf(), stop: Some(stop), thread: Some(thread) })
+        thread::Builder::new().name("health".into()).spawn(keep_fresh).map_err(unfit)?;
+        let file = HealthFile { end, removed };
+        let at_the_last = file.clone();
+        cli::at_last_resort(move || drop(at_the_last));
+        Ok(file)
     }
 }
 
 impl Drop for HealthFile {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-        let _ = fs::remove_file(&self.path);
+        self.end.stop();
+        let _ = self.removed.recv_timeout(REMOVING);
+    }
+}
+
+/// A device, or a link, is not ours to write and remove.
+fn spare_what_is_no_file(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is there, and no regular file")),
+        // What else may be wrong with it shows when it is written.
+        _ => Ok(()),
     }
 }
 

@@ -5,12 +5,11 @@
 #![allow(clippy::duplicate_mod)]
 
 use std::error::Error;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
-use clap_complete::{Shell, generate_to};
-use clap_mangen::Man;
+use clap_complete::Shell;
 
 #[allow(dead_code, unused_imports)]
 #[path = "../bin/producer.rs"]
@@ -36,9 +35,10 @@ fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {
     let (pages, completions) = (folder.join("man"), folder.join("completions"));
     fs::create_dir_all(&pages)?;
     fs::create_dir_all(&completions)?;
+    // One for each subcommand, too: the command's own page names them.
+    clap_mangen::generate_to(command.clone(), &pages)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut command, &name, &completions)?;
+        clap_complete::generate_to(shell, &mut command, &name, &completions)?;
     }
-    Man::new(command).render(&mut File::create(pages.join(format!("{name}.1")))?)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Writes the man pages and the shell completions of the commands to FOLDER (default
 # target/manual); with --install, copies them below PREFIX (default /usr/local):
-#   PREFIX/share/man/man1/NAME.1
+#   PREFIX/share/man/man1/NAME.1 and NAME-SUBCOMMAND.1
 #   PREFIX/share/bash-completion/completions/NAME
 #   PREFIX/share/zsh/site-functions/_NAME
 #   PREFIX/share/fish/vendor_completions.d/NAME.fish
@@ -27,11 +27,21 @@ case "${1:-}" in
 	;;
 esac
 
-case "$folder" in
-/*) ;;
-?*) folder=$PWD/$folder ;;
-esac
+absolute() {
+	case "$1" in
+	"" | /*) echo "$1" ;;
+	*) echo "$PWD/$1" ;;
+	esac
+}
+
+folder=$(absolute "$folder")
+prefix=$(absolute "$prefix")
 cd "$(dirname "$0")/.."
+if [ -n "$prefix" ]; then
+	# A new one: what an earlier version wrote is not to be installed.
+	folder=$(mktemp -d)
+	trap 'rm -rf "$folder"' EXIT
+fi
 folder=${folder:-$PWD/target/manual}
 cargo run --quiet --example manual -- "$folder"
 if [ -z "$prefix" ]; then
@@ -42,10 +52,10 @@ fi
 share=$prefix/share
 mkdir -p "$share/man/man1" "$share/bash-completion/completions" \
 	"$share/zsh/site-functions" "$share/fish/vendor_completions.d"
-for page in "$folder"/man/*.1; do
-	name=$(basename "$page" .1)
-	cp "$page" "$share/man/man1/"
-	cp "$folder/completions/$name.bash" "$share/bash-completion/completions/$name"
+cp "$folder"/man/*.1 "$share/man/man1/"
+for completion in "$folder"/completions/*.bash; do
+	name=$(basename "$completion" .bash)
+	cp "$completion" "$share/bash-completion/completions/$name"
 	cp "$folder/completions/_$name" "$share/zsh/site-functions/"
 	cp "$folder/completions/$name.fish" "$share/fish/vendor_completions.d/"
 done

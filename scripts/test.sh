@@ -33,7 +33,7 @@ main() {
     step "recipes" with_broker tests/shell.sh
     step "Python's client" tests/pika.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
-    step "man pages and completions" scripts/manual.sh "$work/manual"
+    step "man pages and completions" tests/manual.sh
 }
 
 usage() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
@@ -433,6 +434,22 @@ fn the_health_file_is_there_while_all_is_well() {
     assert!(!file.exists(), "removed at exit");
     let options = ["--health-file", "no/such/folder/health"];
     bench.worker(&options, &["true"]).run(SOON).assert_code(2);
+}
+
+#[test]
+fn a_health_file_that_is_no_file_is_left_alone() {
+    let bench = Bench::new("device");
+    bench.publish(&[b"x"]);
+    symlink("/dev/null", bench.path("link")).expect("a link");
+    Command::program("mkfifo", &["fifo"]).current_dir(bench.dir.path()).run(SOON).success();
+    for name in ["link", "fifo", "."] {
+        let output = bench.worker(&["--drain", "--health-file", name], &["true"]).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains("no regular file"), "{}", output.stderr());
+    }
+    assert!(bench.path("link").is_symlink() && bench.path("fifo").exists());
+    let left = bench.left();
+    assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
 }
 
 /// How often the health file is touched, and how old it is when it counts as stale.

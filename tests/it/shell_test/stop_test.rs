@@ -177,6 +177,19 @@ fn a_full_stderr_that_nobody_reads_does_not_keep_it_from_ending() {
 }
 
 #[test]
+fn the_health_file_is_removed_also_where_there_is_no_orderly_end() {
+    let bench = Bench::new("lastresort");
+    let file = bench.path("health");
+    let worker = bench.unread_worker("--grace 0s --health-file health").start();
+    poll("the health file", SOON, || file.exists().then_some(()));
+
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(3);
+
+    assert!(!file.exists());
+}
+
+#[test]
 fn a_program_whose_words_nobody_reads_ends_with_its_worker() {
     let bench = Bench::new("unread");
     bench.publish(&[b"x"]);

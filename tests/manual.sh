@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Installs the man pages and completions below a temporary prefix, and holds them against what the
+# commands themselves say: a page for each command and subcommand, every option of --help in it, no
+# reference to a page that is not there, and completions that bash takes.
+# Usage: tests/manual.sh
+set -eu -o pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+COMMANDS="producer queuectl worker"
+
+main() {
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
+    PATH=${CARGO_TARGET_DIR:-$here/target}/debug:$PATH
+    share=$(cd "$work" && "$here/scripts/manual.sh" --install prefix)
+    [ "$share" = "$work/prefix/share" ] || fail "it did not say where it installed them"
+    local command
+    for command in $COMMANDS; do
+        check_pages "$command"
+        check_completions "$command"
+    done
+    check_references
+    echo "manual: every command, subcommand and option has its place"
+}
+
+# A command's page, and those of its subcommands; its words are the arguments.
+check_pages() {
+    local name page option subcommand
+    name=$(IFS=-; echo "$*")
+    page=$share/man/man1/$name.1
+    [ -e "$page" ] || fail "there is no page $name.1"
+    "$@" --help >"$work/help"
+    # What begins a paragraph, without its markup.
+    sed -nE '/^\\fB/{s/\\f[BIR]//g; s/\\-/-/g; p;}' "$page" >"$work/page"
+    local options subcommands
+    options=$(sed -nE 's/^ +(-[a-zA-Z], )?(--[a-z-]+).*/\2/p' "$work/help")
+    [ -n "$options" ] || fail "$* --help shows no options"
+    for option in $options; do
+        grep -qE "^(-[a-zA-Z], )?$option( |\[|$)" "$work/page" || fail "$name.1 has no $option"
+    done
+    [ ! -e "${page%.1}-help.1" ] || fail "$name-help.1 is a page about help"
+    subcommands=$(sed -nE '/^Commands:$/,/^$/s/^  ([a-z]+) .*/\1/p' "$work/help")
+    for subcommand in $subcommands; do
+        [ "$subcommand" = help ] || check_pages "$@" "$subcommand"
+    done
+}
+
+# What the pages refer to as NAME(1).
+check_references() {
+    local name
+    for name in $(sed 's/\\-/-/g' "$share"/man/man1/*.1 | grep -oE '[a-z][a-z-]*\(1\)' | sort -u); do
+        [ -e "$share/man/man1/${name%(1)}.1" ] || fail "$name is referred to and not there"
+    done
+}
+
+check_completions() {
+    local file=$share/bash-completion/completions/$1
+    bash -n "$file"
+    # As the shell asks for what may follow `COMMAND --queue-`.
+    # shellcheck disable=SC2016 # It is for the shell that has them loaded.
+    local ask='. "$1"; read -r _ _ function _ < <(complete -p "$2" | sed "s/.* -F /- - /")
+        COMP_WORDS=("$2" --queue-) COMP_CWORD=1
+        "$function" "$2" --queue- "$2"; echo "${COMPREPLY[@]}"'
+    local offered
+    offered=$(bash --norc -eu -c "$ask" ask "$file" "$1")
+    [ "$offered" = --queue-type ] || fail "bash offers '$offered' for $1 --queue-"
+    [ -e "$share/zsh/site-functions/_$1" ] || fail "there are no completions of $1 for zsh"
+    [ -e "$share/fish/vendor_completions.d/$1.fish" ] || fail "there are none of $1 for fish"
+}
+
+fail() {
+    echo "manual: $1" >&2
+    exit 1
+}
+
+main "$@"
