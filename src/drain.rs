@@ -1,6 +1,7 @@
 //! Owns how a worker knows that there is nothing left to do: looks once a second, and only while
 //! nothing that the session took is unsettled.
 
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::broker::Broker;
 use crate::consumer::InHand;
 use crate::error::Error;
 use crate::inspect::Inspector;
+use crate::pulse::Pulse;
 use crate::queue::Queue;
 use crate::retry::RetryPolicy;
 use crate::shutdown::{Closer, Signal, closer, is_closed};
@@ -35,23 +37,27 @@ struct Looks<'a> {
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// More bytes than the broker's heartbeats have between two looks.
+const HEARTBEATS: u64 = 64;
+
 impl Drain {
     pub(crate) fn start(
         broker: &Broker,
         queue: &Queue,
         policy: &RetryPolicy,
         in_hand: &Arc<InHand>,
+        pulse: &Pulse,
     ) -> Result<Drain, Error> {
         let (done, drained) = closer();
         let (end, over) = closer();
         let inspector = Inspector::interrupted_by(broker, queue, &over);
         let delays = policy.delays();
-        let in_hand = Arc::clone(in_hand);
+        let (in_hand, pulse) = (Arc::clone(in_hand), pulse.clone());
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
                 let looks = Looks { inspector, delays: &delays, hindrance: None };
-                if until_empty(looks, &in_hand, &over) {
+                if until_empty(looks, &in_hand, &pulse, &over) {
                     info!("the queue and its delay queues are empty");
                     done.close();
                 }
@@ -65,15 +71,18 @@ impl Drain {
 }
 
 /// Waits until the queue and its delay queues were empty twice in a row, with nothing taken in
-/// between: what is just leaving a delay queue is in neither for a moment.
-fn until_empty(mut looks: Looks<'_>, in_hand: &InHand, over: &Signal) -> bool {
+/// between: what is just leaving a delay queue is in neither for a moment. And with no more come
+/// than heartbeats: a large task on a slow line is neither in the queue nor taken for long.
+fn until_empty(mut looks: Looks<'_>, in_hand: &InHand, pulse: &Pulse, over: &Signal) -> bool {
     let mut before = None;
+    let mut bytes = pulse.bytes();
     loop {
         select_biased! {
             recv(over) -> _ => return false,
             recv(after(LOOK_EVERY)) -> _ => {},
         }
-        let settled = in_hand.all_settled();
+        let came = pulse.bytes() - mem::replace(&mut bytes, pulse.bytes());
+        let settled = in_hand.all_settled().filter(|_| came <= HEARTBEATS);
         let empty = settled.is_some() && looks.is_empty(over);
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {

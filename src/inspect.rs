@@ -9,7 +9,7 @@ use log::{debug, warn};
 
 use crate::broker::Broker;
 use crate::cause::{Cause, PRECONDITION_FAILED};
-use crate::channel::{Channel, Count};
+use crate::channel::{Channel, Count, Settlement};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::{Error, read_mismatch};
 use crate::places::{Listed, listed_delays};
@@ -157,7 +157,8 @@ impl Inspector {
         self.learn_delays()?;
         self.delays.extend(delays.iter().filter(|delay| !delay.is_zero()));
         // The delay queues first: what leaves one while we look is in the queue then.
-        Ok(!self.is_any_waiting()? && self.count_queue()?.ready == 0)
+        let waits = self.is_any_waiting()? || self.is_any_kept()?;
+        Ok(!waits && self.count_queue()?.ready == 0)
     }
 
     /// Checks one thing after the other, up to the first that is wrong: `connect`, `login`,
@@ -346,6 +347,26 @@ impl Inspector {
 
     pub(crate) fn broker_version(&mut self) -> Result<Option<(u32, u32)>, Error> {
         self.link().map(|link| link.connection.broker_version())
+    }
+
+    /// Whether a delay queue that counts as empty gives something all the same. One of which no
+    /// node leads is counted as empty, and taking from it fails.
+    fn is_any_kept(&mut self) -> Result<bool, Error> {
+        for delay in self.delays.clone() {
+            let name = self.queue.name_of(Target::Delay(delay));
+            let got = self.ask(|channel| {
+                let Some((unsettled, _)) = channel.get(&name)? else { return Ok(false) };
+                channel.settle(unsettled, Settlement::GiveBack)?;
+                Ok(true)
+            });
+            match got {
+                Ok(Some(true)) => return Ok(true),
+                // Who may not take from it is left with its count.
+                Ok(_) | Err(Error::QueueRefused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     fn is_any_waiting(&mut self) -> Result<bool, Error> {

@@ -1,4 +1,4 @@
-//! Owns when a broker was last heard, so that a process that stood still (SIGSTOP, a frozen
+//! Owns when a broker was last heard, and how much of it, so that a process that stood still (SIGSTOP, a frozen
 //! container, a suspended machine) does not go on as if no time had passed: by then the broker has
 //! given everything to others.
 
@@ -15,6 +15,7 @@ pub(crate) struct Pulse {
     limit: Option<Duration>,
     /// In milliseconds from `begun`; 0 until silence counts.
     heard: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Pulse {
@@ -22,7 +23,7 @@ impl Pulse {
     pub(crate) fn new(heartbeat: u16) -> Pulse {
         let limit = Duration::from_secs(2 * u64::from(heartbeat));
         let limit = Some(limit).filter(|limit| !limit.is_zero());
-        Pulse { begun: Instant::now(), limit, heard: Arc::default() }
+        Pulse { begun: Instant::now(), limit, heard: Arc::default(), bytes: Arc::default() }
     }
 
     /// From now on silence counts: heartbeats have been agreed upon.
@@ -30,8 +31,14 @@ impl Pulse {
         self.heard.store(self.now(), Ordering::Release);
     }
 
-    /// The broker was heard, which is an error where it comes too late.
-    pub(crate) fn beat(&self) -> io::Result<()> {
+    /// How much came from the broker so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// So much came from the broker, which is an error where it comes too late.
+    pub(crate) fn beat(&self, bytes: usize) -> io::Result<()> {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.has_stopped() {
             let text = "nothing was heard for two heartbeats: the broker, or this process, stood \
                         still";
@@ -72,13 +79,13 @@ mod tests {
         assert!(!heard_ago(1, Duration::from_millis(1900)).has_stopped());
         let stopped = heard_ago(1, Duration::from_millis(2100));
         assert!(stopped.has_stopped());
-        assert!(stopped.beat().is_err(), "what comes now is too late");
+        assert!(stopped.beat(8).is_err(), "what comes now is too late");
     }
 
     #[test]
     fn what_is_heard_in_time_begins_a_new_silence() {
         let pulse = heard_ago(1, Duration::from_millis(1500));
-        assert!(pulse.beat().is_ok());
+        assert!(pulse.beat(8).is_ok());
         let later = Pulse { begun: pulse.begun - Duration::from_millis(1500), ..pulse };
         assert!(!later.has_stopped());
     }
@@ -87,7 +94,7 @@ mod tests {
     fn silence_counts_neither_before_the_start_nor_without_heartbeats() {
         let mut before = Pulse::new(1);
         before.begun -= Duration::from_secs(5);
-        assert!(before.beat().is_ok() && !before.has_stopped());
+        assert!(before.beat(8).is_ok() && !before.has_stopped());
         assert!(!heard_ago(0, Duration::from_secs(100)).has_stopped());
     }
 }

@@ -284,7 +284,8 @@ impl<'a> Watch<'a> {
         let drain = match settings.until {
             RunUntil::Stopped => None,
             RunUntil::Drained => {
-                Some(Drain::start(broker, &settings.queue, &settings.policy, in_hand)?)
+                let pulse = self.connection.pulse();
+                Some(Drain::start(broker, &settings.queue, &settings.policy, in_hand, pulse)?)
             }
         };
         Ok((handover, drain))

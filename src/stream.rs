@@ -136,7 +136,7 @@ impl Read for Stream {
             #[cfg(feature = "tls")]
             Line::Tls(line) => line.read(buffer),
         }?;
-        self.pulse.beat()?;
+        self.pulse.beat(length)?;
         let now = Instant::now();
         let looked = self.frames.look(&mut buffer[..length], now);
         if self.frames.has_begun() && self.begun.get().is_none() {

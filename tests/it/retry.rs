@@ -473,6 +473,23 @@ fn a_blocked_hand_over_stops_within_the_grace_and_loses_nothing() {
     });
 }
 
+/// It is in the queue no more, and not with the worker yet.
+#[test]
+fn a_drain_waits_for_a_large_task_on_a_slow_line() {
+    let queue = unique_queue("slow");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish(&queue, &vec![b'x'; 1 << 20], AmqpProperties::default());
+    let proxy = Proxy::start(shared_broker().address());
+    proxy.set(Direction::ToClient, Toxic::Bandwidth(150_000));
+
+    let arguments = ["--url", &proxy.url(), "--queue", &queue, "--drain", "--threads", "1"];
+    let output = Command::worker(&[&arguments[..], &["--", "true"]].concat()).run(SOON);
+
+    output.assert_code(0);
+    assert!(output.stderr().contains("1 tasks done, 0 retried"), "{}", output.stderr());
+}
+
 #[test]
 fn several_workers_that_drain_one_queue_all_end_and_tell_of_dead_letters() {
     let queue = unique_queue("drained");
