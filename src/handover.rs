@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::warn;
@@ -70,6 +70,7 @@ impl Handover {
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();
+        publisher.made_at = queue.counts_deliveries().then(Instant::now);
         let leave = leave.clone();
         thread::Builder::new()
             .name("rw-handover".into())

@@ -102,12 +102,34 @@ impl Places {
 
     /// What can be said of `target` without asking the broker; `None` when it has to be asked.
     pub(crate) fn known(&self, target: Target) -> Option<Result<(), Unready>> {
-        if target == Target::Work || self.is_in_use(target) {
-            return Some(Ok(()));
+        let declared = self.declared.get(&target).filter(|it| it.is_fresh());
+        let settling = declared.map(|it| it.settled_at).filter(|at| Instant::now() < *at);
+        if let Some(settled_at) = settling {
+            return Some(Err(Unready::Settling(settled_at)));
         }
-        let declared = self.declared.get(&target).filter(|it| it.is_fresh())?;
-        let settled_at = declared.settled_at;
-        (Instant::now() < settled_at).then_some(Err(Unready::Settling(settled_at)))
+        (target == Target::Work || self.is_in_use(target)).then_some(Ok(()))
+    }
+
+    /// Whether the queue itself will be new once it is declared, so that it has to settle.
+    pub(crate) fn is_to_settle(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+    ) -> Result<bool, Cause> {
+        if !queue.counts_deliveries() {
+            return Ok(false);
+        }
+        match self.is_there(connection, queue.name()) {
+            Ok(there) => Ok(!there),
+            Err(Unready::Lost(cause)) => Err(cause),
+            // It is told by the declaration, in better words.
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Notes that a replicated queue was declared elsewhere at this moment, and may be new.
+    pub(crate) fn made(&mut self, target: Target, at: Instant) {
+        self.declared.insert(target, Declared { at, settled_at: at + SETTLES_WITHIN });
     }
 
     /// Sees to it that `target` is there, and stays there for longer than what is published now

@@ -37,6 +37,9 @@ pub(crate) struct Publisher<T> {
     pub(crate) aborting: Signal,
     /// The delays that tasks may need one after the other.
     pub(crate) delays: Vec<Duration>,
+    /// When the queue and that of its dead letters were declared elsewhere, if they were, and are
+    /// replicated.
+    pub(crate) made_at: Option<Instant>,
     link: Option<Link<T>>,
     /// The connection that is being made; there is never a second one.
     attempt: Option<Attempt>,
@@ -124,6 +127,7 @@ impl<T> Publisher<T> {
             stopping: never(),
             aborting: never(),
             delays: Vec::new(),
+            made_at: None,
             link: None,
             attempt: None,
             backlog: VecDeque::new(),
@@ -296,7 +300,10 @@ impl<T> Publisher<T> {
         };
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
-        let places = Places::default().foresee(self.delays.clone());
+        let mut places = Places::default().foresee(self.delays.clone());
+        for target in [Target::Work, Target::Dead] {
+            self.made_at.iter().for_each(|at| places.made(target, *at));
+        }
         let doing = format!("setting up the channel at {}", connection.address());
         let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue, places));
         let bounded = || leash.within(left, "setting up the channel", set_up);
@@ -399,6 +406,9 @@ impl<T> Publisher<T> {
         let wait = format!("not confirmed within {:?}", self.limits.timeout);
         match &self.link {
             None => format!("{wait}: no connection"),
+            Some(Link { blocked: None, settles_at: Some(_), .. }) => {
+                format!("{wait}: its queue was made just now, and is trusted a moment later")
+            }
             Some(Link { blocked: Some(reason), .. }) => {
                 format!("{wait}: the broker blocks publishers: {reason}")
             }
@@ -451,11 +461,19 @@ enum Woken<W> {
 }
 
 impl<T> Link<T> {
-    fn open(mut connection: Connection, queue: &Queue, places: Places) -> Result<Link<T>, Error> {
-        let set_up = |connection: &mut Connection| {
+    fn open(
+        mut connection: Connection,
+        queue: &Queue,
+        mut places: Places,
+    ) -> Result<Link<T>, Error> {
+        let mut set_up = |connection: &mut Connection| {
+            let is_to_settle = places.is_to_settle(connection, queue)?;
             let channel = connection.open_channel()?;
             if queue.declaration() == Declaration::Declare {
                 channel.declare(queue)?;
+            }
+            if is_to_settle {
+                places.made(Target::Work, Instant::now());
             }
             let ends = channel.confirm_publishes()?;
             Ok((channel, ends))

@@ -169,6 +169,26 @@ fn row_22_kill_9_of_the_broker_loses_nothing_that_was_confirmed() {
     assert_survived(&verdict, rounds);
 }
 
+/// RabbitMQ confirms what a new quorum queue takes before it has written down that there is one.
+#[test]
+fn row_22_kill_9_right_after_the_first_confirm_of_a_new_quorum_queue_loses_nothing() {
+    let broker = breakable_broker();
+    let queue = unique_queue("new");
+    let quorum = ["--url", broker.url(), "--queue", &queue, "--queue-type", "quorum"];
+
+    Command::producer(&[&quorum[..], &["x"]].concat()).run(SOON).assert_code(0);
+    broker.kill();
+    broker.restart();
+    broker.wait_for_queue(&queue, |it| it.ready == 1, SOON);
+
+    let options = ["--max-attempts", "1", "--max-tasks", "1", "--", "false"];
+    Command::worker(&[&quorum[..], &options].concat()).run(SOON).assert_code(1);
+    broker.kill();
+    broker.restart();
+    broker.wait_for_queue(&format!("{queue}.dead"), |it| it.ready == 1, SOON);
+    broker.wait_for_queue(&queue, |it| it.ready == 0 && it.unacked == 0, SOON);
+}
+
 const TWO_HEARTBEATS: Duration = Duration::from_secs(2);
 /// The second within which it is to be noticed, and what a machine with much to do takes on top.
 const SLOW_MACHINE: Duration = Duration::from_secs(4);
