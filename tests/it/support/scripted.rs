@@ -113,6 +113,26 @@ impl ScriptedBroker {
         }
     }
 
+    /// A broker that takes so many methods of a client, answers those that have an answer, says
+    /// so, and then neither says anything more nor reads.
+    pub(crate) fn silent_after(methods: usize) -> ScriptedBroker {
+        ScriptedBroker::start(move |session, _| {
+            session.expect_protocol_header();
+            session.send_start();
+            for _ in 0..methods {
+                let method = session.expect_method();
+                match method.call {
+                    Call::StartOk { .. } => session.send_tune(Tuning::default()),
+                    Call::TuneOk { .. } | Call::Publish(_) => {}
+                    Call::Open { .. } => session.send(0, 10, 41, Arguments::default().short("")),
+                    _ => assert!(session.answer(&method), "{method:?}"),
+                }
+            }
+            session.report("silent");
+            session.stay_silent();
+        })
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
