@@ -228,8 +228,8 @@ mod tests {
     #[test]
     fn the_delays_are_told_at_once_however_many_attempts_there_are() {
         let for_ever = RetryPolicy::new().max_attempts(u32::MAX);
-        assert_eq!(for_ever.clone().first_delay(Duration::ZERO).delays(), [Duration::ZERO]);
-        assert_eq!(for_ever.clone().first_delay(SECOND).factor(1.0).delays(), [SECOND]);
+        assert_eq!(for_ever.first_delay(Duration::ZERO).delays(), [Duration::ZERO]);
+        assert_eq!(for_ever.first_delay(SECOND).factor(1.0).delays(), [SECOND]);
         let slow = for_ever.first_delay(Duration::from_millis(1)).factor(1.1).delays();
         assert_eq!(slow.last(), Some(&RetryPolicy::new().delay_after(u32::MAX)));
     }

@@ -10,8 +10,7 @@ use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
 use crate::support::proxy::{Proxy, Toxic};
-use crate::support::scripted::{ScriptedBroker, Tuning};
-use crate::support::wire::{Arguments, Call};
+use crate::support::scripted::ScriptedBroker;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -541,31 +540,12 @@ fn a_signal_before_any_connection_ends_it_at_once() {
     }
 }
 
-/// A broker that answers so many methods of a client and then says nothing more, nor reads.
-fn silent_after(answers: usize) -> ScriptedBroker {
-    ScriptedBroker::start(move |session, _| {
-        session.expect_protocol_header();
-        session.send_start();
-        for _ in 0..answers {
-            let method = session.expect_method();
-            match method.call {
-                Call::StartOk { .. } => session.send_tune(Tuning::default()),
-                Call::TuneOk { .. } => {}
-                Call::Open { .. } => session.send(0, 10, 41, Arguments::default().short("")),
-                _ => assert!(session.answer(&method), "{method:?}"),
-            }
-        }
-        session.report("silent");
-        session.stay_silent();
-    })
-}
-
 /// From the start-ok to the consume-ok of a worker with one thread.
 const STEPS: usize = 7;
 
 fn at_each_step() -> Vec<(ScriptedBroker, Running)> {
     let start = |step| {
-        let broker = silent_after(step);
+        let broker = ScriptedBroker::silent_after(step);
         let url = broker.url();
         let running = Command::worker(&["--url", &url, "--threads", "1", "--grace", "1s"]).start();
         (broker, running)

@@ -113,6 +113,26 @@ impl ScriptedBroker {
         }
     }
 
+    /// A broker that takes so many methods of a client, answers those that have an answer, says
+    /// so, and then neither says anything more nor reads.
+    pub(crate) fn silent_after(methods: usize) -> ScriptedBroker {
+        ScriptedBroker::start(move |session, _| {
+            session.expect_protocol_header();
+            session.send_start();
+            for _ in 0..methods {
+                let method = session.expect_method();
+                match method.call {
+                    Call::StartOk { .. } => session.send_tune(Tuning::default()),
+                    Call::TuneOk { .. } | Call::Publish(_) => {}
+                    Call::Open { .. } => session.send(0, 10, 41, Arguments::default().short("")),
+                    _ => assert!(session.answer(&method), "{method:?}"),
+                }
+            }
+            session.report("silent");
+            session.stay_silent();
+        })
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -200,36 +220,59 @@ impl Session {
     }
 
     pub(crate) fn handshake_with(&mut self, tuning: Tuning) -> Client {
-        let client = self.tune(tuning);
-        self.send(0, 10, 41, Arguments::default().short(""));
-        client
+        let client = self.try_handshake_with(tuning);
+        client.expect("the client left before the connection was open")
     }
 
-    fn tune(&mut self, tuning: Tuning) -> Client {
-        self.expect_protocol_header();
+    /// As `handshake_with`, but `None` when the peer has left.
+    pub(crate) fn try_handshake_with(&mut self, tuning: Tuning) -> Option<Client> {
+        let client = self.tune(tuning)?;
+        self.send(0, 10, 41, Arguments::default().short(""));
+        Some(client)
+    }
+
+    fn tune(&mut self, tuning: Tuning) -> Option<Client> {
+        if !self.read_protocol_header() {
+            return None;
+        }
         self.send_start();
-        let Call::StartOk { client, mechanism, response } = self.expect_method().call else {
+        let Call::StartOk { client, mechanism, response } = self.next_method()?.call else {
             panic!("the client did not answer start with start-ok");
         };
         self.send_tune(tuning);
-        let Call::TuneOk { channel_max, frame_max, heartbeat } = self.expect_method().call else {
+        let Call::TuneOk { channel_max, frame_max, heartbeat } = self.next_method()?.call else {
             panic!("the client did not answer tune with tune-ok");
         };
         self.frame_max = frame_max;
-        let Call::Open { vhost } = self.expect_method().call else {
+        let Call::Open { vhost } = self.next_method()?.call else {
             panic!("the client did not open a virtual host after tune-ok");
         };
-        Client { properties: client, mechanism, response, channel_max, frame_max, heartbeat, vhost }
+        Some(Client {
+            properties: client,
+            mechanism,
+            response,
+            channel_max,
+            frame_max,
+            heartbeat,
+            vhost,
+        })
     }
 
     pub(crate) fn expect_protocol_header(&mut self) {
+        assert!(self.read_protocol_header(), "the client left before its protocol header");
+    }
+
+    /// Says whether the peer is still there.
+    fn read_protocol_header(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         while self.unread.len() < 8 {
-            let more = self.read_more(deadline, "the protocol header");
-            assert!(more, "the client left before its protocol header");
+            if !self.read_more(deadline, "the protocol header") {
+                return false;
+            }
         }
         let header: Vec<u8> = self.unread.drain(..8).collect();
         assert_eq!(header, b"AMQP\0\0\x09\x01", "the protocol header");
+        true
     }
 
     pub(crate) fn send_start(&mut self) {
@@ -336,15 +379,39 @@ impl Session {
 
     /// Answers until a consumer has been let in.
     pub(crate) fn accept_consumer(&mut self) -> Consumer {
-        let mut method = self.expect_consume();
-        let channel = method.channel;
-        let Call::Consume { queue, tag, .. } = &mut method.call else {
-            unreachable!("it was waited for")
-        };
+        let method = self.expect_consume();
+        self.let_in(method).expect("it was waited for")
+    }
+
+    /// Lets a consumer in, if this is one that asks for it.
+    pub(crate) fn let_in(&mut self, mut method: Method) -> Option<Consumer> {
+        let Call::Consume { queue, tag, .. } = &mut method.call else { return None };
         *tag = self.named(tag, "amq.ctag");
-        let consumer = Consumer { channel, queue: queue.clone(), tag: tag.clone() };
+        let consumer = Consumer { channel: method.channel, queue: queue.clone(), tag: tag.clone() };
         self.answer(&method);
-        consumer
+        Some(consumer)
+    }
+
+    /// Serves a producer or a worker until it leaves: confirms what is published, and sends each
+    /// consumer one task.
+    pub(crate) fn serve(&mut self, body: &str) {
+        let mut published: HashMap<u16, u64> = HashMap::new();
+        while let Some(method) = self.next_method() {
+            match method.call {
+                Call::Publish(_) => {
+                    let tag = published.entry(method.channel).or_default();
+                    *tag += 1;
+                    let tag = *tag;
+                    self.ack(method.channel, tag);
+                }
+                Call::Consume { .. } => {
+                    let consumer = self.let_in(method).expect("it is one");
+                    let delivery = Delivery::new(consumer.channel, &consumer.tag, 1);
+                    self.deliver(&delivery.body(body));
+                }
+                _ => drop(self.answer(&method)),
+            }
+        }
     }
 
     /// Answers until the client consumes, which is left to be answered.
