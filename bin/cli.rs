@@ -87,7 +87,8 @@ pub(crate) struct QueueArgs {
 
     /// After how many deliveries that ended in a crash a quorum queue makes a dead letter of a
     /// task; part of its declaration. Before RabbitMQ 4.3 a task given back counts, too, as at each
-    /// stop. A classic queue does not count
+    /// stop; and so does what a worker that crashed had in hand beside, so use --prefetch 1. A
+    /// classic queue does not count
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     delivery_limit: u32,
 

@@ -59,8 +59,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
     delay: Option<Duration>,
 
-    /// Let the broker drop a task that no worker has taken after this long. Not with --delay:
-    /// the broker would cut the delay short, and forget the expiration after it
+    /// Let the broker drop a task that no worker has taken after this long; from a quorum queue
+    /// it goes to the dead letters. Not with --delay: the broker would cut the delay short, and
+    /// forget the expiration after it
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     expiration: Option<Duration>,
 

@@ -129,7 +129,8 @@ impl Queue {
 
     /// Sets after how many deliveries that ended in a crash, or before RabbitMQ 4.3 in a task given
     /// back, a quorum queue itself makes a dead letter of the task: what kills its worker each
-    /// time is not tried for ever. Part of the queue's declaration. A classic queue does not count
+    /// time is not tried for ever. What its worker had in hand beside it counts as well: use a
+    /// prefetch of 1. Part of the queue's declaration. A classic queue does not count
     /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>). Default: 20.
     #[must_use]
     pub fn delivery_limit(mut self, deliveries: u32) -> Queue {

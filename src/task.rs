@@ -125,7 +125,8 @@ impl Task {
     }
 
     /// Has the broker drop the task when no worker has taken it after this long, in whole
-    /// milliseconds, at most 3650 days. Once a worker had the task, it no longer expires, be it
+    /// milliseconds, at most 3650 days. From a quorum queue that this crate declared it goes to the
+    /// dead letters instead. Once a worker had the task, it no longer expires, be it
     /// tried again or replayed. Not to be combined with a [`delay`](Task::with_delay), which it
     /// would cut short: RabbitMQ counts the one of the two that is shorter, and forgets the
     /// expiration where a delay ends (<https://www.rabbitmq.com/docs/ttl>). Default: never.
