@@ -20,6 +20,7 @@ use crate::support::wire::{Arguments, Call, Delivery as WireDelivery, Field, Fra
 use crate::support::working::{Working, bodies, gate};
 
 const SOON: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 fn proxied(proxy: &Proxy) -> Broker {
     proxy.url().parse().expect("the proxy's URL is one")
@@ -106,7 +107,8 @@ fn publish_two(
     prefix: &str,
     fault: impl FnOnce(&Proxy),
 ) -> Vec<Receipt> {
-    let mut producer = Producer::new(&proxied(proxy), &Queue::new(queue));
+    // Many of these at a time, on a small machine.
+    let mut producer = Producer::new(&proxied(proxy), &Queue::new(queue)).timeout(LONG);
     producer.connect().expect("the first connection is let through");
     fault(proxy);
     let mut receipts = Vec::new();
