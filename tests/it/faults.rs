@@ -15,7 +15,7 @@ use crate::support::broker::{poll, shared_broker};
 use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
-use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session, Tuning};
+use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery};
 use crate::support::working::{Working, bodies, gate};
 
@@ -150,11 +150,7 @@ fn row_25_a_cut_after_every_byte_of_a_publish_loses_nothing() {
 /// A broker that is never slow: a cut that comes a second after the login began is taken for the
 /// way in which RabbitMQ refuses one.
 fn prompt_broker() -> ScriptedBroker {
-    ScriptedBroker::start(|session, _| {
-        if session.try_handshake_with(Tuning::default()).is_some() {
-            session.serve("task");
-        }
-    })
+    ScriptedBroker::start(|session, _| session.serve())
 }
 
 #[test]
