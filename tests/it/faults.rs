@@ -152,11 +152,7 @@ fn row_25_a_cut_after_every_byte_of_a_publish_loses_nothing() {
 /// A broker that is never slow: a cut that comes a second after the login began is taken for the
 /// way in which RabbitMQ refuses one.
 fn prompt_broker() -> ScriptedBroker {
-    ScriptedBroker::start(|session, _| {
-        if session.try_handshake_with(Tuning::default()).is_some() {
-            session.serve("task");
-        }
-    })
+    ScriptedBroker::start(|session, _| session.serve())
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod guarantees;
 mod letters;
 mod library;
 mod node;
+mod nonsense;
 mod producer;
 mod retry;
 mod shell_test;

@@ -198,7 +198,7 @@ fn a_damaged_counter_is_the_last_attempt() {
 }
 
 #[test]
-fn a_task_that_always_fails_runs_as_often_as_the_policy_allows_and_never_sooner() {
+fn row_48_a_task_that_always_fails_runs_as_often_as_the_policy_allows_and_never_sooner() {
     let queue = unique_queue("spins");
     let (tell, runs) = unbounded();
     let handler = move |delivery: &Delivery| -> Result<(), Failure> {

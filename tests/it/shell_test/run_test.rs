@@ -74,7 +74,7 @@ fn no_body_and_no_header_can_say_what_is_run() {
 }
 
 #[test]
-fn what_cannot_be_run_is_told_before_anything_is_consumed() {
+fn row_11_what_cannot_be_run_is_told_before_anything_is_consumed() {
     let bench = Bench::new("notfound");
     bench.publish(&[b"x"]);
     fs::write(bench.path("plain"), "#!/bin/sh\n").expect("written");
@@ -232,7 +232,7 @@ fn events(bench: &Bench) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn what_a_task_leaves_in_the_background_does_not_hold_it_up() {
+fn row_10_what_a_task_leaves_in_the_background_does_not_hold_it_up() {
     let bench = Bench::new("background");
     bench.publish(&[b"x"]);
     let started = Instant::now();
@@ -249,7 +249,7 @@ fn what_a_task_leaves_in_the_background_does_not_hold_it_up() {
 }
 
 #[test]
-fn at_the_time_limit_the_whole_group_ends() {
+fn row_12_at_the_time_limit_the_whole_group_ends() {
     let bench = Bench::new("limit");
     bench.publish(&[b"x"]);
     let script = "sleep 600 & echo $! > pid; echo stuck >&2; wait";
@@ -266,7 +266,7 @@ fn at_the_time_limit_the_whole_group_ends() {
 }
 
 #[test]
-fn a_program_that_ignores_the_time_limit_is_killed() {
+fn rows_9_and_12_a_program_that_ignores_the_time_limit_is_killed() {
     let bench = Bench::new("ignores");
     bench.publish(&[b"x"]);
     let script = "trap '' TERM; echo $$ > pid; while :; do sleep 1; done";

@@ -105,7 +105,7 @@ fn the_second_signal_brings_sigterm_at_once() {
 }
 
 #[test]
-fn who_ignores_sigterm_is_killed_after_5_s() {
+fn row_9_who_ignores_sigterm_is_killed_after_5_s() {
     let bench = Bench::new("ignores");
     let worker = working(&bench, "0s", IGNORES);
     let signalled = Instant::now();
@@ -236,7 +236,7 @@ fn wait_for_shown(terminal: &Running, words: &str) {
 }
 
 #[test]
-fn a_ctrl_c_in_the_terminal_does_not_reach_the_program() {
+fn row_7_a_ctrl_c_in_the_terminal_does_not_reach_the_program() {
     let bench = Bench::new("tty");
     let script = "trap 'echo reached > reached' INT; echo up; sleep 1; echo finished";
     let mut terminal = working_in_a_terminal(&bench, script);

@@ -21,7 +21,7 @@ const REASON: &str = "x-rabbit-work-reason";
 const LONG: Duration = Duration::from_secs(180);
 
 #[test]
-fn each_of_10_000_ends_is_settled_as_what_it_is() {
+fn row_11_each_of_10_000_ends_is_settled_as_what_it_is() {
     let bench = Bench::new("verdicts");
     let ends = ends();
     assert!(ROUNDS * ends.len() >= 10_000);

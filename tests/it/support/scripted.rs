@@ -72,14 +72,27 @@ pub(crate) struct Consumer {
     pub(crate) tag: String,
 }
 
+/// One byte of a connection that arrives otherwise than it was sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Damage {
+    /// How many bytes come before it.
+    pub(crate) position: usize,
+    /// Those of its bits that change.
+    pub(crate) bits: u8,
+}
+
 /// One connection, as its script sees it.
 pub(crate) struct Session {
     number: usize,
     stream: Option<Arc<TcpStream>>,
     unread: Vec<u8>,
     unfinished: HashMap<u16, Unfinished>,
+    /// How many publishes were confirmed on each channel.
+    published: HashMap<u16, u64>,
     frame_max: u32,
     names: usize,
+    sent: usize,
+    damage: Option<Damage>,
     events: Sender<Event>,
     stop: Receiver<()>,
 }
@@ -121,12 +134,8 @@ impl ScriptedBroker {
             session.send_start();
             for _ in 0..methods {
                 let method = session.expect_method();
-                match method.call {
-                    Call::StartOk { .. } => session.send_tune(Tuning::default()),
-                    Call::TuneOk { .. } | Call::Publish(_) => {}
-                    Call::Open { .. } => session.send(0, 10, 41, Arguments::default().short("")),
-                    _ => assert!(session.answer(&method), "{method:?}"),
-                }
+                let taken = session.answer(&method) || matches!(method.call, Call::Publish(_));
+                assert!(taken, "{method:?}");
             }
             session.report("silent");
             session.stay_silent();
@@ -220,42 +229,26 @@ impl Session {
     }
 
     pub(crate) fn handshake_with(&mut self, tuning: Tuning) -> Client {
-        let client = self.try_handshake_with(tuning);
-        client.expect("the client left before the connection was open")
-    }
-
-    /// As `handshake_with`, but `None` when the peer has left.
-    pub(crate) fn try_handshake_with(&mut self, tuning: Tuning) -> Option<Client> {
-        let client = self.tune(tuning)?;
+        let client = self.tune(tuning);
         self.send(0, 10, 41, Arguments::default().short(""));
-        Some(client)
+        client
     }
 
-    fn tune(&mut self, tuning: Tuning) -> Option<Client> {
-        if !self.read_protocol_header() {
-            return None;
-        }
+    fn tune(&mut self, tuning: Tuning) -> Client {
+        self.expect_protocol_header();
         self.send_start();
-        let Call::StartOk { client, mechanism, response } = self.next_method()?.call else {
+        let Call::StartOk { client, mechanism, response } = self.expect_method().call else {
             panic!("the client did not answer start with start-ok");
         };
         self.send_tune(tuning);
-        let Call::TuneOk { channel_max, frame_max, heartbeat } = self.next_method()?.call else {
+        let Call::TuneOk { channel_max, frame_max, heartbeat } = self.expect_method().call else {
             panic!("the client did not answer tune with tune-ok");
         };
         self.frame_max = frame_max;
-        let Call::Open { vhost } = self.next_method()?.call else {
+        let Call::Open { vhost } = self.expect_method().call else {
             panic!("the client did not open a virtual host after tune-ok");
         };
-        Some(Client {
-            properties: client,
-            mechanism,
-            response,
-            channel_max,
-            frame_max,
-            heartbeat,
-            vhost,
-        })
+        Client { properties: client, mechanism, response, channel_max, frame_max, heartbeat, vhost }
     }
 
     pub(crate) fn expect_protocol_header(&mut self) {
@@ -346,10 +339,19 @@ impl Session {
         }
     }
 
-    /// Sends the usual answer; says whether there is one.
+    /// Sends the usual answer, which to a tune-ok is none; says whether there is a usual answer.
     pub(crate) fn answer(&mut self, method: &Method) -> bool {
         let none = Arguments::default();
         let (no_wait, class, id, arguments) = match &method.call {
+            Call::StartOk { .. } => {
+                self.send_tune(Tuning::default());
+                return true;
+            }
+            Call::TuneOk { frame_max, .. } => {
+                self.frame_max = *frame_max;
+                return true;
+            }
+            Call::Open { .. } => (false, 10, 41, none.short("")),
             Call::ChannelOpen => (false, 20, 11, none.long("")),
             Call::ChannelClose { .. } => (false, 20, 41, none),
             Call::ConnectionClose { .. } => (false, 10, 51, none),
@@ -392,25 +394,41 @@ impl Session {
         Some(consumer)
     }
 
-    /// Serves a producer or a worker until it leaves: confirms what is published, and sends each
-    /// consumer one task.
-    pub(crate) fn serve(&mut self, body: &str) {
-        let mut published: HashMap<u16, u64> = HashMap::new();
+    /// Serves a producer or a worker, from the handshake until it leaves.
+    pub(crate) fn serve(&mut self) {
+        self.serve_but(|_, _| {});
+    }
+
+    /// The same, but does something else, too, ahead of each answer.
+    pub(crate) fn serve_but(&mut self, mut also: impl FnMut(&mut Session, &Method)) {
+        if !self.read_protocol_header() {
+            return;
+        }
+        self.send_start();
         while let Some(method) = self.next_method() {
-            match method.call {
-                Call::Publish(_) => {
-                    let tag = published.entry(method.channel).or_default();
-                    *tag += 1;
-                    let tag = *tag;
-                    self.ack(method.channel, tag);
-                }
-                Call::Consume { .. } => {
-                    let consumer = self.let_in(method).expect("it is one");
-                    let delivery = Delivery::new(consumer.channel, &consumer.tag, 1);
-                    self.deliver(&delivery.body(body));
-                }
-                _ => drop(self.answer(&method)),
+            also(self, &method);
+            self.serve_method(method);
+        }
+    }
+
+    /// Confirms what is published, sends each consumer one task, and answers what has an answer.
+    /// Reports `settled` when a task was published or acked.
+    pub(crate) fn serve_method(&mut self, method: Method) {
+        match method.call {
+            Call::Ack { .. } => self.report("settled"),
+            Call::Publish(_) => {
+                self.report("settled");
+                let tag = self.published.entry(method.channel).or_default();
+                *tag += 1;
+                let tag = *tag;
+                self.ack(method.channel, tag);
             }
+            Call::Consume { .. } => {
+                let consumer = self.let_in(method).expect("it asks for that");
+                let delivery = Delivery::new(consumer.channel, &consumer.tag, 1);
+                self.deliver(&delivery.body("task"));
+            }
+            _ => drop(self.answer(&method)),
         }
     }
 
@@ -523,18 +541,39 @@ impl Session {
         self.raw(&frame.to_bytes());
     }
 
+    pub(crate) fn damage(&mut self, damage: Damage) {
+        self.damage = Some(damage);
+    }
+
+    /// How many bytes were sent so far.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent
+    }
+
     /// Sends bytes, whatever they are. That the peer has left shows when it is read from.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        let bytes = self.damaged(bytes);
         let Some(mut stream) = self.stream.as_deref() else {
             return;
         };
         let _ = stream.set_write_timeout(Some(PATIENCE));
-        match stream.write_all(bytes) {
+        match stream.write_all(&bytes) {
             Err(error) if is_timeout(error.kind()) => {
                 panic!("the client read nothing for {PATIENCE:?}")
             }
             _ => {}
         }
+    }
+
+    /// The bytes to be sent next, as they are to arrive.
+    fn damaged(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        if let Some(Damage { position, bits }) = self.damage {
+            let byte = position.checked_sub(self.sent).and_then(|place| bytes.get_mut(place));
+            byte.into_iter().for_each(|byte| *byte ^= bits);
+        }
+        self.sent += bytes.len();
+        bytes
     }
 
     /// Neither reads nor writes until the test is over; the connection stays open.
@@ -706,8 +745,11 @@ impl Shared {
             stream: Some(Arc::clone(&stream)),
             unread: Vec::new(),
             unfinished: HashMap::new(),
+            published: HashMap::new(),
             frame_max: Tuning::default().frame_max,
             names: 0,
+            sent: 0,
+            damage: None,
             events: events.clone(),
             stop: stop.clone(),
         };

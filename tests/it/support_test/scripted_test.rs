@@ -1,5 +1,7 @@
 //! The scripted broker: what it says and hears, with plain amiquip at the other end.
 
+use std::io::Read;
+use std::net::TcpStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use amiquip::{
 };
 use crossbeam_channel::Receiver;
 
-use crate::support::scripted::{Event, ScriptedBroker, Session, Tuning};
+use crate::support::scripted::{Damage, Event, ScriptedBroker, Session, Tuning};
 use crate::support::wire::{Call, Delivery, Field, Properties};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -262,6 +264,24 @@ fn a_silent_broker_is_missed_by_its_heartbeats_and_a_reset_shows_at_once() {
     assert!(connection.open_channel(None).is_err());
     let cause = connection.close().expect_err("it is dead");
     assert!(format!("{cause:?}").contains("ConnectionReset"), "{cause:?}");
+    broker.finish(SOON);
+}
+
+#[test]
+fn one_byte_arrives_damaged_and_the_others_as_they_were_sent() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.damage(Damage { position: 3, bits: 0x20 });
+        session.raw(b"ab");
+        session.raw(b"cdef");
+        session.hang_up();
+    });
+    let mut stream = TcpStream::connect(broker.address()).expect("the broker listens");
+    stream.set_read_timeout(Some(SOON)).expect("a TCP stream");
+
+    let mut arrived = Vec::new();
+    stream.read_to_end(&mut arrived).expect("an end in good order");
+
+    assert_eq!(arrived, b"abcDef");
     broker.finish(SOON);
 }
 

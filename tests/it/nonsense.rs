@@ -1,0 +1,332 @@
+//! Brokers that talk nonsense on a first connection, and sense on the next: no crash and no hang,
+//! and nothing counts as done or confirmed that is not. Which nonsense, the seed says.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::Value;
+
+use crate::support::command::{Command, Output};
+use crate::support::scripted::{Damage, Event, ScriptedBroker, Session};
+use crate::support::wire::{Arguments, BODY, Frame, HEADER, HEARTBEAT, METHOD, Publish};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Producer,
+    Worker,
+}
+
+const PROGRAMS: [Program; 2] = [Program::Producer, Program::Worker];
+
+impl Program {
+    /// One task; without the broker's heartbeats it knows in 2 s that no answer will come.
+    fn command(self, broker: &ScriptedBroker) -> Command {
+        let url = format!("amqp://guest:guest@{}?heartbeat=1", broker.address());
+        match self {
+            Program::Producer => Command::producer(&["--url", &url, "--json", "task"]),
+            Program::Worker => Command::worker(&["--url", &url, "--json"]).args(&[
+                "--threads",
+                "1",
+                "--max-tasks",
+                "1",
+            ]),
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Nonsense {
+    /// These bytes, named, when so many methods of the client were taken, ahead of the answer.
+    Unasked(usize, &'static str, Vec<u8>),
+    /// The answer to this method twice.
+    Twice(usize),
+    Damaged(Damage),
+}
+
+impl Nonsense {
+    fn name(&self) -> String {
+        match self {
+            Nonsense::Unasked(at, name, _) => format!("{name}, after {at} methods"),
+            Nonsense::Twice(at) => format!("the answer to method {at} twice"),
+            Nonsense::Damaged(damage) => format!("{damage:?}"),
+        }
+    }
+
+    fn talk(&self, session: &mut Session) {
+        match self {
+            Nonsense::Unasked(0, _, bytes) => session.raw(bytes),
+            Nonsense::Damaged(damage) => session.damage(*damage),
+            _ => {}
+        }
+        let mut taken = 0;
+        session.serve_but(|session, method| {
+            taken += 1;
+            match self {
+                Nonsense::Unasked(at, _, bytes) if *at == taken => session.raw(bytes),
+                Nonsense::Twice(at) if *at == taken => session.serve_method(method.clone()),
+                _ => {}
+            }
+        });
+    }
+}
+
+/// From the start-ok to the publish or the ack.
+const METHODS: usize = 8;
+
+/// What may come at any time, and should not at most.
+fn unasked() -> Vec<(&'static str, Vec<u8>)> {
+    let none = Arguments::default;
+    let method = |channel, class, id, arguments| {
+        let frame = Frame::method(channel, class, id, arguments);
+        frame.to_bytes()
+    };
+    let frame = |kind, channel, payload: &[u8]| {
+        let frame = Frame { kind, channel, payload: payload.to_vec() };
+        frame.to_bytes()
+    };
+    let header = |channel, size: u64| {
+        let payload = [&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat();
+        frame(HEADER, channel, &payload)
+    };
+    let deliver = |channel| {
+        let arguments = none().short("nobody").u64(1).u8(0).short("").short("q");
+        method(channel, 60, 60, arguments)
+    };
+    let delivery = |channel| {
+        let content = [header(channel, 1), frame(BODY, channel, b"x")];
+        [deliver(channel), content.concat()].concat()
+    };
+    let close = |code: u16, text: &[u8]| none().u16(code).short(text).u16(0).u16(0);
+    let start = none().u8(0).u8(9).table(&Vec::new()).long("PLAIN").long("en_US");
+    let get_ok = none().u64(1).u8(0).short("").short("q").u32(0);
+    vec![
+        ("start", method(0, 10, 10, start)),
+        ("secure", method(0, 10, 20, none().long("?"))),
+        ("tune", method(0, 10, 30, none().u16(0).u32(0).u16(0))),
+        ("tune to next to nothing", method(0, 10, 30, none().u16(1).u32(1).u16(1))),
+        ("open-ok", method(0, 10, 41, none().short(""))),
+        ("close of the connection", method(0, 10, 50, close(0, b""))),
+        ("close of the connection, no text", method(0, 10, 50, close(320, b"\xff\xfe"))),
+        ("close-ok of the connection", method(0, 10, 51, none())),
+        ("blocked", method(0, 10, 60, none().short("why"))),
+        ("unblocked", method(0, 10, 61, none())),
+        ("update-secret", method(0, 10, 70, none().long("").short(""))),
+        ("open-ok of a channel", method(1, 20, 11, none().long(""))),
+        ("open-ok of the last channel", method(u16::MAX, 20, 11, none().long(""))),
+        ("flow", method(1, 20, 20, none().u8(0))),
+        ("flow-ok", method(1, 20, 21, none().u8(0))),
+        ("close of a channel", method(1, 20, 40, close(0, b""))),
+        ("close of a channel, no text", method(1, 20, 40, close(406, b"\xff"))),
+        ("close of a channel that is not open", method(9, 20, 40, close(404, b"?"))),
+        ("close-ok of a channel", method(1, 20, 41, none())),
+        ("close-ok of a channel that is not open", method(9, 20, 41, none())),
+        ("declare-ok", method(1, 50, 11, none().short("q").u32(0).u32(0))),
+        ("qos-ok", method(1, 60, 11, none())),
+        ("consume-ok", method(1, 60, 21, none().short("nobody"))),
+        ("cancel", method(1, 60, 30, none().short("nobody").u8(1))),
+        ("cancel-ok", method(1, 60, 31, none().short("nobody"))),
+        ("delivery to nobody", delivery(1)),
+        ("delivery on channel 0", delivery(0)),
+        ("delivery on a channel that is not open", delivery(9)),
+        ("delivery with two headers", [deliver(1), header(1, 1), header(1, 1)].concat()),
+        ("delivery too long", [deliver(1), header(1, 1), frame(BODY, 1, b"xx")].concat()),
+        ("get-ok", [method(1, 60, 71, get_ok), header(1, 0)].concat()),
+        ("get-empty", method(1, 60, 72, none().short(""))),
+        ("ack of nothing", method(1, 60, 80, none().u64(99).u8(0))),
+        ("ack on a channel that is not open", method(9, 60, 80, none().u64(1).u8(0))),
+        ("ack of all before the first", method(1, 60, 80, none().u64(0).u8(1))),
+        ("recover-ok", method(1, 60, 111, none())),
+        ("nack of nothing", method(1, 60, 120, none().u64(99).u8(0))),
+        ("select-ok of confirms", method(1, 85, 11, none())),
+        ("select-ok of transactions", method(1, 90, 11, none())),
+        ("unknown class", method(1, 99, 1, none())),
+        ("header alone", header(1, 1)),
+        ("header on channel 0", header(0, 1)),
+        ("body alone", frame(BODY, 1, b"x")),
+        ("body on channel 0", frame(BODY, 0, b"x")),
+        ("heartbeat on a channel", frame(HEARTBEAT, 1, b"")),
+        ("heartbeat that says something", frame(HEARTBEAT, 0, b"x")),
+        ("unknown frame", frame(9, 0, b"x")),
+        ("no frame's type", frame(0, 1, b"")),
+        ("method without a name", frame(METHOD, 1, b"")),
+        ("half of a method's name", frame(METHOD, 1, b"\0\x14")),
+        ("method cut short", frame(METHOD, 1, b"\0\x32\0\x0b\xff")),
+        ("frame without its end", [&frame(HEARTBEAT, 0, b"")[..7], b"\0"].concat()),
+        ("another protocol", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("nothing but zeros", vec![0; 64]),
+    ]
+}
+
+/// So many of the cases, drawn by the seed that the environment gives.
+fn drawn<T>(mut cases: Vec<T>, count: usize) -> Vec<T> {
+    random().shuffle(&mut cases);
+    cases.truncate(count);
+    cases
+}
+
+fn random() -> Rng {
+    Rng::with_seed(match std::env::var("RABBIT_WORK_TEST_SEED") {
+        Ok(text) => text.parse().expect("RABBIT_WORK_TEST_SEED is a number"),
+        Err(_) => 1,
+    })
+}
+
+/// Talks the nonsense to the program on its first connection, and judges how it ends.
+fn recovers(program: Program, nonsense: &Nonsense) {
+    let broker = ScriptedBroker::start({
+        let nonsense = nonsense.clone();
+        move |session, number| match number {
+            0 => nonsense.talk(session),
+            _ => session.serve(),
+        }
+    });
+
+    let output = program.command(&broker).run(SOON);
+
+    let case = format!("{program:?}, {}: {output:?}", nonsense.name());
+    assert_eq!((output.code, output.signal), (Some(0), None), "{case}");
+    let stderr = output.stderr();
+    assert!(!stderr.contains("panicked") && !stderr.contains("overflowed"), "{case}");
+    let settled = match program {
+        Program::Producer => told(&output, "confirmed"),
+        // A task that was begun counts for --max-tasks, also when it could not be acked.
+        Program::Worker if stderr.contains(" 1 may run twice,") => 1 + told(&output, "done"),
+        Program::Worker => told(&output, "done"),
+    };
+    assert_eq!(settled, 1, "{case}");
+    if told(&output, "done") + told(&output, "confirmed") > 0 {
+        let settled = |event: &Event| *event == Event::Reported("settled".into());
+        assert!(broker.events().try_iter().any(|event| settled(&event)), "{case}");
+    }
+}
+
+fn told(output: &Output, count: &str) -> u64 {
+    let stdout = output.stdout();
+    let summary = stdout.lines().last().expect("a summary");
+    let summary: Value = serde_json::from_str(summary).expect("a summary");
+    summary[count].as_u64().unwrap_or(0)
+}
+
+/// As many at a time as a small machine can bear.
+fn sweep(cases: Vec<(Program, Nonsense)>) {
+    let cases = Mutex::new(cases.into_iter());
+    thread::scope(|scope| {
+        for _ in 0..SWEEPERS {
+            scope.spawn(|| {
+                loop {
+                    let next = cases.lock().expect("not poisoned").next();
+                    let Some((program, nonsense)) = next else { return };
+                    recovers(program, &nonsense);
+                }
+            });
+        }
+    });
+}
+
+/// Each of them mostly waits for a backoff.
+const SWEEPERS: usize = 32;
+
+#[test]
+fn what_nobody_asked_for_costs_a_session_and_no_more() {
+    let mut cases = Vec::new();
+    for program in PROGRAMS {
+        for at in 0..=METHODS {
+            let unasked = unasked().into_iter();
+            cases.extend(unasked.map(|(name, it)| (program, Nonsense::Unasked(at, name, it))));
+        }
+    }
+    let twice = |program| (1..=METHODS).map(move |at| (program, Nonsense::Twice(at)));
+
+    let mut cases = drawn(cases, 180);
+    cases.extend(PROGRAMS.into_iter().flat_map(twice));
+    sweep(cases);
+}
+
+/// How many bytes a broker sends to a program that does its one task.
+fn length(program: Program) -> usize {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.serve();
+        session.report(format!("sent {}", session.sent()));
+    });
+    program.command(&broker).run(SOON).assert_code(0);
+    let length = |event: &Event| match event {
+        Event::Reported(text) => text.strip_prefix("sent ")?.parse().ok(),
+        _ => None,
+    };
+    length(&broker.wait_for(SOON, |event| length(event).is_some())).expect("a length")
+}
+
+/// Every so many bytes one is damaged, or it would take minutes.
+const STEP: usize = 5;
+
+#[test]
+fn a_damaged_byte_costs_a_session_and_no_more() {
+    let mut random = random();
+    let mut cases = Vec::new();
+    for program in PROGRAMS {
+        for position in (random.usize(..STEP)..length(program)).step_by(STEP) {
+            let damage = Damage { position, bits: 1 << random.u8(..8) };
+            cases.push((program, Nonsense::Damaged(damage)));
+        }
+    }
+
+    sweep(cases);
+}
+
+#[test]
+fn the_first_word_on_a_task_counts_and_none_on_another() {
+    let table: [(&str, Vec<Answer>); 7] = [
+        ("unconfirmed", vec![ack_another]),
+        ("unconfirmed", vec![nack_another]),
+        ("confirmed", vec![ack_another, nack_another, ack]),
+        ("confirmed", vec![ack, ack, nack]),
+        ("nacked", vec![nack, nack, ack]),
+        ("returned", vec![give_back, ack]),
+        ("returned", vec![give_back, give_back, ack]),
+    ];
+
+    let started = table.map(|(outcome, answers)| {
+        let broker = ScriptedBroker::start(move |session, _| {
+            session.handshake();
+            let publish = session.read_publish();
+            answers.iter().for_each(|answer| answer(session, &publish));
+            let _ = session.answer_rpcs();
+        });
+        let arguments = ["--url", &broker.url(), "--timeout", "4s", "--json", "task"];
+        (outcome, Command::producer(&arguments).start(), broker)
+    });
+
+    for (outcome, running, _broker) in started {
+        let output = running.wait(SOON);
+        assert_eq!(told(&output, outcome), 1, "{output:?}");
+    }
+}
+
+type Answer = fn(&mut Session, &Publish);
+
+fn ack(session: &mut Session, publish: &Publish) {
+    session.ack(publish.channel, 1);
+}
+
+fn nack(session: &mut Session, publish: &Publish) {
+    session.nack(publish.channel, 1);
+}
+
+/// Of those before the first there is none, of those behind it none yet.
+fn ack_another(session: &mut Session, publish: &Publish) {
+    session.ack(publish.channel, 0);
+    session.ack(publish.channel, 7);
+}
+
+fn nack_another(session: &mut Session, publish: &Publish) {
+    session.nack(publish.channel, 0);
+    session.nack(publish.channel, 7);
+}
+
+fn give_back(session: &mut Session, publish: &Publish) {
+    session.return_message(publish, 312, "NO_ROUTE");
+}
