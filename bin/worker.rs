@@ -91,7 +91,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "command")]
     task_timeout: Option<Duration>,
 
-    /// Put thread and task id before each line that commands write
+    /// Put thread and task id before each line that commands write; one of more than 64 KiB
+    /// becomes several
     #[arg(long, requires = "command")]
     tag: bool,
 
@@ -126,7 +127,9 @@ TASK_REDELIVERED TASK_CONTENT_TYPE TASK_PRIORITY TASK_ENQUEUED_AT TASK_CORRELATI
 TASK_REPLY_TO TASK_WORKER and TASK_HEADER_<NAME>.
 
 Signals: the first stops, with --grace for what runs; the second ends that with SIGTERM, and
-SIGKILL 5 s later; the third with SIGKILL at once. What was not finished goes back to the queue.";
+SIGKILL 5 s later; the third with SIGKILL at once. What was not finished goes back to the queue.
+Commands outlive a worker that is killed with SIGKILL or SIGQUIT. What they leave in the background
+must not write to standard error for long: its pipe is closed with the worker, or sooner.";
 
 fn main() -> ExitCode {
     let options: Options = cli::parse();

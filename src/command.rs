@@ -37,8 +37,10 @@ use crate::task::printable;
 /// Linux), can never succeed there.
 ///
 /// Standard input is a file that holds the body: the program may read all, part or nothing of
-/// it. Standard output is this program's own. Standard error is passed on in whole lines to
-/// this program's own, and the last 4 KiB of it become part of a failure's reason.
+/// it. Standard output is this program's own: whole lines of programs that run at the same time
+/// do not mix there if each is one write, of at most `PIPE_BUF` bytes (4096 on Linux) into a
+/// pipe. Standard error is passed on in whole lines, of up to 64 KiB, to this program's own, and
+/// the last 4 KiB of it become part of a failure's reason.
 ///
 /// The environment is this program's own without its `TASK_` variables, and with `TASK_ID`,
 /// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_REDELIVERED` (0 or 1),
@@ -50,7 +52,9 @@ use crate::task::printable;
 /// The program leads a process group of its own, so a Ctrl-C in a terminal does not reach it.
 /// At the time limit, and when a stop is out of patience, the whole group gets SIGTERM, and
 /// SIGKILL 5 s later. What the program leaves running in the background when it ends by itself
-/// is let be. While nobody takes what programs write (a full pipe, a sink that waits), their
+/// is let be; what that writes to standard error is passed on for 64 programs at a time, until
+/// this one ends. Then the pipe is closed, and the next write there raises SIGPIPE: redirect it.
+/// Nobody ends what runs when this program is killed. While nobody takes what programs write (a full pipe, a sink that waits), their
 /// tasks wait for that too, and so do their time limits; a stop does not.
 ///
 /// ```no_run

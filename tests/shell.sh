@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the recipes of docs/SHELL.md: each ```sh block as it stands, in the order they are in, with
 # the commands of this checkout in PATH and a queue's broker in AMQP_URL. The ```text block that
-# follows is what it has to print. The systemd unit is started and stopped as systemd would.
+# follows is what it has to print. The crontab is run as cron would, and the systemd unit started
+# and stopped as systemd would.
 # Usage: tests/shell.sh [FILE]; AMQP_URL or RABBIT_WORK_TEST_URL names the broker, or else one is
 # started.
 set -eu -o pipefail
@@ -31,6 +32,7 @@ main() {
     for block in "$work"/blocks/*.sh; do
         run_block "${block%.sh}"
     done
+    check_crontab "$recipes"
     check_unit "$recipes"
     echo "shell: every recipe did what it shows"
 }
@@ -60,6 +62,36 @@ run_block() {
         cat "$1.log" >&2
         fail "that block printed something else"
     fi
+}
+
+# Its line, with what cron sets and what the block adds to that, and nothing else.
+check_crontab() {
+    echo "shell: crontab"
+    awk '/^```crontab$/ { table = 1; next } /^```/ { table = 0 } table' "$1" |
+        sed -e "s|/home/me/.cargo/bin|${PATH%%:*}|" -e "s|^AMQP_URL=.*|AMQP_URL=$AMQP_URL|" \
+            -e "s|/srv/nightly|$PWD|" >"$work/crontab"
+    # What the jobs of the first night leave behind must not keep the second one from its work.
+    # shellcheck disable=SC2016 # It is for the job.
+    printf '#!/bin/sh\necho "made: $(cat)" >>nightly.out\nsleep 600 &\necho $! >>left\n' >job
+    local night
+    for night in first second; do
+        : >nightly.out
+        as_cron || fail "the $night night under cron ended with $?: $(cat "$work/mail")"
+        [ "$(grep -c '^made: ' nightly.out)" = 3 ] || fail "the $night night made $(cat nightly.out)"
+        [ ! -s "$work/mail" ] || fail "the $night night is mailed: $(cat "$work/mail")"
+    done
+    local status=0
+    (flock 8 && as_cron) 8<nightly.lock || status=$?
+    [ "$status" = 75 ] || fail "beside another one a night ended with $status"
+}
+
+as_cron() {
+    local variables command
+    mapfile -t variables < <(grep -E '^[A-Z_]+=' "$work/crontab")
+    command=$(sed -nE 's/^([^ =]+ +){5}//p' "$work/crontab")
+    timeout --kill-after=5 "$PATIENCE" \
+        env -i HOME="$work" LOGNAME=me SHELL=/bin/sh PATH=/usr/bin:/bin "${variables[@]}" \
+        /bin/sh -c "$command" </dev/null >"$work/mail" 2>&1
 }
 
 # Its command line, with what stands in for the paths of a system; SIGTERM to the worker alone.
@@ -96,6 +128,7 @@ fail() {
 
 finish() {
     local status=$?
+    [ ! -e "$work/run/left" ] || xargs kill <"$work/run/left" || true
     if [ -d "$work/broker" ]; then
         "$here/scripts/broker.sh" --dir "$work/broker" stop >/dev/null 2>&1 || true
     fi

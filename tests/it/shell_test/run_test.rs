@@ -304,6 +304,25 @@ fn whole_lines_of_many_tasks_do_not_mix() {
 }
 
 #[test]
+fn lines_as_long_as_a_pipe_takes_whole_do_not_mix_on_standard_output() {
+    let bench = Bench::new("pipebuf");
+    let bodies: Vec<String> = (0..8).map(|n| n.to_string()).collect();
+    bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
+    // Each line is one write of 4096 bytes, into a pipe that is full: its reader takes little.
+    let script = "yes \"$(printf %04095d \"$0\")\" | dd bs=4096 iflag=fullblock count=100 2>&-";
+    let reader = "\"$0\" \"$@\" | dd bs=100 2>&-";
+    let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
+    let options = ["--threads", "4", "--max-tasks", "8", "--", "sh", "-c", script, "{}"];
+    let worker = ["-c", reader, env!("CARGO_BIN_EXE_worker")];
+    let output = Command::program("sh", &[&worker[..], &address, &options].concat()).run(SOON);
+    let written = output.success();
+    let mut lines: Vec<&str> = written.lines().collect();
+    lines.sort_unstable();
+    let wanted = bodies.iter().flat_map(|body| vec![format!("{body:0>4095}"); 100]);
+    assert!(lines == wanted.collect::<Vec<_>>(), "lines are mixed");
+}
+
+#[test]
 fn tagged_output_that_is_lost_leaves_its_task_in_the_queue() {
     let bench = Bench::new("full");
     bench.publish(&[b"x"]);
