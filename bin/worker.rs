@@ -24,7 +24,7 @@ use rabbit_work::{
     Trigger, Worker, shutdown,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fstat};
+use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::json;
 use signal_hook::consts::{SIGCHLD, SIGXFSZ};
 
@@ -219,10 +219,10 @@ fn hear_signals() -> Result<(), Error> {
 /// Whether this was closed when we began, as far as that can be told: Rust then puts /dev/null in
 /// its place, open for reading, too, which no shell does.
 fn was_closed(output: &impl AsFd) -> bool {
-    let opened = fcntl_getfl(output).is_ok_and(|it| it & OFlags::RWMODE == OFlags::RDWR);
-    let device = |path| fs::metadata(path).ok().map(|it| it.rdev());
-    let is_null = fstat(output).is_ok_and(|it| Some(it.st_rdev) == device("/dev/null"));
-    opened && is_null
+    let is_for_both = fcntl_getfl(output).is_ok_and(|it| it & OFlags::RWMODE == OFlags::RDWR);
+    let opened = output.as_fd().try_clone_to_owned().and_then(|it| File::from(it).metadata());
+    let [here, null] = [opened, fs::metadata("/dev/null")].map(|it| it.map(|it| it.rdev()).ok());
+    is_for_both && here == null
 }
 
 fn write_out(lines: &[u8]) -> io::Result<()> {
