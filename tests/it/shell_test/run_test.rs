@@ -309,8 +309,9 @@ fn lines_as_long_as_a_pipe_takes_whole_do_not_mix_on_standard_output() {
     let bodies: Vec<String> = (0..8).map(|n| n.to_string()).collect();
     bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
     // Each line is one write of 4096 bytes, into a pipe that is full: its reader takes little.
-    let script = "yes \"$(printf %04095d \"$0\")\" | dd bs=4096 iflag=fullblock count=100 2>&-";
-    let reader = "\"$0\" \"$@\" | dd bs=100 2>&-";
+    let script =
+        "yes \"$(printf %04095d \"$0\")\" | dd bs=4096 iflag=fullblock count=100 status=none";
+    let reader = "\"$0\" \"$@\" | dd bs=100 status=none";
     let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
     let options = ["--threads", "4", "--max-tasks", "8", "--", "sh", "-c", script, "{}"];
     let worker = ["-c", reader, env!("CARGO_BIN_EXE_worker")];
