@@ -12,12 +12,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, ValueEnum};
-use log::{LevelFilter, error, warn};
+use log::{LevelFilter, Log, Metadata, Record, error, warn};
 #[cfg(feature = "tls")]
 use rabbit_work::Tls;
 use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Trigger, shutdown};
@@ -224,7 +224,39 @@ pub(crate) fn init_logging() {
         let time = out.timestamp_millis();
         writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
     });
-    builder.init();
+    let logger = Logger(builder.build());
+    log::set_max_level(logger.0.filter());
+    // There is no other one.
+    let _ = log::set_boxed_logger(Box::new(logger));
+}
+
+/// Writes records, while what else is on the terminal makes way.
+struct Logger(env_logger::Logger);
+
+type Way = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
+
+static WAY: OnceLock<Way> = OnceLock::new();
+
+/// Has each record written by calling this, with what writes it.
+pub(crate) fn log_by_way_of(way: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) {
+    let _ = WAY.set(Box::new(way));
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        match WAY.get().filter(|_| self.0.matches(record)) {
+            Some(way) => way(&mut || self.0.log(record)),
+            None => self.0.log(record),
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 /// How long a command may take to stop.

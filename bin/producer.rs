@@ -142,6 +142,7 @@ fn not_connected(
     shutdown: &Shutdown,
     mut report: Report,
 ) -> Result<Exit, Error> {
+    report.end_progress();
     if shutdown.is_stopping() {
         report.note_unsent(bodies.read_ahead());
         return report.close(&End::Stopped);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::cli;
 use super::input::{Source, length};
 
 /// How far it is, on a terminal, for long input; nothing elsewhere.
@@ -43,8 +44,17 @@ impl Progress {
         };
         let style = ProgressStyle::with_template(template);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_message(message(0, 0, 0.0));
+        let drawn = bar.clone();
+        cli::log_by_way_of(move |write| drawn.suspend(write));
         let now = Instant::now();
         Progress { bar, unit, started: now, shown: now }
+    }
+
+    /// For a terminal that shows each task already.
+    pub(crate) fn hidden() -> Progress {
+        let now = Instant::now();
+        Progress { bar: ProgressBar::hidden(), unit: Unit::Tasks, started: now, shown: now }
     }
 
     pub(crate) fn note(&mut self, body: &[u8], confirmed: u64, failed: u64) {
@@ -55,11 +65,22 @@ impl Progress {
         if self.shown.elapsed() >= SHOW_AGAIN {
             self.shown = Instant::now();
             let rate = confirmed as f64 / self.started.elapsed().as_secs_f64();
-            self.bar.set_message(format!("{confirmed} confirmed, {failed} failed, {rate:.0}/s"));
+            self.bar.set_message(message(confirmed, failed, rate));
         }
     }
 
     pub(crate) fn end(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+impl Drop for Progress {
+    /// What is logged from now on is not followed by a bar.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn message(confirmed: u64, failed: u64, rate: f64) -> String {
+    format!("{confirmed} confirmed, {failed} failed, {rate:.0}/s")
 }

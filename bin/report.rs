@@ -1,7 +1,7 @@
 //! Owns the account that a producer gives: what became of its tasks.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -57,13 +57,15 @@ impl Report {
     ) -> Result<Report, Error> {
         let failed = failed.map(|path| open_failed(path, source)).transpose()?;
         let quiet = summary == Summary::Json || !matches!(source, Source::Words(..));
+        let sent = if quiet { Sent::Nothing } else { Sent::Line };
+        let shown = sent == Sent::Line && io::stdout().is_terminal();
         Ok(Report {
             started: Instant::now(),
-            sent: if quiet { Sent::Nothing } else { Sent::Line },
+            sent,
             summary,
             failed,
             failed_end: source.end(),
-            progress: Progress::new(source),
+            progress: if shown { Progress::hidden() } else { Progress::new(source) },
             read: 0,
             published: 0,
             confirmed: 0,
@@ -157,7 +159,7 @@ impl Report {
     }
 
     pub(crate) fn close(mut self, end: &End) -> Result<Exit, Error> {
-        self.progress.end();
+        self.end_progress();
         self.flush_failed();
         self.tell_end(end);
         self.print_summary();
@@ -166,6 +168,11 @@ impl Report {
             End::Finished if self.not_confirmed() == 0 => self.exit_as_printed(),
             _ => Exit::Failed,
         })
+    }
+
+    /// Nothing is published any more.
+    pub(crate) fn end_progress(&self) {
+        self.progress.end();
     }
 
     pub(crate) fn flush_failed(&mut self) {

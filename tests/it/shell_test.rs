@@ -1,6 +1,7 @@
 //! The commands as a shell uses them: a program for each task, any bytes in, honest ends.
 
 mod input_test;
+mod progress_test;
 mod run_test;
 mod stop_test;
 mod verdict_test;
@@ -8,6 +9,8 @@ mod verdict_test;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+
+use amiquip::{AmqpValue, FieldTable};
 
 use crate::support::broker::{SharedBroker, shared_broker};
 use crate::support::client::unique_queue;
@@ -46,6 +49,16 @@ impl Bench {
         Command::producer(&[&address, options].concat()).current_dir(self.dir.path())
     }
 
+    /// A queue beside it that refuses what it has no room for; gone with it, too.
+    fn full_queue(&self, room: i32) -> String {
+        let name = format!("{}.full", self.queue);
+        let mut arguments = FieldTable::new();
+        arguments.insert("x-max-length".into(), AmqpValue::LongInt(room));
+        arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+        self.broker.client().declare_with(&name, arguments);
+        name
+    }
+
     /// A worker whose standard error is `full`, a full pipe that nobody reads; with arguments as
     /// a shell reads them.
     fn unread_worker(&self, arguments: &str) -> Command {
@@ -77,8 +90,9 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            self.broker.client().delete(&self.queue);
-            self.broker.client().delete(&format!("{}.dead", self.queue));
+            for name in ["", ".dead", ".full"] {
+                self.broker.client().delete(&format!("{}{name}", self.queue));
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use amiquip::{AmqpValue, FieldTable};
+use amiquip::AmqpValue;
 
 use super::{Bench, SOON};
 use crate::support::broker::poll;
@@ -94,20 +94,10 @@ fn what_could_not_be_fed_again_as_it_was_is_a_usage_error() {
     assert!(bench.left().is_empty() && !bench.path("failed").exists());
 }
 
-/// A queue that refuses what it has no room for.
-fn full_queue(bench: &Bench) -> String {
-    let name = format!("{}.full", bench.queue);
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-max-length".into(), AmqpValue::LongInt(3));
-    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    bench.broker.client().declare_with(&name, arguments);
-    name
-}
-
 #[test]
 fn what_was_not_confirmed_can_be_fed_again_and_nothing_else() {
     let bench = Bench::new("failed");
-    let full = full_queue(&bench);
+    let full = bench.full_queue(3);
     let input: Vec<String> = (0..50).map(|n| format!("task\n{n}")).collect();
     let options = ["--queue", &full, "--no-declare", "--null", "--failed", "failed", "--json"];
     let address = ["--url", bench.broker.url()];
@@ -128,7 +118,6 @@ fn what_was_not_confirmed_can_be_fed_again_and_nothing_else() {
     assert_eq!(summary["nacked"], failed.len());
     bench.producer(&["--null"]).stdin(failed.join("\0")).run(SOON).assert_code(0);
     assert_eq!(texts(&bench), failed);
-    bench.broker.client().delete(&full);
 }
 
 #[test]

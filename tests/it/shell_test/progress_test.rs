@@ -1,0 +1,101 @@
+//! The progress bar of a producer on a terminal.
+
+use std::fs;
+use std::time::Duration;
+
+use super::Bench;
+use crate::support::command::Command;
+
+/// For tasks that go one by one.
+const LATER: Duration = Duration::from_secs(90);
+
+/// What a bar tells.
+#[derive(Debug)]
+struct Frame {
+    percent: u64,
+    confirmed: u64,
+    failed: u64,
+    rate: u64,
+    left: String,
+}
+
+#[test]
+fn the_bar_tells_the_rate_what_became_of_the_tasks_and_the_time_left() {
+    let bench = Bench::new("bar");
+    let full = bench.full_queue(500);
+    fs::write(bench.path("lines"), "a task of many\n".repeat(4000)).expect("written");
+
+    let rows = rows(&bench, &format!("--queue {full} --no-declare --lines lines --window 1"));
+
+    let frames: Vec<Frame> = rows.iter().filter_map(|row| frame(row)).collect();
+    assert!(!frames.is_empty(), "{rows:?}");
+    assert!(frames.iter().all(|it| it.percent <= 100), "{frames:?}");
+    let done: Vec<u64> = frames.iter().map(|it| it.confirmed + it.failed).collect();
+    assert!(done.is_sorted() && done.iter().all(|it| *it <= 4000), "{frames:?}");
+    let telling = |it: &&Frame| it.confirmed > 0 && it.failed > 0 && it.rate > 0;
+    let telling = frames.iter().find(telling).unwrap_or_else(|| panic!("{frames:?}"));
+    assert!(telling.percent > 0, "{telling:?}");
+    assert!(telling.left.starts_with(|it: char| it.is_ascii_digit()), "{telling:?}");
+}
+
+#[test]
+fn the_bar_tells_something_from_the_first_and_log_lines_have_rows_of_their_own() {
+    let bench = Bench::new("rows");
+    let full = bench.full_queue(3);
+    fs::write(bench.path("lines"), "a task\n".repeat(300)).expect("written");
+
+    let rows = rows(&bench, &format!("--queue {full} --no-declare --lines lines --window 1"));
+
+    let shown: Vec<&String> = rows.iter().filter(|row| row.contains(" left")).collect();
+    let first = shown.first().and_then(|row| frame(row));
+    let first = first.unwrap_or_else(|| panic!("{rows:?}"));
+    assert_eq!((first.confirmed, first.failed, first.rate), (0, 0, 0));
+    assert!(shown.iter().all(|row| frame(row).is_some()), "{rows:?}");
+    for word in ["ERROR", "INFO"] {
+        let row = rows.iter().find(|row| row.contains(word)).unwrap_or_else(|| panic!("{rows:?}"));
+        // The time is what a log line begins with.
+        assert!(row.starts_with("20"), "{row}");
+    }
+    let last = |word: &str| rows.iter().rposition(|row| row.contains(word));
+    assert!(last(" left") < last("INFO"), "no bar stays: {rows:?}");
+}
+
+/// What a producer that does not confirm everything writes to a terminal, each time that it
+/// begins a row, or the same one anew.
+fn rows(bench: &Bench, options: &str) -> Vec<String> {
+    let (producer, url) = (env!("CARGO_BIN_EXE_producer"), bench.broker.url());
+    let line = format!("stty cols 100; exec {producer} --url {url} {options}");
+    let terminal = Command::program("script", &["-qefc", &line, "/dev/null"])
+        .current_dir(bench.dir.path())
+        .env("TERM", "xterm");
+    let output = terminal.run(LATER);
+    output.assert_code(1);
+    let text = without_controls(&output.stdout());
+    text.split(['\r', '\n']).filter(|row| !row.is_empty()).map(str::to_string).collect()
+}
+
+/// The text without what begins with an escape and ends with a letter.
+fn without_controls(text: &str) -> String {
+    let mut parts = text.split('\x1b');
+    let mut plain = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        plain +=
+            part.split_once(|it: char| it.is_ascii_alphabetic()).map_or("", |(_, after)| after);
+    }
+    plain
+}
+
+/// `BAR 83%  3 confirmed, 2352 failed, 5/s, 0s left`, as it is to be.
+fn frame(row: &str) -> Option<Frame> {
+    let (bar, told) = row.split_once("%  ")?;
+    let (confirmed, told) = told.split_once(" confirmed, ")?;
+    let (failed, told) = told.split_once(" failed, ")?;
+    let (rate, left) = told.split_once("/s, ")?;
+    Some(Frame {
+        percent: bar.rsplit(' ').next()?.parse().ok()?,
+        confirmed: confirmed.parse().ok()?,
+        failed: failed.parse().ok()?,
+        rate: rate.parse().ok()?,
+        left: left.strip_suffix(" left")?.to_string(),
+    })
+}
