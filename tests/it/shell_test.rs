@@ -6,7 +6,7 @@ mod run_test;
 mod stop_test;
 mod verdict_test;
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::path::Path;
 use std::time::Duration;
 
@@ -104,6 +104,15 @@ const UNREAD: &str = "echo $$ > pid; yes words | head -c 67584 >&2; echo up; exe
 /// Whether a process is there and not a zombie.
 fn lives(pid: &str) -> bool {
     !matches!(state(pid), Some('Z' | 'X') | None)
+}
+
+/// The processes that a process has started, also those that are zombies.
+fn children(pid: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let of = |thread: DirEntry| fs::read_to_string(thread.path().join("children"));
+    // A thread may have ended meanwhile.
+    let children: String = threads.filter_map(|thread| of(thread.ok()?).ok()).collect();
+    children.split_whitespace().map(str::to_string).collect()
 }
 
 /// The letter that `/proc` has for what a process does.

@@ -137,3 +137,36 @@ fn stopped_it_tells_how_far_it_came_and_loses_nothing_up_to_there() {
     assert_eq!(bench.read("failed"), "");
     assert_eq!(texts(&bench), lines);
 }
+
+#[test]
+fn stopped_in_the_middle_each_task_that_was_read_is_on_the_queue_or_in_failed() {
+    let bench = Bench::new("middle");
+    let full = bench.full_queue(2000);
+    let lines: Vec<String> = (0..200_000).map(|n| n.to_string()).collect();
+    fs::write(bench.path("lines"), lines.join("\n")).expect("written");
+    let to = ["--url", bench.broker.url(), "--queue", &full, "--no-declare"];
+    let options = ["--lines", "lines", "--failed", "failed", "--json"];
+    let producer = Command::producer(&[&to[..], &options].concat());
+    let producer = producer.current_dir(bench.dir.path()).start();
+    poll("the queue is full", SOON, || (bench.broker.client().count(&full) >= 2000).then_some(()));
+
+    producer.signal("INT");
+    let told = producer.wait_for_stderr_line(|line| line.contains("stopped after"), SOON);
+    let output = producer.wait(SOON);
+
+    output.assert_code(1);
+    let words = told.split_once("stopped after ").expect("a count").1;
+    let read: usize = words.split(' ').next().and_then(|it| it.parse().ok()).expect("a count");
+    assert!(read < lines.len(), "not in the middle: {told}");
+    let summary: serde_json::Value = serde_json::from_str(&output.stdout()).expect("JSON");
+    let count = |field: &str| summary[field].as_u64().expect("a count") as usize;
+    let on_queue = bench.broker.client().get_all(&full);
+    let failed = bench.read("failed");
+    assert_eq!(on_queue.len(), count("confirmed"), "{summary}");
+    let not_confirmed = count("nacked") + count("returned") + count("unconfirmed");
+    assert_eq!(failed.lines().count(), not_confirmed, "{summary}");
+    let mut both: Vec<String> = on_queue.iter().map(|it| it.text()).collect();
+    both.extend(failed.lines().map(str::to_string));
+    both.sort_unstable_by_key(|it| it.parse().unwrap_or(usize::MAX));
+    assert!(both == lines[..read], "{} tasks, of {read} that were read", both.len());
+}

@@ -9,7 +9,7 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
-use super::{Bench, SOON, UNREAD, lives};
+use super::{Bench, SOON, UNREAD, children, lives};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Running};
 use crate::support::proxy::{Proxy, Toxic};
@@ -155,6 +155,47 @@ fn a_dead_letter_tells_how_it_ended_and_what_was_said_last() {
     let last = said[said.len() - 4096..].trim_end();
     let wanted = format!("exit status 65; the end of its standard error: {last}");
     assert_eq!(last_words(&bench), wanted);
+}
+
+#[test]
+fn a_list_of_dead_letters_shows_how_each_ended_and_what_was_said_last() {
+    let bench = Bench::new("listed");
+    bench.publish(&[b"exit 7", b"kill -9 $$"]);
+    let options = ["--threads", "1", "--max-attempts", "1", "--drain"];
+    let script = ["sh", "-c", "echo begun >&2; echo 'no such photo' >&2; eval \"$1\"", "sh", "{}"];
+    bench.worker(&options, &script).run(SOON).assert_code(1);
+    let list = ["--url", bench.broker.url(), "--queue", &bench.queue, "dead", "list"];
+
+    let rows = Command::queuectl(&list).run(SOON).success();
+    let letters = Command::queuectl(&list).arg("--json").run(SOON).success();
+
+    let letters: Value = serde_json::from_str(&letters).expect("JSON");
+    for (number, end) in ["exit status 7", "killed by signal 9"].iter().enumerate() {
+        let said = format!("{end}; the end of its standard error: begun\nno such photo");
+        assert_eq!(letters[number]["reason"], said, "{letters}");
+        let row = rows.lines().nth(number + 1).unwrap_or_default();
+        assert!(row.ends_with(&said.replace('\n', " ")), "{rows}");
+    }
+}
+
+#[test]
+fn programs_that_have_ended_are_gone_while_others_run() {
+    let bench = Bench::new("reaped");
+    let bodies = [&["exec sleep 600"][..], &["exit 3"; 30], &["true & kill -9 $$"; 30]].concat();
+    bench.publish(&bodies.iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
+    let options = ["--threads", "2", "--max-attempts", "1", "--grace", "0s", "--events", "events"];
+    let worker = bench.worker(&options, &["sh", "-c", "eval \"$1\"", "sh", "{}"]);
+    let worker = worker.env("RUST_LOG", "error").start();
+
+    poll("60 have ended", SOON, || {
+        let events = fs::read_to_string(bench.path("events")).unwrap_or_default();
+        (events.matches(r#""event":"dead""#).count() == 60).then_some(())
+    });
+
+    let children = children(worker.id());
+    assert!(children.len() == 1 && lives(&children[0]), "{children:?}");
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(3);
 }
 
 #[test]

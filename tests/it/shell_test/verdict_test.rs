@@ -8,7 +8,7 @@ use std::time::Duration;
 use amiquip::AmqpValue;
 use serde_json::Value;
 
-use super::{Bench, SOON};
+use super::{Bench, SOON, children};
 use crate::support::broker::poll;
 use crate::support::client::Message;
 use crate::support::command::Running;
@@ -40,7 +40,7 @@ fn row_11_each_of_10_000_ends_is_settled_as_what_it_is() {
     let before = idle(&worker);
     publish(ROUNDS - 1);
     wait_until_settled(&bench, ROUNDS * ends.len());
-    poll("as many threads and descriptors as before", SOON, || {
+    poll("as many threads, descriptors and children as before", SOON, || {
         (idle(&worker) == before).then_some(())
     });
 
@@ -89,10 +89,10 @@ fn wait_until_settled(bench: &Bench, count: usize) {
     });
 }
 
-/// How many descriptors and threads a worker has that runs nothing.
-fn idle(worker: &Running) -> (usize, usize) {
+/// How many descriptors, threads and children, zombies too, a worker has that runs nothing.
+fn idle(worker: &Running) -> (usize, usize, usize) {
     let count = |folder: &str| {
         fs::read_dir(format!("/proc/{}/{folder}", worker.id())).expect("its folder").count()
     };
-    (count("fd"), count("task"))
+    (count("fd"), count("task"), children(worker.id()).len())
 }
