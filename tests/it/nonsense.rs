@@ -102,6 +102,7 @@ fn unasked() -> Vec<(&'static str, Vec<u8>)> {
     };
     let close = |code: u16, text: &[u8]| none().u16(code).short(text).u16(0).u16(0);
     let start = none().u8(0).u8(9).table(&Vec::new()).long("PLAIN").long("en_US");
+    let strange = none().u16(312).short("NO_ROUTE").short("").short(b"\xff");
     let get_ok = none().u64(1).u8(0).short("").short("q").u32(0);
     vec![
         ("start", method(0, 10, 10, start)),
@@ -129,6 +130,7 @@ fn unasked() -> Vec<(&'static str, Vec<u8>)> {
         ("consume-ok", method(1, 60, 21, none().short("nobody"))),
         ("cancel", method(1, 60, 30, none().short("nobody").u8(1))),
         ("cancel-ok", method(1, 60, 31, none().short("nobody"))),
+        ("return from what is no text", [method(1, 60, 50, strange), header(1, 0)].concat()),
         ("delivery to nobody", delivery(1)),
         ("delivery on channel 0", delivery(0)),
         ("delivery on a channel that is not open", delivery(9)),
