@@ -351,8 +351,8 @@ fn lines_as_long_as_a_pipe_takes_whole_do_not_mix_on_standard_output() {
     bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
     // Each line is one write of 4096 bytes, into a pipe that is full: its reader takes little.
     let script =
-        "yes \"$(printf %04095d \"$0\")\" | dd bs=4096 iflag=fullblock count=100 status=none";
-    let reader = "\"$0\" \"$@\" | dd bs=100 status=none";
+        "yes \"$(printf %04095d \"$0\")\" | dd bs=4096 iflag=fullblock count=25 status=none";
+    let reader = "\"$0\" \"$@\" | dd bs=500 status=none";
     let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
     let options = ["--threads", "4", "--max-tasks", "8", "--", "sh", "-c", script, "{}"];
     let worker = ["-c", reader, env!("CARGO_BIN_EXE_worker")];
@@ -360,7 +360,7 @@ fn lines_as_long_as_a_pipe_takes_whole_do_not_mix_on_standard_output() {
     let written = output.success();
     let mut lines: Vec<&str> = written.lines().collect();
     lines.sort_unstable();
-    let wanted = bodies.iter().flat_map(|body| vec![format!("{body:0>4095}"); 100]);
+    let wanted = bodies.iter().flat_map(|body| vec![format!("{body:0>4095}"); 25]);
     assert!(lines == wanted.collect::<Vec<_>>(), "lines are mixed");
 }
 
