@@ -206,9 +206,10 @@ fn recovers(program: Program, nonsense: &Nonsense) {
         Program::Worker => in_doubt + told(&output, "done"),
     };
     assert_eq!(settled, 1, "{case}");
-    if told(&output, "done") + told(&output, "confirmed") > 0 {
-        let settled = |event: &Event| *event == Event::Reported("settled".into());
-        assert!(broker.events().try_iter().any(|event| settled(&event)), "{case}");
+    // An ack that is on its way when the connection dies counts, and it is said that it may not.
+    let warned = stderr.contains("the last acks may not have arrived");
+    if told(&output, "done") + told(&output, "confirmed") > 0 && !warned {
+        broker.wait_for(SOON, |event| *event == Event::Reported("settled".into()));
     }
 }
 
