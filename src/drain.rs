@@ -81,7 +81,8 @@ fn until_empty(mut looks: Looks<'_>, in_hand: &InHand, pulse: &Pulse, over: &Sig
             recv(over) -> _ => return false,
             recv(after(LOOK_EVERY)) -> _ => {},
         }
-        let came = pulse.bytes() - mem::replace(&mut bytes, pulse.bytes());
+        let all = pulse.bytes();
+        let came = all - mem::replace(&mut bytes, all);
         let settled = in_hand.all_settled().filter(|_| came <= HEARTBEATS);
         let empty = settled.is_some() && looks.is_empty(over);
         let now = settled.filter(|_| empty);

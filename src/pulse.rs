@@ -1,6 +1,6 @@
-//! Owns when a broker was last heard, and how much of it, so that a process that stood still (SIGSTOP, a frozen
-//! container, a suspended machine) does not go on as if no time had passed: by then the broker has
-//! given everything to others.
+//! Owns when a broker was last heard, and how much of it: a process that stood still (SIGSTOP, a
+//! frozen container, a suspended machine) must not go on as if no time had passed, for by then the
+//! broker has given everything to others; and what is still coming is not drained.
 
 use std::io;
 use std::sync::Arc;
