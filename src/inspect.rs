@@ -301,13 +301,34 @@ impl Inspector {
         }
     }
 
-    /// The first of the usual delays stands for all.
+    /// The usual delays stand for all, and of those that are not there the first.
     fn check_retry(&mut self) -> Result<String, Error> {
-        let first = RetryPolicy::default().delay_after(1);
+        let policy = RetryPolicy::default();
         let hop = ("x-dead-letter-exchange", Argument::Text(String::new()));
-        self.check_declare(&self.queue.name_of(Target::Delay(first)), vec![hop])?;
+        let first = Target::Delay(policy.delay_after(1));
+        self.check_declare(&self.queue.name_of(first), vec![hop])?;
+        for delay in policy.delays() {
+            self.check_delay(delay)?;
+        }
         self.check_declare(&self.queue.delays_plan().name, Vec::new())?;
         Ok("may be declared".into())
+    }
+
+    /// A delay queue that is there has to be one that we would make.
+    fn check_delay(&mut self, delay: Duration) -> Result<(), Error> {
+        let target = Target::Delay(delay);
+        if self.count(target)?.is_none() {
+            return Ok(());
+        }
+        let mut refusals = Vec::new();
+        for plan in self.queue.plans(target) {
+            match self.ask_about(&plan.name, |channel| channel.declare_as(&plan)) {
+                Err(refusal @ Error::QueueMismatch { .. }) => refusals.push(refusal),
+                declared => return declared.map(drop),
+            }
+        }
+        // That of the best plan.
+        refusals.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Whether this user may declare a queue, found out without making one: asks for one that

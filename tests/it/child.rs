@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use rabbit_work::{
-    Broker, Delivery, Failure, Producer, Queue, RetryPolicy, Shutdown, Task, Worker, shutdown,
+    Broker, Delivery, Failure, Producer, Queue, QueueKind, RetryPolicy, Shutdown, Task, Worker,
+    shutdown,
 };
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -99,9 +100,10 @@ fn a_ledger_worker() {
     let task = Duration::from_millis(number("IT_TASK_MS") as u64);
     let kills = var("IT_END").as_deref() == Some("KillItsProcess");
     let broker: Broker = url.parse().expect("a URL");
-    let queue = match var("IT_NO_DECLARE") {
-        Some(_) => Queue::new(queue).existing(),
-        None => Queue::new(queue),
+    let queue = match (var("IT_NO_DECLARE"), var("IT_QUORUM")) {
+        (Some(_), _) => Queue::new(queue).existing(),
+        (None, Some(_)) => Queue::new(queue).kind(QueueKind::Quorum),
+        (None, None) => Queue::new(queue),
     };
     let worker = Worker::new(&broker, &queue)
         .threads(number("IT_THREADS"))

@@ -106,6 +106,26 @@ fn dead_replay_resets_the_attempts_and_a_second_death_keeps_the_history() {
 
 /// A replayed task must not expire before anybody has a worker for it.
 #[test]
+fn a_replay_that_is_refused_keeps_the_letter_and_says_so() {
+    let queue = unique_queue("full");
+    let dead = format!("{queue}.dead");
+    let mut client = shared_broker().client();
+    let mut one = FieldTable::new();
+    one.insert("x-max-length".into(), AmqpValue::LongInt(1));
+    one.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    client.declare_with(&queue, one);
+    client.declare(&dead);
+    client.publish_ids(&queue, ["there"]);
+    client.publish_ids(&dead, ["letter"]);
+
+    let replay = queuectl(&queue, &["--no-declare", "dead", "replay"]);
+
+    replay.assert_code(1);
+    assert!(replay.stderr().contains("letter"), "{}", replay.stderr());
+    assert_eq!((client.count(&queue), client.count(&dead)), (1, 1));
+}
+
+#[test]
 fn a_replayed_task_no_longer_expires() {
     let queue = unique_queue("unexpiring");
     let mut producer = Producer::new(&broker(), &Queue::new(&queue));
@@ -480,6 +500,34 @@ fn check_finds_that_failed_tasks_have_nowhere_to_go_and_makes_no_queue() {
         assert!(last.starts_with(&format!("FAIL  {step}")), "{stdout}");
         assert!(last.contains(&format!("use of queue '{refused}': ACCESS_REFUSED")), "{stdout}");
     }
+}
+
+#[test]
+fn check_finds_a_delay_queue_that_is_somebody_else_s() {
+    let queue = unique_queue("differing");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    client.declare(&format!("{queue}.retry.20000"));
+
+    let checked = queuectl(&queue, &["check"]);
+
+    checked.assert_code(2);
+    let stdout = checked.stdout();
+    let last = stdout.lines().last().unwrap_or_default();
+    assert!(last.starts_with("FAIL  retry"), "{stdout}");
+    assert!(last.contains(&format!("'{queue}.retry.20000'")), "{stdout}");
+}
+
+#[test]
+fn check_is_content_with_delay_queues_of_our_own() {
+    let queue = unique_queue("own-delays");
+    let url = shared_broker().url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new(&queue));
+    for delay in (1..=4).map(|failures| RetryPolicy::new().delay_after(failures)) {
+        producer.publish(Task::new("").with_delay(delay)).expect("confirmed");
+    }
+
+    queuectl(&queue, &["check"]).assert_code(0);
 }
 
 #[test]

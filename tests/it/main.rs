@@ -5,6 +5,7 @@ mod connecting;
 mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
+mod handover;
 mod letters;
 mod library;
 mod node;

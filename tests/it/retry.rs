@@ -1,24 +1,20 @@
-//! What becomes of failed tasks: retries, attempts, dead letters, delays, drains; and that no
-//! fault in the middle of a hand-over loses one.
+//! What becomes of failed tasks: retries, attempts, dead letters, delays, drains.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use crossbeam_channel::unbounded;
 use rabbit_work::{
-    Broker, Delivery, Ended, EventKind, Failure, Letters, Outcome, Producer, Queue, QueueKind,
-    RetryPolicy, Selection, Task, Worker,
+    Broker, Delivery, Ended, EventKind, Failure, Producer, Queue, QueueKind, RetryPolicy, Task,
+    Worker,
 };
 
 use crate::child::{AtTheEnd, LedgerWorker};
-use crate::support::broker::{PrivateBroker, breakable_broker, poll, shared_broker};
-use crate::support::client::{Client, persistent, unique_queue};
+use crate::support::broker::{PrivateBroker, poll, shared_broker};
+use crate::support::client::{persistent, unique_queue};
 use crate::support::command::Command;
-use crate::support::ledger::{Ledger, Verdict};
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery, Field, Properties, Table};
@@ -491,31 +487,69 @@ fn a_drain_waits_for_a_large_task_on_a_slow_line() {
 }
 
 #[test]
-fn several_workers_that_drain_one_queue_all_end_and_tell_of_dead_letters() {
+fn several_workers_that_drain_one_queue_all_end_and_tell_of_their_own_dead_letters() {
     let queue = unique_queue("drained");
     let to = ["--url", shared_broker().url(), "--queue", &queue];
     let produce = |arguments: &[&str]| {
         Command::producer(&[&to, arguments].concat()).run(SOON).assert_code(0);
     };
-    produce(&["--repeat", "50", ""]);
+    produce(&["--repeat", "50", "good"]);
+    produce(&["bad"]);
     produce(&["--delay", "2s", "later"]);
     let begun = Instant::now();
-    let drain =
-        || Command::worker(&[&to[..], &["--drain", "--threads", "2", "--json"]].concat()).start();
-    let workers = [drain(), drain(), drain()];
+    let drain = [&to[..], &["--drain", "--threads", "2", "--json"]].concat();
+    let policy = ["--max-attempts", "2", "--retry-delay", "100ms"];
+    let fails_if_bad = ["--", "sh", "-c", "test \"$(cat)\" != bad"];
+    let worker = || Command::worker(&[&drain[..], &policy, &fails_if_bad].concat()).start();
+    let workers = [worker(), worker(), worker()];
 
     let outputs = workers.map(|worker| worker.wait(SOON));
 
     assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
-    let mut done = 0;
+    let (mut done, mut died) = (0, 0);
     for output in &outputs {
-        output.assert_code(0);
-        let text = output.stdout();
-        let last = text.lines().last().expect("the summary");
-        let summary: serde_json::Value = serde_json::from_str(last).expect("JSON");
+        let summary: serde_json::Value =
+            serde_json::from_str(&output.stdout()).expect("JSON and nothing else");
+        let dead = summary["dead"].as_u64().expect("a number");
+        output.assert_code(dead.min(1) as i32);
         done += summary["done"].as_u64().expect("a number");
+        died += dead;
     }
-    assert_eq!(done, 51);
+    assert_eq!((done, died), (51, 1));
+}
+
+#[test]
+fn delays_double_up_to_the_longest() {
+    let queue = unique_queue("doubling");
+    let url = ["--url", shared_broker().url(), "--queue", &queue];
+    Command::producer(&[&url[..], &["x"]].concat()).run(SOON).assert_code(0);
+    let policy =
+        ["--max-attempts", "5", "--retry-delay", "100ms", "--max-retry-delay", "300ms", "--drain"];
+
+    let output = Command::worker(&[&url[..], &policy, &["--", "false"]].concat()).run(SOON);
+
+    output.assert_code(1);
+    let mut client = shared_broker().client();
+    let there = [100, 200, 300, 400, 800].map(|it| client.has(&format!("{queue}.retry.{it}")));
+    assert_eq!(there, [true, true, true, false, false]);
+}
+
+#[test]
+fn a_queue_that_has_priorities_gives_by_them() {
+    let queue = unique_queue("priorities");
+    let mut priorities = FieldTable::new();
+    priorities.insert("x-max-priority".into(), AmqpValue::LongInt(5));
+    shared_broker().client().declare_with(&queue, priorities);
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--no-declare"];
+    for flags in [&["low", "--priority", "1"][..], &["none"], &["high", "--priority", "5"]] {
+        Command::producer(&[&to[..], flags].concat()).run(SOON).assert_code(0);
+    }
+
+    let tell = ["--drain", "--threads", "1", "--", "sh", "-c", "cat; echo"];
+    let output = Command::worker(&[&to[..], &tell].concat()).run(SOON);
+
+    output.assert_code(0);
+    assert_eq!(output.stdout(), "high\nlow\nnone\n");
 }
 
 #[test]
@@ -562,10 +596,16 @@ fn a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so() {
     Producer::new(&broker(), &quorum).publish(Task::new("").with_id("2")).expect("confirmed");
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("ledger");
-    let url = shared_broker().url();
-    let suicide = ledger_worker(url, &queue, &path, AtTheEnd::KillItsProcess);
-    // Of several consumers, each that is still there when another dies is one more delivery.
-    let suicide = LedgerWorker { threads: 1, prefetch: 1, ..suicide };
+    let suicide = LedgerWorker {
+        url: shared_broker().url(),
+        queue: &queue,
+        ledger: &path,
+        // Of several consumers, each that is still there when another dies is one more delivery.
+        threads: 1,
+        prefetch: 1,
+        task: Duration::ZERO,
+        at_the_end: AtTheEnd::KillItsProcess,
+    };
     for _ in 0..3 {
         let output = suicide.command().env("IT_NO_DECLARE", "1").run(SOON);
         assert_eq!(output.signal, Some(9));
@@ -579,8 +619,6 @@ fn a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so() {
     let reason = listed[0]["reason"].as_str().expect("a reason");
     assert!(reason.starts_with("delivery limit"), "{reason}");
 }
-
-// ---- faults in the middle of hand-overs, by ledger ----
 
 /// Somebody else's queue of dead letters serves as well.
 #[test]
@@ -620,228 +658,4 @@ fn a_queue_of_dead_letters_that_cannot_be_used_is_named() {
     refused.assert_code(2);
     let stderr = refused.stderr();
     assert!(stderr.contains(&format!("use of queue '{}'", dead(&queue))), "{stderr}");
-}
-
-fn ledger_worker<'a>(
-    url: &'a str,
-    queue: &'a str,
-    ledger: &'a Path,
-    at_the_end: AtTheEnd,
-) -> LedgerWorker<'a> {
-    let task = Duration::from_millis(2);
-    LedgerWorker { url, queue, ledger, threads: 4, prefetch: 20, task, at_the_end }
-}
-
-/// Every tenth task fails always, the others at their first two attempts of three.
-fn tasks(ledger: &Ledger, url: &str, queue: &str, count: usize) {
-    let broker: Broker = url.parse().expect("a URL");
-    let mut producer = Producer::new(&broker, &Queue::new(queue));
-    let mut receipts = Vec::new();
-    for number in 0..count {
-        let kind = if number % 10 == 0 { "dead" } else { "done" };
-        let id = format!("{number}-{kind}");
-        ledger.attempted(&id);
-        receipts.extend(producer.send(Task::new(id.clone()).with_id(id)));
-    }
-    receipts.extend(producer.flush());
-    for receipt in receipts {
-        assert_eq!(receipt.outcome, Outcome::Confirmed);
-        ledger.confirmed(receipt.task.id().expect("an id"));
-    }
-}
-
-/// Drains what is left, and judges: nothing lost, and each task where it belongs.
-fn judge(ledger: &Ledger, url: &str, queue: &str) -> Verdict {
-    let drain = ledger_worker(url, queue, ledger.path(), AtTheEnd::Return).command();
-    let output = drain.env("IT_ATTEMPTS", "3").env("IT_DRAIN", "1").run(LONG);
-    output.assert_code(0);
-    let letters = Client::connect(url).get_all(&dead(queue));
-    let ids: Vec<String> = letters.iter().filter_map(|letter| letter.message_id.clone()).collect();
-    for letter in &letters {
-        let attempts = &letter.headers["x-rabbit-work-attempts"];
-        assert_eq!(*attempts, AmqpValue::LongLongInt(3), "{:?}", letter.message_id);
-    }
-    assert!(ids.iter().all(|id| id.ends_with("dead")), "{ids:?}");
-    let verdict = ledger.verdict(&ids);
-    assert!(verdict.is_valid(), "{verdict}");
-    assert!(verdict.finished.iter().all(|id| id.ends_with("done")), "{verdict}");
-    verdict
-}
-
-fn started_tasks(ledger: &Ledger) -> usize {
-    ledger.records().started.values().sum()
-}
-
-fn wait_for_more(ledger: &Ledger, more: usize) {
-    let before = started_tasks(ledger);
-    poll("the worker goes on", SOON, || (started_tasks(ledger) >= before + more).then_some(()));
-}
-
-#[test]
-fn killed_in_the_middle_of_hand_overs_a_worker_loses_nothing() {
-    let queue = unique_queue("killed");
-    let dir = tempfile::tempdir().expect("a directory");
-    let ledger = Ledger::open(&dir.path().join("ledger"));
-    let url = shared_broker().url();
-    tasks(&ledger, url, &queue, 400);
-    for round in 0..6 {
-        let worker = ledger_worker(url, &queue, ledger.path(), AtTheEnd::Return);
-        let running = worker.command().env("IT_ATTEMPTS", "3").start();
-        wait_for_more(&ledger, 20 + 17 * round);
-        running.kill();
-        running.wait(SOON);
-    }
-    judge(&ledger, url, &queue);
-}
-
-#[test]
-fn cut_connections_in_the_middle_of_hand_overs_lose_nothing() {
-    let queue = unique_queue("cut");
-    let dir = tempfile::tempdir().expect("a directory");
-    let ledger = Ledger::open(&dir.path().join("ledger"));
-    let url = shared_broker().url();
-    tasks(&ledger, url, &queue, 400);
-    let proxy = Proxy::start(shared_broker().address());
-    let through = proxy.url();
-    let worker = ledger_worker(&through, &queue, ledger.path(), AtTheEnd::Return);
-    let running = worker.command().env("IT_ATTEMPTS", "3").start();
-    for round in 0..5 {
-        wait_for_more(&ledger, 15 + 23 * round);
-        proxy.cut();
-    }
-    running.signal("INT");
-    running.wait(SOON).assert_code(0);
-    judge(&ledger, url, &queue);
-}
-
-#[test]
-fn a_broker_killed_in_the_middle_of_hand_overs_loses_nothing() {
-    let broker = PrivateBroker::start();
-    let queue = unique_queue("crash");
-    let dir = tempfile::tempdir().expect("a directory");
-    let ledger = Ledger::open(&dir.path().join("ledger"));
-    tasks(&ledger, broker.url(), &queue, 400);
-    let worker = ledger_worker(broker.url(), &queue, ledger.path(), AtTheEnd::Return);
-    let running = worker.command().env("IT_ATTEMPTS", "3").start();
-    for _ in 0..3 {
-        wait_for_more(&ledger, 90);
-        broker.kill();
-        broker.restart();
-    }
-    wait_for_more(&ledger, 1);
-    running.signal("INT");
-    running.wait(SOON).assert_code(0);
-    judge(&ledger, broker.url(), &queue);
-}
-
-#[test]
-fn a_replay_killed_at_any_moment_loses_nothing() {
-    let queue = unique_queue("replayed");
-    let count = 300;
-    let mut client = shared_broker().client();
-    client.declare(&queue);
-    client.declare(&dead(&queue));
-    let ids: Vec<String> = (0..count).map(|number| number.to_string()).collect();
-    client.publish_ids(&dead(&queue), ids.iter().map(String::as_str));
-    let to = ["--url", shared_broker().url(), "--queue", &queue, "dead", "replay"];
-    for round in 0..8 {
-        let running = Command::queuectl(&to).start();
-        let wanted = client.count(&queue) + 10 * round;
-        poll("some are replayed", SOON, || {
-            (client.count(&queue) >= wanted.min(count)).then_some(())
-        });
-        running.kill();
-        running.wait(SOON);
-    }
-    poll("a last replay goes through", SOON, || {
-        Command::queuectl(&to).run(SOON).assert_code(0);
-        (client.count(&dead(&queue)) == 0).then_some(())
-    });
-    let mut found: Vec<String> =
-        client.get_all(&queue).into_iter().filter_map(|it| it.message_id).collect();
-    let twice = found.len() as u32 - count;
-    found.sort();
-    found.dedup();
-    assert_eq!(found.len() as u32, count);
-    assert!(twice <= 8, "{twice} in both places after 8 kills");
-    let letters = Letters::new(&broker(), &Queue::new(&queue)).list(&Selection::all());
-    assert!(letters.expect("a list").is_empty());
-}
-
-#[test]
-fn connections_cut_in_the_middle_of_a_replay_lose_no_letter() {
-    let broker = shared_broker();
-    let cut: &dyn Fn(&Proxy) = &Proxy::cut;
-    let twice = replay_under(broker.url(), broker.address(), &[cut; 4]);
-    assert!(twice <= 4, "{twice} in both places after 4 cuts");
-}
-
-#[test]
-fn a_broker_stopped_or_killed_in_the_middle_of_a_replay_loses_no_letter() {
-    let broker = breakable_broker();
-    // A stop in good order writes down what was acked and forgets what is not persistent; a kill
-    // may forget any ack, and leave any letter in both places.
-    let stop = |_: &Proxy| {
-        broker.stop_app();
-        broker.start_app();
-    };
-    let kill = |_: &Proxy| {
-        broker.kill();
-        broker.restart();
-    };
-    replay_under(broker.url(), broker.address(), &[&stop, &kill]);
-}
-
-/// Replays, each time with one of these faults in the middle; and then without, to the end. Says
-/// of how many tasks there are several, which are at most two more of each for a fault.
-fn replay_under(url: &str, broker: SocketAddr, faults: &[&dyn Fn(&Proxy)]) -> usize {
-    let queue = unique_queue("replay");
-    let dir = tempfile::tempdir().expect("a directory");
-    let ledger = Ledger::open(&dir.path().join("ledger"));
-    letters(&ledger, &mut Client::connect(url), &queue, 1000);
-    let proxy = Proxy::start(broker);
-    // So slow that there is a middle.
-    proxy.set(Direction::ToClient, Toxic::Latency(Duration::from_millis(3)));
-    let through = proxy.url();
-    let replay = ["--url", &through, "--queue", &queue, "dead", "replay"];
-
-    for fault in faults {
-        let running = Command::queuectl(&replay).start();
-        let client = Client::connect(url);
-        let before = client.count(&queue);
-        poll("some are replayed", SOON, || (client.count(&queue) >= before + 30).then_some(()));
-        drop(client);
-        fault(&proxy);
-        let output = running.wait(LONG);
-        assert!(matches!(output.code, Some(1 | 69)), "{output:?}");
-        let client = Client::connect(url);
-        poll("letters are left", SOON, || (client.count(&dead(&queue)) > 0).then_some(()));
-    }
-    let client = Client::connect(url);
-    poll("a last replay goes through", LONG, || {
-        let to = ["--url", url, "--queue", &queue, "dead", "replay"];
-        Command::queuectl(&to).run(SOON).assert_code(0);
-        (client.count(&dead(&queue)) == 0).then_some(())
-    });
-
-    let found = client.get_all(&queue).into_iter().filter_map(|it| it.message_id);
-    let found: Vec<String> = found.collect();
-    client.delete(&queue);
-    let verdict = ledger.verdict(&found);
-    assert!(verdict.is_valid(), "{verdict}");
-    let copies = |id: &String| found.iter().filter(|it| *it == id).count();
-    // The publish whose confirm was lost, its repetition, and the letter that is still there.
-    let most = 1 + 2 * faults.len();
-    let beyond: Vec<_> = verdict.confirmed.iter().filter(|id| copies(id) > most).collect();
-    assert!(beyond.is_empty(), "more than {most} of {beyond:?}");
-    verdict.confirmed.iter().filter(|id| copies(id) > 1).count()
-}
-
-fn letters(ledger: &Ledger, client: &mut Client, queue: &str, count: usize) {
-    let ids: Vec<String> = (0..count).map(|number| number.to_string()).collect();
-    ids.iter().for_each(|id| ledger.attempted(id));
-    client.declare(queue);
-    client.declare(&dead(queue));
-    client.publish_ids(&dead(queue), ids.iter().map(String::as_str));
-    ids.iter().for_each(|id| ledger.confirmed(id));
 }

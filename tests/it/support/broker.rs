@@ -210,8 +210,9 @@ impl PrivateBroker {
     }
 
     pub(crate) fn queue_counts(&self, queue: &str) -> QueueCounts {
-        let counts = self.find_queue(queue);
-        counts.unwrap_or_else(|| panic!("the broker has no queue {queue}"))
+        let row = self.find_queue(queue);
+        let counts = row.as_ref().and_then(read_counts);
+        counts.unwrap_or_else(|| panic!("queue {queue} is at {row:?}"))
     }
 
     /// Waits until the queue is there and its counts are as wanted.
@@ -223,11 +224,12 @@ impl PrivateBroker {
     ) -> QueueCounts {
         let deadline = Instant::now() + within;
         loop {
-            let found = self.find_queue(queue);
-            if let Some(counts) = found.filter(&wanted) {
+            let row = self.find_queue(queue);
+            // A queue whose process the broker could not start is there and has no counts.
+            if let Some(counts) = row.as_ref().and_then(read_counts).filter(&wanted) {
                 return counts;
             }
-            assert!(Instant::now() < deadline, "after {within:?}, queue {queue} is at {found:?}");
+            assert!(Instant::now() < deadline, "after {within:?}, queue {queue} is at {row:?}");
             thread::sleep(POLL_PAUSE);
         }
     }
@@ -272,14 +274,9 @@ impl PrivateBroker {
         }
     }
 
-    fn find_queue(&self, queue: &str) -> Option<QueueCounts> {
-        let queues = self.list_queues(&["name", READY, UNACKED, CONSUMERS]);
-        let row = queues.iter().find(|row| row["name"] == queue)?;
-        Some(QueueCounts {
-            ready: row[READY].as_u64()?,
-            unacked: row[UNACKED].as_u64()?,
-            consumers: row[CONSUMERS].as_u64()?,
-        })
+    fn find_queue(&self, queue: &str) -> Option<Value> {
+        let queues = self.list_queues(&["name", "state", READY, UNACKED, CONSUMERS]);
+        queues.into_iter().find(|row| row["name"] == queue)
     }
 
     fn list_queues(&self, columns: &[&str]) -> Vec<Value> {
@@ -351,6 +348,14 @@ impl Drop for Guard {
         // Bounded by the script, which kills a node that does not stop.
         let _ = self.0.wait();
     }
+}
+
+fn read_counts(row: &Value) -> Option<QueueCounts> {
+    Some(QueueCounts {
+        ready: row[READY].as_u64()?,
+        unacked: row[UNACKED].as_u64()?,
+        consumers: row[CONSUMERS].as_u64()?,
+    })
 }
 
 fn start(dir: &Path) -> Result<String, String> {
