@@ -27,6 +27,8 @@ pub struct Inspector {
     link: Option<Link>,
     /// Delays that were seen once are asked for ever after.
     delays: BTreeSet<Duration>,
+    /// Those of them whose queues something was put into, as far as the list of them tells.
+    used: BTreeSet<Duration>,
 }
 
 /// What is in a queue and beside it. AMQP does not tell what is unacked.
@@ -117,6 +119,7 @@ impl Inspector {
             interrupt: interrupt.clone(),
             link: None,
             delays: BTreeSet::new(),
+            used: BTreeSet::new(),
         }
     }
 
@@ -371,9 +374,10 @@ impl Inspector {
     }
 
     /// Whether a delay queue that counts as empty gives something all the same. One of which no
-    /// node leads is counted as empty, and taking from it fails.
+    /// node leads is counted as empty, and taking from it fails; where nothing was put into it, that
+    /// tells nothing.
     fn is_any_kept(&mut self) -> Result<bool, Error> {
-        for delay in self.delays.clone() {
+        for delay in self.used.clone() {
             let name = self.queue.name_of(Target::Delay(delay));
             let got = self.ask(|channel| {
                 let Some((unsettled, _)) = channel.get(&name)? else { return Ok(false) };
@@ -432,12 +436,12 @@ impl Inspector {
         while self.ask(|channel| channel.count(&list))?.is_some() {
             match self.ask(|channel| listed_delays(channel, &queue))? {
                 Some(Listed::Delays(delays)) => {
-                    self.delays.extend(delays);
+                    self.note_used(delays);
                     return Ok(());
                 }
                 Some(Listed::Foreign) => {
                     self.forget_channel();
-                    self.delays.extend(RetryPolicy::default().delays());
+                    self.note_used(RetryPolicy::default().delays());
                     return Ok(());
                 }
                 Some(Listed::Busy) => {
@@ -453,6 +457,11 @@ impl Inspector {
             }
         }
         Ok(())
+    }
+
+    fn note_used(&mut self, delays: impl IntoIterator<Item = Duration>) {
+        self.used.extend(delays);
+        self.delays.extend(&self.used);
     }
 
     fn forget_channel(&mut self) {

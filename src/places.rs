@@ -43,6 +43,8 @@ pub(crate) enum Unready {
     Refused(String),
     /// What waited in it would come to a queue that is not there.
     Nowhere(String),
+    /// The queue of this delay gives no answer, and the connection is lost for it.
+    Silent(Duration, Cause),
     /// The connection is lost.
     Lost(Cause),
 }
@@ -75,6 +77,12 @@ const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 /// other was made for half a second. When the broker crashes before, it comes back without what
 /// it had confirmed (measured on RabbitMQ 3.10.8, one node; the directory of its Raft library).
 const SETTLES_WITHIN: Duration = Duration::from_millis(1500);
+
+/// How long a delay queue that is there may take to give something or nothing. One that no node
+/// leads never does: so may one be on RabbitMQ 3.10.8 whose broker was killed just after it was
+/// made, also when that has started again.
+const GIVES_WITHIN: Duration = Duration::from_secs(8);
+const NO_LEADER: &str = "waiting for a delay queue to answer, which no node may lead";
 
 impl From<Cause> for Unready {
     fn from(cause: Cause) -> Unready {
@@ -282,16 +290,15 @@ impl Places {
         for plan in queue.plans(target) {
             match self.declare_as(connection, &plan) {
                 Ok(()) if !refusals.is_empty() => say_once_that_it_is_simple(&plan, &refusals),
-                Ok(()) if matches!(target, Target::Delay(_)) => {
-                    let renewed = self.renew(connection, &plan);
-                    renewed.inspect_err(|_| self.side = None)?;
-                }
                 Ok(()) => {}
                 Err(Unready::Refused(reason)) => {
                     refusals.push(reason);
                     continue;
                 }
                 Err(lost) => return Err(lost),
+            }
+            if let Target::Delay(delay) = target {
+                self.renew(connection, &plan, delay)?;
             }
             return Ok(plan);
         }
@@ -316,12 +323,28 @@ impl Places {
     /// Puts off the expiry of a delay queue. To declare a quorum queue again does not do that,
     /// unlike with a classic one (measured on RabbitMQ 3.10.8); to take a message from it does,
     /// also when there is none. What was taken goes back to its place and keeps its time.
-    fn renew(&mut self, connection: &mut Connection, plan: &Plan) -> Result<(), Unready> {
+    fn renew(
+        &mut self,
+        connection: &mut Connection,
+        plan: &Plan,
+        delay: Duration,
+    ) -> Result<(), Unready> {
+        let leash = connection.leash().clone();
         let channel = self.side(connection)?;
-        if let Some((unsettled, _)) = channel.get(&plan.name)? {
-            channel.settle(unsettled, Settlement::GiveBack)?;
-        }
-        Ok(())
+        let got = leash.within(GIVES_WITHIN, NO_LEADER, || channel.get(&plan.name));
+        let given_back = got.and_then(|got| match got {
+            Some((unsettled, _)) => channel.settle(unsettled, Settlement::GiveBack),
+            None => Ok(()),
+        });
+        given_back.map_err(|cause| {
+            self.side = None;
+            match leash.expired() {
+                Some(silence @ Cause::TimedOut { doing: NO_LEADER, .. }) => {
+                    Unready::Silent(delay, silence)
+                }
+                _ => cause.into(),
+            }
+        })
     }
 
     /// What enters a delay in the list of this queue's delays, which is there then. `None` where

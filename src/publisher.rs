@@ -17,6 +17,7 @@ use crate::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
 use crate::confirms::Confirms;
 use crate::connection::{Connection, Notice, read_notice};
 use crate::deadline::deadline_after;
+use crate::detour::Detours;
 use crate::error::Error;
 use crate::patience::telling;
 use crate::places::{Entry, Places, Unready};
@@ -40,6 +41,7 @@ pub(crate) struct Publisher<T> {
     /// When the queue and that of its dead letters were declared elsewhere, if they were, and are
     /// replicated.
     pub(crate) made_at: Option<Instant>,
+    detours: Detours,
     link: Option<Link<T>>,
     /// The connection that is being made; there is never a second one.
     attempt: Option<Attempt>,
@@ -128,6 +130,7 @@ impl<T> Publisher<T> {
             aborting: never(),
             delays: Vec::new(),
             made_at: None,
+            detours: Detours::default(),
             link: None,
             attempt: None,
             backlog: VecDeque::new(),
@@ -166,6 +169,7 @@ impl<T> Publisher<T> {
 
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
         let deadline = deadline_after(self.limits.timeout);
+        let target = self.detours.around_target(target);
         self.backlog.push_back(Pending { task, target, deadline, returned: None, ticket });
     }
 
@@ -199,11 +203,11 @@ impl<T> Publisher<T> {
     /// Does what can be done without waiting, but for what it takes to have the queues there.
     pub(crate) fn progress(&mut self) {
         self.give_up_expired();
-        let Publisher { link, queue, limits, aborting, backlog, settled, .. } = self;
+        let Publisher { link, queue, limits, aborting, detours, backlog, settled, .. } = self;
         let Some(link) = link else { return };
         let progressed = link
             .collect(queue, settled)
-            .and_then(|()| link.publish(limits.window, queue, aborting, backlog, settled));
+            .and_then(|()| link.publish(limits.window, queue, aborting, detours, backlog, settled));
         if let Err(cause) = progressed {
             self.lose_link(Some(cause));
         }
@@ -300,7 +304,8 @@ impl<T> Publisher<T> {
         };
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
-        let mut places = Places::default().foresee(self.delays.clone());
+        let delays = self.delays.iter().map(|delay| self.detours.around(*delay));
+        let mut places = Places::default().foresee(delays.collect());
         for target in [Target::Work, Target::Dead] {
             self.made_at.iter().for_each(|at| places.made(target, *at));
         }
@@ -360,6 +365,9 @@ impl<T> Publisher<T> {
         let again = outstanding.len();
         for pending in outstanding.into_iter().rev() {
             self.backlog.push_front(Pending { returned: None, ..pending });
+        }
+        for pending in &mut self.backlog {
+            pending.target = self.detours.around_target(pending.target);
         }
         let (address, cause) = link.bury(known);
         if let Some(limit) = cause.size_limit() {
@@ -505,6 +513,7 @@ impl<T> Link<T> {
         window: usize,
         queue: &Queue,
         aborting: &Signal,
+        detours: &mut Detours,
         backlog: &mut VecDeque<Pending<T>>,
         settled: &mut Vec<Settled<T>>,
     ) -> Result<(), Cause> {
@@ -522,6 +531,12 @@ impl<T> Link<T> {
                 Err(Unready::Refused(reason)) => settled.push(pending.settled(unconfirmed(reason))),
                 Err(Unready::Nowhere(reason)) => {
                     settled.push(pending.settled(Outcome::Returned { reason }));
+                }
+                Err(Unready::Silent(delay, cause)) => {
+                    detours.close(delay);
+                    say_that_it_is_silent(queue, delay, detours.around(delay));
+                    held.push(pending);
+                    published = Err(cause);
                 }
                 Err(Unready::Lost(cause)) => {
                     held.push(pending);
@@ -735,6 +750,14 @@ impl<T> Pending<T> {
     fn settled(self, outcome: Outcome) -> Settled<T> {
         Settled { task: self.task, outcome, ticket: self.ticket }
     }
+}
+
+fn say_that_it_is_silent(queue: &Queue, delay: Duration, instead: Duration) {
+    let [silent, other] = [delay, instead].map(|it| queue.name_of(Target::Delay(it)));
+    warn!(
+        "'{silent}' gives no answer, as if no node led it; tasks wait in '{other}' instead. Delete \
+         it once nothing waits in it"
+    );
 }
 
 fn unconfirmed(reason: impl Into<String>) -> Outcome {

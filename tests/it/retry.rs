@@ -323,6 +323,53 @@ fn refuse_safe_delays(session: &mut Session) {
     }
 }
 
+/// As RabbitMQ 3.10.8 may be whose broker was killed just after it had made `q.retry.100`.
+#[test]
+fn a_delay_queue_that_gives_no_answer_is_gone_around() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        match number {
+            0 => two_tasks(session),
+            _ => keep_silent_about(session, "q.retry.100"),
+        }
+    });
+    let to = ["--url", &broker.url(), "--queue", "q", "--threads", "1", "--prefetch", "2"];
+    let policy = ["--retry-delay", "100ms", "--max-retry-delay", "100ms", "--max-attempts", "3"];
+    let running = Command::worker(&[&to[..], &policy, &["--", "false"]].concat()).start();
+
+    for step in ["published to q.retry.101", "acked"] {
+        broker.wait(step, SOON);
+        broker.wait(step, SOON);
+    }
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let log = output.stderr();
+    let told: Vec<&str> = log.lines().filter(|it| it.contains("gives no answer")).collect();
+    assert_eq!(told.len(), 1, "{log}");
+    assert!(told[0].contains("'q.retry.100'") && told[0].contains("'q.retry.101'"), "{log}");
+}
+
+/// Has every queue, of which one answers no get. What is published is acked.
+fn keep_silent_about(session: &mut Session, silent: &str) {
+    let mut published: BTreeMap<u16, u64> = BTreeMap::new();
+    while let Some(method) = session.next_method() {
+        match &method.call {
+            Call::Get { queue, .. } if queue == silent => {}
+            Call::Publish(publish) => {
+                let queue = String::from_utf8_lossy(&publish.routing_key);
+                session.report(format!("published to {queue}"));
+                let tag = published.entry(method.channel).or_default();
+                *tag += 1;
+                session.ack(method.channel, *tag);
+            }
+            Call::ConnectionCloseOk => return,
+            _ => drop(session.answer(&method)),
+        }
+    }
+}
+
 fn entry(name: &str, value: Field) -> (Vec<u8>, Field) {
     (name.into(), value)
 }

@@ -15,7 +15,7 @@ use fastrand::Rng;
 use rabbit_work::{Broker, Outcome, Producer, Queue, Task};
 
 use crate::child::{AtTheEnd, LedgerWorker};
-use crate::support::broker::{PrivateBroker, poll};
+use crate::support::broker::PrivateBroker;
 use crate::support::client::{Message, unique_queue};
 use crate::support::command::Running;
 use crate::support::ledger::{Ids, Ledger, Verdict};
@@ -136,19 +136,7 @@ impl Soak {
         };
         soak.producers = (0..PRODUCERS).map(|number| soak.start_producer(number)).collect();
         soak.workers = (0..WORKERS).map(|number| soak.start_worker(number)).collect();
-        soak.wait_for_a_second_attempt();
-        soak.begun = Instant::now();
         soak
-    }
-
-    /// A quorum queue that RabbitMQ 3.10 made within half a second before it is killed may be left
-    /// without a leader for ever; then no task gets into that delay queue until it is deleted.
-    fn wait_for_a_second_attempt(&self) {
-        let ledger = Ledger::open(&self.ledger());
-        poll("a task is done at its second attempt", PATIENCE, || {
-            let finished = ledger.records().finished;
-            finished.keys().any(|id| id.ends_with("once")).then_some(())
-        });
     }
 
     fn ledger(&self) -> PathBuf {
