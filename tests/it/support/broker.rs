@@ -7,10 +7,12 @@ use std::ops::Deref;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -30,6 +32,21 @@ pub(crate) struct PrivateBroker {
 pub(crate) struct SharedBroker {
     place: Place,
     _private: Option<PrivateBroker>,
+}
+
+/// A node that is on loan. Dropping this returns it.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    /// `None` only while it is being returned.
+    broker: Option<PrivateBroker>,
+    shelf: Sender<Returned>,
+}
+
+/// A node as a test has left it.
+#[derive(Debug)]
+enum Returned {
+    Whole(PrivateBroker),
+    Broken(PrivateBroker),
 }
 
 /// Where a broker is to be reached.
@@ -56,18 +73,18 @@ pub(crate) fn shared_broker() -> &'static SharedBroker {
     }
 }
 
-/// A node that tests may break, one at a time: a node takes long to start, so they share it. It
-/// is mended before it is lent again.
-pub(crate) fn breakable_broker() -> MutexGuard<'static, PrivateBroker> {
-    static BREAKABLE: OnceLock<Mutex<PrivateBroker>> = OnceLock::new();
-    let broker = BREAKABLE.get_or_init(|| Mutex::new(PrivateBroker::start()));
-    broker.lock().unwrap_or_else(|left_broken| {
-        let mended = left_broken.into_inner();
-        mended.resume();
-        mended.restart();
-        broker.clear_poison();
-        mended
-    })
+/// A node that a test may break. One takes long to start, so tests share a few of them, one test at
+/// a time; what a failed test has left is mended before it is lent again.
+pub(crate) fn breakable_broker() -> Lent {
+    static SHELF: OnceLock<(Sender<Returned>, Receiver<Returned>)> = OnceLock::new();
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    let (shelf, lent) = SHELF.get_or_init(unbounded);
+    let broker = match lent.try_recv() {
+        Ok(returned) => returned.mended(),
+        Err(_) if STARTED.fetch_add(1, Ordering::Relaxed) < BREAKABLE => PrivateBroker::start(),
+        Err(_) => lent.recv_timeout(LENT_WITHIN).expect("a test returns its broker").mended(),
+    };
+    Lent { broker: Some(broker), shelf: shelf.clone() }
 }
 
 /// Asks again and again until there is an answer, for what can tell of itself in no other way.
@@ -104,6 +121,36 @@ impl Deref for PrivateBroker {
 
     fn deref(&self) -> &Place {
         &self.place
+    }
+}
+
+impl Deref for Lent {
+    type Target = PrivateBroker;
+
+    fn deref(&self) -> &PrivateBroker {
+        self.broker.as_ref().expect("it is not returned yet")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(broker) = self.broker.take() else { return };
+        let returned =
+            if thread::panicking() { Returned::Broken(broker) } else { Returned::Whole(broker) };
+        let _ = self.shelf.send(returned);
+    }
+}
+
+impl Returned {
+    fn mended(self) -> PrivateBroker {
+        match self {
+            Returned::Whole(broker) => broker,
+            Returned::Broken(broker) => {
+                broker.resume();
+                broker.restart();
+                broker
+            }
+        }
     }
 }
 
@@ -316,6 +363,9 @@ const READY: &str = "messages_ready";
 const UNACKED: &str = "messages_unacknowledged";
 const CONSUMERS: &str = "consumers";
 /// A node takes 6 s to start on an idle machine.
+/// How many nodes are lent: each needs about as much as a core while it starts.
+const BREAKABLE: usize = 2;
+const LENT_WITHIN: Duration = Duration::from_secs(400);
 const START_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const POLL_PAUSE: Duration = Duration::from_millis(50);
