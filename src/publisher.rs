@@ -420,7 +420,7 @@ impl<T> Publisher<T> {
             Some(Link { blocked: Some(reason), .. }) => {
                 format!("{wait}: the broker blocks publishers: {reason}")
             }
-            Some(_) => wait,
+            Some(_) => format!("{wait}: the broker says nothing, as where no node leads the queue"),
         }
     }
 
