@@ -45,7 +45,7 @@ pub(crate) struct Slip {
 /// What became of an order: only what is confirmed may be acked.
 pub(crate) struct Reply {
     pub(crate) tag: u64,
-    /// Where it went.
+    /// Where it was to go.
     pub(crate) target: Target,
     pub(crate) outcome: Outcome,
 }

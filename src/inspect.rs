@@ -157,8 +157,11 @@ impl Inspector {
         if self.count_queue()?.ready > 0 || self.is_any_waiting()? {
             return Ok(false);
         }
-        self.learn_delays()?;
-        self.delays.extend(delays.iter().filter(|delay| !delay.is_zero()));
+        let further = delays.iter().copied().filter(|delay| !delay.is_zero());
+        match self.learn_delays()? {
+            List::Told => self.delays.extend(further),
+            List::Unusable => self.note_used(further),
+        }
         // The delay queues first: what leaves one while we look is in the queue then.
         let waits = self.is_any_waiting()? || self.is_any_kept()?;
         Ok(!waits && self.count_queue()?.ready == 0)
@@ -326,7 +329,9 @@ impl Inspector {
         let mut refusals = Vec::new();
         for plan in self.queue.plans(target) {
             match self.ask_about(&plan.name, |channel| channel.declare_as(&plan)) {
-                Err(refusal @ Error::QueueMismatch { .. }) => refusals.push(refusal),
+                Err(refusal @ (Error::QueueMismatch { .. } | Error::QueueRefused { .. })) => {
+                    refusals.push(refusal);
+                }
                 declared => return declared.map(drop),
             }
         }
@@ -425,11 +430,11 @@ impl Inspector {
                 self.delays.extend(RetryPolicy::default().delays());
                 Ok(())
             }
-            learned => learned,
+            learned => learned.map(drop),
         }
     }
 
-    fn learn_delays(&mut self) -> Result<(), Error> {
+    fn learn_delays(&mut self) -> Result<List, Error> {
         let list = self.queue.delays_plan().name;
         let queue = self.queue.clone();
         let deadline = Instant::now() + READING;
@@ -437,12 +442,12 @@ impl Inspector {
             match self.ask(|channel| listed_delays(channel, &queue))? {
                 Some(Listed::Delays(delays)) => {
                     self.note_used(delays);
-                    return Ok(());
+                    return Ok(List::Told);
                 }
                 Some(Listed::Foreign) => {
                     self.forget_channel();
                     self.note_used(RetryPolicy::default().delays());
-                    return Ok(());
+                    return Ok(List::Unusable);
                 }
                 Some(Listed::Busy) => {
                     // Taken by another connection: our channel is gone.
@@ -456,7 +461,8 @@ impl Inspector {
                 None => {}
             }
         }
-        Ok(())
+        // Whoever puts something into a delay queue makes the list first.
+        Ok(List::Told)
     }
 
     fn note_used(&mut self, delays: impl IntoIterator<Item = Duration>) {
@@ -517,6 +523,12 @@ impl Inspector {
         };
         Ok(self.link.insert(link))
     }
+}
+
+/// Whether the list of delays tells which delay queues were used.
+enum List {
+    Told,
+    Unusable,
 }
 
 /// What came of a publish.

@@ -2,12 +2,13 @@
 //! they are needed, keeps delay queues that are in use from expiring, and keeps the list of them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
-use crate::cause::{Cause, PRECONDITION_FAILED, RESOURCE_LOCKED};
+use crate::cause::{Cause, INTERNAL_ERROR, PRECONDITION_FAILED, RESOURCE_LOCKED};
 use crate::channel::{Channel, Settlement};
 use crate::connection::Connection;
 use crate::queue::{Declaration, Plan, Queue, Target};
@@ -78,11 +79,11 @@ const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 /// it had confirmed (measured on RabbitMQ 3.10.8, one node; the directory of its Raft library).
 const SETTLES_WITHIN: Duration = Duration::from_millis(1500);
 
-/// How long a delay queue that is there may take to give something or nothing. One that no node
-/// leads never does: so may one be on RabbitMQ 3.10.8 whose broker was killed just after it was
-/// made, also when that has started again.
-const GIVES_WITHIN: Duration = Duration::from_secs(8);
-const NO_LEADER: &str = "waiting for a delay queue to answer, which no node may lead";
+/// How many bytes a broker's heartbeats have while a call waits; a message has more, and a broker
+/// that is gone sends none. A delay queue that no node leads gives neither a message nor word that
+/// there is none: so may one be for good whose broker was killed just after it was made (measured
+/// on RabbitMQ 3.10.8).
+const HEARTBEATS: RangeInclusive<u64> = 1..=200;
 
 impl From<Cause> for Unready {
     fn from(cause: Cause) -> Unready {
@@ -329,21 +330,20 @@ impl Places {
         plan: &Plan,
         delay: Duration,
     ) -> Result<(), Unready> {
-        let leash = connection.leash().clone();
+        let (leash, pulse) = (connection.leash().clone(), connection.pulse().clone());
         let channel = self.side(connection)?;
-        let got = leash.within(GIVES_WITHIN, NO_LEADER, || channel.get(&plan.name));
-        let given_back = got.and_then(|got| match got {
+        let before = pulse.bytes();
+        let given_back = channel.get(&plan.name).and_then(|got| match got {
             Some((unsettled, _)) => channel.settle(unsettled, Settlement::GiveBack),
             None => Ok(()),
         });
         given_back.map_err(|cause| {
             self.side = None;
-            match leash.expired() {
-                Some(silence @ Cause::TimedOut { doing: NO_LEADER, .. }) => {
-                    Unready::Silent(delay, silence)
-                }
-                _ => cause.into(),
-            }
+            let came = pulse.bytes() - before;
+            let is_silent = leash.expired().is_some() && HEARTBEATS.contains(&came);
+            // What the broker says where the queue's process is not there.
+            let is_broken = matches!(cause, Cause::ConnectionClosed { code: INTERNAL_ERROR, .. });
+            if is_silent || is_broken { Unready::Silent(delay, cause) } else { cause.into() }
         })
     }
 

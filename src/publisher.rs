@@ -104,6 +104,8 @@ type Address = (String, Option<String>);
 /// A task on its way, and the moment until when it is tried.
 struct Pending<T> {
     task: Task,
+    asked: Target,
+    /// The same, or the way around it.
     target: Target,
     deadline: Instant,
     /// Why it was returned, if it was.
@@ -169,8 +171,9 @@ impl<T> Publisher<T> {
 
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
         let deadline = deadline_after(self.limits.timeout);
-        let target = self.detours.around_target(target);
-        self.backlog.push_back(Pending { task, target, deadline, returned: None, ticket });
+        let asked = target;
+        let target = self.detours.around_target(asked);
+        self.backlog.push_back(Pending { task, asked, target, deadline, returned: None, ticket });
     }
 
     /// Settles a task that was never on its way.
@@ -367,7 +370,7 @@ impl<T> Publisher<T> {
             self.backlog.push_front(Pending { returned: None, ..pending });
         }
         for pending in &mut self.backlog {
-            pending.target = self.detours.around_target(pending.target);
+            pending.target = self.detours.around_target(pending.asked);
         }
         let (address, cause) = link.bury(known);
         if let Some(limit) = cause.size_limit() {
@@ -534,7 +537,11 @@ impl<T> Link<T> {
                 }
                 Err(Unready::Silent(delay, cause)) => {
                     detours.close(delay);
-                    say_that_it_is_silent(queue, delay, detours.around(delay));
+                    let silent = queue.name_of(Target::Delay(delay));
+                    warn!(
+                        "'{silent}' gives no answer, as if no node led it: tasks wait in the queue \
+                         of some milliseconds more instead"
+                    );
                     held.push(pending);
                     published = Err(cause);
                 }
@@ -750,14 +757,6 @@ impl<T> Pending<T> {
     fn settled(self, outcome: Outcome) -> Settled<T> {
         Settled { task: self.task, outcome, ticket: self.ticket }
     }
-}
-
-fn say_that_it_is_silent(queue: &Queue, delay: Duration, instead: Duration) {
-    let [silent, other] = [delay, instead].map(|it| queue.name_of(Target::Delay(it)));
-    warn!(
-        "'{silent}' gives no answer, as if no node led it; tasks wait in '{other}' instead. Delete \
-         it once nothing waits in it"
-    );
 }
 
 fn unconfirmed(reason: impl Into<String>) -> Outcome {

@@ -104,7 +104,6 @@ fn dead_replay_resets_the_attempts_and_a_second_death_keeps_the_history() {
     assert_eq!(client.get_all(&queue)[0].message_id.as_deref(), Some("1"));
 }
 
-/// A replayed task must not expire before anybody has a worker for it.
 #[test]
 fn a_replay_that_is_refused_keeps_the_letter_and_says_so() {
     let queue = unique_queue("full");
@@ -125,6 +124,7 @@ fn a_replay_that_is_refused_keeps_the_letter_and_says_so() {
     assert_eq!((client.count(&queue), client.count(&dead)), (1, 1));
 }
 
+/// A replayed task must not expire before anybody has a worker for it.
 #[test]
 fn a_replayed_task_no_longer_expires() {
     let queue = unique_queue("unexpiring");

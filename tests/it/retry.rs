@@ -323,51 +323,71 @@ fn refuse_safe_delays(session: &mut Session) {
     }
 }
 
-/// As RabbitMQ 3.10.8 may be whose broker was killed just after it had made `q.retry.100`.
+/// As a RabbitMQ 3.10.8 may be that was killed just after it had made `q.retry.100`, and as one that
+/// could not start the queue again.
 #[test]
 fn a_delay_queue_that_gives_no_answer_is_gone_around() {
-    let broker = ScriptedBroker::start(|session, number| {
-        session.handshake();
-        match number {
-            0 => two_tasks(session),
-            _ => keep_silent_about(session, "q.retry.100"),
+    let fail = |session: &mut Session| session.close_connection(541, "INTERNAL_ERROR");
+    for instead in [Session::heartbeat, fail] {
+        let broker = ScriptedBroker::start(move |session, number| {
+            session.handshake();
+            match number {
+                0 => two_tasks(session),
+                _ => serve_but_for(session, "q.retry.100", instead),
+            }
+        });
+        let to = ["--url", &broker.url(), "--queue", "q", "--threads", "1", "--prefetch", "2"];
+        let delays = ["--retry-delay", "100ms", "--max-retry-delay", "100ms"];
+        let fails = ["--max-attempts", "3", "--", "false"];
+        let running = Command::worker(&[&to[..], &delays, &fails].concat()).start();
+
+        for step in ["published to q.retry.101", "acked"] {
+            broker.wait(step, LONG);
+            broker.wait(step, LONG);
         }
-    });
-    let to = ["--url", &broker.url(), "--queue", "q", "--threads", "1", "--prefetch", "2"];
-    let policy = ["--retry-delay", "100ms", "--max-retry-delay", "100ms", "--max-attempts", "3"];
-    let running = Command::worker(&[&to[..], &policy, &["--", "false"]].concat()).start();
+        running.signal("INT");
+        let output = running.wait(SOON);
 
-    for step in ["published to q.retry.101", "acked"] {
-        broker.wait(step, SOON);
-        broker.wait(step, SOON);
+        output.assert_code(0);
+        let log = output.stderr();
+        let told: Vec<&str> = log.lines().filter(|it| it.contains("gives no answer")).collect();
+        assert_eq!(told.len(), 1, "{log}");
+        assert!(told[0].contains("'q.retry.100'"), "{log}");
     }
-    running.signal("INT");
-    let output = running.wait(SOON);
-
-    output.assert_code(0);
-    let log = output.stderr();
-    let told: Vec<&str> = log.lines().filter(|it| it.contains("gives no answer")).collect();
-    assert_eq!(told.len(), 1, "{log}");
-    assert!(told[0].contains("'q.retry.100'") && told[0].contains("'q.retry.101'"), "{log}");
 }
 
-/// Has every queue, of which one answers no get. What is published is acked.
-fn keep_silent_about(session: &mut Session, silent: &str) {
-    let mut published: BTreeMap<u16, u64> = BTreeMap::new();
+/// A connection to a broker that has every queue, and does this instead of giving of one. What is
+/// published is acked.
+fn serve_but_for(session: &mut Session, name: &str, instead: impl Fn(&mut Session)) {
     while let Some(method) = session.next_method() {
         match &method.call {
-            Call::Get { queue, .. } if queue == silent => {}
+            Call::Get { queue, .. } if queue == name => {
+                instead(session);
+                continue;
+            }
             Call::Publish(publish) => {
                 let queue = String::from_utf8_lossy(&publish.routing_key);
                 session.report(format!("published to {queue}"));
-                let tag = published.entry(method.channel).or_default();
-                *tag += 1;
-                session.ack(method.channel, *tag);
             }
-            Call::ConnectionCloseOk => return,
-            _ => drop(session.answer(&method)),
+            _ => {}
         }
+        session.serve_method(method);
     }
+}
+
+#[test]
+fn a_drain_asks_no_delay_queue_for_more_than_its_count_that_nothing_was_put_into() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        match number {
+            0 => drop(session.answer_rpcs()),
+            _ => serve_but_for(session, "q.retry.5000", |_| {}),
+        }
+    });
+
+    let drained = Command::worker(&["--url", &broker.url(), "--queue", "q", "--drain"]).run(SOON);
+
+    drained.assert_code(0);
 }
 
 fn entry(name: &str, value: Field) -> (Vec<u8>, Field) {

@@ -362,10 +362,10 @@ const MESSAGES: &str = "messages";
 const READY: &str = "messages_ready";
 const UNACKED: &str = "messages_unacknowledged";
 const CONSUMERS: &str = "consumers";
-/// A node takes 6 s to start on an idle machine.
 /// How many nodes are lent: each needs about as much as a core while it starts.
 const BREAKABLE: usize = 2;
 const LENT_WITHIN: Duration = Duration::from_secs(400);
+/// A node takes 6 s to start on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const POLL_PAUSE: Duration = Duration::from_millis(50);
