@@ -276,7 +276,11 @@ impl PrivateBroker {
             if let Some(counts) = row.as_ref().and_then(read_counts).filter(&wanted) {
                 return counts;
             }
-            assert!(Instant::now() < deadline, "after {within:?}, queue {queue} is at {row:?}");
+            assert!(
+                Instant::now() < deadline,
+                "after {within:?}, queue {queue} is at {row:?}, and the broker's log ends with\n{}",
+                self.end_of_log()
+            );
             thread::sleep(POLL_PAUSE);
         }
     }
@@ -332,6 +336,14 @@ impl PrivateBroker {
             .unwrap_or_else(|error| panic!("list_queues printed no JSON list ({error}): {text}"))
     }
 
+    fn end_of_log(&self) -> String {
+        let log = fs::read_dir(self.dir.join("node/log")).expect("a folder of logs");
+        let text = log.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+        let text: String = text.collect();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
     fn signal(&self, signal: Signal) {
         let text = self.script(&["pid"]).success();
         let pid = text.trim().parse().ok().and_then(Pid::from_raw);
@@ -358,6 +370,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
 const HOW_TO_GET_ONE: &str = "Install rabbitmq-server 3.10 or later, or run Docker, so that \
     scripts/broker.sh can start one; or name a broker for tests in RABBIT_WORK_TEST_URL, as \
     scripts/test.sh does.";
+const LOG_LINES: usize = 100;
 const MESSAGES: &str = "messages";
 const READY: &str = "messages_ready";
 const UNACKED: &str = "messages_unacknowledged";
