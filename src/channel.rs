@@ -165,6 +165,13 @@ impl Channel {
         Ok(got.map(|got| take_apart(got.delivery)))
     }
 
+    /// Takes a message and gives it back to its place; says whether there was one.
+    pub(crate) fn look(&self, name: &str) -> Result<bool, Cause> {
+        let Some((unsettled, _)) = self.get(name)? else { return Ok(false) };
+        self.settle(unsettled, Settlement::GiveBack)?;
+        Ok(true)
+    }
+
     /// Removes what is ready in a queue; says how much that was.
     pub(crate) fn purge(&self, name: &str) -> Result<u64, Cause> {
         self.call("purging a queue", |inner| inner.queue_purge(name)).map(u64::from)

@@ -24,8 +24,8 @@ impl Detours {
 
     /// The delay to take instead of this one: the same, where its queue answers.
     pub(crate) fn around(&self, delay: Duration) -> Duration {
-        let longer = (0..=LONGEST).map(|steps| delay + steps * STEP);
-        longer.into_iter().find(|it| !self.closed.contains(it)).unwrap_or(delay)
+        let mut longer = (0..=LONGEST).map(|steps| delay + steps * STEP);
+        longer.find(|it| !self.closed.contains(it)).unwrap_or(delay)
     }
 
     pub(crate) fn around_target(&self, target: Target) -> Target {

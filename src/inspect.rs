@@ -9,7 +9,7 @@ use log::{debug, warn};
 
 use crate::broker::Broker;
 use crate::cause::{Cause, PRECONDITION_FAILED};
-use crate::channel::{Channel, Count, Settlement};
+use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::{Error, read_mismatch};
 use crate::places::{Listed, listed_delays};
@@ -384,12 +384,7 @@ impl Inspector {
     fn is_any_kept(&mut self) -> Result<bool, Error> {
         for delay in self.used.clone() {
             let name = self.queue.name_of(Target::Delay(delay));
-            let got = self.ask(|channel| {
-                let Some((unsettled, _)) = channel.get(&name)? else { return Ok(false) };
-                channel.settle(unsettled, Settlement::GiveBack)?;
-                Ok(true)
-            });
-            match got {
+            match self.ask(|channel| channel.look(&name)) {
                 Ok(Some(true)) => return Ok(true),
                 // Who may not take from it is left with its count.
                 Ok(_) | Err(Error::QueueRefused { .. }) => {}

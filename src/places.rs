@@ -333,11 +333,7 @@ impl Places {
         let (leash, pulse) = (connection.leash().clone(), connection.pulse().clone());
         let channel = self.side(connection)?;
         let before = pulse.bytes();
-        let given_back = channel.get(&plan.name).and_then(|got| match got {
-            Some((unsettled, _)) => channel.settle(unsettled, Settlement::GiveBack),
-            None => Ok(()),
-        });
-        given_back.map_err(|cause| {
+        channel.look(&plan.name).map(drop).map_err(|cause| {
             self.side = None;
             let came = pulse.bytes() - before;
             let is_silent = leash.expired().is_some() && HEARTBEATS.contains(&came);
