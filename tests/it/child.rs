@@ -45,7 +45,15 @@ const LEDGER_SCRIPT: &str = r#"echo "S $TASK_ID" >>"$0"
     esac
     echo "F $TASK_ID" >>"$0""#;
 
-impl LedgerWorker<'_> {
+impl<'a> LedgerWorker<'a> {
+    /// One whose process dies of its first task. It has no more than that in hand: of several
+    /// consumers, each that is still there when another dies is one more delivery.
+    pub(crate) fn killer(url: &'a str, queue: &'a str, ledger: &'a Path) -> LedgerWorker<'a> {
+        let at_the_end = AtTheEnd::KillItsProcess;
+        let task = Duration::ZERO;
+        LedgerWorker { url, queue, ledger, threads: 1, prefetch: 1, task, at_the_end }
+    }
+
     /// The `worker`, with a command that keeps the ledger.
     pub(crate) fn with_command_per_task(&self) -> Command {
         let (threads, prefetch) = (self.threads.to_string(), self.prefetch.to_string());

@@ -11,7 +11,7 @@ use rabbit_work::{
     RetryPolicy, Task, Worker, shutdown,
 };
 
-use crate::child::{self, AtTheEnd, LedgerWorker};
+use crate::child::{self, LedgerWorker};
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::ledger::Ledger;
@@ -369,17 +369,9 @@ fn rows_2_and_49_a_task_that_kills_its_worker_is_redelivered_as_such_and_done_tw
     ledger.attempted("1");
     client.publish_id(&queue, "1");
     ledger.confirmed("1");
-    let suicide = LedgerWorker {
-        url: shared_broker().url(),
-        queue: &queue,
-        ledger: ledger.path(),
-        threads: 1,
-        prefetch: 1,
-        task: Duration::ZERO,
-        at_the_end: AtTheEnd::KillItsProcess,
-    };
+    let killer = LedgerWorker::killer(shared_broker().url(), &queue, ledger.path());
 
-    let output = suicide.command().run(SOON);
+    let output = killer.command().run(SOON);
     let redelivered = Arc::new(AtomicBool::new(false));
     let handler = {
         let (ledger, redelivered) = (Arc::clone(&ledger), Arc::clone(&redelivered));
@@ -411,18 +403,10 @@ fn a_quorum_queue_counts_the_deliveries_and_gives_up_on_a_killer() {
     shared_broker().client().publish_id(&queue, "1");
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("ledger");
-    let suicide = LedgerWorker {
-        url: shared_broker().url(),
-        queue: &queue,
-        ledger: &path,
-        threads: 1,
-        prefetch: 1,
-        task: Duration::ZERO,
-        at_the_end: AtTheEnd::KillItsProcess,
-    };
+    let killer = LedgerWorker::killer(shared_broker().url(), &queue, &path);
 
     // It declares the queue as a classic one, so it must not declare it at all.
-    let deaths = (0..3).map(|_| suicide.command().env("IT_NO_DECLARE", "1").run(SOON).signal);
+    let deaths = (0..3).map(|_| killer.command().env("IT_NO_DECLARE", "1").run(SOON).signal);
 
     assert_eq!(deaths.collect::<Vec<_>>(), [Some(9); 3]);
     poll("the broker drops the task", SOON, || (client.count(&queue) == 0).then_some(()));

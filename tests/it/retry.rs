@@ -11,7 +11,7 @@ use rabbit_work::{
     Worker,
 };
 
-use crate::child::{AtTheEnd, LedgerWorker};
+use crate::child::LedgerWorker;
 use crate::support::broker::{PrivateBroker, poll, shared_broker};
 use crate::support::client::{persistent, unique_queue};
 use crate::support::command::Command;
@@ -663,18 +663,9 @@ fn a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so() {
     Producer::new(&broker(), &quorum).publish(Task::new("").with_id("2")).expect("confirmed");
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("ledger");
-    let suicide = LedgerWorker {
-        url: shared_broker().url(),
-        queue: &queue,
-        ledger: &path,
-        // Of several consumers, each that is still there when another dies is one more delivery.
-        threads: 1,
-        prefetch: 1,
-        task: Duration::ZERO,
-        at_the_end: AtTheEnd::KillItsProcess,
-    };
+    let killer = LedgerWorker::killer(shared_broker().url(), &queue, &path);
     for _ in 0..3 {
-        let output = suicide.command().env("IT_NO_DECLARE", "1").run(SOON);
+        let output = killer.command().env("IT_NO_DECLARE", "1").run(SOON);
         assert_eq!(output.signal, Some(9));
     }
     let client = shared_broker().client();
