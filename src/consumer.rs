@@ -20,7 +20,7 @@ use crate::health::Health;
 use crate::producer::Outcome;
 use crate::pulse::Pulse;
 use crate::queue::Target;
-use crate::record::{Scene, after_failure, attempt_of};
+use crate::record::{Scene, attempt_of, to_letter, to_retry};
 use crate::retry::{Fate, RetryPolicy};
 use crate::runner::{Assignment, Cancellation, Job, JobResult, Ran, Runner, event, orphaned};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
@@ -443,7 +443,8 @@ impl<'p> Hands<'p> {
     fn hand_over(&self, job: Job, target: Target, failure: &Failure) {
         let Job { tag, delivery } = job;
         let scene = Scene { queue: self.post.queue, host: self.post.host, now: SystemTime::now() };
-        let task = after_failure(delivery.task, delivery.attempt, failure.reason(), scene);
+        let failed = if target == Target::Dead { to_letter } else { to_retry };
+        let task = failed(delivery.task, delivery.attempt, failure.reason(), scene);
         let receipt = Slip { tag, target, replies: self.replies.clone() };
         if let Err(unsent) = self.post.orders.send(Order { task, receipt }) {
             let Slip { tag, target, replies } = unsent.into_inner().receipt;
