@@ -18,9 +18,9 @@ pub struct Record {
     pub last_failure: Option<SystemTime>,
     /// Why it failed last; at most 4,500 bytes.
     pub reason: String,
-    /// The host of the worker where it failed last.
+    /// The host of the worker where it failed last; empty in a letter that the broker made.
     pub host: String,
-    /// The version of that worker.
+    /// The version of that worker; likewise.
     pub version: String,
 }
 
