@@ -34,6 +34,7 @@ main() {
     step "Python's client" tests/pika.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
     step "man pages and completions" tests/manual.sh
+    step "benchmarks" scripts/bench.sh --quick
 }
 
 usage() {

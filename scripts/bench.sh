@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Measures rabbit-work side by side with what it is compared to, in one run on one machine, and
+# prints ratios. The seconds beside them mean nothing on another machine.
+set -eu -o pipefail
+export LC_ALL=C
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+tasks=2000 large_tasks=200 failing_tasks=100000
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/bench.sh [--quick]
+
+Against a private RabbitMQ, which it starts and removes:
+  * `worker --threads N -- true` and `xargs -P N -n 1 true`, for tasks of 100 bytes;
+  * `worker --threads N -- sh -c 'cat >/dev/null'` for tasks of 1 MiB, and the same command under
+    xargs with a file of 1 MiB as its input;
+  * 100,000 tasks without failures, and with every third failing twice and every hundredth always.
+
+  --quick    a tenth of the tasks: whether it works, not how fast
+
+A ratio above 1 says that the worker was faster. Nothing else should run meanwhile.
+Exit: 0 measured, 1 a task was not done, 2 usage, 69 no broker to be had.
+TEXT
+}
+
+main() {
+    case "$*" in
+        '') ;;
+        --quick) tasks=200 large_tasks=20 failing_tasks=10000 ;;
+        -h | --help) usage; exit 0 ;;
+        *) echo "bench: cannot do '$*'" >&2; usage >&2; exit 2 ;;
+    esac
+    cd "$here"
+    cargo build --locked --release --bins --example failing
+    bin=$here/target/release
+    scratch=$(mktemp -d)
+    trap 'scripts/broker.sh --dir "$scratch/broker" stop >&2 || true; rm -rf "$scratch"' EXIT
+    scripts/broker.sh --dir "$scratch/broker" start >&2
+    AMQP_URL=$(scripts/broker.sh --dir "$scratch/broker" url)
+    export AMQP_URL RUST_LOG=error
+    echo "$(uname -sm), $(getconf _NPROCESSORS_ONLN) processors, RabbitMQ $(scripts/broker.sh --dir "$scratch/broker" ctl version | tail -n 1)"
+    local threads
+    for threads in 1 2 4; do small "$threads"; done
+    for threads in 1 2 4; do large "$threads"; done
+    "$bin/examples/failing" "$failing_tasks"
+}
+
+small() {
+    head -c 100 /dev/zero | tr '\0' x >"$scratch/task"
+    echo >>"$scratch/task"
+    for ((i = 0; i < tasks; i++)); do cat "$scratch/task"; done >"$scratch/tasks"
+    "$bin/producer" --queue small --lines "$scratch/tasks" --json >/dev/null
+    local xargs worker
+    xargs=$(seconds xargs -P "$1" -n 1 true <"$scratch/tasks")
+    worker=$(seconds "$bin/worker" --queue small --threads "$1" --max-tasks "$tasks" -- true)
+    told "100 bytes, $1 threads" "$xargs" "$worker"
+}
+
+large() {
+    head -c 1048576 /dev/urandom >"$scratch/large"
+    "$bin/producer" --queue large --body-file "$scratch/large" --repeat "$large_tasks" --json >/dev/null
+    local xargs worker
+    xargs=$(seq "$large_tasks" | seconds xargs -P "$1" -n 1 sh -c "cat <'$scratch/large' >/dev/null")
+    worker=$(seconds "$bin/worker" --queue large --threads "$1" --max-tasks "$large_tasks" -- sh -c 'cat >/dev/null')
+    told "1 MiB, $1 threads" "$xargs" "$worker"
+}
+
+# The wall time of a command; what that says goes to standard error.
+seconds() {
+    local TIMEFORMAT=%R
+    { time "$@" >&3 2>&3; } 3>&2 2>&1
+}
+
+told() {
+    awk -v what="$1" -v xargs="$2" -v worker="$3" 'BEGIN {
+        printf "%s: xargs %s s, worker %s s: ratio %.2f\n", what, xargs, worker, xargs / worker
+    }'
+}
+
+main "$@"
