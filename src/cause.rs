@@ -70,10 +70,11 @@ impl Cause {
         let Cause::ChannelClosed { code, text } = self else { return !self.is_feature_denied() };
         match *code {
             PRECONDITION_FAILED => {
-                self.is_delivery_timeout() || text.contains("unknown delivery tag")
+                self.is_delivery_timeout()
+                    || text.starts_with("PRECONDITION_FAILED - unknown delivery tag")
             }
             // In a cluster: the queue is there, and the node that has it is not.
-            NOT_FOUND => text.contains("home node"),
+            NOT_FOUND => text.starts_with("NOT_FOUND - home node "),
             _ => false,
         }
     }

@@ -302,8 +302,12 @@ mod tests {
     #[test]
     fn a_refusal_is_one_whatever_the_name_of_the_queue() {
         let closed = |code, text: &str| Cause::ChannelClosed { code, text: text.into() };
-        let missing = closed(404, "NOT_FOUND - no queue 'food-delivery' in vhost '/'");
-        assert!(!Error::from_queue_use("food-delivery", "h", missing).is_transient());
+        for name in ["food-delivery", "home node ", "unknown delivery tag"] {
+            let missing = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
+            assert!(!Error::from_queue_use(name, "h", closed(404, &missing)).is_transient());
+            let other = format!("PRECONDITION_FAILED - inequivalent arg 'x' for queue '{name}'");
+            assert!(!Error::from_queue_use(name, "h", closed(406, &other)).is_transient());
+        }
         let down = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
                     inaccessible";
         assert!(Error::from_queue_use("q", "h", closed(404, down)).is_transient());
