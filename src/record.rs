@@ -55,7 +55,7 @@ const OF_A_LETTER: [&str; 4] = [QUEUE, LAST, HOST, VERSION];
 /// It speaks of a message that we have acked, and does not go on with the task: RabbitMQ would
 /// take the next dead letter for the same one again, and drop what comes round in a circle.
 const DEATHS: &str = "x-death";
-const OF_THE_BROKER: [&str; 8] = [
+const OF_THE_BROKER: [&str; 9] = [
     DEATHS,
     "x-first-death-exchange",
     "x-first-death-queue",
@@ -64,6 +64,7 @@ const OF_THE_BROKER: [&str; 8] = [
     "x-last-death-queue",
     "x-last-death-reason",
     "x-delivery-count",
+    "x-acquired-count",
 ];
 
 /// Room for the last 4 KiB of what a program said, and for what became of it.
