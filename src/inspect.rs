@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
-use log::{debug, warn};
+use log::debug;
 
 use crate::broker::Broker;
 use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
+use crate::delays::{Listed, read_list, say_once_that_it_is_unusable, unlock};
 use crate::error::{Error, read_mismatch};
-use crate::places::{Listed, listed_delays};
 use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
 use crate::shutdown::Signal;
@@ -29,6 +30,8 @@ pub struct Inspector {
     delays: BTreeSet<Duration>,
     /// Those of them whose queues something was put into, as far as the list of them tells.
     used: BTreeSet<Duration>,
+    /// Those whose queues were looked for in vain since the list was read.
+    absent: BTreeSet<Duration>,
 }
 
 /// What is in a queue and beside it. AMQP does not tell what is unacked.
@@ -120,6 +123,7 @@ impl Inspector {
             link: None,
             delays: BTreeSet::new(),
             used: BTreeSet::new(),
+            absent: BTreeSet::new(),
         }
     }
 
@@ -139,7 +143,7 @@ impl Inspector {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
         let count = self.count_queue()?;
-        self.learn_or_assume_delays()?;
+        self.learn_delays()?;
         let mut delayed = Vec::new();
         for delay in self.delays.clone() {
             if let Some(count) = self.count(Target::Delay(delay))? {
@@ -316,7 +320,9 @@ impl Inspector {
         for delay in policy.delays() {
             self.check_delay(delay)?;
         }
-        self.check_declare(&self.queue.delays_plan().name, Vec::new())?;
+        let list = self.queue.delays_plan().name;
+        self.check_declare(&list, Vec::new())?;
+        self.ask_about(&list, |channel| channel.look(&list))?;
         Ok("may be declared".into())
     }
 
@@ -382,7 +388,7 @@ impl Inspector {
     /// node leads is counted as empty, and taking from it fails; where nothing was put into it, that
     /// tells nothing.
     fn is_any_kept(&mut self) -> Result<bool, Error> {
-        for delay in self.used.clone() {
+        for delay in &self.used - &self.absent {
             let name = self.queue.name_of(Target::Delay(delay));
             match self.ask(|channel| channel.look(&name)) {
                 Ok(Some(true)) => return Ok(true),
@@ -396,8 +402,10 @@ impl Inspector {
 
     fn is_any_waiting(&mut self) -> Result<bool, Error> {
         for delay in self.delays.clone() {
-            if self.count(Target::Delay(delay))?.is_some_and(|count| count.ready > 0) {
-                return Ok(true);
+            match self.count(Target::Delay(delay))? {
+                Some(Count { ready: 0, .. }) => {}
+                Some(_) => return Ok(true),
+                None => drop(self.absent.insert(delay)),
             }
         }
         Ok(false)
@@ -415,31 +423,17 @@ impl Inspector {
         self.ask(|channel| channel.count(&name))
     }
 
-    /// A login that may only look cannot take the list of delays, which is one of messages.
-    fn learn_or_assume_delays(&mut self) -> Result<(), Error> {
-        match self.learn_delays() {
-            Err(Error::QueueRefused { text, .. }) if text.contains("ACCESS_REFUSED") => {
-                warn!(
-                    "the list of delays cannot be read, only the usual delays are looked at: {text}"
-                );
-                self.delays.extend(RetryPolicy::default().delays());
-                Ok(())
-            }
-            learned => learned.map(drop),
-        }
-    }
-
+    /// A login that may only look cannot read the list of delays, which is one of messages.
     fn learn_delays(&mut self) -> Result<List, Error> {
         let list = self.queue.delays_plan().name;
-        let queue = self.queue.clone();
         let deadline = Instant::now() + READING;
         while self.ask(|channel| channel.count(&list))?.is_some() {
-            match self.ask(|channel| listed_delays(channel, &queue))? {
+            match self.read_list()? {
                 Some(Listed::Delays(delays)) => {
                     self.note_used(delays);
                     return Ok(List::Told);
                 }
-                Some(Listed::Foreign) => {
+                Some(Listed::Unusable) => {
                     self.forget_channel();
                     self.note_used(RetryPolicy::default().delays());
                     return Ok(List::Unusable);
@@ -458,6 +452,27 @@ impl Inspector {
         }
         // Whoever puts something into a delay queue makes the list first.
         Ok(List::Told)
+    }
+
+    fn read_list(&mut self) -> Result<Option<Listed>, Error> {
+        let (queue, absent) = (self.queue.clone(), mem::take(&mut self.absent));
+        match self.ask(|channel| read_list(channel, &queue, &absent)) {
+            Err(Error::QueueRefused { text, .. }) => {
+                say_once_that_it_is_unusable(&queue, &text);
+                match self.ask(|channel| unlock(channel, &queue)) {
+                    Ok(_) | Err(Error::QueueRefused { .. }) => Ok(Some(Listed::Unusable)),
+                    Err(error) => Err(error),
+                }
+            }
+            Ok(Some(Listed::Delays(delays))) => {
+                for struck_out in absent.difference(&delays) {
+                    self.used.remove(struck_out);
+                    self.delays.remove(struck_out);
+                }
+                Ok(Some(Listed::Delays(delays)))
+            }
+            read => read,
+        }
     }
 
     fn note_used(&mut self, delays: impl IntoIterator<Item = Duration>) {

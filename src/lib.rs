@@ -119,6 +119,7 @@ mod confirms;
 mod connection;
 mod consumer;
 mod deadline;
+mod delays;
 mod detour;
 mod drain;
 mod error;

@@ -3,16 +3,16 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, Once, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::cause::{Cause, INTERNAL_ERROR, PRECONDITION_FAILED, RESOURCE_LOCKED};
-use crate::channel::{Channel, Settlement};
+use crate::cause::{Cause, INTERNAL_ERROR};
+use crate::channel::Channel;
 use crate::connection::Connection;
+use crate::delays::{Entry, Listed, entry_for, read_list, say_once_that_it_is_unusable, unlock};
 use crate::queue::{Declaration, Plan, Queue, Target};
-use crate::task::Task;
 
 /// What one connection knows of the queues beside its queue.
 #[derive(Default)]
@@ -49,26 +49,6 @@ pub(crate) enum Unready {
     /// The connection is lost.
     Lost(Cause),
 }
-
-/// What a look at the list of a queue's delays brought.
-pub(crate) enum Listed {
-    Delays(BTreeSet<Duration>),
-    /// Somebody else reads it just now: readers take the entries out and give them back, so there
-    /// is one at a time. The channel is gone.
-    Busy,
-    /// A queue of that name is there, and it is somebody else's. The channel is gone.
-    Foreign,
-}
-
-/// An entry for the list of a queue's delays.
-pub(crate) struct Entry {
-    pub(crate) list: String,
-    pub(crate) task: Task,
-}
-
-/// The content type of the entries in a list of delays. What has another one, or none, is not
-/// ours to ack, whatever is in it.
-const LIST_ENTRY: &str = "application/vnd.rabbit-work.delay";
 
 /// How often a place in use is declared and renewed again: far below the week by which a delay
 /// queue outlives its delay.
@@ -201,6 +181,9 @@ impl Places {
         }
         self.in_use.remove(&target);
         let is_new = !self.is_there(connection, &queue.name_of(target))?;
+        if is_new {
+            self.strike_out(connection, queue, target)?;
+        }
         let is_replicated = self.declare(connection, queue, target)?.is_replicated();
         let has_settled =
             !is_replicated || !is_new && self.is_trusted(connection, queue, target)?;
@@ -249,34 +232,44 @@ impl Places {
         target: Target,
     ) -> Result<bool, Unready> {
         let Target::Delay(delay) = target else { return Ok(true) };
-        match self.listed(connection, queue) {
-            Ok(delays) => Ok(delays.contains(&delay)),
-            // Who may not read the list, or not just now, is careful.
-            Err(Unready::Lost(cause)) => Err(Unready::Lost(cause)),
-            Err(_) => Ok(false),
-        }
+        let delays = self.listed(connection, queue, &BTreeSet::new())?;
+        Ok(delays.contains(&delay))
     }
 
+    /// Strikes a queue that is not there out of the list, before it is made: who finds it there
+    /// and listed takes it for one that has settled.
+    fn strike_out(
+        &mut self,
+        connection: &mut Connection,
+        queue: &Queue,
+        target: Target,
+    ) -> Result<(), Unready> {
+        let Target::Delay(delay) = target else { return Ok(()) };
+        self.listed(connection, queue, &BTreeSet::from([delay])).map(drop)
+    }
+
+    /// The delays that are listed; none where the list cannot be read, or not just now.
     fn listed(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
+        absent: &BTreeSet<Duration>,
     ) -> Result<BTreeSet<Duration>, Unready> {
         if !self.is_there(connection, &queue.delays_plan().name)? {
             return Ok(BTreeSet::new());
         }
-        let listed = listed_delays(self.side(connection)?, queue);
+        let listed = read_list(self.side(connection)?, queue, absent);
         if let Ok(Listed::Delays(delays)) = listed {
             return Ok(delays);
         }
         self.side = None;
-        if listed.as_ref().is_err_and(Cause::spares_the_connection) {
-            // The lock is the connection's, and stays when the channel goes.
-            if self.side(connection)?.delete(&lock_of(queue)).is_err() {
-                self.side = None;
-            }
+        let Err(cause) = listed else { return Ok(BTreeSet::new()) };
+        if !cause.spares_the_connection() {
+            return Err(cause.into());
         }
-        listed?;
+        if unlock(self.side(connection)?, queue).is_err() {
+            self.side = None;
+        }
         Ok(BTreeSet::new())
     }
 
@@ -354,13 +347,11 @@ impl Places {
         let plan = queue.delays_plan();
         match self.declare_as(connection, &plan) {
             Err(Unready::Refused(reason)) => {
-                say_once_that_there_is_no_list(&plan.name, &reason);
-                return Ok(None);
+                say_once_that_it_is_unusable(queue, &reason);
+                Ok(None)
             }
-            declared => declared?,
+            declared => declared.map(|()| Some(entry_for(delay, plan))),
         }
-        let task = Task::new(delay.as_millis().to_string()).with_content_type(LIST_ENTRY);
-        Ok(Some(Entry { list: plan.name, task: task.stamped(SystemTime::now()) }))
     }
 
     fn side(&mut self, connection: &mut Connection) -> Result<&Channel, Cause> {
@@ -369,64 +360,6 @@ impl Places {
             None => connection.open_channel()?,
         };
         Ok(self.side.insert(side))
-    }
-}
-
-/// The delays in the list of a queue, which must be there.
-pub(crate) fn listed_delays(channel: &Channel, queue: &Queue) -> Result<Listed, Cause> {
-    let plan = queue.delays_plan();
-    // Before anything is taken: of a queue with a delivery limit, or of a large one, that would
-    // be too much already.
-    match channel.declare_as(&plan) {
-        Err(Cause::ChannelClosed { code: PRECONDITION_FAILED | RESOURCE_LOCKED, text }) => {
-            say_once_that_there_is_no_list(&plan.name, &text);
-            return Ok(Listed::Foreign);
-        }
-        declared => declared?,
-    }
-    let lock = lock_of(queue);
-    match channel.declare_exclusive(&lock) {
-        Err(Cause::ChannelClosed { code: RESOURCE_LOCKED, .. }) => return Ok(Listed::Busy),
-        declared => declared?,
-    }
-    let mut delays = BTreeSet::new();
-    let mut kept = Vec::new();
-    while let Some((unsettled, received)) = channel.get(&plan.name)? {
-        match read_entry(&received.task) {
-            Some(delay) if !delays.insert(delay) => channel.settle(unsettled, Settlement::Ack)?,
-            _ => kept.push(unsettled),
-        }
-    }
-    for unsettled in kept {
-        channel.settle(unsettled, Settlement::GiveBack)?;
-    }
-    channel.delete(&lock)?;
-    Ok(Listed::Delays(delays))
-}
-
-/// The queue that whoever reads the list of delays holds meanwhile.
-fn lock_of(queue: &Queue) -> String {
-    format!("{}.lock", queue.delays_plan().name)
-}
-
-/// The delay of an entry; `None` for what is no entry of ours.
-fn read_entry(entry: &Task) -> Option<Duration> {
-    if entry.content_type() != Some(LIST_ENTRY) {
-        return None;
-    }
-    let millis = std::str::from_utf8(entry.body()).ok()?.parse().ok()?;
-    Some(Duration::from_millis(millis))
-}
-
-/// Once for each list, not for each connection that finds it so.
-fn say_once_that_there_is_no_list(list: &str, reason: &str) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let is_new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(list.to_string());
-    if is_new {
-        warn!(
-            "'{list}' cannot be used as the list of delays ({reason}): tasks with other than the \
-             usual delays are not counted by a status and not waited for by a drain"
-        );
     }
 }
 

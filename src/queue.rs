@@ -178,7 +178,12 @@ impl Queue {
         Plan {
             name: format!("{}.retries", self.name),
             durability: Durability::Durable,
-            arguments: vec![("x-max-length", Argument::Number(DELAYS_LISTED))],
+            // Classic also where the virtual host's default is another type: of a quorum queue
+            // its entries would be dropped for being looked at (its delivery limit).
+            arguments: vec![
+                ("x-queue-type", text("classic")),
+                ("x-max-length", Argument::Number(DELAYS_LISTED)),
+            ],
         }
     }
 
@@ -270,6 +275,11 @@ impl Queue {
     }
 }
 
+/// How long a delay queue stays when it is not used.
+pub(crate) fn unused_after(delay: Duration) -> Duration {
+    delay + UNUSED
+}
+
 fn text(text: &str) -> Argument {
     Argument::Text(text.into())
 }
@@ -287,7 +297,7 @@ fn safe_hop(to: String) -> Vec<(&'static str, Argument)> {
 
 fn timers(delay: Duration) -> [(&'static str, Argument); 2] {
     let millis = |it: Duration| Argument::Number(i64::try_from(it.as_millis()).unwrap_or(i64::MAX));
-    [("x-message-ttl", millis(delay)), ("x-expires", millis(delay + UNUSED))]
+    [("x-message-ttl", millis(delay)), ("x-expires", millis(unused_after(delay)))]
 }
 
 #[cfg(test)]

@@ -548,7 +548,36 @@ fn status_serves_a_login_that_may_only_look() {
     let status = json(&seen);
     assert_eq!((&status["ready"], &status["retry"]), (&0.into(), &1.into()));
     let told = seen.stderr();
-    assert!(told.contains("WARN") && told.contains("only the usual delays"), "{told}");
+    let what = "other than the usual delays are not counted";
+    assert!(told.contains("WARN") && told.contains(what), "{told}");
+}
+
+#[test]
+fn a_drain_of_a_login_that_may_not_read_the_list_of_delays_ends_and_is_in_nobody_s_way() {
+    let broker = breakable_broker();
+    let queue = unique_queue("unread");
+    let url = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new(&queue));
+    let delay = RetryPolicy::new().delay_after(2);
+    producer.publish(Task::new("").with_delay(delay)).expect("confirmed");
+    let all_but_the_list = format!(r"^{queue}($|\.retry\.|\.dead$)");
+    broker.ctl(&["add_user", "drainer", "s3cret"]);
+    broker.ctl(&["set_permissions", "drainer", ".*", ".*", &all_but_the_list]);
+    let url = format!("amqp://drainer:s3cret@{}", broker.address());
+    let theirs = ["--url", &url, "--queue", &queue];
+    let ours = ["--url", broker.url(), "--queue", &queue];
+
+    let checked = Command::queuectl(&theirs).arg("check").run(SOON);
+    let drain = Command::worker(&theirs).args(&["--drain", "--", "true"]).start();
+    drain.wait_for_stderr_line(|it| it.contains("cannot be used as the list"), SOON);
+    let status = Command::queuectl(&ours).args(&["status", "--json"]).run(SOON);
+    let drained = drain.wait(SOON);
+    broker.ctl(&["delete_user", "drainer"]);
+
+    checked.assert_code(2);
+    assert!(checked.stdout().contains(&format!("{queue}.retries")), "{}", checked.stdout());
+    status.assert_code(0);
+    drained.assert_code(0);
 }
 
 #[test]

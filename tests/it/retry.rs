@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use crossbeam_channel::unbounded;
@@ -103,6 +103,47 @@ fn a_delay_queue_that_somebody_else_has_just_made_is_not_trusted_yet() {
     let waited = run();
 
     assert!(waited >= Duration::from_millis(1500), "{waited:?}");
+}
+
+/// An entry of ours in the list of delays, made so long ago.
+fn listed(delay: &str, ago: Duration) -> (&[u8], AmqpProperties) {
+    let then = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") - ago;
+    let properties = AmqpProperties::default()
+        .with_content_type("application/vnd.rabbit-work.delay".into())
+        .with_timestamp(then.as_secs());
+    (delay.as_bytes(), properties)
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[test]
+fn a_drain_strikes_out_of_the_list_of_delays_what_has_expired() {
+    let queue = unique_queue("outlived");
+    let list = format!("{queue}.retries");
+    publish(&queue, Task::new("").with_delay(Duration::from_millis(100)));
+    let mut client = shared_broker().client();
+    client.publish_all(&list, [listed("77", 8 * DAY), listed("78", 6 * DAY)]);
+
+    let working = Working::start(&worker(&queue).drain(), |_: &Delivery| Ok(()));
+    working.wait(SOON).expect("it ends well");
+
+    let mut left: Vec<String> = client.get_all(&list).iter().map(|it| it.text()).collect();
+    left.sort();
+    assert_eq!(left, ["100", "78"], "that of 78 ms may be there again");
+}
+
+#[test]
+fn a_delay_queue_that_is_made_anew_is_struck_out_of_the_list_until_it_has_settled() {
+    let queue = unique_queue("anew");
+    let list = format!("{queue}.retries");
+    publish(&queue, Task::new("").with_delay(Duration::from_secs(60)));
+    let mut client = shared_broker().client();
+    client.publish_all(&list, [listed("70000", 8 * DAY)]);
+
+    publish(&queue, Task::new("").with_delay(Duration::from_secs(70)));
+
+    let left: Vec<String> = client.get_all(&list).iter().map(|it| it.text()).collect();
+    assert_eq!(left, ["60000", "70000"]);
 }
 
 #[test]
