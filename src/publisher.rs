@@ -93,6 +93,8 @@ struct Link<T> {
     in_flight: usize,
     /// How many returns of tasks that were given up, and why, whose confirms have not come yet.
     returned: HashMap<Address, (usize, String)>,
+    /// Why nothing more is believed of what the broker says.
+    objection: Option<Cause>,
     /// Why the broker takes no publishes at present.
     blocked: Option<String>,
     /// Whether any publish got through.
@@ -500,6 +502,7 @@ impl<T> Link<T> {
                 settles_at: None,
                 in_flight: 0,
                 returned: HashMap::new(),
+                objection: None,
                 blocked: None,
                 has_confirmed: false,
             }),
@@ -652,8 +655,12 @@ impl<T> Link<T> {
 
     /// The broker sends a return before the confirm of the same task, and one thread passes both
     /// on: whatever was returned is here before its confirm is. One that is of nothing in flight
-    /// ends the link: what it is of would count as confirmed.
+    /// ends the link: what it is of would count as confirmed. The confirm of that may be here as
+    /// well, so no confirm behind such a return counts.
     fn collect_returns(&mut self, queue: &Queue) -> Result<(), Cause> {
+        if let Some(cause) = &self.objection {
+            return Err(cause.clone());
+        }
         while let Ok(returned) = self.ends.returns.try_recv() {
             let (what, reason) = read_return(returned);
             let is_late = what.1.is_some() && self.confirms.has_unawaited(&what);
@@ -662,8 +669,9 @@ impl<T> Link<T> {
                 *times += 1;
                 *why = reason;
             } else if !self.mark_returned(&what, &reason, queue) {
-                let text = "the broker returned what was not published".into();
-                return Err(Cause::Lost(text));
+                let cause = Cause::Lost("the broker returned what was not published".into());
+                self.objection = Some(cause.clone());
+                return Err(cause);
             }
         }
         Ok(())

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use amiquip::{AmqpValue, FieldTable};
 use crossbeam_channel::bounded;
+use rabbit_work::{Outcome, Producer, Queue, Task};
 use serde_json::Value;
 
 use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
 use crate::support::scripted::{ScriptedBroker, Tuning};
-use crate::support::wire::Call;
+use crate::support::wire::{Arguments, Call, Frame, Properties, content};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -561,6 +562,44 @@ fn a_return_of_something_else_ends_the_connection_and_what_is_in_flight_is_publi
     output.assert_code(0);
     assert!(output.stderr().contains("returned what was not published"), "{}", output.stderr());
     broker.wait("published to 1", SOON);
+}
+
+/// All at once: when the return is seen, the confirms behind it are here.
+#[test]
+fn no_confirm_behind_a_return_of_something_else_counts() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        let publishes = [(); 3].map(|()| session.read_publish());
+        let ids = publishes.each_ref().map(|it| it.message_id().expect("an id"));
+        session.report(format!("{number}: {}", ids.join(" ")));
+        let channel = publishes[0].channel;
+        let ack = |tag: u64| Frame::method(channel, 60, 80, Arguments::default().u64(tag).u8(0));
+        let acks = [1, 2, 3].map(|tag| ack(tag).to_bytes()).concat();
+        if number == 0 {
+            let without_id = Properties::default().to_bytes();
+            let arguments = Arguments::default().u16(312).short("NO_ROUTE").short("").short("q");
+            let method = Frame::method(channel, 60, 50, arguments);
+            let returned = content(&method, &without_id, b"b", 4096);
+            session.raw(&[returned, acks].concat());
+        } else {
+            session.raw(&acks);
+        }
+        let _ = session.answer_rpcs();
+    });
+    let url = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q"));
+
+    let mut receipts = Vec::new();
+    for id in ["a", "b", "c"] {
+        receipts.extend(producer.send(Task::new(id).with_id(id)));
+    }
+    broker.wait("0: a b c", SOON);
+    assert!(receipts.is_empty(), "{receipts:?}");
+    let receipts = producer.flush();
+
+    broker.wait("1: a b c", SOON);
+    assert_eq!(receipts.len(), 3);
+    assert!(receipts.iter().all(|it| it.outcome == Outcome::Confirmed), "{receipts:?}");
 }
 
 #[test]
