@@ -28,6 +28,8 @@ pub(crate) struct Frames {
     first: bool,
     /// What is put for a heartbeat of none, until the broker has proposed one, in seconds.
     heartbeat: Option<u8>,
+    /// What heartbeat the broker then has proposed, or seems to have.
+    pub(crate) proposed: Option<u16>,
 }
 
 /// What may be nested in a frame.
@@ -105,6 +107,7 @@ impl Frames {
             unfinished: Unfinished::default(),
             first: true,
             heartbeat: Some(heartbeat),
+            proposed: None,
         }
     }
 
@@ -245,11 +248,14 @@ impl Frames {
     /// Puts ours in its place where tune proposes none. It ends with the heartbeat, and so does
     /// `last`, or with the second of its two bytes.
     fn propose_heartbeat(&mut self, last: &mut [u8]) {
-        let proposed = &self.head[HEAD + INSIDE - 2..];
-        let heartbeat = self.heartbeat.take();
-        if let (&[0, 0], Some(heartbeat), Some(byte)) = (proposed, heartbeat, last.last_mut()) {
+        let Some(heartbeat) = self.heartbeat.take() else { return };
+        let [.., high, low] = self.head;
+        let mut proposed = u16::from_be_bytes([high, low]);
+        if let (0, Some(byte)) = (proposed, last.last_mut()) {
             *byte = heartbeat;
+            proposed = heartbeat.into();
         }
+        self.proposed = Some(proposed);
     }
 }
 
@@ -410,6 +416,19 @@ mod tests {
                 let passed = passed_on(&tune(7), piece, asked).expect("AMQP");
                 assert!(passed == tune(7), "{asked} in pieces of {piece}, and 7 of the broker");
             }
+        }
+        for (of_the_broker, asked, proposed) in [(0, 0, 0), (0, 10, 10), (0, 600, 255), (7, 10, 7)]
+        {
+            let mut frames = Frames::new(asked);
+            frames
+                .look(&mut tune(of_the_broker), Instant::now())
+                .map_err(|it| it.error)
+                .expect("AMQP");
+            assert_eq!(
+                frames.proposed,
+                Some(proposed),
+                "{asked}, and {of_the_broker} of the broker"
+            );
         }
     }
 

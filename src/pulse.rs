@@ -1,29 +1,38 @@
 //! Owns when a broker was last heard, and how much of it: a process that stood still (SIGSTOP, a
-//! frozen container, a suspended machine) must not go on as if no time had passed, for by then the
-//! broker has given everything to others; and what is still coming is not drained.
+//! frozen container) must not go on as if no time had passed, for by then the broker has given
+//! everything to others; and what is still coming is not drained. A suspended machine is not
+//! noticed: its clock stands still, too.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The signs of life of one connection's broker. Clones are of the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Pulse {
     begun: Instant,
-    /// The longest silence, as with heartbeats; `None` without them.
-    limit: Option<Duration>,
+    /// The longest silence, as with heartbeats, in milliseconds; 0 without them.
+    limit: Arc<AtomicU64>,
     /// In milliseconds from `begun`; 0 until silence counts.
     heard: Arc<AtomicU64>,
     bytes: Arc<AtomicU64>,
 }
 
 impl Pulse {
-    /// Of a connection whose peers send a heartbeat after so many seconds, or none for 0.
+    /// Of a connection on which we ask for a heartbeat after so many seconds, or for none with 0.
     pub(crate) fn new(heartbeat: u16) -> Pulse {
-        let limit = Duration::from_secs(2 * u64::from(heartbeat));
-        let limit = Some(limit).filter(|limit| !limit.is_zero());
-        Pulse { begun: Instant::now(), limit, heard: Arc::default(), bytes: Arc::default() }
+        Pulse {
+            begun: Instant::now(),
+            limit: Arc::new(AtomicU64::new(limit_of(heartbeat))),
+            heard: Arc::default(),
+            bytes: Arc::default(),
+        }
+    }
+
+    /// The broker has proposed this heartbeat; the shorter one is agreed upon.
+    pub(crate) fn agree(&self, proposed: u16) {
+        self.limit.fetch_min(limit_of(proposed), Ordering::Relaxed);
     }
 
     /// From now on silence counts: heartbeats have been agreed upon.
@@ -53,8 +62,9 @@ impl Pulse {
     /// Whether the silence has been too long.
     pub(crate) fn has_stopped(&self) -> bool {
         let heard = self.heard.load(Ordering::Acquire);
-        let silence = Duration::from_millis(self.now().saturating_sub(heard));
-        heard > 0 && self.limit.is_some_and(|limit| silence > limit)
+        let silence = self.now().saturating_sub(heard);
+        let limit = self.limit.load(Ordering::Relaxed);
+        heard > 0 && limit > 0 && silence > limit
     }
 
     fn now(&self) -> u64 {
@@ -63,9 +73,15 @@ impl Pulse {
     }
 }
 
+/// Two heartbeats, in milliseconds.
+fn limit_of(heartbeat: u16) -> u64 {
+    2 * 1000 * u64::from(heartbeat)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn heard_ago(heartbeat: u16, silence: Duration) -> Pulse {
         let mut pulse = Pulse::new(heartbeat);
@@ -80,6 +96,17 @@ mod tests {
         let stopped = heard_ago(1, Duration::from_millis(2100));
         assert!(stopped.has_stopped());
         assert!(stopped.beat(8).is_err(), "what comes now is too late");
+    }
+
+    #[test]
+    fn the_shorter_heartbeat_counts() {
+        for (ours, proposed, stops) in
+            [(10, 1, true), (1, 10, true), (10, 10, false), (0, 1, false)]
+        {
+            let pulse = heard_ago(ours, Duration::from_secs(3));
+            pulse.agree(proposed);
+            assert_eq!(pulse.has_stopped(), stops, "{ours} and {proposed}");
+        }
     }
 
     #[test]

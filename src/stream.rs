@@ -139,6 +139,9 @@ impl Read for Stream {
         self.pulse.beat(length)?;
         let now = Instant::now();
         let looked = self.frames.look(&mut buffer[..length], now);
+        if let Some(proposed) = self.frames.proposed.take() {
+            self.pulse.agree(proposed);
+        }
         if self.frames.has_begun() && self.begun.get().is_none() {
             let _ = self.begun.set(now);
         }

@@ -385,6 +385,40 @@ fn what_a_process_that_stood_still_had_buffered_is_never_started() {
     assert_eq!(output.stdout().matches("Received").count(), 1, "{}", output.stdout());
 }
 
+/// It is the shorter of the two proposed that counts, and what comes on late changes nothing.
+#[test]
+fn the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is_shorter() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake_with(Tuning { heartbeat: 2, ..Tuning::default() });
+        let consumer = session.accept_consumer();
+        if number == 0 {
+            for tag in 1..=5 {
+                let delivery = WireDelivery::new(consumer.channel, &consumer.tag, tag);
+                session.deliver(&delivery.body(format!("{tag}.....")));
+            }
+            session.beat_until_silent(Duration::from_secs(5));
+            session.heartbeat();
+            session.report("silent");
+        }
+        session.beat_until_closed();
+    });
+    let url = format!("amqp://{}?heartbeat=60", broker.address());
+    let arguments = ["--url", &url, "--threads", "1", "--prefetch", "5"];
+    let running = Command::worker(&arguments).start();
+    running.wait_for_stdout_line(|line| line.contains("Received '1.....'"), SOON);
+
+    running.signal("STOP");
+    broker.wait("silent", SOON);
+    running.signal("CONT");
+    running.wait_for_stderr_line(|line| line.contains("lost the session"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    running.signal("INT");
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    assert_eq!(output.stdout().matches("Received").count(), 1, "{}", output.stdout());
+}
+
 #[test]
 fn row_15_cut_connections_are_replaced_with_all_their_consumers() {
     let queue = unique_queue("cut");

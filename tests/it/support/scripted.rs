@@ -600,6 +600,17 @@ impl Session {
         }
     }
 
+    /// Answers heartbeats with heartbeats, and nothing else, until nothing was heard for so long.
+    pub(crate) fn beat_until_silent(&mut self, silence: Duration) {
+        while self.hears_within(silence) {
+            let frame = self.next_frame(Instant::now() + PATIENCE);
+            let frame = frame.expect("the client left while the script waited for its silence");
+            if frame.kind == HEARTBEAT {
+                self.heartbeat();
+            }
+        }
+    }
+
     /// Closes the socket without a word.
     pub(crate) fn hang_up(&mut self) {
         if let Some(stream) = self.stream.take() {
@@ -651,6 +662,13 @@ impl Session {
         }
         let finished = self.unfinished.remove(&frame.channel)?;
         Some(Method { channel: frame.channel, call: Call::Publish(Box::new(finished.publish)) })
+    }
+
+    fn hears_within(&self, limit: Duration) -> bool {
+        let stream = self.stream.as_deref().expect("the script has not hung up");
+        let _ = stream.set_read_timeout(Some(limit));
+        let silent = |error: std::io::Error| is_timeout(error.kind());
+        !self.unread.is_empty() || !stream.peek(&mut [0]).is_err_and(silent)
     }
 
     fn next_frame(&mut self, deadline: Instant) -> Option<Frame> {
