@@ -102,6 +102,12 @@ impl Tally {
         self.cancelled.load(Ordering::SeqCst)
     }
 
+    /// How many tasks the broker no longer has where they were: they are done, or elsewhere.
+    pub(crate) fn settled(&self) -> u64 {
+        let counts = [&self.done, &self.retried, &self.dead];
+        counts.map(|count| count.load(Ordering::Relaxed)).iter().sum()
+    }
+
     pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: Ended) -> Summary {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Summary {

@@ -94,8 +94,11 @@ const MOST_THREADS: usize = 2047;
 /// A session shorter than this did not hold: the next pause goes on growing.
 const HELD: Duration = Duration::from_secs(10);
 
-/// This many sessions in a row that died of bytes that cannot be parsed, each soon after it
-/// began to consume, are not the network's fault.
+/// This many sessions in a row that died of bytes that cannot be parsed, after they began to
+/// consume, are not the network's fault. A new row begins where one held and got something done,
+/// not where it merely held: a thread that is busy with a task of an earlier session does not meet
+/// the message, so sessions may last while nothing is ever done. What is done was before the
+/// message, behind which nothing is delivered: that comes to an end.
 const POISONED_AFTER: u32 = 3;
 
 impl Worker {
@@ -317,9 +320,11 @@ impl Worker {
         let opened = Connection::open(&self.broker, session.shutdown.stopping(), None)?;
         let Some(connection) = opened else { return Ok(self.stopped_now()) };
         let began = Instant::now();
-        let Course { consumed, end } = session.run(connection);
-        history.note(consumed, began.elapsed(), &end);
-        match end {
+        let settled_before = session.work.tally.settled();
+        let course = session.run(connection);
+        let settled = session.work.tally.settled() - settled_before;
+        history.note(&course, began.elapsed(), settled);
+        match course.end {
             SessionEnd::Stopped { deadline } => {
                 Ok(Finish { patience: Patience::Until(deadline), by: By::Stop })
             }
@@ -389,14 +394,18 @@ impl History {
         History { ever_consumed: false, backoff: Backoff::new(), malformed_in_a_row: 0 }
     }
 
-    fn note(&mut self, consumed: bool, lasted: Duration, end: &SessionEnd) {
-        self.ever_consumed |= consumed;
-        if consumed && lasted >= HELD {
+    /// Notes how a session went, how long it lasted, and how many tasks it settled.
+    fn note(&mut self, course: &Course, lasted: Duration, settled: u64) {
+        self.ever_consumed |= course.consumed;
+        let held = course.consumed && lasted >= HELD;
+        if held {
             self.backoff = Backoff::new();
+        }
+        if held && settled > 0 {
             self.malformed_in_a_row = 0;
         }
-        match end {
-            SessionEnd::Lost(error) if consumed && error.is_malformed() => {
+        match &course.end {
+            SessionEnd::Lost(error) if course.consumed && error.is_malformed() => {
                 self.malformed_in_a_row += 1;
             }
             _ => self.malformed_in_a_row = 0,
@@ -405,5 +414,52 @@ impl History {
 
     fn is_poisoned(&self) -> bool {
         self.malformed_in_a_row >= POISONED_AFTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cause::Cause;
+
+    const SHORT: Duration = Duration::from_secs(1);
+
+    fn died(cause: Cause) -> Course {
+        let end = SessionEnd::Lost(Error::session_lost("b:5672", cause));
+        Course { consumed: true, end }
+    }
+
+    /// After which of these sessions, each so long and with so many tasks settled, all of which
+    /// die of the same message, the worker gives up.
+    fn poisoned_at(sessions: &[(Duration, u64)]) -> Option<usize> {
+        let mut history = History::new();
+        let mut sessions = sessions.iter();
+        sessions.position(|(lasted, settled)| {
+            history.note(&died(Cause::Malformed("poison".into())), *lasted, *settled);
+            history.is_poisoned()
+        })
+    }
+
+    #[test]
+    fn the_third_session_in_a_row_that_dies_of_a_message_is_the_last() {
+        assert_eq!(poisoned_at(&[(SHORT, 0); 5]), Some(2));
+        assert_eq!(poisoned_at(&[(SHORT, 7); 5]), Some(2), "short tasks before the message");
+        assert_eq!(poisoned_at(&[(HELD * 2, 0); 5]), Some(2), "long tasks that are never done");
+        assert_eq!(poisoned_at(&[(HELD * 2, 0), (SHORT, 0), (HELD * 2, 0)]), Some(2));
+    }
+
+    #[test]
+    fn a_session_that_held_and_got_something_done_begins_a_new_row() {
+        assert_eq!(poisoned_at(&[(HELD, 1); 5]), None);
+        assert_eq!(poisoned_at(&[(SHORT, 0), (SHORT, 0), (HELD, 1), (SHORT, 0)]), None);
+    }
+
+    #[test]
+    fn a_session_that_dies_of_something_else_begins_a_new_row() {
+        let mut history = History::new();
+        for cause in [Cause::Malformed("poison".into()), Cause::Gone].into_iter().cycle().take(9) {
+            history.note(&died(cause), SHORT, 0);
+            assert!(!history.is_poisoned());
+        }
     }
 }
