@@ -57,7 +57,8 @@ const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) }
 const GATHERING: Duration = Duration::from_millis(1);
 
 impl Handover {
-    /// Starts the thread. Once `leave` closes, what is outstanding is given up.
+    /// Starts the thread. Once `leave` closes, what is outstanding is given up, and the connection
+    /// cut: whoever leaves waits for the consumers already.
     pub(crate) fn start(
         broker: &Broker,
         queue: &Queue,

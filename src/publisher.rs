@@ -239,10 +239,12 @@ impl<T> Publisher<T> {
         None
     }
 
-    /// Closes the connection; waits for the broker, at most the close limit.
+    /// Closes the connection; waits for the broker, at most the close limit, and not at all once
+    /// `aborting` closes.
     pub(crate) fn close(&mut self) {
         if let Some(link) = self.link.take() {
-            link.close();
+            let leash = link.connection.leash().clone();
+            leash.unless(&self.aborting, || link.close());
         }
     }
 

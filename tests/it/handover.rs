@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::slice::from_ref;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
 use rabbit_work::{Broker, Letters, Outcome, Producer, Queue, QueueKind, Selection, Task};
@@ -126,6 +126,28 @@ fn cut_connections_in_the_middle_of_hand_overs_lose_nothing() {
         running.wait(SOON).assert_code(0);
         failing.judge();
     }
+}
+
+/// Closed in order, the connection of the hand-overs would be waited for after the consumers.
+#[test]
+fn a_second_signal_in_a_blackhole_ends_a_worker_within_2_s_also_after_a_hand_over() {
+    let failing = Failing::publish(shared_broker().url(), QueueKind::Classic, 1);
+    let proxy = Proxy::start(shared_broker().address());
+    let arguments = ["--url", &proxy.url(), "--queue", &failing.queue, "--threads", "2"];
+    let command =
+        Command::worker(&arguments).args(&["--max-attempts", "1", "--events", "/dev/stdout"]);
+    let running = command.args(&["--", "false"]).start();
+    running.wait_for_stdout_line(|line| line.contains("\"dead\""), SOON);
+
+    proxy.set_both(Toxic::Timeout);
+    running.signal("INT");
+    running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    let begun = Instant::now();
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    output.assert_code(130);
 }
 
 #[test]
