@@ -253,6 +253,11 @@ impl Channel {
         self.settled.get()
     }
 
+    /// Shuts the socket of the whole connection, for this cause.
+    pub(crate) fn condemn(&self, cause: &Cause) {
+        self.leash.condemn(cause);
+    }
+
     /// Closes the channel and waits for the broker's answer: the barrier behind which
     /// everything settled or published on it has reached the broker.
     pub(crate) fn close(mut self) -> Result<(), Cause> {
@@ -290,7 +295,7 @@ impl Channel {
     }
 
     fn cause(&self, error: amiquip::Error) -> Cause {
-        self.leash.expired().unwrap_or_else(|| error.into())
+        self.leash.cause().unwrap_or_else(|| error.into())
     }
 }
 

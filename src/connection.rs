@@ -137,7 +137,7 @@ impl Connection {
         let Some(inner) = self.inner.take() else { return Ok(()) };
         let leash = self.watchdog.leash();
         let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
-        closed.map_err(|error| leash.expired().unwrap_or_else(|| error.into()))
+        closed.map_err(|error| leash.cause().unwrap_or_else(|| error.into()))
     }
 
     /// Ends a connection on which something failed, in the way that the cause allows, and tells
@@ -173,7 +173,7 @@ impl Connection {
             Err(error) => error.into(),
         };
         let known = known.filter(|cause| *cause != Cause::Gone);
-        leash.expired().or(known).unwrap_or(last_words)
+        leash.cause().or(known).unwrap_or(last_words)
     }
 }
 
@@ -251,7 +251,7 @@ impl Handshake<'_> {
         });
         let held = begun.get().map_or(Duration::ZERO, Instant::elapsed);
         opened.map(|inner| (inner, pulse)).map_err(|refused| match refused {
-            Refused::Transient(cause) => self.judge(leash.expired().unwrap_or(cause), held),
+            Refused::Transient(cause) => self.judge(leash.cause().unwrap_or(cause), held),
             lasting => lasting,
         })
     }

@@ -327,6 +327,7 @@ impl<'p> Hands<'p> {
             return Err(Cause::Lost(text));
         }
         self.last_tag = tag;
+        self.check_prefetch()?;
         self.post.in_hand.taken.fetch_add(1, Ordering::AcqRel);
         let max_attempts = self.post.policy.attempts();
         let delivery = Delivery {
@@ -348,6 +349,21 @@ impl<'p> Hands<'p> {
         }
         self.gather();
         Ok(())
+    }
+
+    /// Whether there is room for one more. What is settled is taken out before the broker can hear
+    /// of it: one that sends more heeds no prefetch, and nothing else bounds what is in memory. No
+    /// more is then read on this connection.
+    fn check_prefetch(&self) -> Result<(), Cause> {
+        let Post { prefetch, acks, .. } = *self.post;
+        if acks == Acks::Automatic || prefetch == 0 || self.unsettled.len() < prefetch.into() {
+            return Ok(());
+        }
+        let text =
+            format!("the broker sent more deliveries than the prefetch of {prefetch} allows");
+        let cause = Cause::Lost(text);
+        self.channel.condemn(&cause);
+        Err(cause)
     }
 
     /// Settles what the runner is through with; `first` came before what is in `ran`.

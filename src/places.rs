@@ -329,7 +329,7 @@ impl Places {
         channel.look(&plan.name).map(drop).map_err(|cause| {
             self.side = None;
             let came = pulse.bytes() - before;
-            let is_silent = leash.expired().is_some() && HEARTBEATS.contains(&came);
+            let is_silent = leash.cause().is_some() && HEARTBEATS.contains(&came);
             // What the broker says where the queue's process is not there.
             let is_broken = matches!(cause, Cause::ConnectionClosed { code: INTERNAL_ERROR, .. });
             if is_silent || is_broken { Unready::Silent(delay, cause) } else { cause.into() }

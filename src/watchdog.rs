@@ -40,7 +40,8 @@ struct State {
     next_number: u64,
     /// When the thread looks up next by itself; it need not be woken for a later deadline.
     looks_up_at: Option<Instant>,
-    expired: Option<Call>,
+    /// Why the socket was shut.
+    cause: Option<Cause>,
     done: bool,
 }
 
@@ -114,10 +115,16 @@ impl Leash {
         let _ = self.shared.socket.shutdown(SocketShutdown::Both);
     }
 
-    /// The call that passed its limit, where one did: the true cause of the connection's end.
-    pub(crate) fn expired(&self) -> Option<Cause> {
-        let call = self.shared.lock().expired?;
-        Some(Cause::TimedOut { doing: call.doing, limit: call.limit })
+    /// Shuts the socket for this cause.
+    pub(crate) fn condemn(&self, cause: &Cause) {
+        self.shared.lock().cause.get_or_insert_with(|| cause.clone());
+        self.abort();
+    }
+
+    /// What it was shut for, a call that passed its limit or another: the true cause of the
+    /// connection's end.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        self.shared.lock().cause.clone()
     }
 }
 
@@ -145,7 +152,8 @@ impl Shared {
             match first {
                 Some((deadline, call)) if deadline <= now => {
                     state.calls.pop_first();
-                    state.expired.get_or_insert(call);
+                    let Call { doing, limit } = call;
+                    state.cause.get_or_insert(Cause::TimedOut { doing, limit });
                     let _ = self.socket.shutdown(SocketShutdown::Both);
                 }
                 Some((deadline, _)) => {
@@ -187,7 +195,7 @@ mod tests {
         let limit = Duration::from_millis(20);
         let read = watchdog.leash().within(limit, "reading", || client.read(&mut [0; 1]));
         assert_eq!(read.expect("the end of the stream"), 0);
-        assert_eq!(watchdog.leash().expired(), Some(Cause::TimedOut { doing: "reading", limit }));
+        assert_eq!(watchdog.leash().cause(), Some(Cause::TimedOut { doing: "reading", limit }));
     }
 
     #[test]
@@ -199,7 +207,7 @@ mod tests {
             leash.within(Duration::from_millis(20), "inner", || client.read(&mut [0; 1]))
         });
         assert_eq!(read.expect("the end of the stream"), 0);
-        assert!(matches!(leash.expired(), Some(Cause::TimedOut { doing: "inner", .. })));
+        assert!(matches!(leash.cause(), Some(Cause::TimedOut { doing: "inner", .. })));
     }
 
     #[test]
@@ -232,7 +240,7 @@ mod tests {
         let (client, _peer) = pair();
         let watchdog = watched(&client);
         assert_eq!(watchdog.leash().within(Duration::MAX, "adding", || 1 + 1), 2);
-        assert_eq!(watchdog.leash().expired(), None);
+        assert_eq!(watchdog.leash().cause(), None);
     }
 
     #[test]
@@ -240,7 +248,7 @@ mod tests {
         let (client, _peer) = pair();
         let watchdog = watched(&client);
         assert_eq!(watchdog.leash().within(Duration::from_secs(60), "adding", || 1 + 1), 2);
-        assert_eq!(watchdog.leash().expired(), None);
+        assert_eq!(watchdog.leash().cause(), None);
         assert!(watchdog.leash().shared.lock().calls.is_empty());
     }
 }

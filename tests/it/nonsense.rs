@@ -9,8 +9,8 @@ use fastrand::Rng;
 use serde_json::Value;
 
 use crate::support::command::{Command, Output};
-use crate::support::scripted::{Damage, Event, ScriptedBroker, Session};
-use crate::support::wire::{Arguments, BODY, Frame, HEADER, HEARTBEAT, METHOD, Publish};
+use crate::support::scripted::{Consumer, Damage, Event, ScriptedBroker, Session};
+use crate::support::wire::{Arguments, BODY, Delivery, Frame, HEADER, HEARTBEAT, METHOD, Publish};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -284,6 +284,41 @@ fn a_damaged_byte_costs_a_session_and_no_more() {
     }
 
     sweep(cases);
+}
+
+/// Held, they would fill the memory without a limit.
+#[test]
+fn more_deliveries_than_the_prefetch_allows_end_the_session() {
+    let flood = |session: &mut Session, consumer: &Consumer| {
+        let deliveries = (1..).map(|tag| Delivery::new(consumer.channel, &consumer.tag, tag));
+        let body = [&b"..."[..], &[b'x'; 100_000]].concat();
+        for delivery in deliveries.take(2000) {
+            session.deliver(&delivery.body(body.clone()));
+        }
+    };
+    for prefetch in ["1", "10"] {
+        let broker = ScriptedBroker::start(move |session, number| {
+            session.handshake();
+            let consumer = session.accept_consumer();
+            match number {
+                0 => flood(session, &consumer),
+                _ => session.deliver(&Delivery::new(consumer.channel, &consumer.tag, 1).body("x")),
+            }
+            let _ = session.answer_rpcs();
+        });
+        let arguments = ["--url", &broker.url(), "--threads", "1", "--prefetch", prefetch];
+
+        let running = Command::worker(&arguments).start();
+        let line = running.wait_for_stderr_line(|line| line.contains("next try in"), SOON);
+        running.wait_for_stdout_line(|line| line == " [x] Received 'x'", SOON);
+
+        let told = format!("sent more deliveries than the prefetch of {prefetch} allows");
+        assert!(line.contains(&told), "{line}");
+        assert!(running.peak_memory() < 100 << 20, "{}", running.peak_memory());
+        running.signal("INT");
+        running.signal("INT");
+        let _ = running.wait(SOON);
+    }
 }
 
 #[test]
