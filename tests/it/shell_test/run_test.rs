@@ -307,6 +307,20 @@ fn row_12_at_the_time_limit_the_whole_group_ends() {
 }
 
 #[test]
+fn row_12_the_others_go_on_while_a_program_runs_into_its_time_limit() {
+    let bench = Bench::new("others");
+    let quick = [&b"quick"[..]; 20];
+    bench.publish(&[&[&b"stuck"[..]], &quick[..]].concat());
+    let script = "if [ $(cat) = quick ]; then echo quick >> order; exit; fi
+        trap 'echo stuck >> order; exit 1' TERM; sleep 600 & wait";
+    let options = ["--threads", "2", "--max-tasks", "21", "--task-timeout", "4s"];
+
+    bench.worker(&options, &["sh", "-c", script]).run(SOON);
+
+    assert_eq!(bench.read("order"), "quick\n".repeat(20) + "stuck\n");
+}
+
+#[test]
 fn rows_9_and_12_a_program_that_ignores_the_time_limit_is_killed() {
     let bench = Bench::new("ignores");
     bench.publish(&[b"x"]);
