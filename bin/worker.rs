@@ -317,10 +317,11 @@ impl Handler for Job {
     }
 }
 
+/// A pipe without a reader is in error, a socket or a terminal is hung up.
 fn has_no_reader(output: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(output, PollFlags::empty())];
     let polled = poll(&mut fds, Some(&Timespec::default()));
-    polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
+    polled.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// The tutorial's task: a second of work for each dot in the body.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
@@ -408,6 +410,35 @@ fn when_nobody_reads_the_output_any_more_the_worker_stops_and_no_task_suffers() 
     assert!(!output.stderr().contains("is tried again"), "{}", output.stderr());
     let left = bench.left().len();
     assert!((100..200).contains(&left), "{left} left");
+}
+
+#[test]
+fn a_socket_that_nobody_reads_any_more_stops_the_worker_and_no_task_suffers() {
+    let bench = Bench::new("socket");
+    bench.publish(&[b"1", b"2", b"3"]);
+    let (reader, socket) = UnixStream::pair().expect("a pair of sockets");
+    drop(reader);
+    let options = ["--threads", "1", "--drain", "--max-attempts", "1"];
+
+    let worker = bench.worker(&options, &["/bin/echo", "hi"]).stdout(OwnedFd::from(socket));
+    let output = worker.run(SOON);
+
+    output.assert_code(1);
+    assert!(output.stderr().contains("nobody reads standard output"), "{}", output.stderr());
+    assert_eq!(bench.left().len(), 3);
+}
+
+#[test]
+fn a_socket_that_is_read_is_no_reason_to_stop_where_a_command_fails() {
+    let bench = Bench::new("read");
+    bench.publish(&[b"1", b"2"]);
+    let (_reader, socket) = UnixStream::pair().expect("a pair of sockets");
+    let options = ["--threads", "1", "--drain", "--max-attempts", "1", "--json"];
+
+    let output = bench.worker(&options, &["false"]).stdout(OwnedFd::from(socket)).run(SOON);
+
+    output.assert_code(1);
+    assert!(output.stderr().contains("2 dead"), "{}", output.stderr());
 }
 
 /// Begun by a shell that does `setting` first.

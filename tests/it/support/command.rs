@@ -106,6 +106,12 @@ impl Command {
         self
     }
 
+    /// Where its output goes instead of to whoever waits for lines.
+    pub(crate) fn stdout(mut self, to: impl Into<Stdio>) -> Command {
+        self.command.stdout(to);
+        self
+    }
+
     pub(crate) fn start(mut self) -> Running {
         hear_signals();
         let name = self.command.get_program().to_string_lossy().into_owned();
@@ -115,8 +121,11 @@ impl Command {
         if let Input::Bytes(bytes) = self.input {
             feed(stdin.take(), bytes);
         }
-        let stdout = Stream::listen(child.stdout.take());
-        let stderr = Stream::listen(child.stderr.take());
+        let stdout = match child.stdout.take() {
+            Some(stdout) => Stream::listen(stdout),
+            None => Stream::listen(io::empty()),
+        };
+        let stderr = Stream::listen(child.stderr.take().expect("the stream is a pipe"));
         Running { name, ended: watch(&child), child, status: None, stdin, stdout, stderr }
     }
 
@@ -304,8 +313,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn listen(stream: Option<impl Read + Send + 'static>) -> Stream {
-        let stream = stream.expect("the stream is a pipe");
+    fn listen(stream: impl Read + Send + 'static) -> Stream {
         let text = Arc::new(Mutex::new(Vec::new()));
         let (to, lines) = unbounded();
         let (end, ended) = bounded::<()>(0);
