@@ -1,6 +1,7 @@
 //! `worker`: works a RabbitMQ queue with several threads.
 
 mod cli;
+mod streams;
 
 use std::convert::Infallible;
 use std::env;
@@ -8,7 +9,6 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
@@ -24,9 +24,9 @@ use rabbit_work::{
     Trigger, Worker, shutdown,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::json;
 use signal_hook::consts::{SIGCHLD, SIGXFSZ};
+use streams::is_unwritable;
 
 /// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
 /// or, without a COMMAND, print it and sleep a second for each dot in it.
@@ -190,10 +190,10 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
         command = command.time_limit(limit);
     }
     if options.tag {
-        if was_closed(&io::stdout()) || was_closed(&io::stderr()) {
-            let reason = "standard output or standard error is closed, or /dev/null opened for \
-                          reading as well: what commands write would be lost; where it may be, \
-                          use >/dev/null";
+        if is_unwritable(&io::stdout()) || is_unwritable(&io::stderr()) {
+            let reason = "standard output or standard error is closed, not open for writing, or \
+                          /dev/null opened for reading as well: what commands write would be \
+                          lost; where it may be, use >/dev/null";
             return Err(Error::setting("--tag", reason));
         }
         let output = output.clone();
@@ -214,15 +214,6 @@ fn hear_signals() -> Result<(), Error> {
         heard.map_err(|error| Error::setting("signals", error.to_string()))?;
     }
     Ok(())
-}
-
-/// Whether this was closed when we began, as far as that can be told: Rust then puts /dev/null in
-/// its place, open for reading, too, which no shell does.
-fn was_closed(output: &impl AsFd) -> bool {
-    let is_for_both = fcntl_getfl(output).is_ok_and(|it| it & OFlags::RWMODE == OFlags::RDWR);
-    let opened = output.as_fd().try_clone_to_owned().and_then(|it| File::from(it).metadata());
-    let [here, null] = [opened, fs::metadata("/dev/null")].map(|it| it.map(|it| it.rdev()).ok());
-    is_for_both && here == null
 }
 
 fn write_out(lines: &[u8]) -> io::Result<()> {

@@ -453,7 +453,7 @@ fn worker_after(bench: &Bench, setting: &str, options: &[&str], command: &[&str]
 fn closed_standard_output_is_no_place_for_what_is_tagged() {
     let bench = Bench::new("closed");
     bench.publish(&[b"x"]);
-    for setting in ["exec >&-", "exec 2>&-"] {
+    for setting in ["exec >&-", "exec 1</dev/zero", "exec 2>&-", "exec 2</dev/zero"] {
         let output =
             worker_after(&bench, setting, &["--tag", "--drain"], &["echo", "hi"]).run(SOON);
         output.assert_code(2);
