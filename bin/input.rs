@@ -171,6 +171,12 @@ fn repeat(body: &[u8], count: u64, mut feed: Feed) -> Option<()> {
 
 fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>, Error> {
     if path == Path::new("-") {
+        #[cfg(unix)]
+        if super::streams::is_unreadable(&io::stdin()) {
+            let reason = "standard input is closed, not open for reading, or /dev/null opened for \
+                          writing as well; where it is to be empty, use </dev/null";
+            return Err(Error::setting(option, reason));
+        }
         return Ok(Box::new(io::stdin()));
     }
     let file = File::open(path).map_err(|error| Error::setting(option, show(path, &error)))?;

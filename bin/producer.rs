@@ -4,6 +4,8 @@ mod cli;
 mod input;
 mod progress;
 mod report;
+#[cfg(unix)]
+mod streams;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,12 +1,19 @@
 //! Owns the look at the standard streams: whether a command was given them for what it does with
 //! them. Rust takes it for a success, or for the end of the input, when it was not.
 
+#![allow(dead_code)] // Each command is a crate of its own and uses its part.
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{OFlags, fcntl_getfl};
+
+/// Whether it is closed, or not open for reading.
+pub(crate) fn is_unreadable(stream: &impl AsFd) -> bool {
+    is_open_for(stream, OFlags::WRONLY) || was_closed(stream)
+}
 
 /// Whether it is closed, or not open for writing.
 pub(crate) fn is_unwritable(stream: &impl AsFd) -> bool {

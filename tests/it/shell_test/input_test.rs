@@ -25,6 +25,31 @@ fn lines_and_nul_separated_tasks_are_taken_byte_for_byte() {
 }
 
 #[test]
+fn standard_input_that_is_none_is_a_usage_error_and_an_empty_one_is_not() {
+    let bench = Bench::new("stdin");
+    for input in [&["--lines"][..], &["--null"], &["--body-file", "-"]] {
+        for setting in ["exec <&-", "exec 0>>written"] {
+            let output = producer_after(&bench, setting, input).run(SOON);
+            output.assert_code(2);
+            assert!(output.stderr().contains("standard input is closed"), "{}", output.stderr());
+        }
+        assert_eq!(bench.broker.client().count(&bench.queue), 0, "{input:?}");
+        producer_after(&bench, "exec </dev/null", input).run(SOON).assert_code(0);
+    }
+    assert_eq!(texts(&bench), [""], "the whole of an empty input is a task");
+    // Where the tasks come from elsewhere, it does not matter.
+    producer_after(&bench, "exec <&-", &["x"]).run(SOON).assert_code(0);
+}
+
+/// Begun by a shell that does `setting` first.
+fn producer_after(bench: &Bench, setting: &str, options: &[&str]) -> Command {
+    let script = format!("{setting}; exec \"$0\" \"$@\"");
+    let producer = env!("CARGO_BIN_EXE_producer");
+    let address = ["-c", &script, producer, "--url", bench.broker.url(), "--queue", &bench.queue];
+    Command::program("bash", &[&address, options].concat()).current_dir(bench.dir.path())
+}
+
+#[test]
 fn a_file_is_one_task() {
     let bench = Bench::new("file");
     let body: Vec<u8> = (0..300_000_u32).map(|n| n as u8).collect();
