@@ -35,8 +35,8 @@ use streams::is_unwritable;
 /// failed too often; queuectl shows and replays what is there.
 ///
 /// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
-/// asked for, but this run made a dead letter, or lost its session before the last of them was
-/// acked; or standard output could not be written; 2 usage,
+/// asked for, but this run made a dead letter, lost its session before the last of them was acked,
+/// or could not start one of the last; or standard output could not be written; 2 usage,
 /// configuration, or a command that cannot be found or executed; 3 the grace ended with tasks
 /// still running; 69 broker unreachable, with --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
@@ -162,7 +162,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
             let _ = output.written(print_line(as_json(&summary)));
         }
     }
-    ended.map(|summary| exit_for(&summary, output.error()))
+    ended.map(|summary| exit_for(&summary, options.max_tasks, output.error()))
 }
 
 /// Whether there is something to tell: not of a usage error before the first task.
@@ -466,7 +466,9 @@ fn as_json(summary: &Summary) -> serde_json::Value {
     })
 }
 
-fn exit_for(summary: &Summary, unwritable: Option<&io::Error>) -> Exit {
+fn exit_for(summary: &Summary, asked: Option<u64>, unwritable: Option<&io::Error>) -> Exit {
+    let Summary { done, retried, dead, failed, lost, .. } = summary;
+    let ran = done + retried + dead + failed + lost;
     if let Some(error) = unwritable {
         error!("standard output cannot be written: {error}");
     }
@@ -475,9 +477,9 @@ fn exit_for(summary: &Summary, unwritable: Option<&io::Error>) -> Exit {
         Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
         Ended::Unfit => Exit::Usage,
         _ if unwritable.is_some() => Exit::Failed,
-        Ended::Drained | Ended::MaxTasks if summary.dead + summary.lost > 0 => Exit::Failed,
-        // Fewer were done than asked for, for all that is known.
-        Ended::MaxTasks if summary.orphaned > 0 => Exit::Failed,
+        Ended::Drained | Ended::MaxTasks if dead + lost > 0 => Exit::Failed,
+        // What could not be started, or may run twice, is not known to have run.
+        Ended::MaxTasks if asked.is_some_and(|asked| ran < asked) => Exit::Failed,
         _ => Exit::Success,
     }
 }

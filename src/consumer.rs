@@ -42,6 +42,8 @@ pub(crate) struct Post<'a> {
     pub(crate) observer: &'a Observer,
     /// Closed: take nothing new, give back what was prefetched, finish what runs.
     pub(crate) stop: &'a Signal,
+    /// Closed: keep nothing back for a pause any more.
+    pub(crate) hurry: &'a Signal,
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
     pub(crate) cancellation: &'a Cancellation,
@@ -599,22 +601,26 @@ impl<'p> Hands<'p> {
             self.note_dropped();
         }
         let unstarted: Vec<Job> = self.queued.try_iter().collect();
-        unstarted.iter().try_for_each(|job| self.give_back(job))?;
-        self.requeue_pausing()
+        unstarted.iter().try_for_each(|job| self.give_back(job))
     }
 
-    /// Settles what the runner is still busy with and what is being handed over, until there is
-    /// nothing left of it or no more time.
+    /// Settles what the runner is still busy with, what is being handed over and what pauses,
+    /// until there is nothing left of it or no more time.
     fn finish_running(&mut self) -> Result<(), Cause> {
         self.jobs = None;
         let mut running = Some(self.ran.clone());
+        let mut hurry = self.post.hurry.clone();
         loop {
-            self.requeue_pausing()?;
-            if running.is_none() && self.leaving.is_empty() {
+            if is_closed(&self.post.hurry) {
+                hurry = never();
+                self.requeue_pausing()?;
+            }
+            if running.is_none() && self.leaving.is_empty() && self.pausing.is_empty() {
                 return Ok(());
             }
             select_biased! {
                 recv(self.post.leave) -> _ => return self.give_back_all(),
+                recv(hurry) -> _ => {},
                 recv(running.clone().unwrap_or_else(never)) -> ran => match ran {
                     Ok(ran) => self.settle(ran)?,
                     Err(_) => running = None,
@@ -624,6 +630,7 @@ impl<'p> Hands<'p> {
                         self.handed_over(reply)?;
                     }
                 },
+                recv(self.next_pause_over()) -> _ => self.requeue_due()?,
             }
         }
     }
@@ -637,6 +644,8 @@ impl<'p> Hands<'p> {
         while let Ok(reply) = self.replied.try_recv() {
             self.handed_over(reply)?;
         }
+        // They are counted already.
+        self.requeue_pausing()?;
         for (tag, held) in mem::take(&mut self.unsettled) {
             let Some(unsettled) = held.duty else { continue };
             self.channel.settle(unsettled, Settlement::GiveBack)?;

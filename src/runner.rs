@@ -225,6 +225,15 @@ impl Tickets {
         }
         taken.is_ok()
     }
+
+    /// Takes a ticket back for which nothing was done. With the last one gone the end has begun:
+    /// that is not undone.
+    fn take_back(&self) {
+        if let Some(left) = &self.left {
+            let one_more = |n: u64| (n > 0).then_some(n + 1);
+            let _ = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        }
+    }
 }
 
 impl Assignment {
@@ -275,8 +284,10 @@ impl Running {
         let result = match catch_unwind(call) {
             Ok(Ok(())) => JobResult::Done,
             Ok(Err(failure)) => {
-                if let Failure::Stop { .. } = failure {
-                    self.work.tickets.make_void(&failure);
+                match failure {
+                    Failure::Stop { .. } => self.work.tickets.make_void(&failure),
+                    Failure::Postpone { .. } => self.work.tickets.take_back(),
+                    Failure::Retry { .. } | Failure::Reject { .. } => {}
                 }
                 JobResult::Failed(failure)
             }
@@ -354,6 +365,17 @@ mod tests {
         assert!(!is_closed(&exhausted));
         assert!(tickets.take());
         assert!(is_closed(&exhausted), "closed with the last one, not with the first refusal");
+        assert!(!tickets.take());
+    }
+
+    #[test]
+    fn a_ticket_is_taken_back_until_the_last_one_is_gone() {
+        let (tickets, exhausted) = Tickets::new(Some(2));
+        assert!(tickets.take());
+        tickets.take_back();
+        assert!(tickets.take() && !is_closed(&exhausted));
+        assert!(tickets.take() && is_closed(&exhausted));
+        tickets.take_back();
         assert!(!tickets.take());
     }
 

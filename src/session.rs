@@ -204,6 +204,7 @@ struct Watch<'a> {
     session: &'a Session<'a>,
     connection: &'a Connection,
     stop: (Closer, Signal),
+    hurry: (Closer, Signal),
     leave: (Closer, Signal),
     /// How many consumers stood so far.
     standing: usize,
@@ -217,6 +218,7 @@ impl<'a> Watch<'a> {
             session,
             connection,
             stop: closer(),
+            hurry: closer(),
             leave: closer(),
             standing: 0,
             told: None,
@@ -227,7 +229,8 @@ impl<'a> Watch<'a> {
     /// Runs one consumer thread for each channel, until the last of them has ended.
     fn consume(&mut self, channels: Vec<Channel>) {
         let Session { settings, work, crew, .. } = *self.session;
-        let (stop, leave) = (self.stop.1.clone(), self.leave.1.clone());
+        let [stop, hurry, leave] =
+            [&self.stop, &self.hurry, &self.leave].map(|(_, signal)| signal.clone());
         let (consuming, standing) = unbounded();
         let (ends, ended) = unbounded();
         let in_hand = Arc::new(InHand::default());
@@ -252,6 +255,7 @@ impl<'a> Watch<'a> {
                     tally: &work.tally,
                     observer: &work.observer,
                     stop: &stop,
+                    hurry: &hurry,
                     leave: &leave,
                     cancellation: &work.cancellation,
                     pulse: self.connection.pulse(),
@@ -330,18 +334,23 @@ impl<'a> Watch<'a> {
                     stopping = never();
                     let deadline = deadline_after(self.session.settings.grace);
                     self.told = Some(Told::Stop { deadline });
-                    self.stop.0.close();
+                    self.stop_in_a_hurry();
                     out_of_grace = at(deadline);
                 },
                 recv(exhausted) -> _ => {
                     exhausted = never();
                     self.told.get_or_insert(Told::Exhausted);
+                    if self.session.work.tickets.are_void() {
+                        self.stop_in_a_hurry();
+                    }
+                    // Otherwise pauses are kept: whoever starts the next worker at once is not
+                    // to spin on a task that cannot be tried.
                     self.stop.0.close();
                 },
                 recv(drained) -> _ => {
                     drained = never();
                     self.told.get_or_insert(Told::Drained);
-                    self.stop.0.close();
+                    self.stop_in_a_hurry();
                 },
                 recv(notices) -> notice => match notice {
                     Ok(notice) => note(&read_notice(notice)),
@@ -365,6 +374,11 @@ impl<'a> Watch<'a> {
                 recv(out_of_time) -> _ => self.connection.leash().abort(),
             }
         }
+    }
+
+    fn stop_in_a_hurry(&self) {
+        self.hurry.0.close();
+        self.stop.0.close();
     }
 
     /// Cancels what runs. What comes first says when to leave: the last of it has ended, or it
@@ -412,7 +426,7 @@ impl<'a> Watch<'a> {
 
     /// The others finish what they run: where the connection still stands, it can be acked.
     fn consumer_lost(&mut self, cause: Option<Cause>) {
-        self.stop.0.close();
+        self.stop_in_a_hurry();
         let first = cause.as_ref().filter(|_| !self.has_lost());
         if let Some(cause) = first.filter(|cause| cause.spares_the_connection()) {
             if let Some(advice) = cause.advice() {

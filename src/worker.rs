@@ -187,7 +187,9 @@ impl Worker {
         self
     }
 
-    /// Ends after this many tasks were started, when they are finished. Default: no limit.
+    /// Ends after this many tasks were started, when they are finished. One that could not be
+    /// tried ([`Failure::Postpone`](crate::Failure::Postpone)) counts only where the last was
+    /// started meanwhile: then fewer are run, and the end waits for its pause. Default: no limit.
     #[must_use]
     pub fn max_tasks(mut self, limit: u64) -> Worker {
         self.max_tasks = Some(limit);

@@ -261,6 +261,44 @@ fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
     assert_eq!(kinds, starts.map(|end| ["started", end]).concat());
 }
 
+#[test]
+fn a_last_task_that_could_not_be_started_is_told_in_the_status_after_its_pause() {
+    let bench = Bench::new("unstarted");
+    let options = ["--threads", "1", "--max-tasks", "1", "--json"];
+    let worker = bench.worker(&options, &["true"]).start();
+    worker.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    limit_descriptors(&worker, Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) });
+    let starved = Instant::now();
+
+    bench.publish(&[b"x"]);
+    let output = worker.wait(SOON);
+
+    output.assert_code(1);
+    assert!(starved.elapsed() >= Duration::from_secs(1), "the next one would spin");
+    let summary = output.stdout();
+    assert!(summary.contains(r#""dead":0,"done":0,"retried":0,"returned":1"#), "{summary}");
+    assert_eq!(bench.left().len(), 1);
+}
+
+#[test]
+fn a_task_that_could_not_be_started_does_not_count_while_others_may_be() {
+    let bench = Bench::new("uncounted");
+    let options = ["--threads", "1", "--max-tasks", "2"];
+    let worker = bench.worker(&options, &["echo", "up"]).start();
+    worker.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+    let usual = getrlimit(Resource::Nofile);
+    limit_descriptors(&worker, Rlimit { current: Some(3), ..usual });
+    bench.publish(&[b"1"]);
+    worker.wait_for_stderr_line(|line| line.contains("goes back to the queue"), SOON);
+
+    limit_descriptors(&worker, usual);
+    bench.publish(&[b"2"]);
+    let output = worker.wait(SOON);
+
+    assert_eq!(output.success(), "up\nup\n");
+    assert!(bench.left().is_empty());
+}
+
 fn limit_descriptors(worker: &Running, limit: Rlimit) {
     let worker = i32::try_from(worker.id()).ok().and_then(Pid::from_raw);
     prlimit(worker, Resource::Nofile, limit).expect("the parent may");
