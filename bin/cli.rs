@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, ValueEnum};
 use log::{LevelFilter, Log, Metadata, Record, error, warn};
+#[cfg(unix)]
+use rabbit_work::Stream;
 #[cfg(feature = "tls")]
 use rabbit_work::Tls;
 use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Trigger, shutdown};
@@ -359,6 +361,12 @@ fn end_after(limit: Duration, exit: Exit, trigger: Trigger) {
 }
 
 /// Writes one line to stdout.
+#[cfg(unix)]
+pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
+    Stream::Stdout.write_all(format!("{line}\n").as_bytes())
+}
+
+#[cfg(not(unix))]
 pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;

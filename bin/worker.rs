@@ -20,8 +20,8 @@ use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
 use crossbeam_channel::{Receiver, bounded};
 use log::{error, info, warn};
 use rabbit_work::{
-    Command, Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Stream, Summary,
-    Trigger, Worker, shutdown,
+    Command, Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Summary, Trigger,
+    Worker, shutdown,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
@@ -197,10 +197,7 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
             return Err(Error::setting("--tag", reason));
         }
         let output = output.clone();
-        command = command.tag_lines(move |stream, lines| match stream {
-            Stream::Stdout => output.written(write_out(lines)),
-            Stream::Stderr => output.written(io::stderr().lock().write_all(lines)),
-        });
+        command = command.tag_lines(move |stream, lines| output.written(stream.write_all(lines)));
     }
     Ok(Some(command))
 }
@@ -214,12 +211,6 @@ fn hear_signals() -> Result<(), Error> {
         heard.map_err(|error| Error::setting("signals", error.to_string()))?;
     }
     Ok(())
-}
-
-fn write_out(lines: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(lines)?;
-    stdout.flush()
 }
 
 fn build(options: &Options) -> Result<Worker, Error> {

@@ -65,6 +65,24 @@ pub(crate) enum Flow {
     Ended,
 }
 
+impl Stream {
+    /// Writes all of this to this program's own stream of that kind, while others that do so
+    /// wait. Where the stream was made non-blocking, as any program that shares it can do, this
+    /// waits for room as if it were not.
+    ///
+    /// # Errors
+    /// Those of the stream. One that was closed when this program began takes everything.
+    ///
+    /// # Blocking
+    /// While a reader of the stream does not read.
+    pub fn write_all(self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Stream::Stdout => write_patiently(io::stdout().lock(), bytes),
+            Stream::Stderr => write_patiently(io::stderr().lock(), bytes),
+        }
+    }
+}
+
 impl Pipe {
     pub(crate) fn new(end: OwnedFd, stream: Stream, passing: &Passing) -> Pipe {
         Pipe { end, stream, passing: passing.clone(), held: Vec::new(), tail: Vec::new() }
@@ -167,13 +185,45 @@ impl Pipe {
         let written = match &self.passing {
             // Nobody can be told that standard error is lost.
             Passing::Plain => {
-                let _ = io::stderr().lock().write_all(lines);
+                let _ = Stream::Stderr.write_all(lines);
                 Ok(())
             }
             Passing::Tagged { tag, sink } => sink(self.stream, &tagged(tag, lines)),
         };
         self.held.drain(..count);
         written
+    }
+}
+
+fn write_patiently(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match when_there_is_room(&mut out, |out| out.write(bytes))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => bytes = &bytes[count..],
+        }
+    }
+    when_there_is_room(&mut out, Write::flush)
+}
+
+fn when_there_is_room<O: Write + AsFd, T>(
+    out: &mut O,
+    write: impl Fn(&mut O) -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match write(out).map_err(|error| (error.kind(), error)) {
+            Ok(written) => return Ok(written),
+            Err((io::ErrorKind::Interrupted, _)) => {}
+            Err((io::ErrorKind::WouldBlock, _)) => wait_for_room(out)?,
+            Err((_, error)) => return Err(error),
+        }
+    }
+}
+
+/// Also for the end of all readers, which the next write is told of.
+fn wait_for_room(out: &impl AsFd) -> io::Result<()> {
+    match poll(&mut [PollFd::new(out, PollFlags::OUT)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -6,15 +6,19 @@ mod run_test;
 mod stop_test;
 mod verdict_test;
 
-use std::fs::{self, DirEntry};
+use std::fs::{self, DirEntry, File};
+use std::io;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use amiquip::{AmqpValue, FieldTable};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::support::broker::{SharedBroker, shared_broker};
+use crate::support::broker::{SharedBroker, poll, shared_broker};
 use crate::support::client::unique_queue;
-use crate::support::command::Command;
+use crate::support::command::{Command, Output};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -100,6 +104,24 @@ impl Drop for Bench {
 /// A program that runs on once its worker waits for a reader of its words: they are more than
 /// the pipe between the two holds, by less than the worker takes out of it at a time.
 const UNREAD: &str = "echo $$ > pid; yes words | head -c 67584 >&2; echo up; exec sleep 600";
+
+/// What a shell does to have the others that write where it writes find no room there.
+const UNBLOCK: &str = "dd if=/dev/null oflag=nonblock status=none";
+
+/// Runs it with a pipe for its output that is not read before it is full; returns what it wrote.
+fn run_into_full_pipe(command: Command) -> (Output, String) {
+    let (end, pipe) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+    let same = pipe.try_clone().expect("another descriptor");
+    let running = command.stdout(pipe).start();
+    let has_room = || rustix::event::poll(&mut [PollFd::new(&same, PollFlags::OUT)], Some(&NOW));
+    poll("the pipe is full", SOON, || (has_room() == Ok(0)).then_some(()));
+    drop(same);
+    let reading = thread::spawn(move || io::read_to_string(File::from(end)));
+    let output = running.wait(SOON);
+    (output, reading.join().expect("no panic").expect("text"))
+}
+
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Whether a process is there and not a zombie.
 fn lives(pid: &str) -> bool {

@@ -4,7 +4,7 @@ use std::fs;
 
 use amiquip::AmqpValue;
 
-use super::{Bench, SOON};
+use super::{Bench, SOON, UNBLOCK, run_into_full_pipe};
 use crate::support::broker::poll;
 use crate::support::command::Command;
 
@@ -47,6 +47,17 @@ fn producer_after(bench: &Bench, setting: &str, options: &[&str]) -> Command {
     let producer = env!("CARGO_BIN_EXE_producer");
     let address = ["-c", &script, producer, "--url", bench.broker.url(), "--queue", &bench.queue];
     Command::program("bash", &[&address, options].concat()).current_dir(bench.dir.path())
+}
+
+#[test]
+fn what_was_sent_is_told_also_where_standard_output_is_non_blocking() {
+    let bench = Bench::new("told");
+
+    let producer = producer_after(&bench, UNBLOCK, &["--repeat", "10000", "x"]);
+    let (output, written) = run_into_full_pipe(producer);
+
+    output.assert_code(0);
+    assert!(written == " [x] Sent 'x'\n".repeat(10_000), "{} bytes", written.len());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
-use super::{Bench, SOON, UNREAD, children, lives};
+use super::{Bench, SOON, UNBLOCK, UNREAD, children, lives, run_into_full_pipe};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Running};
 use crate::support::proxy::{Proxy, Toxic};
@@ -416,6 +416,34 @@ fn lines_as_long_as_a_pipe_takes_whole_do_not_mix_on_standard_output() {
     lines.sort_unstable();
     let wanted = bodies.iter().flat_map(|body| vec![format!("{body:0>4095}"); 25]);
     assert!(lines == wanted.collect::<Vec<_>>(), "lines are mixed");
+}
+
+#[test]
+fn what_is_passed_on_waits_for_room_also_where_a_command_has_made_it_non_blocking() {
+    let bench = Bench::new("unblocked");
+    bench.publish(&[b"x"]);
+    let script = format!("{UNBLOCK}; seq 100000 >&2");
+    let worker = worker_after(&bench, "exec 2>&1", &["--drain"], &["sh", "-c", &script]);
+
+    let (output, written) = run_into_full_pipe(worker.env("RUST_LOG", "off"));
+
+    output.assert_code(0);
+    let wanted: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(written == wanted, "{} bytes of {}", written.len(), wanted.len());
+}
+
+#[test]
+fn tagged_output_waits_for_room_also_where_it_is_non_blocking() {
+    let bench = Bench::new("untagged");
+    bench.publish(&[b"x"]);
+    let options = ["--threads", "1", "--drain", "--tag"];
+    let worker = worker_after(&bench, UNBLOCK, &options, &["seq", "100000"]);
+
+    let (output, written) = run_into_full_pipe(worker);
+
+    output.assert_code(0);
+    let wanted: String = (1..=100_000).map(|n| format!("[1 -] {n}\n")).collect();
+    assert!(written == wanted, "{} bytes of {}", written.len(), wanted.len());
 }
 
 #[test]
