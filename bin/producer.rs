@@ -180,7 +180,7 @@ fn publish_all(
             Ok(body) => body,
             Err(end) => break end,
         };
-        report.read += 1;
+        report.note_read();
         report.note(producer.send(task(body, options)));
         if report.gave_up {
             break End::GaveUp;

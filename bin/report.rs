@@ -1,10 +1,15 @@
 //! Owns the account that a producer gives: what became of its tasks.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, bounded};
 use log::{error, info, warn};
 use rabbit_work::{Error, Outcome, Receipt, Shutdown, Task};
 use serde_json::json;
@@ -22,8 +27,7 @@ pub(crate) struct Report {
     /// What follows each task there.
     failed_end: &'static [u8],
     progress: Progress,
-    /// How many tasks were read from the input.
-    pub(crate) read: u64,
+    reached: Arc<Reached>,
     published: u64,
     confirmed: u64,
     nacked: u64,
@@ -32,6 +36,15 @@ pub(crate) struct Report {
     /// A task ran out of time: there is no sense in reading on.
     pub(crate) gave_up: bool,
     unwritable: Option<io::Error>,
+}
+
+/// How far it came. Shared with the last resort, which comes where something holds up the rest.
+#[derive(Default)]
+struct Reached {
+    /// How many tasks were read from the input.
+    read: AtomicU64,
+    /// Of how many of them it is known what became of them.
+    known: AtomicU64,
 }
 
 /// What is printed at the end.
@@ -48,6 +61,9 @@ enum Sent {
     Nothing,
 }
 
+/// How long the last resort may take to tell how far it came: who reads that, does so at once.
+const TELLING: Duration = Duration::from_millis(200);
+
 impl Report {
     /// An account of the tasks from `source`; `failed` is to have those not confirmed.
     pub(crate) fn open(
@@ -59,6 +75,9 @@ impl Report {
         let quiet = summary == Summary::Json || !matches!(source, Source::Words(..));
         let sent = if quiet { Sent::Nothing } else { Sent::Line };
         let shown = sent == Sent::Line && io::stdout().is_terminal();
+        let reached = Arc::<Reached>::default();
+        let at_the_last = Arc::clone(&reached);
+        cli::at_last_resort(move || at_the_last.tell());
         Ok(Report {
             started: Instant::now(),
             sent,
@@ -66,7 +85,7 @@ impl Report {
             failed,
             failed_end: source.end(),
             progress: if shown { Progress::hidden() } else { Progress::new(source) },
-            read: 0,
+            reached,
             published: 0,
             confirmed: 0,
             nacked: 0,
@@ -77,15 +96,32 @@ impl Report {
         })
     }
 
+    pub(crate) fn note_read(&self) {
+        self.reached.read.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What failed is written down before anything is told: whoever is told may not listen, and
+    /// a signal then ends this where it stands.
     pub(crate) fn note(&mut self, receipts: Vec<Receipt>) {
-        for receipt in receipts {
-            // What is refused here is not sent.
-            self.published += u64::from(!matches!(receipt.outcome, Outcome::Refused { .. }));
-            if receipt.outcome == Outcome::Confirmed {
-                self.note_confirmed(&receipt.task);
-            } else {
-                self.note_failed(&receipt);
-            }
+        let is_first = self.not_confirmed() == 0;
+        let is_confirmed = |it: &Receipt| it.outcome == Outcome::Confirmed;
+        let (confirmed, failed): (Vec<_>, Vec<_>) = receipts.into_iter().partition(is_confirmed);
+        for receipt in &failed {
+            self.note_failed(receipt);
+        }
+        if !failed.is_empty() {
+            self.flush_failed();
+        }
+        self.note_known(confirmed.len() + failed.len());
+        // One line says it; a million would bury it.
+        if let Some(receipt) = failed.first().filter(|_| is_first) {
+            let id = receipt.task.id().unwrap_or("without an id");
+            error!("task {id}: {}", receipt.outcome);
+        }
+        for receipt in &confirmed {
+            self.note_confirmed(&receipt.task);
+        }
+        for receipt in failed.iter().chain(&confirmed) {
             self.progress.note(receipt.task.body(), self.confirmed, self.not_confirmed());
         }
     }
@@ -93,9 +129,10 @@ impl Report {
     /// Tasks that were read, and not sent any more.
     pub(crate) fn note_unsent(&mut self, bodies: impl Iterator<Item = Vec<u8>>) {
         for body in bodies {
-            self.read += 1;
+            self.note_read();
             self.unconfirmed += 1;
             self.write_failed(&body);
+            self.note_known(1);
         }
     }
 
@@ -118,7 +155,12 @@ impl Report {
         why
     }
 
+    fn note_known(&self, count: usize) {
+        self.reached.known.fetch_add(count as u64, Ordering::SeqCst);
+    }
+
     fn note_confirmed(&mut self, task: &Task) {
+        self.published += 1;
         self.confirmed += 1;
         if self.sent == Sent::Line && self.unwritable.is_none() {
             let line = format!(" [x] Sent '{}'", String::from_utf8_lossy(task.body()));
@@ -127,6 +169,8 @@ impl Report {
     }
 
     fn note_failed(&mut self, receipt: &Receipt) {
+        // What is refused here is not sent.
+        self.published += u64::from(!matches!(receipt.outcome, Outcome::Refused { .. }));
         match receipt.outcome {
             Outcome::Nacked => self.nacked += 1,
             Outcome::Returned { .. } => self.returned += 1,
@@ -136,11 +180,6 @@ impl Report {
                 self.unconfirmed += 1;
                 self.gave_up = true;
             }
-        }
-        // One line says it; a million would bury it.
-        if self.not_confirmed() == 1 {
-            let id = receipt.task.id().unwrap_or("without an id");
-            error!("task {id}: {}", receipt.outcome);
         }
         self.write_failed(receipt.task.body());
     }
@@ -159,8 +198,8 @@ impl Report {
     }
 
     pub(crate) fn close(mut self, end: &End) -> Result<Exit, Error> {
-        self.end_progress();
         self.flush_failed();
+        self.end_progress();
         self.tell_end(end);
         self.print_summary();
         Ok(match end {
@@ -183,7 +222,7 @@ impl Report {
     }
 
     pub(crate) fn tell_end(&self, end: &End) {
-        let read = self.read;
+        let read = self.reached.read.load(Ordering::SeqCst);
         match end {
             End::Finished => {}
             End::Stopped => warn!("stopped after {read} tasks were read"),
@@ -227,6 +266,27 @@ impl Report {
                 error!("every task is confirmed, but standard output cannot be written: {error}");
                 Exit::Failed
             }
+        }
+    }
+}
+
+impl Reached {
+    /// In a thread of its own: what holds up the rest may hold up this, too.
+    fn tell(self: Arc<Reached>) {
+        let (done, told) = bounded(0);
+        let tell = move || {
+            let _done: Sender<Infallible> = done;
+            // In this order: a task is read before it is known what became of it.
+            let known = self.known.load(Ordering::SeqCst);
+            let read = self.read.load(Ordering::SeqCst);
+            error!(
+                "ended in the middle after {read} tasks were read; what became of {} of them is \
+                 not known",
+                read - known
+            );
+        };
+        if thread::Builder::new().name("telling".into()).spawn(tell).is_ok() {
+            let _ = told.recv_timeout(TELLING);
         }
     }
 }

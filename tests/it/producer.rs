@@ -12,7 +12,7 @@ use crossbeam_channel::bounded;
 use rabbit_work::{Outcome, Producer, Queue, Task};
 use serde_json::Value;
 
-use crate::support::broker::shared_broker;
+use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
 use crate::support::scripted::{ScriptedBroker, Tuning};
@@ -907,6 +907,41 @@ fn row_64_a_full_disk_for_the_output_is_exit_1() {
     output.assert_code(1);
     assert!(errors(&output)[0].contains("standard output"), "{}", output.stderr());
     assert_eq!(shared_broker().client().count(&queue), 1);
+}
+
+/// Nobody reads its output, so there is no orderly end.
+#[test]
+fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        session.read_publish();
+        let channel = session.read_publish().channel;
+        session.nack(channel, 1);
+        session.ack(channel, 2);
+        session.stay_silent();
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    // dd fills the pipe and fails; fd 3 keeps it open.
+    let script = format!(
+        "mkfifo full; exec 3<>full; dd if=/dev/zero of=full bs=4096 oflag=nonblock 2>&-; \
+         exec '{}' --url '{}' --repeat 200000 --timeout 1s --failed failed task >full",
+        env!("CARGO_BIN_EXE_producer"),
+        broker.url()
+    );
+    let running = Command::program("sh", &["-c", &script]).current_dir(dir.path()).start();
+    let failed = || fs::read_to_string(dir.path().join("failed")).ok();
+    poll("it is kept", SOON, || failed().filter(|kept| kept == "task\n"));
+
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(1);
+    let said = output.stderr();
+    let (_, told) = said.split_once("in the middle after ").expect("how far it came");
+    let counts = told.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+    let counts: Vec<u64> = counts.collect();
+    assert_eq!(counts[0] - counts[1], 2, "{said}");
+    assert_eq!(failed().as_deref(), Some("task\n"));
 }
 
 #[test]
