@@ -611,7 +611,7 @@ impl<'p> Hands<'p> {
         let mut running = Some(self.ran.clone());
         let mut hurry = self.post.hurry.clone();
         loop {
-            if is_closed(&self.post.hurry) {
+            if is_closed(self.post.hurry) {
                 hurry = never();
                 self.requeue_pausing()?;
             }
