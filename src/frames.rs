@@ -1,13 +1,14 @@
 //! Owns the look at the frames that a peer sends, before the client library believes them: it
 //! makes room for whatever size a frame announces, and where there is none, the process ends
 //! (amiquip 0.4.2 frame_buffer.rs:46, io_loop/content_collector.rs:194). It follows tables as deep
-//! as they go, and waits for whatever has begun, too. Pure.
+//! as they go, ends them where text is not UTF-8, and waits for whatever has begun, too. Pure.
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::time::Instant;
 
-use crate::nesting::{DEEPEST, properties_are_too_deep, table_is_too_deep};
+use crate::nesting::{DEEPEST, TooDeep, mend_properties, mend_table};
 use crate::unfinished::Unfinished;
 
 /// Follows the frames of one connection through the bytes that come, whatever pieces they come
@@ -20,8 +21,11 @@ pub(crate) struct Frames {
     wanted: usize,
     /// How many bytes of the present frame are left behind its head.
     rest: usize,
-    /// What is kept of the present frame until all of it is there, because it may be nested.
+    /// What is kept of a table of the broker's until all of it is there.
     kept: Vec<u8>,
+    /// What came of a message's properties in pieces. It can be mended once all of it is there, and
+    /// is not passed on before.
+    withheld: Vec<u8>,
     keeps: Keeps,
     unfinished: Unfinished,
     /// Whether no frame has passed yet.
@@ -32,7 +36,7 @@ pub(crate) struct Frames {
     pub(crate) proposed: Option<u16>,
 }
 
-/// What may be nested in a frame.
+/// What may be nested in a frame, or in need of mending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keeps {
     Nothing,
@@ -103,6 +107,7 @@ impl Frames {
             wanted: HEAD,
             rest: 0,
             kept: Vec::new(),
+            withheld: Vec::new(),
             keeps: Keeps::Nothing,
             unfinished: Unfinished::default(),
             first: true,
@@ -111,23 +116,45 @@ impl Frames {
         }
     }
 
-    /// Looks at the bytes that came next, which is now.
-    pub(crate) fn look(&mut self, bytes: &mut [u8], now: Instant) -> Result<(), Objection> {
-        let mut seen = 0;
+    /// How many bytes may come next: where some are withheld, no more than may join them.
+    pub(crate) fn room(&self) -> usize {
+        if self.withheld.is_empty() { usize::MAX } else { self.rest }
+    }
+
+    /// Looks at the bytes that came next, which is now. Says how many of them to pass on: the
+    /// others are withheld.
+    pub(crate) fn look(&mut self, bytes: &mut [u8], now: Instant) -> Result<usize, Objection> {
+        let (mut seen, mut sound) = (0, 0);
         while seen < bytes.len() {
             let unseen = &mut bytes[seen..];
             let came = if self.rest > 0 { self.pass(unseen) } else { self.gather(unseen) };
-            let came = came.map_err(|error| Objection { sound: seen, error })?;
+            let came = came.map_err(|error| Objection { sound, error })?;
             self.unfinished.grow(came, now);
             if self.has_ended() {
                 self.unfinished.end_frame(now);
             }
             seen += came;
+            if self.withheld.is_empty() {
+                sound = seen;
+            }
         }
         self.unfinished.check(now).map_err(|text| {
             let error = io::Error::new(io::ErrorKind::InvalidData, text);
-            Objection { sound: seen, error }
-        })
+            Objection { sound, error }
+        })?;
+        Ok(sound)
+    }
+
+    /// Passes on what was withheld, once it is whole, as far as there is room for it. Says how
+    /// much that is.
+    pub(crate) fn release(&mut self, room: &mut [u8]) -> usize {
+        if self.rest > 0 {
+            return 0;
+        }
+        let length = room.len().min(self.withheld.len());
+        room[..length].copy_from_slice(&self.withheld[..length]);
+        self.withheld.drain(..length);
+        length
     }
 
     /// Whether the first frame, which is the broker's start, is here.
@@ -135,36 +162,42 @@ impl Frames {
         !self.first
     }
 
-    fn pass(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let passed = &bytes[..bytes.len().min(self.rest)];
+    fn pass(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let (passed, _) = bytes.split_at_mut(bytes.len().min(self.rest));
         self.rest -= passed.len();
         self.first &= self.rest > 0;
-        if self.keeps != Keeps::Nothing {
-            self.keep(passed)?;
+        let mended = match self.keeps {
+            Keeps::Nothing => Ok(()),
+            Keeps::Properties => self.withhold(passed),
+            Keeps::Table => self.keep(passed),
+        };
+        if self.rest == 0 {
+            self.keeps = Keeps::Nothing;
         }
+        mended.map_err(too_deep)?;
         Ok(passed.len())
     }
 
-    /// Keeps what came, and checks it before the end of the frame is passed on.
-    fn keep(&mut self, passed: &[u8]) -> io::Result<()> {
+    /// Mends what came, or withholds it for as long as more belongs to it.
+    fn withhold(&mut self, passed: &mut [u8]) -> Result<(), TooDeep> {
+        if self.rest == 0 && self.withheld.is_empty() {
+            return mend_properties(passed);
+        }
+        self.withheld.extend_from_slice(passed);
+        if self.rest > 0 {
+            return Ok(());
+        }
+        mend_properties(&mut self.withheld).inspect_err(|TooDeep| self.withheld.clear())
+    }
+
+    /// Keeps what came, and checks it before the end of the frame is passed on. Nobody publishes
+    /// it again, so that it need not be mended.
+    fn keep(&mut self, passed: &[u8]) -> Result<(), TooDeep> {
         self.kept.extend_from_slice(passed);
         if self.rest > 0 {
             return Ok(());
         }
-        let too_deep = match self.keeps {
-            Keeps::Nothing => false,
-            Keeps::Properties => properties_are_too_deep(&self.kept),
-            Keeps::Table => table_is_too_deep(&self.kept),
-        };
-        self.kept.clear();
-        self.keeps = Keeps::Nothing;
-        if too_deep {
-            return Err(excessive(format!(
-                "the broker sent headers that are nested deeper than the {DEEPEST} levels that \
-                 are taken"
-            )));
-        }
-        Ok(())
+        mend_table(&mut mem::take(&mut self.kept))
     }
 
     /// Whether the last byte of a frame was the last that came.
@@ -293,6 +326,12 @@ fn check_body(size: u64) -> io::Result<()> {
     Ok(())
 }
 
+fn too_deep(TooDeep: TooDeep) -> io::Error {
+    excessive(format!(
+        "the broker sent headers that are nested deeper than the {DEEPEST} levels that are taken"
+    ))
+}
+
 fn excessive(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, Excessive(text))
 }
@@ -387,10 +426,19 @@ mod tests {
 
     fn passed_on(bytes: &[u8], piece: usize, heartbeat: u16) -> io::Result<Vec<u8>> {
         let (mut frames, mut bytes) = (Frames::new(heartbeat), bytes.to_vec());
-        let now = Instant::now();
-        let mut pieces = bytes.chunks_mut(piece);
-        pieces.try_for_each(|piece| frames.look(piece, now)).map_err(|it| it.error)?;
-        Ok(bytes)
+        let mut passed = Vec::new();
+        for mut left in bytes.chunks_mut(piece) {
+            while !left.is_empty() {
+                let (next, behind) = left.split_at_mut(left.len().min(frames.room()));
+                let sound = frames.look(next, Instant::now()).map_err(|it| it.error)?;
+                passed.extend_from_slice(&next[..sound]);
+                let mut released = vec![0; frames.withheld.len()];
+                let length = frames.release(&mut released);
+                passed.extend_from_slice(&released[..length]);
+                left = behind;
+            }
+        }
+        Ok(passed)
     }
 
     #[test]
@@ -481,6 +529,24 @@ mod tests {
             let objection = Frames::new(10).look(&mut bytes, Instant::now());
             let Objection { sound, .. } = objection.expect_err("there is something wrong");
             assert!((session().len()..bytes.len()).contains(&sound), "{sound} before {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn properties_are_withheld_until_they_are_whole() {
+        let header = header_with(0, b"\x20\0\0\0\0\x08\x01kS\0\0\0\x01\xe9");
+        let properties = HEAD + INSIDE;
+        for cut in properties + 1..header.len() {
+            let mut frames = Frames::new(10);
+            frames.look(&mut session(), Instant::now()).expect("AMQP");
+            let (mut begun, mut rest) = (header[..cut].to_vec(), header[cut..].to_vec());
+            let mut room = [0; 1000];
+
+            assert_eq!(frames.look(&mut begun, Instant::now()).expect("AMQP"), properties);
+            assert_eq!((frames.release(&mut room), frames.room()), (0, rest.len()), "{cut}");
+            assert_eq!(frames.look(&mut rest, Instant::now()).expect("AMQP"), 0);
+            assert_eq!(frames.release(&mut room), header.len() - properties, "{cut}");
+            assert_eq!((frames.release(&mut room), frames.room()), (0, usize::MAX), "{cut}");
         }
     }
 

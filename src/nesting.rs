@@ -1,64 +1,95 @@
-//! Owns the look at how deep a frame's tables and arrays are nested: the client library follows
-//! them by calling itself, without a limit, and a stack that is used up ends the process
-//! (amq-protocol-types 1.2.0 parsing.rs:50, 54). Pure.
+//! Owns the walk through a frame's tables and arrays. It says how deep they are nested: the client
+//! library follows them by calling itself, without a limit, and a stack that is used up ends the
+//! process (amq-protocol-types 1.2.0 parsing.rs:50, 54). And it mends text that is not UTF-8, at
+//! which the library ends a table without a word, and all behind it is lost. Pure.
+
+use std::str;
 
 /// So many tables and arrays may be within one another. The client library's thread has a stack of
 /// 2 MiB, which some 550 of them use up where nothing is optimized. RabbitMQ's own headers have
 /// four.
 pub(crate) const DEEPEST: usize = 100;
 
+/// Tables and arrays are within one another further down than is taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooDeep;
+
+/// A value of a table or of an array, and what is behind it.
+struct Entry<'a> {
+    /// Empty in an array.
+    name: &'a mut [u8],
+    kind: &'a mut u8,
+    inside: &'a mut [u8],
+    after: &'a mut [u8],
+}
+
 const TABLE: u8 = b'F';
 const ARRAY: u8 = b'A';
+const TEXT: u8 = b'S';
+const BYTES: u8 = b'x';
 
 /// The places of the properties before the headers, and of the headers, in the flags.
 const BEFORE_HEADERS: [u16; 2] = [1 << 15, 1 << 14];
 const HEADERS: u16 = 1 << 13;
 
-/// Whether the headers among a message's properties go down too far.
-pub(crate) fn properties_are_too_deep(properties: &[u8]) -> bool {
-    headers_of(properties).is_some_and(table_is_too_deep)
+/// Mends the headers among a message's properties.
+pub(crate) fn mend_properties(properties: &mut [u8]) -> Result<(), TooDeep> {
+    headers_of(properties).map_or(Ok(()), mend_table)
 }
 
-/// Whether the table that is first in these bytes goes down too far. Where it cannot be followed,
+/// Mends the table that is first in these bytes, whose length stays. Where it cannot be followed,
 /// the client library does not follow it either.
-pub(crate) fn table_is_too_deep(bytes: &[u8]) -> bool {
-    long(bytes).is_some_and(|(table, _)| goes_below(DEEPEST - 1, TABLE, table))
+pub(crate) fn mend_table(bytes: &mut [u8]) -> Result<(), TooDeep> {
+    long(bytes).map_or(Ok(()), |(table, _)| mend(DEEPEST - 1, TABLE, table))
 }
 
-fn headers_of(properties: &[u8]) -> Option<&[u8]> {
-    let (flags, mut left) = properties.split_first_chunk()?;
+fn headers_of(properties: &mut [u8]) -> Option<&mut [u8]> {
+    let (flags, mut left) = properties.split_first_chunk_mut()?;
     let flags = u16::from_be_bytes(*flags);
     for property in BEFORE_HEADERS {
         if flags & property != 0 {
-            left = short(left)?;
+            (_, left) = short(left)?;
         }
     }
     (flags & HEADERS != 0).then_some(left)
 }
 
-/// Whether anything in this table or array is nested deeper than so many levels. Ends where a
-/// value makes no sense: what contains this one goes on behind it.
-fn goes_below(levels: usize, kind: u8, inside: &[u8]) -> bool {
+/// Mends what is in this table or array, which may be nested by so many levels. Ends where a value
+/// makes no sense: what contains this one goes on behind it.
+fn mend(levels: usize, holder: u8, inside: &mut [u8]) -> Result<(), TooDeep> {
     let mut left = inside;
-    while let Some((kind, value)) = next(kind, left) {
-        let Some((inside, after)) = split(kind, value) else { return false };
-        if matches!(kind, TABLE | ARRAY) && (levels == 0 || goes_below(levels - 1, kind, inside)) {
-            return true;
+    while let Some(entry) = next(holder, left) {
+        mend_name(entry.name);
+        match *entry.kind {
+            kind @ (TABLE | ARRAY) => {
+                mend(levels.checked_sub(1).ok_or(TooDeep)?, kind, entry.inside)?;
+            }
+            // They are written alike, and the client library takes these for what they are.
+            TEXT if str::from_utf8(entry.inside).is_err() => *entry.kind = BYTES,
+            _ => {}
         }
-        left = after;
+        left = entry.after;
     }
-    false
+    Ok(())
 }
 
-/// The type of the next value of a table, where it has a name, or of an array; and the bytes that
-/// the value begins.
-fn next(kind: u8, left: &[u8]) -> Option<(u8, &[u8])> {
-    let left = if kind == TABLE { short(left)? } else { left };
-    left.split_first().map(|(kind, value)| (*kind, value))
+/// A name can be nothing but text.
+fn mend_name(name: &mut [u8]) {
+    if str::from_utf8(name).is_err() {
+        name.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+    }
+}
+
+/// The first value of a table, where it has a name, or of an array.
+fn next(holder: u8, left: &mut [u8]) -> Option<Entry<'_>> {
+    let (name, value) = if holder == TABLE { short(left)? } else { left.split_at_mut(0) };
+    let (kind, value) = value.split_first_mut()?;
+    let (inside, after) = split(*kind, value)?;
+    Some(Entry { name, kind, inside, after })
 }
 
 /// What is in the value that is first in these bytes, and what is behind it.
-fn split(kind: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split(kind: u8, bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     let size = match kind {
         b'V' => 0,
         b't' | b'b' | b'B' => 1,
@@ -66,22 +97,22 @@ fn split(kind: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         b'I' | b'i' | b'f' => 4,
         b'D' => 5,
         b'L' | b'l' | b'd' | b'T' => 8,
-        b'S' | b'x' | TABLE | ARRAY => return long(bytes),
+        TEXT | BYTES | TABLE | ARRAY => return long(bytes),
         _ => return None,
     };
-    bytes.split_at_checked(size)
+    bytes.split_at_mut_checked(size)
 }
 
 /// What is in a value whose size has four bytes, and what is behind it.
-fn long(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (size, left) = bytes.split_first_chunk()?;
-    left.split_at_checked(u32::from_be_bytes(*size) as usize)
+fn long(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
+    let (size, left) = bytes.split_first_chunk_mut()?;
+    left.split_at_mut_checked(u32::from_be_bytes(*size) as usize)
 }
 
-/// What is behind a string whose size has one byte.
-fn short(bytes: &[u8]) -> Option<&[u8]> {
-    let (size, left) = bytes.split_first()?;
-    left.get(usize::from(*size)..)
+/// What is in a string whose size has one byte, and what is behind it.
+fn short(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
+    let (size, left) = bytes.split_first_mut()?;
+    left.split_at_mut_checked(usize::from(*size))
 }
 
 #[cfg(test)]
@@ -106,6 +137,46 @@ mod tests {
         sized(&named.collect::<Vec<_>>().concat())
     }
 
+    fn table_is_too_deep(bytes: &[u8]) -> bool {
+        mend_table(&mut bytes.to_vec()).is_err()
+    }
+
+    fn properties_are_too_deep(bytes: &[u8]) -> bool {
+        mend_properties(&mut bytes.to_vec()).is_err()
+    }
+
+    /// Values of every type, and two of each that contains others.
+    fn values() -> Vec<Vec<u8>> {
+        let plain = |(kind, size)| [&[kind][..], &vec![0xFF; size]].concat();
+        let sizes = [(b'V', 0), (b't', 1), (b'b', 1), (b'B', 1), (b's', 2), (b'U', 2), (b'u', 2)];
+        let more = [(b'I', 4), (b'i', 4), (b'f', 4), (b'D', 5), (b'L', 8), (b'l', 8), (b'd', 8)];
+        let plain = sizes.into_iter().chain(more).chain([(b'T', 8)]).map(plain);
+        let long = [TEXT, BYTES, TABLE, ARRAY].map(|kind| long_value(kind, b"AAAA"));
+        let empty = [TABLE, ARRAY].map(|kind| long_value(kind, b""));
+        plain.chain(long).chain(empty).collect()
+    }
+
+    /// A value of these bytes.
+    fn long_value(kind: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[kind], &*sized(bytes)].concat()
+    }
+
+    /// A value at many depths and places, each behind values of every type.
+    fn everywhere(value: &[u8]) -> Vec<u8> {
+        let behind = |value: &[u8]| [values(), vec![value.to_vec()], values()].concat();
+        let listed = long_value(ARRAY, &behind(value).concat());
+        let values = behind(&listed);
+        let values: Vec<_> = values.iter().map(Vec::as_slice).chain([value]).collect();
+        let inner = [&[TABLE], &*table(&values)].concat();
+        table(&[value, &long_value(ARRAY, &[&inner, value, &inner].concat()), &inner, value])
+    }
+
+    fn mended(table: &[u8]) -> Vec<u8> {
+        let mut bytes = table.to_vec();
+        mend_table(&mut bytes).expect("not too deep");
+        bytes
+    }
+
     #[test]
     fn a_table_may_be_as_deep_as_the_limit_and_no_deeper() {
         for kind in [TABLE, ARRAY] {
@@ -117,14 +188,7 @@ mod tests {
 
     #[test]
     fn what_is_deep_is_found_behind_values_of_every_type() {
-        let plain = |kind: u8, size| [&[kind][..], &vec![0xFF; size]].concat();
-        let sizes = [(b'V', 0), (b't', 1), (b'b', 1), (b'B', 1), (b's', 2), (b'U', 2), (b'u', 2)];
-        let more = [(b'I', 4), (b'i', 4), (b'f', 4), (b'D', 5), (b'L', 8), (b'l', 8), (b'd', 8)];
-        let plain =
-            sizes.into_iter().chain(more).chain([(b'T', 8)]).map(|(kind, size)| plain(kind, size));
-        let long = [b'S', b'x', TABLE, ARRAY].map(|kind| [&[kind], &*sized(b"AAAA")].concat());
-        let empty = [TABLE, ARRAY].map(|kind| [&[kind], &*sized(b"")].concat());
-        for value in plain.chain(long).chain(empty) {
+        for value in values() {
             assert!(!table_is_too_deep(&table(&[&value, &value])), "{value:?}");
             let deep = nested(ARRAY, DEEPEST);
             assert!(table_is_too_deep(&table(&[&value, &deep])), "{value:?}");
@@ -169,5 +233,72 @@ mod tests {
         for length in 0..whole.len() {
             assert!(!properties_are_too_deep(&whole[..length]), "{length}");
         }
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_becomes_bytes_wherever_it_is_and_nothing_else_changes() {
+        for text in [&b"caf\xe9"[..], b"\xff", b"\xc3", b"\xed\xa0\x80", &[0x80; 300]] {
+            let broken = everywhere(&long_value(TEXT, text));
+            assert!(mended(&broken) == everywhere(&long_value(BYTES, text)), "{text:?}");
+        }
+        for text in ["", "plain", "caf\u{e9}", "\u{1f407} and \0", "S\0\0\0\u{1}"] {
+            let sound = everywhere(&long_value(TEXT, text.as_bytes()));
+            assert!(mended(&sound) == sound, "{text:?}");
+        }
+        let bytes = everywhere(&long_value(BYTES, b"S\0\0\0\x01\xe9"));
+        assert!(mended(&bytes) == bytes, "what looks like text among bytes is none");
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_becomes_ascii() {
+        let named = |name: &[u8]| {
+            let entry = [&[u8::try_from(name.len()).expect("short")], name, b"V"].concat();
+            let inner = [&entry, &*entry].concat();
+            sized(&[&entry, &b"\x01kF"[..], &sized(&inner), &entry].concat())
+        };
+        assert_eq!(mended(&named(b"caf\xe9 \xff!")), named(b"caf? ?!"));
+        assert_eq!(mended(&named(b"\xc3\xa9 \xe9")), named(b"?? ?"));
+        assert_eq!(mended(&named("caf\u{e9}".as_bytes())), named("caf\u{e9}".as_bytes()));
+    }
+
+    #[test]
+    fn what_is_behind_something_without_sense_stays_as_it_is() {
+        let broken = long_value(TEXT, b"\xe9");
+        let mended_value = long_value(BYTES, b"\xe9");
+        let before = table(&[&broken, b"?", &broken]);
+        assert_eq!(mended(&before), table(&[&mended_value, b"?", &broken]));
+        for too_long in [b"S\0\0\0\x02\xe9", b"A\0\0\0\x02\xe9"] {
+            let only = table(&[too_long]);
+            assert_eq!(mended(&only), only);
+        }
+    }
+
+    #[test]
+    fn bytes_cut_short_anywhere_are_mended_as_far_as_they_make_sense() {
+        let whole = table(&[&long_value(ARRAY, &long_value(TEXT, b"caf\xe9")), b"V"]);
+        let properties = [&[0xA0, 0], &b"\x04type"[..], &whole].concat();
+        for length in 0..properties.len() {
+            let mut cut = properties[..length].to_vec();
+            assert_eq!(mend_properties(&mut cut), Ok(()));
+            assert_eq!(cut, properties[..length], "the table is not whole");
+        }
+        // Tables that are whole and end in the middle of a value.
+        for length in 4..whole.len() {
+            let cut = sized(&whole[4..length]);
+            let array = whole.len() - b"\x04nameV".len();
+            let changed = mended(&cut) != cut;
+            assert_eq!(changed, length >= array, "{length}");
+        }
+    }
+
+    #[test]
+    fn properties_before_the_headers_stay_as_they_are() {
+        let with = |kind| {
+            let headers = table(&[&long_value(kind, b"\xe9")]);
+            [&[0xF8, 0], &b"\x01\xe9\x01\xe9"[..], &headers, b"\x02\xe9\xce"].concat()
+        };
+        let mut properties = with(TEXT);
+        mend_properties(&mut properties).expect("not too deep");
+        assert_eq!(properties, with(BYTES));
     }
 }

@@ -13,7 +13,7 @@ use rabbit_work::{
 
 use crate::child::LedgerWorker;
 use crate::support::broker::{PrivateBroker, poll, shared_broker};
-use crate::support::client::{persistent, unique_queue};
+use crate::support::client::{persistent, publish_raw, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{ScriptedBroker, Session};
@@ -551,6 +551,55 @@ fn a_task_whose_headers_are_nested_as_deep_as_is_taken_fails_like_any_other() {
 
     assert_eq!((summary.retried, summary.dead, attempts.try_iter().count()), (1, 1, 2));
     assert!(client.get_all(&dead(&queue))[0].headers["h"] == deep);
+}
+
+/// As long as they come as text, the client library drops them and all behind them.
+#[test]
+fn headers_that_are_not_utf_8_keep_their_bytes_and_what_is_behind_them() {
+    let queue = unique_queue("latin");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let latin = || Field::text(b"caf\xe9");
+    let table = vec![(b"in".to_vec(), latin()), (b"out".to_vec(), Field::Bool(true))];
+    for id in ["letter", "replayed"] {
+        let properties = Properties::with_message_id(id)
+            .header("a", Field::text("one"))
+            .header("b", latin())
+            .header("c", Field::text("three"))
+            .header("d", Field::Array(vec![latin(), Field::Table(table.clone()), latin()]))
+            .header("e", Field::text("caf\u{e9}"));
+        publish_raw(shared_broker().url(), &queue, b"x", &properties);
+    }
+    let (_, handler) = failing(u32::MAX);
+
+    let working = Working::start(&worker(&queue).retry(policy(2)).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+    let replay = ["dead", "replay", "--id", "replayed"];
+    let place = ["--url", shared_broker().url(), "--queue", &queue];
+    Command::queuectl(&[&place[..], &replay].concat()).run(SOON).assert_code(0);
+
+    assert_eq!((summary.retried, summary.dead), (2, 2));
+    let text = |text: &str| AmqpValue::LongString(text.into());
+    let bytes = || AmqpValue::ByteArray(b"caf\xe9".to_vec());
+    let mut table = FieldTable::new();
+    table.insert("in".into(), bytes());
+    table.insert("out".into(), AmqpValue::Boolean(true));
+    let list = AmqpValue::FieldArray(vec![bytes(), AmqpValue::FieldTable(table), bytes()]);
+    let sent = [
+        ("a", text("one")),
+        ("b", bytes()),
+        ("c", text("three")),
+        ("d", list),
+        ("e", text("caf\u{e9}")),
+    ];
+    for (queue, id) in [(dead(&queue), "letter"), (queue, "replayed")] {
+        let messages = client.get_all(&queue);
+        assert_eq!(messages.len(), 1, "{queue}");
+        assert_eq!(messages[0].message_id.as_deref(), Some(id));
+        for (name, value) in &sent {
+            assert_eq!(messages[0].headers.get(*name), Some(value), "{name} of {id}");
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! An independent client: plain amiquip, to arrange a test's queues and to see what is in them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +14,7 @@ use amiquip::{
 use crossbeam_channel::Receiver;
 
 use super::broker::poll;
+use super::wire::{Arguments, Frame, METHOD, Properties, content};
 
 /// A connection with one channel, in confirm mode. A failure of any call fails the test.
 pub(crate) struct Client {
@@ -44,6 +46,47 @@ pub(crate) fn unique_queue(test: &str) -> String {
 /// The properties of a persistent message with this id.
 pub(crate) fn persistent(id: &str) -> AmqpProperties {
     AmqpProperties::default().with_delivery_mode(2).with_message_id(id.to_owned())
+}
+
+/// Publishes a message whose properties amiquip could not write, through the default exchange and
+/// over a connection of its own; it is in the queue on return.
+pub(crate) fn publish_raw(url: &str, queue: &str, body: &[u8], properties: &Properties) {
+    let url = url::Url::parse(url).expect("the broker's URL is one");
+    let Auth::Plain { username, password } = login(&url) else { unreachable!("all logins are") };
+    let none = Arguments::default;
+    let login = none()
+        .table(&Vec::new())
+        .short("PLAIN")
+        .long(format!("\0{username}\0{password}"))
+        .short("en_US");
+    let methods = [
+        Frame::method(0, 10, 11, login),
+        Frame::method(0, 10, 31, none().u16(1).u32(FRAME_MAX).u16(0)),
+        Frame::method(0, 10, 40, none().short("/").short("").u8(0)),
+        Frame::method(1, 20, 10, none().short("")),
+        Frame::method(1, 85, 10, none().u8(0)),
+    ];
+    let publish = Frame::method(1, 60, 40, none().u16(0).short("").short(queue).u8(0));
+    let mut stream = open_stream(&url);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a TCP stream");
+    // The broker takes them one after the other, whether its answers were waited for or not.
+    let sent = [
+        b"AMQP\0\0\x09\x01".to_vec(),
+        methods.map(|method| method.to_bytes()).concat(),
+        content(&publish, &properties.to_bytes(), body, FRAME_MAX),
+    ];
+    stream.write_all(&sent.concat()).expect("the broker takes a message");
+    let (mut came, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let length = stream.read(&mut buffer).expect("the broker answers");
+        assert!(length > 0, "the broker refused a message");
+        came.extend_from_slice(&buffer[..length]);
+        while let Some(Frame { kind, payload, .. }) = Frame::take(&mut came) {
+            if kind == METHOD && payload.starts_with(&[0, 60, 0, 80]) {
+                return;
+            }
+        }
+    }
 }
 
 impl Client {
@@ -224,6 +267,9 @@ impl Message {
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What RabbitMQ proposes.
+const FRAME_MAX: u32 = 131_072;
 
 fn login(url: &url::Url) -> Auth {
     match (url.username(), url.password()) {
