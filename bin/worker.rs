@@ -1,27 +1,29 @@
 //! `worker`: works a RabbitMQ queue with several threads.
 
 mod cli;
+mod events;
 mod streams;
 
 use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
 use crossbeam_channel::{Receiver, bounded};
+use events::EventLog;
 use log::{error, info, warn};
 use rabbit_work::{
-    Command, Delivery, Ended, Error, Event, Failure, Handler, RetryPolicy, Summary, Trigger,
-    Worker, shutdown,
+    Command, Delivery, Ended, Error, Failure, Handler, RetryPolicy, Summary, Trigger, Worker,
+    shutdown,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
@@ -106,7 +108,7 @@ pub(crate) struct Options {
     health_file: Option<PathBuf>,
 
     /// Append one JSON object for each event to FILE: time event task attempt thread queue ms,
-    /// and the reason of a failure
+    /// and the reason of a failure. Where nobody reads a pipe for 2 s, events are left out
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
@@ -138,7 +140,11 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Exit, Error> {
-    let worker = build(options)?;
+    let events = options.events.as_deref().map(EventLog::open).transpose()?;
+    let mut worker = build(options)?;
+    if let Some(events) = events.clone() {
+        worker = worker.observer(move |event| events.note(event));
+    }
     let output = Output::default();
     let command = command(options, &output)?;
     if command.is_some() {
@@ -156,6 +162,9 @@ fn run(options: &Options) -> Result<Exit, Error> {
         None => worker.run(Dots { output: output.clone() }, &shutdown),
     };
     drop(health);
+    if let Some(events) = events {
+        events.close();
+    }
     if let Some(summary) = worker.last_run().filter(|summary| is_telling(summary, &ended)) {
         info!("{}", in_words(&summary));
         if options.json && output.error().is_none() {
@@ -232,10 +241,6 @@ fn build(options: &Options) -> Result<Worker, Error> {
     }
     if options.no_reconnect {
         worker = worker.no_reconnect();
-    }
-    if let Some(path) = &options.events {
-        let events = EventLog::open(path)?;
-        worker = worker.observer(move |event| events.note(event));
     }
     Ok(worker)
 }
@@ -396,43 +401,6 @@ fn spare_what_is_no_file(path: &Path) -> io::Result<()> {
 
 fn touch(path: &Path) -> io::Result<()> {
     fs::write(path, format!("{}\n", std::process::id()))
-}
-
-/// The events file: one JSON object for each line.
-struct EventLog {
-    file: Mutex<File>,
-    /// One line says that it is full; there would be one for each event.
-    told: Once,
-}
-
-impl EventLog {
-    fn open(path: &Path) -> Result<EventLog, Error> {
-        let opened = OpenOptions::new().create(true).append(true).open(path);
-        let file = opened
-            .map_err(|error| Error::setting("--events", format!("{}: {error}", path.display())))?;
-        Ok(EventLog { file: Mutex::new(file), told: Once::new() })
-    }
-
-    fn note(&self, event: &Event) {
-        let since = event.time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut line = json!({
-            "time": since.as_millis() as f64 / 1000.0,
-            "event": event.kind.name(),
-            "task": event.task,
-            "attempt": event.attempt,
-            "thread": event.thread,
-            "queue": event.queue,
-            "ms": event.elapsed.as_millis() as u64,
-        });
-        if let Some(reason) = &event.reason {
-            line["reason"] = json!(reason);
-        }
-        // One write for each line, so that lines of several workers on one file do not mix.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
-            self.told.call_once(|| warn!("--events cannot be written: {error}"));
-        }
-    }
 }
 
 fn in_words(summary: &Summary) -> String {

@@ -151,6 +151,35 @@ fn events_are_one_object_a_line_with_the_fields_of_the_contract() {
     }
 }
 
+/// Each task gives two events; some 500 fit into the pipe, and 1000 wait.
+#[test]
+fn events_that_nobody_reads_hold_up_no_task_and_are_counted() {
+    let queue = unique_queue("unread");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let ids: Vec<String> = (0..1500).map(|number| number.to_string()).collect();
+    client.publish_ids(&queue, ids.iter().map(String::as_str));
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = format!(
+        "mkfifo events; exec 3<>events; exec '{}' --events events \"$@\" >/dev/null",
+        env!("CARGO_BIN_EXE_worker")
+    );
+    let options = ["--threads", "4", "--prefetch", "10", "--max-tasks", "1500"];
+    let broker = ["--url", shared_broker().url(), "--queue", &queue];
+    let arguments = [&["-c", &script, "sh"][..], &options, &broker].concat();
+
+    let output = Command::program("sh", &arguments).current_dir(dir.path()).run(SOON);
+
+    output.assert_code(0);
+    let said = output.stderr();
+    assert!(said.contains("waits for a reader of events"), "{said}");
+    assert_eq!(said.matches("--events is not read").count(), 1, "{said}");
+    let count = said.lines().find_map(|it| it.split_once(" events are not in --events"));
+    let missing = count.and_then(|(before, _)| before.rsplit(' ').next()?.parse::<u32>().ok());
+    assert!(missing.is_some_and(|it| (1500..3000).contains(&it)), "{said}");
+    assert!(said.contains("1500 tasks done"), "{said}");
+}
+
 #[test]
 fn without_a_prefetch_limit_three_workers_take_every_third_task() {
     let queue = unique_queue("round");
