@@ -325,8 +325,8 @@ fn rows_33_and_35_an_alarm_is_reported_once_and_publishing_goes_on_when_it_ends(
         consumer.wait_for_stdout_line(|line| line == " [x] Done", SOON);
         broker.wait_for_queue(&queue, |it| it.unacked == 0, SOON);
         running.write(b"after\n");
-        let lifted = Instant::now();
         disk.map_or_else(|| broker.clear_alarm(), |()| broker.clear_disk_alarm());
+        let lifted = Instant::now();
         consumer.wait_for_stdout_line(|line| line == " [x] Received 'after'", SOON);
         running.end_input();
         let output = running.wait(SOON);
