@@ -16,6 +16,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+use anstream::AutoStream;
 use clap::{Args, Parser, ValueEnum};
 use log::{LevelFilter, Log, Metadata, Record, error, warn};
 #[cfg(unix)]
@@ -218,6 +220,8 @@ fn without_logins(text: &str) -> String {
 /// tell.
 pub(crate) fn init_logging() {
     let mut builder = env_logger::Builder::new();
+    #[cfg(unix)]
+    write_patiently(&mut builder);
     builder.filter_level(LevelFilter::Info).parse_default_env().format(|out, record| {
         if record.target().starts_with("amiquip") {
             return Ok(());
@@ -230,6 +234,27 @@ pub(crate) fn init_logging() {
     log::set_max_level(logger.0.filter());
     // There is no other one.
     let _ = log::set_boxed_logger(Box::new(logger));
+}
+
+/// A command can make a standard error that it shares with us non-blocking; what then finds no
+/// room must wait for it, or a line is cut.
+#[cfg(unix)]
+fn write_patiently(builder: &mut env_logger::Builder) {
+    struct Stderr;
+
+    impl Write for Stderr {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Stream::Stderr.write_all(bytes).map(|()| bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
+    // A pipe gets no colours unless it is told so.
+    builder.write_style(AutoStream::choice(&io::stderr()).into());
 }
 
 /// Writes records, while what else is on the terminal makes way.

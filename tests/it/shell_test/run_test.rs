@@ -447,6 +447,20 @@ fn tagged_output_waits_for_room_also_where_it_is_non_blocking() {
 }
 
 #[test]
+fn log_lines_wait_for_room_also_where_it_is_non_blocking() {
+    let bench = Bench::new("logged");
+    bench.publish(&[b"x".as_slice(); 800]);
+    let options = ["--threads", "1", "--prefetch", "100", "--drain", "--max-attempts", "1"];
+    let worker = worker_after(&bench, &format!("exec 2>&1; {UNBLOCK}"), &options, &["false"]);
+
+    let (output, written) = run_into_full_pipe(worker);
+
+    output.assert_code(1);
+    let told = written.lines().filter(|it| it.ends_with(" dead letters: exit status 1")).count();
+    assert_eq!(told, 800);
+}
+
+#[test]
 fn tagged_output_that_is_lost_leaves_its_task_in_the_queue() {
     let bench = Bench::new("full");
     bench.publish(&[b"x"]);
