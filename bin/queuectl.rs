@@ -102,7 +102,11 @@ enum Dead {
 fn main() -> ExitCode {
     let options: Options = cli::parse();
     cli::init_logging();
-    run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
+    let ended = run(&options).unwrap_or_else(|error| {
+        error!("{}", error.chain());
+        exit_for(&error)
+    });
+    ended.into()
 }
 
 fn run(options: &Options) -> Result<Exit, Error> {
@@ -173,7 +177,7 @@ fn check(broker: &Broker, queue: &Queue) -> Exit {
             Ok(found) => lines.push(format!("ok    {:<8} {found}", check.name)),
             Err(error) => {
                 lines.push(format!("FAIL  {:<8} {}", check.name, error.chain()));
-                exit = exit_for_check(error);
+                exit = exit_for(error);
             }
         }
     }
@@ -183,7 +187,7 @@ fn check(broker: &Broker, queue: &Queue) -> Exit {
     }
 }
 
-fn exit_for_check(error: &Error) -> Exit {
+fn exit_for(error: &Error) -> Exit {
     match error {
         Error::Blocked { .. } => Exit::Failed,
         Error::QueueRefused { text, .. } if text.contains("no such queue") => Exit::Failed,
@@ -242,7 +246,7 @@ fn show_letters(letters: &[Letter], as_json: bool) -> Exit {
             time(record.last_failure).unwrap_or_else(|| "-".into()),
             record.attempts,
             printable(&body, 40),
-            printable(&record.reason, 200),
+            both_ends(&record.reason, 200),
         )
     });
     print([heading].into_iter().chain(rows))
@@ -298,13 +302,24 @@ fn told_purged(purged: u64) -> Result<Exit, Error> {
 
 /// On one line, without anything a terminal would act on, at most `width` characters.
 fn printable(text: &str, width: usize) -> String {
-    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut cut: String = plain.clone().take(width).collect();
-    if plain.count() > width {
-        cut.pop();
-        cut.push('…');
+    shortened(text, width.saturating_sub(1), 0)
+}
+
+/// The same, but what is left out is in the middle: a reason begins with what happened, and ends
+/// with the last lines of what a command said of it.
+fn both_ends(text: &str, width: usize) -> String {
+    let begin = width / 4;
+    shortened(text.trim_end(), begin, width.saturating_sub(begin + 1))
+}
+
+fn shortened(text: &str, begin: usize, end: usize) -> String {
+    let plain: Vec<char> = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match plain.len().checked_sub(end) {
+        Some(tail) if tail > begin + 1 => {
+            plain[..begin].iter().chain(&['…']).chain(&plain[tail..]).collect()
+        }
+        _ => plain.into_iter().collect(),
     }
-    cut
 }
 
 fn time(time: Option<SystemTime>) -> Option<String> {

@@ -53,6 +53,34 @@ fn ids(listed: &Value) -> Vec<&str> {
 }
 
 #[test]
+fn a_row_of_a_letter_has_the_last_of_what_its_command_said() {
+    let queue = unique_queue("said");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_id(&queue, "1");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let script = "seq 1000 >&2; echo 'the real cause' >&2; exit 65";
+    let worker = Command::worker(&[&to[..], &["--drain", "--", "sh", "-c", script]].concat());
+    worker.run(SOON).assert_code(1);
+
+    let table = queuectl(&queue, &["dead", "list"]).success();
+
+    let row = table.lines().nth(1).expect("a row").trim_end();
+    assert!(row.contains("exit status 65; ") && row.ends_with("1000 the real cause"), "{row}");
+}
+
+#[test]
+fn where_there_is_no_such_queue_each_look_at_it_ends_with_1() {
+    let queue = unique_queue("none");
+    for look in [&["status"][..], &["check"], &["purge", "--yes"]] {
+        let output = queuectl(&queue, look);
+        output.assert_code(1);
+        let told = output.stderr() + &output.stdout();
+        assert!(told.contains("no such queue"), "{told}");
+    }
+}
+
+#[test]
 fn dead_list_shows_letters_in_their_order_and_leaves_them_there() {
     let queue = unique_queue("list");
     assert_eq!(json(&queuectl(&queue, &["dead", "list", "--json"])), serde_json::json!([]));
