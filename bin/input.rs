@@ -3,6 +3,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+#[cfg(unix)]
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -177,10 +179,23 @@ fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>,
                           writing as well; where it is to be empty, use </dev/null";
             return Err(Error::setting(option, reason));
         }
+        #[cfg(unix)]
+        refuse_folder(option, path, &io::stdin())?;
         return Ok(Box::new(io::stdin()));
     }
     let file = File::open(path).map_err(|error| Error::setting(option, show(path, &error)))?;
+    #[cfg(unix)]
+    refuse_folder(option, path, &file)?;
     Ok(Box::new(file))
+}
+
+/// It can be opened, and not be read: too late for --failed, which is empty by then.
+#[cfg(unix)]
+fn refuse_folder(option: &'static str, path: &Path, input: &impl AsFd) -> Result<(), Error> {
+    if super::streams::is_folder(input) {
+        return Err(Error::setting(option, format!("{}: it is a directory", path.display())));
+    }
+    Ok(())
 }
 
 fn read_whole(path: &Path) -> Result<Vec<u8>, Error> {

@@ -23,9 +23,18 @@ pub(crate) fn is_unwritable(stream: &impl AsFd) -> bool {
 /// Whether this was closed when we began, as far as that can be told: Rust then puts /dev/null in
 /// its place, open for both, which no shell does.
 fn was_closed(stream: &impl AsFd) -> bool {
-    let opened = stream.as_fd().try_clone_to_owned().and_then(|it| File::from(it).metadata());
     let device = |it: io::Result<fs::Metadata>| it.map(|it| it.rdev()).ok();
-    is_open_for(stream, OFlags::RDWR) && device(opened) == device(fs::metadata("/dev/null"))
+    is_open_for(stream, OFlags::RDWR)
+        && device(metadata(stream)) == device(fs::metadata("/dev/null"))
+}
+
+/// Whether it is a directory, which opens like a file.
+pub(crate) fn is_folder(stream: &impl AsFd) -> bool {
+    metadata(stream).is_ok_and(|it| it.is_dir())
+}
+
+fn metadata(stream: &impl AsFd) -> io::Result<fs::Metadata> {
+    File::from(stream.as_fd().try_clone_to_owned()?).metadata()
 }
 
 fn is_open_for(stream: &impl AsFd, mode: OFlags) -> bool {

@@ -61,6 +61,20 @@ fn what_was_sent_is_told_also_where_standard_output_is_non_blocking() {
 }
 
 #[test]
+fn a_directory_is_no_input_and_leaves_what_had_failed() {
+    let bench = Bench::new("folder");
+    fs::write(bench.path("failed"), "precious\n").expect("written");
+    let options = ["--failed", "failed", "--lines"];
+
+    for (setting, input) in [(":", "."), ("exec <.", "-")] {
+        let output = producer_after(&bench, setting, &options).arg(input).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains("it is a directory"), "{}", output.stderr());
+        assert_eq!(bench.read("failed"), "precious\n");
+    }
+}
+
+#[test]
 fn a_file_is_one_task() {
     let bench = Bench::new("file");
     let body: Vec<u8> = (0..300_000_u32).map(|n| n as u8).collect();
