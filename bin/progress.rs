@@ -1,8 +1,13 @@
 //! Owns the progress bar of a producer.
 
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::cli;
 use super::input::{Source, length};
@@ -11,8 +16,14 @@ use super::input::{Source, length};
 pub(crate) struct Progress {
     bar: ProgressBar,
     unit: Unit,
-    started: Instant,
-    shown: Instant,
+    counts: Arc<Counts>,
+}
+
+/// What the bar tells. It is drawn by a thread of its own, also while nothing happens.
+#[derive(Default)]
+struct Counts {
+    confirmed: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// What a bar counts.
@@ -24,7 +35,7 @@ enum Unit {
 }
 
 /// No eye sees more often.
-const SHOW_AGAIN: Duration = Duration::from_millis(100);
+const SHOW_AGAIN: Duration = Duration::from_millis(200);
 
 impl Progress {
     pub(crate) fn new(source: &Source) -> Progress {
@@ -32,41 +43,48 @@ impl Progress {
             Source::Words(_, count) | Source::Whole(_, count) if *count > 1 => {
                 (ProgressBar::new(*count), Unit::Tasks)
             }
-            Source::Words(..) | Source::Whole(..) => (ProgressBar::hidden(), Unit::Tasks),
+            Source::Words(..) | Source::Whole(..) => return Progress::hidden(),
+            // A bar would wipe away what is typed.
+            Source::Pieces(path, _) if is_typed(path) => return Progress::hidden(),
             Source::Pieces(path, _) => match length(path) {
                 Some(length) => (ProgressBar::new(length), Unit::Bytes),
                 None => (ProgressBar::no_length(), Unit::Bytes),
             },
         };
         let template = match bar.length() {
-            Some(_) => "{wide_bar} {percent}%  {msg}, {eta} left",
-            None => "{spinner} {msg}, {elapsed}",
+            Some(_) => "{wide_bar} {percent}%  {counts}, {eta} left",
+            None => "{spinner} {counts}, {elapsed}",
         };
         let style = ProgressStyle::with_template(template);
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.set_message(message(0, 0, 0.0));
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let counts = Arc::<Counts>::default();
+        let told = Arc::clone(&counts);
+        let tell = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // What cannot be drawn is not drawn.
+            let _ = told.tell(state.elapsed(), out);
+        };
+        bar.set_style(style.with_key("counts", tell));
+        if !bar.is_hidden() {
+            bar.tick();
+            bar.enable_steady_tick(SHOW_AGAIN);
+        }
         let drawn = bar.clone();
         cli::log_by_way_of(move |write| drawn.suspend(write));
-        let now = Instant::now();
-        Progress { bar, unit, started: now, shown: now }
+        Progress { bar, unit, counts }
     }
 
-    /// For a terminal that shows each task already.
+    /// For a terminal that shows each task already, or where a bar would be in the way.
     pub(crate) fn hidden() -> Progress {
-        let now = Instant::now();
-        Progress { bar: ProgressBar::hidden(), unit: Unit::Tasks, started: now, shown: now }
+        Progress { bar: ProgressBar::hidden(), unit: Unit::Tasks, counts: Arc::default() }
     }
 
     pub(crate) fn note(&mut self, body: &[u8], confirmed: u64, failed: u64) {
+        self.counts.confirmed.store(confirmed, Ordering::Relaxed);
+        self.counts.failed.store(failed, Ordering::Relaxed);
         self.bar.inc(match self.unit {
             Unit::Tasks => 1,
             Unit::Bytes => body.len() as u64 + 1,
         });
-        if self.shown.elapsed() >= SHOW_AGAIN {
-            self.shown = Instant::now();
-            let rate = confirmed as f64 / self.started.elapsed().as_secs_f64();
-            self.bar.set_message(message(confirmed, failed, rate));
-        }
     }
 
     pub(crate) fn end(&self) {
@@ -81,6 +99,15 @@ impl Drop for Progress {
     }
 }
 
-fn message(confirmed: u64, failed: u64, rate: f64) -> String {
-    format!("{confirmed} confirmed, {failed} failed, {rate:.0}/s")
+impl Counts {
+    fn tell(&self, elapsed: Duration, out: &mut dyn fmt::Write) -> fmt::Result {
+        let (confirmed, failed) =
+            (self.confirmed.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        let rate = confirmed as f64 / elapsed.as_secs_f64().max(f64::EPSILON);
+        write!(out, "{confirmed} confirmed, {failed} failed, {rate:.0}/s")
+    }
+}
+
+fn is_typed(path: &Path) -> bool {
+    path == Path::new("-") && io::stdin().is_terminal()
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::Bench;
-use crate::support::command::Command;
+use crate::support::command::{Command, Output};
 
 /// For tasks that go one by one.
 const LATER: Duration = Duration::from_secs(90);
@@ -60,18 +60,48 @@ fn the_bar_tells_something_from_the_first_and_log_lines_have_rows_of_their_own()
     assert!(last(" left") < last("INFO"), "no bar stays: {rows:?}");
 }
 
+#[test]
+fn the_bar_is_right_also_while_nothing_comes() {
+    let bench = Bench::new("lull");
+    let options = format!("--queue {} --lines", bench.queue);
+
+    let (output, rows) = on_a_terminal(&bench, "(seq 500; sleep 1) |", &options);
+
+    output.assert_code(0);
+    let at_rest = |row: &&String| row.contains(" 500 confirmed, 0 failed, ");
+    assert!(rows.iter().any(|row| at_rest(&row)), "{rows:?}");
+}
+
+#[test]
+fn no_bar_is_in_the_way_of_what_is_typed() {
+    let bench = Bench::new("typed");
+    let options = format!("--queue {} --lines", bench.queue);
+
+    let (output, rows) = on_a_terminal(&bench, "", &options);
+
+    output.assert_code(0);
+    assert!(!rows.iter().any(|row| row.contains(" confirmed, ")), "{rows:?}");
+}
+
 /// What a producer that does not confirm everything writes to a terminal, each time that it
 /// begins a row, or the same one anew.
 fn rows(bench: &Bench, options: &str) -> Vec<String> {
+    let (output, rows) = on_a_terminal(bench, "", options);
+    output.assert_code(1);
+    rows
+}
+
+/// With this before it on the command line.
+fn on_a_terminal(bench: &Bench, before: &str, options: &str) -> (Output, Vec<String>) {
     let (producer, url) = (env!("CARGO_BIN_EXE_producer"), bench.broker.url());
-    let line = format!("stty cols 100; exec {producer} --url {url} {options}");
+    let line = format!("stty cols 100; {before} {producer} --url {url} {options}");
     let terminal = Command::program("script", &["-qefc", &line, "/dev/null"])
         .current_dir(bench.dir.path())
         .env("TERM", "xterm");
     let output = terminal.run(LATER);
-    output.assert_code(1);
     let text = without_controls(&output.stdout());
-    text.split(['\r', '\n']).filter(|row| !row.is_empty()).map(str::to_string).collect()
+    let rows = text.split(['\r', '\n']).filter(|row| !row.is_empty()).map(str::to_string);
+    (output, rows.collect())
 }
 
 /// The text without what begins with an escape and ends with a letter.
