@@ -310,6 +310,8 @@ const ECHO: Duration = Duration::from_millis(200);
 /// Should the process still be there when its patience is over, it ends all the same: a stop is
 /// always bounded.
 pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown), Error> {
+    #[cfg(unix)]
+    unblock_signals().map_err(|error| Error::setting("signals", error.to_string()))?;
     let (trigger, shutdown) = shutdown();
     let handed_out = trigger.clone();
     let mut first = None;
@@ -338,6 +340,13 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
     };
     ctrlc::set_handler(handle).map_err(|error| Error::setting("signals", error.to_string()))?;
     Ok((handed_out, shutdown))
+}
+
+/// Whoever started us may have kept them from us: a mask is passed on.
+#[cfg(unix)]
+fn unblock_signals() -> nix::Result<()> {
+    use nix::sys::signal::{SigSet, Signal};
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_unblock()
 }
 
 /// In a thread of its own: stderr may be a pipe that nobody reads. And not before it is true.

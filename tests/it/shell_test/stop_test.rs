@@ -49,6 +49,20 @@ fn at_the_end_of_the_grace_it_gets_sigterm() {
     assert_given_back(&bench, &output, 3);
 }
 
+#[test]
+fn a_signal_stops_it_also_where_whoever_started_it_had_blocked_that() {
+    let bench = Bench::new("masked");
+    for signal in ["INT", "TERM", "HUP"] {
+        let worker = env!("CARGO_BIN_EXE_worker");
+        let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
+        let masked = ["--block-signal", worker];
+        let running = Command::program("env", &[&masked[..], &address].concat()).start();
+        running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+        running.signal(signal);
+        running.wait(SOON).assert_code(0);
+    }
+}
+
 /// Whoever reads the events or the summary has to know what became of each task that began.
 #[test]
 fn what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice() {
