@@ -37,8 +37,27 @@ fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&completions)?;
     // One for each subcommand, too: the command's own page names them.
     clap_mangen::generate_to(command.clone(), &pages)?;
+    command.build();
+    correct_synopses(&mut command, &name, &pages)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut command, &name, &completions)?;
+    }
+    Ok(())
+}
+
+/// Puts what `--help` says of the usage in place of clap_mangen's list, which knows neither `--`
+/// nor what comes several times.
+fn correct_synopses(command: &mut Command, page: &str, pages: &Path) -> Result<(), Box<dyn Error>> {
+    let file = pages.join(format!("{page}.1"));
+    let text = fs::read_to_string(&file)?;
+    let (before, after) = text.split_once(".SH SYNOPSIS\n").ok_or("a page without a synopsis")?;
+    let (_, after) = after.split_once('\n').ok_or("a page that ends with its synopsis")?;
+    let usage = command.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage:").trim().replace('-', "\\-");
+    fs::write(&file, format!("{before}.SH SYNOPSIS\n{usage}\n{after}"))?;
+    for subcommand in command.get_subcommands_mut().filter(|it| it.get_name() != "help") {
+        let page = format!("{page}-{}", subcommand.get_name());
+        correct_synopses(subcommand, &page, pages)?;
     }
     Ok(())
 }

@@ -33,7 +33,9 @@ check_pages() {
     "$@" --help >"$work/help"
     # What begins a paragraph, without its markup.
     sed -nE '/^\\fB/{s/\\f[BIR]//g; s/\\-/-/g; p;}' "$page" >"$work/page"
-    local options subcommands
+    local options subcommands usage
+    usage=$(sed -n 's/^Usage: //p' "$work/help")
+    grep -qxF "${usage//-/\\-}" "$page" || fail "the synopsis of $name.1 is not '$usage'"
     options=$(sed -nE 's/^ +(-[a-zA-Z], )?(--[a-z-]+).*/\2/p' "$work/help")
     [ -n "$options" ] || fail "$* --help shows no options"
     for option in $options; do
