@@ -1,7 +1,8 @@
 //! Owns the walk through a frame's tables and arrays. It says how deep they are nested: the client
 //! library follows them by calling itself, without a limit, and a stack that is used up ends the
-//! process (amq-protocol-types 1.2.0 parsing.rs:50, 54). And it mends text that is not UTF-8, at
-//! which the library ends a table without a word, and all behind it is lost. Pure.
+//! process (amq-protocol-types 1.2.0 parsing.rs:50, 54). And it mends text that is not UTF-8, in
+//! tables and in the properties around them: there the library ends without a word, and all behind
+//! it is lost. Pure.
 
 use std::str;
 
@@ -28,13 +29,58 @@ const ARRAY: u8 = b'A';
 const TEXT: u8 = b'S';
 const BYTES: u8 = b'x';
 
-/// The places of the properties before the headers, and of the headers, in the flags.
-const BEFORE_HEADERS: [u16; 2] = [1 << 15, 1 << 14];
-const HEADERS: u16 = 1 << 13;
+/// How a property is written.
+#[derive(Clone, Copy)]
+enum Written {
+    Text,
+    Table,
+    Bytes(usize),
+}
 
-/// Mends the headers among a message's properties.
+/// How properties are written, in the order of their flags from the highest on
+/// (<https://www.rabbitmq.com/amqp-0-9-1-reference#class.basic>).
+const PROPERTIES: [Written; 14] = {
+    use Written::{Bytes, Table, Text};
+    [
+        Text,
+        Text,
+        Table,
+        Bytes(1),
+        Bytes(1),
+        Text,
+        Text,
+        Text,
+        Text,
+        Bytes(8),
+        Text,
+        Text,
+        Text,
+        Text,
+    ]
+};
+
+/// Mends a message's properties.
 pub(crate) fn mend_properties(properties: &mut [u8]) -> Result<(), TooDeep> {
-    headers_of(properties).map_or(Ok(()), mend_table)
+    let Some((flags, mut left)) = properties.split_first_chunk_mut() else { return Ok(()) };
+    let flags = u16::from_be_bytes(*flags);
+    for (place, written) in PROPERTIES.into_iter().enumerate() {
+        if flags & (1 << 15 >> place) == 0 {
+            continue;
+        }
+        let split = match written {
+            Written::Text => short(left),
+            Written::Table => long(left),
+            Written::Bytes(count) => left.split_at_mut_checked(count),
+        };
+        let Some((property, after)) = split else { return Ok(()) };
+        match written {
+            Written::Text => mend_text(property),
+            Written::Table => mend(DEEPEST - 1, TABLE, property)?,
+            Written::Bytes(_) => {}
+        }
+        left = after;
+    }
+    Ok(())
 }
 
 /// Mends the table that is first in these bytes, whose length stays. Where it cannot be followed,
@@ -43,23 +89,12 @@ pub(crate) fn mend_table(bytes: &mut [u8]) -> Result<(), TooDeep> {
     long(bytes).map_or(Ok(()), |(table, _)| mend(DEEPEST - 1, TABLE, table))
 }
 
-fn headers_of(properties: &mut [u8]) -> Option<&mut [u8]> {
-    let (flags, mut left) = properties.split_first_chunk_mut()?;
-    let flags = u16::from_be_bytes(*flags);
-    for property in BEFORE_HEADERS {
-        if flags & property != 0 {
-            (_, left) = short(left)?;
-        }
-    }
-    (flags & HEADERS != 0).then_some(left)
-}
-
 /// Mends what is in this table or array, which may be nested by so many levels. Ends where a value
 /// makes no sense: what contains this one goes on behind it.
 fn mend(levels: usize, holder: u8, inside: &mut [u8]) -> Result<(), TooDeep> {
     let mut left = inside;
     while let Some(entry) = next(holder, left) {
-        mend_name(entry.name);
+        mend_text(entry.name);
         match *entry.kind {
             kind @ (TABLE | ARRAY) => {
                 mend(levels.checked_sub(1).ok_or(TooDeep)?, kind, entry.inside)?;
@@ -73,10 +108,10 @@ fn mend(levels: usize, holder: u8, inside: &mut [u8]) -> Result<(), TooDeep> {
     Ok(())
 }
 
-/// A name can be nothing but text.
-fn mend_name(name: &mut [u8]) {
-    if str::from_utf8(name).is_err() {
-        name.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+/// A name, or a property, can be nothing but text.
+fn mend_text(text: &mut [u8]) {
+    if str::from_utf8(text).is_err() {
+        text.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
     }
 }
 
@@ -292,13 +327,30 @@ mod tests {
     }
 
     #[test]
-    fn properties_before_the_headers_stay_as_they_are() {
-        let with = |kind| {
+    fn properties_that_are_not_utf_8_become_ascii_wherever_they_are() {
+        let with = |kind, text: &[u8]| {
             let headers = table(&[&long_value(kind, b"\xe9")]);
-            [&[0xF8, 0], &b"\x01\xe9\x01\xe9"[..], &headers, b"\x02\xe9\xce"].concat()
+            let text = [&[u8::try_from(text.len()).expect("short")], text].concat();
+            let (one, eight) = ([0xE9], [0xE9; 8]);
+            let properties: [&[u8]; 14] = [
+                &text, &text, &headers, &one, &one, &text, &text, &text, &text, &eight, &text,
+                &text, &text, &text,
+            ];
+            properties.map(<[u8]>::to_vec)
         };
-        let mut properties = with(TEXT);
-        mend_properties(&mut properties).expect("not too deep");
-        assert_eq!(properties, with(BYTES));
+        let (broken, whole) = (with(TEXT, b"caf\xe9"), with(BYTES, b"caf?"));
+        let sound = with(BYTES, "caf\u{e9}".as_bytes());
+        for flags in (0..1 << 14).map(|some: u16| some << 2) {
+            let chosen = |properties: &[Vec<u8>; 14]| {
+                let is_there = |place: &usize| flags & (1 << 15 >> place) != 0;
+                let there = (0..14).filter(is_there).map(|place| properties[place].clone());
+                [&flags.to_be_bytes(), &*there.collect::<Vec<_>>().concat()].concat()
+            };
+            for (before, after) in [(&broken, &whole), (&sound, &sound)] {
+                let mut properties = [&chosen(before), &b"\xce"[..]].concat();
+                mend_properties(&mut properties).expect("not too deep");
+                assert!(properties == [&chosen(after), &b"\xce"[..]].concat(), "{flags:x}");
+            }
+        }
     }
 }

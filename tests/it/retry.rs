@@ -13,7 +13,7 @@ use rabbit_work::{
 
 use crate::child::LedgerWorker;
 use crate::support::broker::{PrivateBroker, poll, shared_broker};
-use crate::support::client::{persistent, publish_raw, unique_queue};
+use crate::support::client::{Message, persistent, publish_raw, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{ScriptedBroker, Session};
@@ -600,6 +600,37 @@ fn headers_that_are_not_utf_8_keep_their_bytes_and_what_is_behind_them() {
             assert_eq!(messages[0].headers.get(*name), Some(value), "{name} of {id}");
         }
     }
+}
+
+#[test]
+fn properties_that_are_not_utf_8_become_ascii_and_take_no_others_with_them() {
+    let queue = unique_queue("latin-1");
+    let client = shared_broker().client();
+    client.declare(&queue);
+    let latin = || Some(b"caf\xe9".to_vec());
+    let properties = Properties {
+        content_type: latin(),
+        correlation_id: latin(),
+        reply_to: Some(b"answers".to_vec()),
+        app_id: latin(),
+        ..Properties::with_message_id("id").header("a", Field::text("one"))
+    };
+    publish_raw(shared_broker().url(), &queue, b"x", &properties);
+    let (_, handler) = failing(u32::MAX);
+
+    let working = Working::start(&worker(&queue).retry(policy(2)).drain(), handler);
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.retried, summary.dead), (1, 1));
+    let letter = client.get_all(&dead(&queue)).pop().expect("a letter");
+    let Message { properties, headers, .. } = &letter;
+    let mended = Some("caf?".to_string());
+    assert_eq!(properties.content_type(), &mended);
+    assert_eq!(properties.correlation_id(), &mended);
+    assert_eq!(properties.reply_to(), &Some("answers".into()));
+    assert_eq!(properties.message_id(), &Some("id".into()));
+    assert_eq!(properties.app_id(), &mended);
+    assert_eq!(headers.get("a"), Some(&AmqpValue::LongString("one".into())));
 }
 
 #[test]
