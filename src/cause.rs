@@ -49,6 +49,11 @@ pub(crate) const NOT_ALLOWED: u16 = 530;
 pub(crate) const INTERNAL_ERROR: u16 = 541;
 
 impl Cause {
+    /// The broker's own words, where it has closed the connection.
+    pub(crate) fn closed_with((code, text): &(u16, String)) -> Cause {
+        Cause::ConnectionClosed { code: *code, text: in_one_line(text) }
+    }
+
     /// Whether the connection outlives this: it took a channel or a consumer only.
     pub(crate) fn spares_the_connection(&self) -> bool {
         matches!(
@@ -73,13 +78,13 @@ impl Cause {
                 self.is_delivery_timeout()
                     || text.starts_with("PRECONDITION_FAILED - unknown delivery tag")
             }
-            // In a cluster: the queue is there, and the node that has it is not.
-            NOT_FOUND => text.starts_with("NOT_FOUND - home node "),
+            // The queue is there, and its node or its process is not, or does not answer.
+            NOT_FOUND => !text.starts_with("NOT_FOUND - no "),
             _ => false,
         }
     }
 
-    /// Whether there is no queue of the name. One whose node is down is there.
+    /// Whether there is no queue of the name. One that is down is there.
     pub(crate) fn is_not_there(&self) -> bool {
         matches!(self, Cause::ChannelClosed { code: NOT_FOUND, .. }) && !self.may_pass()
     }
@@ -138,7 +143,13 @@ impl fmt::Display for Cause {
                 write!(f, "the broker closed the channel: {code} {text}")
             }
             Cause::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
-            Cause::LoginCut => write!(f, "the broker cut the connection during the login"),
+            Cause::LoginCut => {
+                write!(
+                    f,
+                    "the connection was cut during the login, as by a broker that starts or stops, \
+                     or that takes long to refuse a user or a password"
+                )
+            }
             Cause::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
             Cause::TimedOut { doing, limit } => {
                 write!(f, "no answer within {limit:?} while {doing}")
@@ -159,9 +170,7 @@ impl From<amiquip::Error> for Cause {
     fn from(error: amiquip::Error) -> Cause {
         use amiquip::Error as E;
         match error {
-            E::ServerClosedConnection { code, message } => {
-                Cause::ConnectionClosed { code, text: in_one_line(&message) }
-            }
+            E::ServerClosedConnection { code, message } => Cause::closed_with(&(code, message)),
             E::ServerClosedChannel { code, message, .. } => {
                 Cause::ChannelClosed { code, text: in_one_line(&message) }
             }
@@ -263,6 +272,28 @@ mod tests {
         assert!(
             !channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").is_delivery_timeout()
         );
+    }
+
+    /// The texts are those of RabbitMQ 3.10.8's rabbit_amqqueue.
+    #[test]
+    fn a_queue_that_is_down_is_there_and_may_come_back() {
+        let not_found = |text: &str| Cause::ChannelClosed {
+            code: NOT_FOUND,
+            text: format!("NOT_FOUND - {text}"),
+        };
+        for text in [
+            "home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or inaccessible",
+            "failed to perform operation on queue 'q' in vhost '/' due to timeout",
+            "queue 'q' in vhost '/' process is stopped by supervisor",
+            "queue 'q' in vhost '/' has crashed and failed to restart",
+        ] {
+            let cause = not_found(text);
+            assert!(cause.may_pass() && !cause.is_not_there(), "{text}");
+        }
+        for text in ["no queue 'q' in vhost '/'", "no queue 'home node ' in vhost '/'"] {
+            let cause = not_found(text);
+            assert!(!cause.may_pass() && cause.is_not_there(), "{text}");
+        }
     }
 
     #[test]

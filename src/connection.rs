@@ -2,6 +2,7 @@
 //! buries what came of it, each in bounded time.
 
 use std::net::TcpStream;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::error::Error;
 use crate::frames::LARGEST_FRAME;
 use crate::pulse::Pulse;
 use crate::shutdown::Signal;
-use crate::stream::Stream;
+use crate::stream::{Heard, Stream};
 use crate::watchdog::{Leash, Watchdog};
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
@@ -31,6 +32,7 @@ pub(crate) struct Connection {
     notices: Receiver<ConnectionBlockedNotification>,
     watchdog: Watchdog,
     pulse: Pulse,
+    heard: Arc<Heard>,
     address: String,
     limits: Limits,
 }
@@ -50,14 +52,15 @@ pub(crate) enum Notice {
 const HANDOVER_BOUND: usize = 1024;
 
 /// RabbitMQ refuses a login by holding the cut back for 3 s, against guessing (measured on 3.10.8
-/// and 4.3.6). What is cut sooner after the login was sent is a broker that stops or starts.
-const SOONEST_REFUSAL: Duration = Duration::from_millis(2500);
+/// and 4.3.6). What is cut sooner after the login was sent is a broker that stops or starts; what
+/// is cut later, one that stood still, or something in between with a limit of its own.
+const REFUSAL: RangeInclusive<Duration> = Duration::from_millis(2500)..=Duration::from_millis(3500);
 
 /// How much later than ours the client library's own limit on the handshake ends.
 const BEYOND: Duration = Duration::from_secs(5);
 
 /// How long the client library's I/O thread may take to end once its socket is gone.
-const BURIAL: Duration = Duration::from_secs(2);
+const BURIAL: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// Opens a connection to the first address that takes one. `None` when `interrupt` closed
@@ -86,12 +89,12 @@ impl Connection {
             address,
             limits,
         };
-        let (mut inner, pulse) = handshake.run(socket, watchdog.leash())?;
+        let (mut inner, pulse, heard) = handshake.run(socket, watchdog.leash())?;
         let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
         pulse.start();
         debug!("connected to {address}");
         let address = address.to_string();
-        Ok(Connection { inner: Some(inner), notices, watchdog, pulse, address, limits })
+        Ok(Connection { inner: Some(inner), notices, watchdog, pulse, heard, address, limits })
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit.
@@ -116,6 +119,12 @@ impl Connection {
 
     pub(crate) fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    /// The largest frame that the broker takes.
+    pub(crate) fn largest_frame(&self) -> usize {
+        let told = self.heard.frame.get().filter(|frame| **frame > 0);
+        told.map_or(usize::MAX, |frame| *frame as usize)
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -173,7 +182,8 @@ impl Connection {
             Err(error) => error.into(),
         };
         let known = known.filter(|cause| *cause != Cause::Gone);
-        leash.cause().or(known).unwrap_or(last_words)
+        let closed = self.heard.closed.get().map(Cause::closed_with);
+        leash.cause().or(closed).or(known).unwrap_or(last_words)
     }
 }
 
@@ -237,23 +247,27 @@ impl Handshake<'_> {
         &self,
         socket: TcpStream,
         leash: &Leash,
-    ) -> Result<(amiquip::Connection, Pulse), Refused> {
+    ) -> Result<(amiquip::Connection, Pulse, Arc<Heard>), Refused> {
         // Stays empty until the broker has begun.
-        let mut begun = Arc::default();
+        let mut heard = Arc::<Heard>::default();
         let mut pulse = Pulse::new(0);
         let limit = self.limits.handshake;
         let opened = leash.within(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
-            (begun, pulse) = (stream.begun(), stream.pulse());
+            (heard, pulse) = (stream.heard(), stream.pulse());
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
             opened.map_err(|error| Refused::Transient(error.into()))
         });
-        let held = begun.get().map_or(Duration::ZERO, Instant::elapsed);
-        opened.map(|inner| (inner, pulse)).map_err(|refused| match refused {
-            Refused::Transient(cause) => self.judge(leash.cause().unwrap_or(cause), held),
-            lasting => lasting,
-        })
+        let refused = match opened {
+            Ok(inner) => return Ok((inner, pulse, heard)),
+            Err(refused) => refused,
+        };
+        let Refused::Transient(cause) = refused else { return Err(refused) };
+        let held = heard.begun.get().map_or(Duration::ZERO, Instant::elapsed);
+        // The client library takes a close that it does not expect for a protocol error.
+        let closed = heard.closed.get().map(Cause::closed_with);
+        Err(self.judge(leash.cause().or(closed).unwrap_or(cause), held))
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
@@ -298,7 +312,7 @@ impl Handshake<'_> {
     /// Tells a refusal that a person has to act on from one that may pass by itself.
     fn judge(&self, cause: Cause, held: Duration) -> Refused {
         match cause {
-            Cause::LoginCut if held >= SOONEST_REFUSAL => Refused::Lasting(Error::LoginRefused {
+            Cause::LoginCut if REFUSAL.contains(&held) => Refused::Lasting(Error::LoginRefused {
                 address: self.address.to_string(),
                 user: self.address.user.clone(),
             }),

@@ -32,8 +32,19 @@ pub(crate) struct Frames {
     first: bool,
     /// What is put for a heartbeat of none, until the broker has proposed one, in seconds.
     heartbeat: Option<u8>,
-    /// What heartbeat the broker then has proposed, or seems to have.
-    pub(crate) proposed: Option<u16>,
+    /// What the broker then has proposed, or seems to have.
+    pub(crate) proposed: Option<Proposal>,
+    /// With what words it has closed the connection.
+    pub(crate) closed: Option<(u16, String)>,
+}
+
+/// What a broker's tune says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Proposal {
+    /// In seconds.
+    pub(crate) heartbeat: u16,
+    /// The largest frame; 0 where it sets no limit.
+    pub(crate) frame: u32,
 }
 
 /// What may be nested in a frame, or in need of mending.
@@ -44,6 +55,8 @@ enum Keeps {
     Properties,
     /// What the broker says of itself.
     Table,
+    /// What it closes the connection with.
+    Close,
 }
 
 /// Why what came is not passed on.
@@ -73,9 +86,16 @@ const INSIDE: usize = 12;
 
 const START: [u8; 4] = [0, 10, 0, 10];
 const TUNE: [u8; 4] = [0, 10, 0, 30];
+const CLOSE: [u8; 4] = [0, 10, 0, 50];
 
-/// The table of start follows its class, method and version.
-const START_TABLE: usize = HEAD + 6;
+/// What follows the class and the method.
+const ARGUMENTS: usize = HEAD + 4;
+
+/// The table of start follows its version.
+const START_TABLE: usize = ARGUMENTS + 2;
+
+/// The largest frame of tune follows the most channels.
+const TUNE_FRAME: usize = ARGUMENTS + 2;
 
 /// The largest method but start. No other that a broker sends has more than three short strings,
 /// and none has a table. Those of a client's that have one cannot go down far in so few bytes:
@@ -113,6 +133,7 @@ impl Frames {
             first: true,
             heartbeat: Some(heartbeat),
             proposed: None,
+            closed: None,
         }
     }
 
@@ -169,7 +190,7 @@ impl Frames {
         let mended = match self.keeps {
             Keeps::Nothing => Ok(()),
             Keeps::Properties => self.withhold(passed),
-            Keeps::Table => self.keep(passed),
+            Keeps::Table | Keeps::Close => self.keep(passed),
         };
         if self.rest == 0 {
             self.keeps = Keeps::Nothing;
@@ -190,14 +211,19 @@ impl Frames {
         mend_properties(&mut self.withheld).inspect_err(|TooDeep| self.withheld.clear())
     }
 
-    /// Keeps what came, and checks it before the end of the frame is passed on. Nobody publishes
+    /// Keeps what came, and looks at it before the end of the frame is passed on. Nobody publishes
     /// it again, so that it need not be mended.
     fn keep(&mut self, passed: &[u8]) -> Result<(), TooDeep> {
         self.kept.extend_from_slice(passed);
         if self.rest > 0 {
             return Ok(());
         }
-        mend_table(&mut mem::take(&mut self.kept))
+        let mut kept = mem::take(&mut self.kept);
+        if self.keeps == Keeps::Close {
+            self.closed = read_close(&kept);
+            return Ok(());
+        }
+        mend_table(&mut kept)
     }
 
     /// Whether the last byte of a frame was the last that came.
@@ -253,17 +279,23 @@ impl Frames {
 
     fn read_method(&mut self, method: [u8; 4], size: u32, last: &mut [u8]) -> io::Result<()> {
         self.unfinished.method(self.channel(), method);
-        if method == START {
-            self.keeps = Keeps::Table;
-            let begun = self.head.get(START_TABLE..self.wanted).unwrap_or_default();
-            self.kept.extend_from_slice(begun);
-        } else {
+        match method {
+            START => self.begin_to_keep(Keeps::Table, START_TABLE),
+            CLOSE => self.begin_to_keep(Keeps::Close, ARGUMENTS),
+            _ => {}
+        }
+        if method != START {
             check_method(size)?;
         }
         if method == TUNE && size as usize >= INSIDE {
-            self.propose_heartbeat(last);
+            self.propose(last);
         }
         Ok(())
+    }
+
+    fn begin_to_keep(&mut self, what: Keeps, from: usize) {
+        self.keeps = what;
+        self.kept.extend_from_slice(self.head.get(from..self.wanted).unwrap_or_default());
     }
 
     fn read_header(&mut self) -> io::Result<()> {
@@ -278,22 +310,32 @@ impl Frames {
         u16::from_be_bytes([self.head[1], self.head[2]])
     }
 
-    /// Puts ours in its place where tune proposes none. It ends with the heartbeat, and so does
+    /// Puts ours in its place where tune proposes no heartbeat. It ends with that, and so does
     /// `last`, or with the second of its two bytes.
-    fn propose_heartbeat(&mut self, last: &mut [u8]) {
-        let Some(heartbeat) = self.heartbeat.take() else { return };
+    fn propose(&mut self, last: &mut [u8]) {
+        let Some(ours) = self.heartbeat.take() else { return };
         let [.., high, low] = self.head;
-        let mut proposed = u16::from_be_bytes([high, low]);
-        if let (0, Some(byte)) = (proposed, last.last_mut()) {
-            *byte = heartbeat;
-            proposed = heartbeat.into();
+        let mut heartbeat = u16::from_be_bytes([high, low]);
+        if let (0, Some(byte)) = (heartbeat, last.last_mut()) {
+            *byte = ours;
+            heartbeat = ours.into();
         }
-        self.proposed = Some(proposed);
+        let frame =
+            self.head[TUNE_FRAME..][..4].iter().fold(0, |it, byte| it << 8 | u32::from(*byte));
+        self.proposed = Some(Proposal { heartbeat, frame });
     }
 }
 
 fn size_of(head: &[u8; HEAD + INSIDE]) -> u32 {
     u32::from_be_bytes([head[3], head[4], head[5], head[6]])
+}
+
+/// The code and the text, with which a close begins.
+fn read_close(arguments: &[u8]) -> Option<(u16, String)> {
+    let (code, left) = arguments.split_first_chunk()?;
+    let (length, left) = left.split_first()?;
+    let text = left.get(..usize::from(*length))?;
+    Some((u16::from_be_bytes(*code), String::from_utf8_lossy(text).into_owned()))
 }
 
 fn check_frame(size: u32) -> io::Result<()> {
@@ -472,11 +514,32 @@ mod tests {
                 .look(&mut tune(of_the_broker), Instant::now())
                 .map_err(|it| it.error)
                 .expect("AMQP");
-            assert_eq!(
-                frames.proposed,
-                Some(proposed),
-                "{asked}, and {of_the_broker} of the broker"
-            );
+            let proposal = frames.proposed.expect("a tune");
+            assert_eq!(proposal.heartbeat, proposed, "{asked}, and {of_the_broker} of the broker");
+            assert_eq!(proposal.frame, 0x0002_0000);
+        }
+    }
+
+    #[test]
+    fn what_the_broker_closes_with_is_read() {
+        let close = |text: &str| {
+            let length = u8::try_from(text.len()).expect("short");
+            let arguments = [&320_u16.to_be_bytes(), &[length][..], text.as_bytes(), &[0; 4]];
+            frame(METHOD_FRAME, &[&CLOSE[..], &arguments.concat()].concat())
+        };
+        for text in ["", "bye", "CONNECTION_FORCED - Node was put into maintenance mode"] {
+            for piece in (1..30).chain([4096]) {
+                let mut frames = Frames::new(10);
+                let mut bytes = [session(), close(text), HEARTBEAT.to_vec()].concat();
+                for piece in bytes.chunks_mut(piece) {
+                    frames.look(piece, Instant::now()).map_err(|it| it.error).expect("AMQP");
+                }
+                assert_eq!(frames.closed, Some((320, text.to_string())), "{piece}");
+            }
+        }
+        for cut in 4..12 {
+            let cut = &close("bye")[HEAD..][..cut];
+            look_in_pieces(&[session(), frame(METHOD_FRAME, cut)].concat(), 7).expect("no harm");
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
-use crate::frames::{Frames, Objection};
+use crate::frames::{Frames, Objection, Proposal};
 use crate::pulse::Pulse;
 
 /// A connected socket, and what its peer has sent so far.
@@ -31,8 +31,19 @@ struct Intake {
     frames: Frames,
     /// What the next read fails with: what came before is read first.
     objection: Option<io::Error>,
-    begun: Arc<OnceLock<Instant>>,
+    heard: Arc<Heard>,
     pulse: Pulse,
+}
+
+/// What its broker said that the client library keeps to itself, or loses.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// When the broker's start was here: the next word, which is the login, is ours.
+    pub(crate) begun: OnceLock<Instant>,
+    /// The largest frame that it takes; 0 where it sets no limit.
+    pub(crate) frame: OnceLock<u32>,
+    /// With what words it has closed the connection.
+    pub(crate) closed: OnceLock<(u16, String)>,
 }
 
 /// What is below TLS: waits in the handshake, and no longer behind it.
@@ -71,10 +82,8 @@ impl Stream {
         Stream { line, intake: Intake::new(heartbeat) }
     }
 
-    /// Has the moment, once there is one, at which the broker's start is here: the next word,
-    /// which is the login, is ours.
-    pub(crate) fn begun(&self) -> Arc<OnceLock<Instant>> {
-        Arc::clone(&self.intake.begun)
+    pub(crate) fn heard(&self) -> Arc<Heard> {
+        Arc::clone(&self.intake.heard)
     }
 
     pub(crate) fn pulse(&self) -> Pulse {
@@ -141,7 +150,7 @@ impl Intake {
         Intake {
             frames: Frames::new(heartbeat),
             objection: None,
-            begun: Arc::default(),
+            heard: Arc::default(),
             pulse: Pulse::new(heartbeat),
         }
     }
@@ -172,11 +181,15 @@ impl Intake {
     fn look(&mut self, bytes: &mut [u8]) -> usize {
         let now = Instant::now();
         let looked = self.frames.look(bytes, now);
-        if let Some(proposed) = self.frames.proposed.take() {
-            self.pulse.agree(proposed);
+        if let Some(Proposal { heartbeat, frame }) = self.frames.proposed.take() {
+            self.pulse.agree(heartbeat);
+            let _ = self.heard.frame.set(frame);
         }
-        if self.frames.has_begun() && self.begun.get().is_none() {
-            let _ = self.begun.set(now);
+        if let Some(closed) = self.frames.closed.take() {
+            let _ = self.heard.closed.set(closed);
+        }
+        if self.frames.has_begun() && self.heard.begun.get().is_none() {
+            let _ = self.heard.begun.set(now);
         }
         looked.unwrap_or_else(|Objection { sound, error }| {
             self.objection = Some(error);

@@ -145,9 +145,22 @@ fn a_limit_on_connections_that_is_reached_is_waited_out() {
 /// Half of what a real broker holds a refusal back for.
 const SLOW: Duration = Duration::from_millis(1500);
 
+/// Well above it.
+const FROZEN: Duration = Duration::from_millis(4500);
+
 #[test]
 fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
-    let broker = ScriptedBroker::start(|session, number| {
+    cut_at_the_login(SLOW, SLOW);
+}
+
+#[test]
+fn a_broker_that_is_cut_while_it_stands_still_at_the_login_has_not_refused_it() {
+    cut_at_the_login(Duration::ZERO, FROZEN);
+}
+
+/// After these times before and after our login.
+fn cut_at_the_login(before: Duration, after: Duration) {
+    let broker = ScriptedBroker::start(move |session, number| {
         if number > 0 {
             session.handshake();
             session.accept_consumer();
@@ -156,16 +169,16 @@ fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
         }
         session.expect_protocol_header();
         // The fault itself: what is slow here was taken for a login that is held back.
-        thread::sleep(SLOW);
+        thread::sleep(before);
         session.send_start();
         let start_ok = session.expect_method();
         assert!(matches!(start_ok.call, Call::StartOk { .. }), "{start_ok:?}");
-        thread::sleep(SLOW);
+        thread::sleep(after);
         session.hang_up();
     });
 
     let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
-    running.wait_for_stderr_line(|line| line.contains("cut the connection during the login"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("cut during the login"), SOON);
     running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
 
     running.signal("INT");
