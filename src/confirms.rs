@@ -45,9 +45,15 @@ impl<T, K> Confirms<T, K> {
     }
 
     /// Takes out what a confirm settles, in the order of publishing; apart from it what
-    /// nobody waits for. Unknown tags settle nothing.
+    /// nobody waits for. What is settled already is not settled again.
     pub(crate) fn settle(&mut self, reach: Reach) -> (Vec<T>, Vec<K>) {
         (take(&mut self.outstanding, reach), take(&mut self.unawaited, reach))
+    }
+
+    /// Whether this may be said of what was published, settled or not.
+    pub(crate) fn allows(&self, reach: Reach) -> bool {
+        let (Reach::One(tag) | Reach::UpTo(tag)) = reach;
+        (1..=self.last_tag).contains(&tag)
     }
 
     /// Those that somebody waits for, in the order of publishing.

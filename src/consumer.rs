@@ -68,6 +68,11 @@ impl InHand {
         let taken = self.taken.load(Ordering::Acquire);
         (taken == settled).then_some(taken)
     }
+
+    /// How many deliveries were taken so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Acquire)
+    }
 }
 
 /// Why a consumer ended.
@@ -326,7 +331,7 @@ impl<'p> Hands<'p> {
         // They count up. Of two with the same one, an ack would be for which?
         if tag <= self.last_tag {
             let text = format!("the broker sent delivery tag {tag} after {}", self.last_tag);
-            return Err(Cause::Lost(text));
+            return Err(self.condemned(text));
         }
         self.last_tag = tag;
         self.check_prefetch()?;
@@ -354,8 +359,7 @@ impl<'p> Hands<'p> {
     }
 
     /// Whether there is room for one more. What is settled is taken out before the broker can hear
-    /// of it: one that sends more heeds no prefetch, and nothing else bounds what is in memory. No
-    /// more is then read on this connection.
+    /// of it: one that sends more heeds no prefetch, and nothing else bounds what is in memory.
     fn check_prefetch(&self) -> Result<(), Cause> {
         let Post { prefetch, acks, .. } = *self.post;
         if acks == Acks::Automatic || prefetch == 0 || self.unsettled.len() < prefetch.into() {
@@ -363,9 +367,14 @@ impl<'p> Hands<'p> {
         }
         let text =
             format!("the broker sent more deliveries than the prefetch of {prefetch} allows");
+        Err(self.condemned(text))
+    }
+
+    /// The end of the connection, on which no more is read.
+    fn condemned(&self, text: String) -> Cause {
         let cause = Cause::Lost(text);
         self.channel.condemn(&cause);
-        Err(cause)
+        cause
     }
 
     /// Settles what the runner is through with; `first` came before what is in `ran`.

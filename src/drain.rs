@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{after, select_biased};
+use crossbeam_channel::{Receiver, after, bounded, select_biased};
 use log::{info, warn};
 
 use crate::broker::Broker;
@@ -20,8 +20,8 @@ use crate::shutdown::{Closer, Signal, closer, is_closed};
 
 /// Watches one session's queue. Ends with the session.
 pub(crate) struct Drain {
-    /// Closes when nothing is left.
-    pub(crate) drained: Signal,
+    /// Tells when nothing is left, and how many deliveries had been taken by then.
+    pub(crate) drained: Receiver<u64>,
     /// Dropped with this: the watch ends.
     _over: Closer,
 }
@@ -48,7 +48,7 @@ impl Drain {
         in_hand: &Arc<InHand>,
         pulse: &Pulse,
     ) -> Result<Drain, Error> {
-        let (done, drained) = closer();
+        let (done, drained) = bounded(1);
         let (end, over) = closer();
         let inspector = Inspector::interrupted_by(broker, queue, &over);
         let delays = policy.delays();
@@ -57,11 +57,11 @@ impl Drain {
             .name("rw-drain".into())
             .spawn(move || {
                 let looks = Looks { inspector, delays: &delays, hindrance: None };
-                if until_empty(looks, &in_hand, &pulse, &over) {
+                if let Some(taken) = until_empty(looks, &in_hand, &pulse, &over) {
                     info!("the queue and its delay queues are empty");
-                    done.close();
+                    let _ = done.send(taken);
                 }
-                // Not before the end is known: `done` closes when it is dropped.
+                // Without this, nobody would tell its end from the other.
                 let _ = over.recv();
                 drop(done);
             })
@@ -72,13 +72,19 @@ impl Drain {
 
 /// Waits until the queue and its delay queues were empty twice in a row, with nothing taken in
 /// between: what is just leaving a delay queue is in neither for a moment. And with no more come
-/// than heartbeats: a large task on a slow line is neither in the queue nor taken for long.
-fn until_empty(mut looks: Looks<'_>, in_hand: &InHand, pulse: &Pulse, over: &Signal) -> bool {
+/// than heartbeats: a large task on a slow line is neither in the queue nor taken for long. Says
+/// how many were taken.
+fn until_empty(
+    mut looks: Looks<'_>,
+    in_hand: &InHand,
+    pulse: &Pulse,
+    over: &Signal,
+) -> Option<u64> {
     let mut before = None;
     let mut bytes = pulse.bytes();
     loop {
         select_biased! {
-            recv(over) -> _ => return false,
+            recv(over) -> _ => return None,
             recv(after(LOOK_EVERY)) -> _ => {},
         }
         let all = pulse.bytes();
@@ -87,7 +93,7 @@ fn until_empty(mut looks: Looks<'_>, in_hand: &InHand, pulse: &Pulse, over: &Sig
         let empty = settled.is_some() && looks.is_empty(over);
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {
-            return true;
+            return now;
         }
         before = now;
     }

@@ -20,7 +20,7 @@ use crate::queue::{Queue, Target};
 use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
 use crate::shutdown::{Signal, is_closed};
-use crate::task::Task;
+use crate::task::{LARGEST_FRAME, Task};
 
 /// A session's hand-over. It connects when the first task comes, and ends when the last of its
 /// order books is dropped.
@@ -57,12 +57,13 @@ const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) }
 const GATHERING: Duration = Duration::from_millis(1);
 
 impl Handover {
-    /// Starts the thread. Once `leave` closes, what is outstanding is given up, and the connection
+    /// Starts the thread, for a broker that takes frames of this size. Once `leave` closes, what is outstanding is given up, and the connection
     /// cut: whoever leaves waits for the consumers already.
     pub(crate) fn start(
         broker: &Broker,
         queue: &Queue,
         policy: &RetryPolicy,
+        largest_frame: usize,
         leave: &Signal,
     ) -> Result<Handover, Error> {
         let (orders, inbox) = unbounded();
@@ -77,7 +78,7 @@ impl Handover {
             .name("rw-handover".into())
             .spawn(move || {
                 let alive: Sender<Infallible> = alive;
-                run(&mut publisher, &inbox, &leave);
+                run(&mut publisher, &inbox, largest_frame.min(LARGEST_FRAME), &leave);
                 publisher.close();
                 drop(alive);
             })
@@ -98,29 +99,35 @@ impl Handover {
     }
 }
 
-fn run(publisher: &mut Publisher<Slip>, orders: &Receiver<Order>, leave: &Signal) {
+fn run(
+    publisher: &mut Publisher<Slip>,
+    orders: &Receiver<Order>,
+    largest_frame: usize,
+    leave: &Signal,
+) {
     loop {
-        publisher.progress();
-        for settled in publisher.take_settled() {
-            reply(settled);
-        }
+        publisher.collect();
+        // At once: to have the next one's queue there may take long.
+        publisher.take_settled().into_iter().for_each(reply);
+        publisher.publish();
+        publisher.take_settled().into_iter().for_each(reply);
         if is_closed(leave) {
             return;
         }
         match publisher.wait(orders) {
             None => {}
             Some(Err(_)) => return,
-            Some(Ok(order)) => accept(publisher, order),
+            Some(Ok(order)) => accept(publisher, order, largest_frame),
         }
         let _ = leave.recv_timeout(GATHERING);
-        orders.try_iter().for_each(|order| accept(publisher, order));
+        orders.try_iter().for_each(|order| accept(publisher, order, largest_frame));
     }
 }
 
 /// What has come can go: only what we have added may be too much.
-fn accept(publisher: &mut Publisher<Slip>, order: Order) {
+fn accept(publisher: &mut Publisher<Slip>, order: Order, largest_frame: usize) {
     let Order { task, receipt } = order;
-    match fitted(task) {
+    match fitted(task, largest_frame) {
         Fitted::Recorded(task) => publisher.accept(task, receipt.target, receipt),
         Fitted::Bare(bare) => {
             warn!(

@@ -20,7 +20,7 @@ use crate::deadline::deadline_after;
 use crate::delays::Entry;
 use crate::detour::Detours;
 use crate::error::Error;
-use crate::patience::telling;
+use crate::patience::{PATIENCE, telling};
 use crate::places::{Places, Unready};
 use crate::producer::Outcome;
 use crate::queue::{Declaration, Queue, Target};
@@ -97,6 +97,8 @@ struct Link<T> {
     objection: Option<Cause>,
     /// Why the broker takes no publishes at present.
     blocked: Option<String>,
+    /// When to say that it does not confirm what it was sent.
+    impatient_at: Option<Instant>,
     /// Whether any publish got through.
     has_confirmed: bool,
 }
@@ -119,6 +121,10 @@ struct Pending<T> {
 /// The most bytes of bodies in flight, unless it is a single one: below the mark of 16 MiB at
 /// which the client library stops reading our channel (amiquip 0.4.2 connection.rs:96).
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// A body up to this size is passed to the client library's thread without waiting for the broker,
+/// also where the two agreed upon the smallest frames: 1024 of 4 KiB may wait there.
+const PASSED_AT_ONCE: usize = 1024 * 1024;
 
 /// What a call of the client library gets at least, so that a task that is all but out of time
 /// does not take the connection with it.
@@ -193,7 +199,8 @@ impl<T> Publisher<T> {
     /// every task concerned is out of time.
     pub(crate) fn pump(&mut self, until: Until) {
         loop {
-            self.progress();
+            self.collect();
+            self.publish();
             if self.has_reached(until) {
                 return;
             }
@@ -206,15 +213,21 @@ impl<T> Publisher<T> {
         self.backlog.len() + self.link.as_ref().map_or(0, |link| link.confirms.len())
     }
 
-    /// Does what can be done without waiting, but for what it takes to have the queues there.
-    pub(crate) fn progress(&mut self) {
+    /// Settles what can be settled without waiting.
+    pub(crate) fn collect(&mut self) {
         self.give_up_expired();
+        let Publisher { link, queue, settled, .. } = self;
+        if let Some(Err(cause)) = link.as_mut().map(|link| link.collect(queue, settled)) {
+            self.lose_link(Some(cause));
+        }
+    }
+
+    /// Publishes what there is room for. Waits for what it takes to have the queues there.
+    pub(crate) fn publish(&mut self) {
         let Publisher { link, queue, limits, aborting, detours, backlog, settled, .. } = self;
         let Some(link) = link else { return };
-        let progressed = link
-            .collect(queue, settled)
-            .and_then(|()| link.publish(limits.window, queue, aborting, detours, backlog, settled));
-        if let Err(cause) = progressed {
+        let published = link.publish(limits.window, queue, aborting, detours, backlog, settled);
+        if let Err(cause) = published {
             self.lose_link(Some(cause));
         }
     }
@@ -230,9 +243,9 @@ impl<T> Publisher<T> {
             }
             (Some(link), deadline) => match link.wait(deadline, &self.aborting, wake) {
                 Woken::Confirm(verdict) => self.apply(verdict),
-                Woken::Notice(notice) => self.note(notice),
+                Woken::Notice(notice) => self.link.iter_mut().for_each(|it| it.note(&notice)),
                 Woken::Lost => self.lose_link(None),
-                Woken::Time => {}
+                Woken::Time => self.link.iter_mut().for_each(Link::tell_silence),
                 Woken::Wake(woken) => return Some(woken),
             },
         }
@@ -259,20 +272,6 @@ impl<T> Publisher<T> {
         let Some(link) = &mut self.link else { return };
         if let Err(cause) = link.apply(verdict, &self.queue, &mut self.settled) {
             self.lose_link(Some(cause));
-        }
-    }
-
-    fn note(&mut self, notice: Notice) {
-        let Some(link) = &mut self.link else { return };
-        match notice {
-            Notice::Blocked(reason) => {
-                warn!("the broker blocks publishers: {reason}; publishing waits");
-                link.blocked = Some(reason);
-            }
-            Notice::Unblocked => {
-                info!("the broker takes publishes again");
-                link.blocked = None;
-            }
         }
     }
 
@@ -365,6 +364,10 @@ impl<T> Publisher<T> {
     fn lose_link(&mut self, known: Option<Cause>) {
         let Some(mut link) = self.link.take() else { return };
         let objection = link.collect(&self.queue, &mut self.settled).err();
+        // What kept the broker from answering may be among them.
+        while let Ok(notice) = link.connection.notices().try_recv() {
+            link.note(&read_notice(notice));
+        }
         let known = known.or(objection);
         if link.has_confirmed {
             self.backoff = Backoff::new();
@@ -506,6 +509,7 @@ impl<T> Link<T> {
                 returned: HashMap::new(),
                 objection: None,
                 blocked: None,
+                impatient_at: None,
                 has_confirmed: false,
             }),
             Err(cause) => {
@@ -531,8 +535,12 @@ impl<T> Link<T> {
         let mut published = Ok(());
         while published.is_ok() && self.has_room(backlog.front(), window) {
             let Some(pending) = backlog.pop_front() else { break };
+            if let Some(reason) = self.too_large(&pending.task) {
+                settled.push(pending.settled(Outcome::Refused { reason }));
+                continue;
+            }
             match self.prepare(&pending, queue, aborting) {
-                Ok(()) => published = self.publish_one(pending, queue),
+                Ok(()) => published = self.publish_one(pending, queue, aborting),
                 Err(Unready::Settling(until)) => {
                     settles_at = settles_at.into_iter().chain([until]).min();
                     held.push(pending);
@@ -562,6 +570,14 @@ impl<T> Link<T> {
             backlog.push_front(pending);
         }
         published
+    }
+
+    /// Why the broker would end the connection for it.
+    fn too_large(&self, task: &Task) -> Option<String> {
+        let largest = self.connection.largest_frame();
+        (!task.fits_a_frame(largest)).then(|| {
+            format!("its properties are larger than the broker's frame_max of {largest} bytes")
+        })
     }
 
     /// Sees to it that the queue is there, as [`Places::prepare`] does. Should `aborting` close
@@ -594,11 +610,24 @@ impl<T> Link<T> {
         published
     }
 
-    fn publish_one(&mut self, pending: Pending<T>, queue: &Queue) -> Result<(), Cause> {
+    fn publish_one(
+        &mut self,
+        pending: Pending<T>,
+        queue: &Queue,
+        aborting: &Signal,
+    ) -> Result<(), Cause> {
         let name = queue.name_of(pending.target);
-        let published = self.channel.publish(&name, &pending.task, pending.call_limit());
+        let publish = || self.channel.publish(&name, &pending.task, pending.call_limit());
+        let published = if pending.task.body().len() > PASSED_AT_ONCE {
+            self.connection.leash().unless(aborting, publish)
+        } else {
+            publish()
+        };
         // Also when it failed: part of it may be on its way.
         self.in_flight += pending.task.body().len();
+        if self.confirms.is_empty() {
+            self.impatient_at = Some(Instant::now() + PATIENCE);
+        }
         self.confirms.publish(pending);
         published
     }
@@ -633,6 +662,9 @@ impl<T> Link<T> {
             Verdict::Acked(reach) => (reach, Outcome::Confirmed),
             Verdict::Nacked(reach) => (reach, Outcome::Nacked),
         };
+        if !self.confirms.allows(reach) {
+            return Err(self.object("the broker confirmed what was not published"));
+        }
         let (confirmed, unawaited) = self.confirms.settle(reach);
         self.has_confirmed |= !confirmed.is_empty();
         for mut pending in confirmed {
@@ -647,6 +679,7 @@ impl<T> Link<T> {
             };
             settled.push(pending.settled(outcome));
         }
+        self.impatient_at = (!self.confirms.is_empty()).then(|| Instant::now() + PATIENCE);
         // After the others: where one confirm is for both, the return may be of either, and one
         // that is told of a confirmed task makes it run twice, not never.
         for address in unawaited {
@@ -671,12 +704,39 @@ impl<T> Link<T> {
                 *times += 1;
                 *why = reason;
             } else if !self.mark_returned(&what, &reason, queue) {
-                let cause = Cause::Lost("the broker returned what was not published".into());
-                self.objection = Some(cause.clone());
-                return Err(cause);
+                return Err(self.object("the broker returned what was not published"));
             }
         }
         Ok(())
+    }
+
+    fn note(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Blocked(reason) => {
+                warn!("the broker blocks publishers: {reason}; publishing waits");
+                self.blocked = Some(reason.clone());
+            }
+            Notice::Unblocked => {
+                info!("the broker takes publishes again");
+                self.blocked = None;
+            }
+        }
+    }
+
+    /// Says, once for each silence, what is waited for.
+    fn tell_silence(&mut self) {
+        let is_due = self.impatient_at.is_some_and(|at| at <= Instant::now());
+        if is_due && self.blocked.is_none() && !self.confirms.is_empty() {
+            let count = self.confirms.len();
+            warn!("the broker has confirmed none of {count} tasks in flight for {PATIENCE:?}");
+        }
+        if is_due {
+            self.impatient_at = None;
+        }
+    }
+
+    fn object(&mut self, text: &str) -> Cause {
+        self.objection.insert(Cause::Lost(text.into())).clone()
     }
 
     /// Marks all that a return may be of, where several have the same id, or none: run twice is
@@ -718,7 +778,7 @@ impl<T> Link<T> {
         aborting: &Signal,
         wake: &Receiver<W>,
     ) -> Woken<W> {
-        let deadline = deadline.into_iter().chain(self.settles_at).min();
+        let deadline = deadline.into_iter().chain(self.settles_at).chain(self.impatient_at).min();
         select_biased! {
             recv(aborting) -> _ => Woken::Time,
             recv(self.ends.confirms) -> confirm => {

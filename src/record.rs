@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::task::{SET_ASIDE, Task, Value};
+use crate::task::{LARGEST_FRAME, SET_ASIDE, Task, Value};
 
 /// What is known of a task's failures since it was published, or replayed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +127,7 @@ pub(crate) fn revived(letter: Task) -> Task {
     let removed = OF_THE_BROKER.into_iter().chain(OURS).map(|name| (name, None));
     let written = (HISTORY, Some(Value::List(history)));
     let task = letter.for_another_journey().with_values(removed.chain([written]));
-    match fitted(task) {
+    match fitted(task, LARGEST_FRAME) {
         Fitted::Recorded(task) | Fitted::Bare(task) => task,
     }
 }
@@ -153,8 +153,8 @@ fn shortened(task: Task) -> Fitted {
 
 /// The task with as much of our record as there is room for beside its own headers: of the
 /// history the youngest deaths, of the reason the beginning and the end.
-pub(crate) fn fitted(mut task: Task) -> Fitted {
-    while !task.fits_a_frame() {
+pub(crate) fn fitted(mut task: Task, largest_frame: usize) -> Fitted {
+    while !task.fits_a_frame(largest_frame) {
         match shortened(task) {
             Fitted::Recorded(shorter) => task = shorter,
             bare => return bare,
@@ -293,7 +293,7 @@ mod tests {
     /// So large a header of the producer's own that a frame has room for so many bytes more.
     fn crowded(room: usize) -> Task {
         let with = |bytes: usize| Task::new("").with_header("h", "x".repeat(bytes));
-        let largest = (0..128 * 1024).rev().find(|bytes| with(*bytes).fits_a_frame());
+        let largest = (0..128 * 1024).rev().find(|bytes| with(*bytes).fits_a_frame(LARGEST_FRAME));
         with(largest.expect("a size") - room)
     }
 
@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn recorded(task: Task) -> Task {
-        match fitted(task) {
+        match fitted(task, LARGEST_FRAME) {
             Fitted::Recorded(task) => task,
             Fitted::Bare(_) => panic!("there is room"),
         }
@@ -402,7 +402,9 @@ mod tests {
 
         let whole = recorded(failed(10_000, &long));
         let short = recorded(failed(1000, &long));
-        let Fitted::Bare(none) = fitted(failed(100, "no")) else { panic!("no room") };
+        let Fitted::Bare(none) = fitted(failed(100, "no"), LARGEST_FRAME) else {
+            panic!("no room")
+        };
 
         assert!(record_of(&whole).reason.len() > LONGEST_REASON - 10);
         let record = record_of(&short);
@@ -417,7 +419,7 @@ mod tests {
         for round in 1..=12 {
             let reason = format!("{round} {}", "x".repeat(4000));
             task = revived(to_letter(task, 5, &reason, scene(round)));
-            assert!(task.fits_a_frame());
+            assert!(task.fits_a_frame(LARGEST_FRAME));
         }
         let youngest = |task: &Task| -> Vec<u64> {
             let seconds = |it: Record| it.last_failure.expect("a time").duration_since(UNIX_EPOCH);

@@ -56,6 +56,8 @@ pub(crate) enum SessionEnd {
     Exhausted,
     /// The queue is empty, and nothing is on its way back to it.
     Drained,
+    /// It seemed to be, and was not.
+    NotDrained,
     /// Something died, and why.
     Lost(Error),
 }
@@ -100,8 +102,8 @@ impl Session<'_> {
         };
         let mut watch = Watch::new(self, &connection);
         watch.consume(channels);
-        let Watch { standing, told, lost, .. } = watch;
-        let end = self.wind_up(connection, told, lost);
+        let Watch { standing, told, lost, in_hand, .. } = watch;
+        let end = self.wind_up(connection, told, lost, in_hand.taken());
         Course { consumed: standing > 0, end }
     }
 
@@ -147,7 +149,15 @@ impl Session<'_> {
         Ok(channel)
     }
 
-    fn wind_up(&self, connection: Connection, told: Option<Told>, lost: Lost) -> SessionEnd {
+    /// `taken` is what the consumers have seen by their end: all that the broker has sent them
+    /// came before the end of their subscriptions.
+    fn wind_up(
+        &self,
+        connection: Connection,
+        told: Option<Told>,
+        lost: Lost,
+        taken: u64,
+    ) -> SessionEnd {
         let address = connection.address().to_string();
         let error = match lost {
             Lost::Nothing => {
@@ -166,7 +176,8 @@ impl Session<'_> {
                 SessionEnd::Stopped { deadline }
             }
             (_, Some(error)) => SessionEnd::Lost(error),
-            (Some(Told::Drained), None) => SessionEnd::Drained,
+            (Some(Told::Drained { before }), None) if taken > before => SessionEnd::NotDrained,
+            (Some(Told::Drained { .. }), None) => SessionEnd::Drained,
             (Some(Told::Exhausted), None) => SessionEnd::Exhausted,
             (None, None) => {
                 let cause = Cause::Lost("the consumers ended by themselves".into());
@@ -188,9 +199,14 @@ impl Session<'_> {
 /// What the session was told to do.
 #[derive(Clone, Copy)]
 enum Told {
-    Stop { deadline: Instant },
+    Stop {
+        deadline: Instant,
+    },
     Exhausted,
-    Drained,
+    /// When this many deliveries had been taken.
+    Drained {
+        before: u64,
+    },
 }
 
 /// What the session has lost.
@@ -210,6 +226,7 @@ struct Watch<'a> {
     standing: usize,
     told: Option<Told>,
     lost: Lost,
+    in_hand: Arc<InHand>,
 }
 
 impl<'a> Watch<'a> {
@@ -223,6 +240,7 @@ impl<'a> Watch<'a> {
             standing: 0,
             told: None,
             lost: Lost::Nothing,
+            in_hand: Arc::default(),
         }
     }
 
@@ -233,8 +251,8 @@ impl<'a> Watch<'a> {
             [&self.stop, &self.hurry, &self.leave].map(|(_, signal)| signal.clone());
         let (consuming, standing) = unbounded();
         let (ends, ended) = unbounded();
-        let in_hand = Arc::new(InHand::default());
-        let (handover, drain) = match self.start_helpers(&in_hand) {
+        let in_hand = Arc::clone(&self.in_hand);
+        let (handover, drain) = match self.start_helpers() {
             Ok(started) => started,
             Err(error) => {
                 self.consumer_lost(Some(Cause::Lost(error.chain())));
@@ -282,14 +300,16 @@ impl<'a> Watch<'a> {
     }
 
     /// Starts what the consumers have done by others.
-    fn start_helpers(&self, in_hand: &Arc<InHand>) -> Result<(Handover, Option<Drain>), Error> {
+    fn start_helpers(&self) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, .. } = self.session;
-        let handover = Handover::start(broker, &settings.queue, &settings.policy, &self.leave.1)?;
+        let frame = self.connection.largest_frame();
+        let handover =
+            Handover::start(broker, &settings.queue, &settings.policy, frame, &self.leave.1)?;
         let drain = match settings.until {
             RunUntil::Stopped => None,
             RunUntil::Drained => {
                 let pulse = self.connection.pulse();
-                Some(Drain::start(broker, &settings.queue, &settings.policy, in_hand, pulse)?)
+                Some(Drain::start(broker, &settings.queue, &settings.policy, &self.in_hand, pulse)?)
             }
         };
         Ok((handover, drain))
@@ -300,7 +320,7 @@ impl<'a> Watch<'a> {
         &mut self,
         ended: &Receiver<End>,
         mut standing: Receiver<()>,
-        mut drained: Signal,
+        mut drained: Receiver<u64>,
     ) {
         let mut notices = self.connection.notices().clone();
         let mut stopping = self.session.shutdown.stopping().clone();
@@ -347,10 +367,12 @@ impl<'a> Watch<'a> {
                     // to spin on a task that cannot be tried.
                     self.stop.0.close();
                 },
-                recv(drained) -> _ => {
+                recv(drained) -> taken => {
                     drained = never();
-                    self.told.get_or_insert(Told::Drained);
-                    self.stop_in_a_hurry();
+                    if let Ok(before) = taken {
+                        self.told.get_or_insert(Told::Drained { before });
+                        self.stop_in_a_hurry();
+                    }
                 },
                 recv(notices) -> notice => match notice {
                     Ok(notice) => note(&read_notice(notice)),

@@ -63,7 +63,7 @@ pub(crate) const SET_ASIDE: [&str; 3] = [EXPIRATION, USER_ID, COPIES];
 const LARGEST_HEADERS: usize = 64 * 1024;
 /// The largest frame, as RabbitMQ has it unless it is configured otherwise. All properties have
 /// to fit one (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
-const LARGEST_FRAME: usize = 128 * 1024;
+pub(crate) const LARGEST_FRAME: usize = 128 * 1024;
 /// What is in the frame of the properties beside them: its type, channel, length and end, the
 /// class, the length of the body, and the flags.
 const FRAME_OVERHEAD: usize = 22;
@@ -288,9 +288,9 @@ impl Task {
         &self.properties
     }
 
-    /// Whether its properties fit a frame, without which they cannot be sent.
-    pub(crate) fn fits_a_frame(&self) -> bool {
-        self.size_of_properties() + FRAME_OVERHEAD <= LARGEST_FRAME
+    /// Whether its properties fit a frame of this size, without which they cannot be sent.
+    pub(crate) fn fits_a_frame(&self, largest: usize) -> bool {
+        self.size_of_properties() + FRAME_OVERHEAD <= largest
     }
 
     fn size_of_properties(&self) -> usize {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::{error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::Broker;
@@ -294,7 +294,8 @@ impl Worker {
         let mut history = History::new();
         loop {
             let error = match self.run_session(session, &mut history) {
-                Ok(finish) => return Ok(finish),
+                Ok(Some(finish)) => return Ok(finish),
+                Ok(None) => continue,
                 Err(error) => error,
             };
             if is_closed(session.exhausted) {
@@ -318,9 +319,14 @@ impl Worker {
         }
     }
 
-    fn run_session(&self, session: &Session<'_>, history: &mut History) -> Result<Finish, Error> {
+    /// `None`: go on with another.
+    fn run_session(
+        &self,
+        session: &Session<'_>,
+        history: &mut History,
+    ) -> Result<Option<Finish>, Error> {
         let opened = Connection::open(&self.broker, session.shutdown.stopping(), None)?;
-        let Some(connection) = opened else { return Ok(self.stopped_now()) };
+        let Some(connection) = opened else { return Ok(Some(self.stopped_now())) };
         let began = Instant::now();
         let settled_before = session.work.tally.settled();
         let course = session.run(connection);
@@ -328,10 +334,14 @@ impl Worker {
         history.note(&course, began.elapsed(), settled);
         match course.end {
             SessionEnd::Stopped { deadline } => {
-                Ok(Finish { patience: Patience::Until(deadline), by: By::Stop })
+                Ok(Some(Finish { patience: Patience::Until(deadline), by: By::Stop }))
             }
-            SessionEnd::Exhausted => Ok(self.finished_now(By::Limit)),
-            SessionEnd::Drained => Ok(self.finished_now(By::Drain)),
+            SessionEnd::Exhausted => Ok(Some(self.finished_now(By::Limit))),
+            SessionEnd::Drained => Ok(Some(self.finished_now(By::Drain))),
+            SessionEnd::NotDrained => {
+                info!("tasks were on their way all the same: works on");
+                Ok(None)
+            }
             SessionEnd::Lost(error) => Err(error),
         }
     }

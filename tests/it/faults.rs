@@ -526,6 +526,22 @@ fn a_cut_at_the_login_that_comes_at_once_is_no_refusal() {
     assert!(attempts[0].contains("during the login"), "{attempts:?}");
 }
 
+#[test]
+fn the_broker_s_own_words_are_told_also_where_it_closes_at_the_login() {
+    let error = first_try(
+        |address| format!("amqp://{address}"),
+        |session| {
+            session.expect_protocol_header();
+            session.send_start();
+            session.expect_method();
+            session.close_connection(320, "CONNECTION_FORCED - under maintenance");
+            session.read_until_closed();
+        },
+    );
+    let Error::Unreachable { attempts, .. } = &error else { panic!("{error:?}") };
+    assert!(attempts[0].contains("320 CONNECTION_FORCED - under maintenance"), "{attempts:?}");
+}
+
 /// How many connections a producer makes that loses a hundred tasks in flight, which then run
 /// out of time one after the other, to a broker that from then on acts like this.
 fn connections_for_a_hundred_tasks(
@@ -816,6 +832,163 @@ fn row_43_a_cancel_of_the_broker_s_that_crosses_ours_sends_no_late_ack() {
     let stderr = output.stderr();
     assert!(stderr.contains(" 0 tasks done,") && stderr.contains(" 2 may run twice,"), "{stderr}");
     broker.finish(SOON);
+}
+
+/// A line that stands still holds up what was delivered, and not what another line tells.
+#[test]
+fn what_was_on_its_way_when_the_queue_was_empty_is_worked_before_a_drain_ends() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        if number != 0 && number != 2 {
+            // A look: there is nothing in any queue.
+            let _ = session.answer_rpcs();
+            return;
+        }
+        let consumer = session.accept_consumer();
+        let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
+        if number == 0 {
+            let cancel = session.expect_cancel(&consumer);
+            session.deliver(&delivery);
+            session.answer(&cancel);
+            let back = session.answer_rpcs().expect("it goes back");
+            assert!(matches!(back.call, Call::Nack { requeue: true, .. }), "{back:?}");
+        } else {
+            session.deliver(&delivery);
+            let acked = session.answer_rpcs().expect("it is acked");
+            assert!(matches!(acked.call, Call::Ack { .. }), "{acked:?}");
+        }
+        let _ = session.answer_rpcs();
+    });
+
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--drain"];
+    let output = Command::worker(&arguments).run(SOON);
+
+    output.assert_code(0);
+    let told = output.stderr();
+    assert!(told.contains("on their way all the same"), "{told}");
+    assert!(told.contains(" 1 tasks done,"), "{told}");
+    broker.finish(SOON);
+}
+
+#[test]
+fn a_hand_over_that_is_not_confirmed_is_told() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            deliver(session, &consumer, 1);
+        } else {
+            session.read_publish();
+        }
+        let _ = session.answer_rpcs();
+    });
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--max-attempts", "1"];
+
+    let running = Command::worker(&[&arguments[..], &["--", "false"]].concat()).start();
+    let told = "the broker has confirmed none of 1 tasks in flight for 2s";
+    running.wait_for_stderr_line(|line| line.contains(told), SOON);
+
+    running.signal("INT");
+    running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    running.signal("INT");
+    running.wait(SOON).assert_code(130);
+}
+
+/// Of two that are handed over the first is confirmed, and then the broker reads no more: what it
+/// is asked about the second it does not answer.
+#[test]
+fn an_alarm_in_the_middle_of_a_hand_over_is_told_and_what_was_confirmed_is_acked() {
+    let (both_failed, both_have_failed) = bounded::<()>(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            for (tag, body) in [(1, "65"), (2, "1")] {
+                let delivery = WireDelivery::new(consumer.channel, &consumer.tag, tag);
+                session.deliver(&delivery.body(body));
+            }
+            let acked = session.answer_rpcs().expect("the first is acked");
+            assert!(matches!(acked.call, Call::Ack { delivery_tag: 1, .. }), "{acked:?}");
+            session.report("acked");
+            let _ = session.answer_rpcs();
+        } else {
+            let publish = session.read_publish();
+            let _ = both_have_failed.recv_timeout(SOON);
+            session.ack(publish.channel, 1);
+            session.blocked("low on memory");
+            session.stay_silent();
+        }
+    });
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--prefetch", "2"];
+    let command = ["--", "sh", "-c", "exit $0", "{}"];
+
+    let running = Command::worker(&[&arguments[..], &command].concat()).start();
+    running.wait_for_stderr_line(|line| line.contains("is tried again in"), SOON);
+    both_failed.send(()).expect("the script waits");
+    broker.wait("acked", Duration::from_secs(10));
+    running.signal("INT");
+    running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    assert!(output.stderr().contains("blocks publishers: low on memory"), "{output:?}");
+}
+
+/// Their frames are smaller than RabbitMQ's own.
+const SMALL: Tuning = Tuning { channel_max: 2047, frame_max: 8192, heartbeat: 0 };
+
+#[test]
+fn a_record_makes_room_for_a_task_s_own_headers_also_where_frames_are_small() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake_with(SMALL);
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            let properties = Properties::default().header("big", Field::text("x".repeat(7800)));
+            let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
+            session.deliver(&delivery.properties(properties));
+            let acked = session.answer_rpcs().expect("it is acked");
+            assert!(matches!(acked.call, Call::Ack { .. }), "{acked:?}");
+            session.report("acked");
+        } else {
+            let publish = session.read_publish();
+            assert_eq!(publish.routing_key, b"task_queue.dead");
+            let size = publish.raw_properties.len();
+            assert!((7800..8192 - 20).contains(&size), "{size}");
+            session.ack(publish.channel, 1);
+        }
+        let _ = session.answer_rpcs();
+    });
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--max-attempts", "1"];
+    let command = ["--", "sh", "-c", "printf %0300d 7 >&2; exit 1"];
+
+    let running = Command::worker(&[&arguments[..], &command].concat()).start();
+    broker.wait("acked", SOON);
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+    broker.finish(SOON);
+}
+
+#[test]
+fn a_task_whose_headers_are_too_large_for_the_broker_s_frames_is_refused_and_the_next_goes_on() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake_with(SMALL);
+        let publish = session.read_publish();
+        assert_eq!(publish.body, b"second");
+        session.ack(publish.channel, 1);
+        let _ = session.answer_rpcs();
+    });
+    let url: Broker = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q"));
+    let large = Task::new("first").with_header("big", "x".repeat(8192));
+
+    let mut receipts = producer.send(large);
+    receipts.extend(producer.send(Task::new("second")));
+    receipts.extend(producer.flush());
+
+    let [first, second] = &receipts[..] else { panic!("{receipts:?}") };
+    let Outcome::Refused { reason, .. } = &first.outcome else { panic!("{first:?}") };
+    assert!(reason.contains("frame_max of 8192"), "{reason}");
+    assert_eq!(second.outcome, Outcome::Confirmed);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
+use crate::support::proxy::{Direction, Proxy};
 use crate::support::scripted::{ScriptedBroker, Tuning};
 use crate::support::wire::{Arguments, Call, Frame, Properties, content};
 
@@ -942,6 +943,37 @@ fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed(
     let counts: Vec<u64> = counts.collect();
     assert_eq!(counts[0] - counts[1], 2, "{said}");
     assert_eq!(failed().as_deref(), Some("task\n"));
+}
+
+/// The client library waits for the broker in the middle of it: of frames as small as these it takes
+/// 4 MiB.
+#[test]
+fn a_second_signal_in_the_middle_of_a_large_task_leaves_it_in_failed() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake_with(Tuning { frame_max: 4096, ..Tuning::default() });
+        while let Some(method) = session.next_method() {
+            session.answer(&method);
+            if matches!(method.call, Call::ConfirmSelect { .. }) {
+                break;
+            }
+        }
+        session.stay_silent();
+    });
+    let proxy = Proxy::start(broker.address());
+    let dir = tempfile::tempdir().expect("a directory");
+    let body = vec![b'x'; 64 << 20];
+    fs::write(dir.path().join("body"), &body).expect("written");
+    let options = ["--url", &proxy.url(), "--body-file", "body", "--failed", "failed"];
+    let running = Command::producer(&options).current_dir(dir.path()).start();
+    proxy.wait_for_bytes(Direction::ToBroker, 100_000, SOON);
+
+    running.signal("INT");
+    running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+
+    output.assert_code(130);
+    assert!(fs::read(dir.path().join("failed")).expect("the failed") == body, "{output:?}");
 }
 
 #[test]
