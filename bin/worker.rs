@@ -64,7 +64,8 @@ pub(crate) struct Options {
     #[arg(long)]
     auto_ack: bool,
 
-    /// Stop when the queue and its delay queues are empty
+    /// Stop when the queue and its delay queues are empty; what other workers have in hand is
+    /// not waited for
     #[arg(long)]
     drain: bool,
 
