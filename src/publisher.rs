@@ -243,9 +243,17 @@ impl<T> Publisher<T> {
             }
             (Some(link), deadline) => match link.wait(deadline, &self.aborting, wake) {
                 Woken::Confirm(verdict) => self.apply(verdict),
-                Woken::Notice(notice) => self.link.iter_mut().for_each(|it| it.note(&notice)),
+                Woken::Notice(notice) => {
+                    if let Some(link) = &mut self.link {
+                        link.note(&notice);
+                    }
+                }
                 Woken::Lost => self.lose_link(None),
-                Woken::Time => self.link.iter_mut().for_each(Link::tell_silence),
+                Woken::Time => {
+                    if let Some(link) = &mut self.link {
+                        link.tell_silence();
+                    }
+                }
                 Woken::Wake(woken) => return Some(woken),
             },
         }
@@ -725,13 +733,13 @@ impl<T> Link<T> {
 
     /// Says, once for each silence, what is waited for.
     fn tell_silence(&mut self) {
-        let is_due = self.impatient_at.is_some_and(|at| at <= Instant::now());
-        if is_due && self.blocked.is_none() && !self.confirms.is_empty() {
-            let count = self.confirms.len();
-            warn!("the broker has confirmed none of {count} tasks in flight for {PATIENCE:?}");
+        if self.impatient_at.is_none_or(|at| Instant::now() < at) {
+            return;
         }
-        if is_due {
-            self.impatient_at = None;
+        self.impatient_at = None;
+        let count = self.confirms.len();
+        if count > 0 && self.blocked.is_none() {
+            warn!("the broker has confirmed none of {count} tasks in flight for {PATIENCE:?}");
         }
     }
 
