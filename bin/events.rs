@@ -3,93 +3,158 @@
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use log::{info, warn};
-use rabbit_work::{Error, Event};
+use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
+use log::warn;
+use rabbit_work::{Error, Event, Shutdown};
+use rustix::fs::{Access, access};
 use serde_json::json;
 
-/// Written by a thread of its own: whoever reads the file may not do so, and holds up no task.
+use super::cli;
+
 /// Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct EventLog {
+pub(crate) enum EventLog {
+    /// Has each event before anything else happens, whatever ends the worker then.
+    File(Arc<Mutex<Lines>>),
+    /// A pipe, a terminal or another device.
+    Stream(Stream),
+}
+
+/// Where the lines go.
+pub(crate) struct Lines {
+    file: File,
+    /// One line says that it is full; there would be one for each event.
+    told: Once,
+}
+
+/// Written by a thread of its own: whoever is at the other end may not read, and holds up no task
+/// for long.
+#[derive(Clone)]
+pub(crate) struct Stream {
     /// `None` is the last.
     lines: Sender<Option<String>>,
     /// Closed when everything is written.
     written: Receiver<Infallible>,
-    missing: Arc<AtomicU64>,
+    shutdown: Shutdown,
+    stands_still: Arc<AtomicBool>,
+    /// How many events there were, and how many of them were written.
+    noted: Arc<AtomicU64>,
+    done: Arc<AtomicU64>,
 }
 
 /// How many events wait to be written.
 const WAITING: usize = 1000;
 /// How long a reader may do nothing. One that is slower than the tasks slows them down; one that
-/// stands still has its events left out.
+/// stands still has events left out.
 const STANDSTILL: Duration = Duration::from_secs(2);
 /// What is left may take so long at the end.
-const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_millis(500);
 
 impl EventLog {
-    /// # Blocking
-    /// While a named pipe has no reader.
-    pub(crate) fn open(path: &Path) -> Result<EventLog, Error> {
-        let unfit =
-            |error: io::Error| Error::setting("--events", format!("{}: {error}", path.display()));
-        if is_fifo(path) {
-            info!("--events waits for a reader of {}", path.display());
-        }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(unfit)?;
-        let (lines, waiting) = bounded(WAITING);
-        let (last, written) = bounded(0);
-        let write = move || {
-            let _last: Sender<Infallible> = last;
-            write_all(file, &waiting);
+    pub(crate) fn open(path: &Path, shutdown: &Shutdown) -> Result<EventLog, Error> {
+        cli::refuse_dash("--events", path)?;
+        let found = fs::metadata(path);
+        let opened = if found.is_ok_and(|found| !found.is_file()) {
+            Stream::open(path, shutdown).map(EventLog::Stream)
+        } else {
+            Lines::open(path).map(|lines| EventLog::File(Arc::new(Mutex::new(lines))))
         };
-        thread::Builder::new().name("events".into()).spawn(write).map_err(unfit)?;
-        Ok(EventLog { lines, written, missing: Arc::default() })
+        opened.map_err(|error| Error::setting("--events", format!("{}: {error}", path.display())))
     }
 
-    /// Waits for room, until there was none for long.
     pub(crate) fn note(&self, event: &Event) {
-        let is_whole = self.missing.load(Ordering::SeqCst) == 0;
-        let patience = if is_whole { STANDSTILL } else { Duration::ZERO };
-        if self.lines.send_timeout(Some(as_line(event)), patience).is_err()
-            && self.missing.fetch_add(1, Ordering::SeqCst) == 0
-        {
-            warn!("--events is not read: tasks go on, and events are left out");
+        let line = as_line(event);
+        match self {
+            EventLog::File(lines) => {
+                lines.lock().unwrap_or_else(PoisonError::into_inner).write(&line);
+            }
+            EventLog::Stream(stream) => stream.note(line),
         }
     }
 
     /// Waits until what happened is written, but not for long.
     pub(crate) fn close(&self) {
-        let deadline = Instant::now() + LAST;
-        let is_full = self.lines.send_deadline(None, deadline).is_err();
-        let in_time = self.written.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected);
-        // One is in the hands of the thread, and the mark of the end is no event.
-        let unwritten = if in_time { 0 } else { self.lines.len() as u64 + u64::from(is_full) };
-        let missing = self.missing.load(Ordering::SeqCst) + unwritten;
-        if missing > 0 {
-            warn!("{missing} events are not in --events, because it was not read");
+        if let EventLog::Stream(stream) = self {
+            stream.close();
         }
     }
 }
 
-fn is_fifo(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+impl Lines {
+    fn open(path: &Path) -> io::Result<Lines> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(Lines { file, told: Once::new() })
+    }
+
+    /// One write for each line, so that lines of several workers on one file do not mix.
+    fn write(&mut self, line: &str) {
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
+            self.told.call_once(|| warn!("--events cannot be written: {error}"));
+        }
+    }
 }
 
-fn write_all(mut file: File, lines: &Receiver<Option<String>>) {
-    // There would be one for each event.
-    let told = Once::new();
-    for line in lines.iter().map_while(|line| line) {
-        // One write for each line, so that lines of several workers on one file do not mix.
-        if let Err(error) = file.write_all(line.as_bytes()) {
-            told.call_once(|| warn!("--events cannot be written: {error}"));
+impl Stream {
+    fn open(path: &Path, shutdown: &Shutdown) -> io::Result<Stream> {
+        access(path, Access::WRITE_OK)?;
+        let (lines, waiting) = bounded(WAITING);
+        let (last, written) = bounded(0);
+        let (path, done) = (path.to_path_buf(), Arc::<AtomicU64>::default());
+        let count = Arc::clone(&done);
+        let write = move || {
+            let _last: Sender<Infallible> = last;
+            // A named pipe opens when it has a reader.
+            match Lines::open(&path) {
+                Ok(mut lines) => {
+                    for line in waiting.iter().map_while(|line: Option<String>| line) {
+                        lines.write(&line);
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+                Err(error) => warn!("--events: {}: {error}", path.display()),
+            }
+        };
+        thread::Builder::new().name("events".into()).spawn(write)?;
+        Ok(Stream {
+            lines,
+            written,
+            shutdown: shutdown.clone(),
+            stands_still: Arc::default(),
+            noted: Arc::default(),
+            done,
+        })
+    }
+
+    /// Waits for room, unless there was none for long.
+    fn note(&self, line: String) {
+        self.noted.fetch_add(1, Ordering::SeqCst);
+        let stands_still = self.stands_still.load(Ordering::SeqCst);
+        let patience = if stands_still { Duration::ZERO } else { STANDSTILL };
+        let sent = select_biased! {
+            send(self.lines, Some(line)) -> sent => sent.is_ok(),
+            recv(self.shutdown.aborting()) -> _ => false,
+            default(patience) => false,
+        };
+        let stood_still = self.stands_still.swap(!sent, Ordering::SeqCst);
+        if !sent && !stood_still {
+            warn!("--events is not read: tasks go on, and events are left out");
+        }
+    }
+
+    fn close(&self) {
+        let deadline = Instant::now() + LAST;
+        let _ = self.lines.send_deadline(None, deadline);
+        let _ = self.written.recv_deadline(deadline);
+        let done = self.done.load(Ordering::SeqCst);
+        let missing = self.noted.load(Ordering::SeqCst) - done;
+        if missing > 0 {
+            warn!("{missing} events are not in --events, because it was not read");
         }
     }
 }

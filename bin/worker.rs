@@ -94,8 +94,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "command")]
     task_timeout: Option<Duration>,
 
-    /// Put thread and task id before each line that commands write; one of more than 64 KiB
-    /// becomes several
+    /// Put thread and task id before each line that commands write; one of more than 64 KiB may
+    /// become several
     #[arg(long, requires = "command")]
     tag: bool,
 
@@ -141,11 +141,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Exit, Error> {
-    let events = options.events.as_deref().map(EventLog::open).transpose()?;
     let mut worker = build(options)?;
-    if let Some(events) = events.clone() {
-        worker = worker.observer(move |event| events.note(event));
-    }
     let output = Output::default();
     let command = command(options, &output)?;
     if command.is_some() {
@@ -158,6 +154,11 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let patience = Patience { grace: options.grace, wind_down, late: Exit::GraceOver };
     let (trigger, shutdown) = cli::stop_on_signals(patience)?;
     output.stop_when_unwritable(trigger);
+    let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
+    let events = events.transpose()?;
+    if let Some(events) = events.clone() {
+        worker = worker.observer(move |event| events.note(event));
+    }
     let ended = match command {
         Some(command) => worker.run(Job { command, output: output.clone() }, &shutdown),
         None => worker.run(Dots { output: output.clone() }, &shutdown),
