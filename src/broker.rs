@@ -161,6 +161,14 @@ impl Broker {
         self
     }
 
+    /// The same, but this address is tried first, which has just been reached.
+    pub(crate) fn beginning_at(&self, reached: &str) -> Broker {
+        let mut broker = self.clone();
+        let place = broker.addresses.iter().position(|it| it.to_string() == reached);
+        broker.addresses.rotate_left(place.unwrap_or_default());
+        broker
+    }
+
     pub(crate) fn addresses(&self) -> &[Address] {
         &self.addresses
     }
@@ -260,8 +268,13 @@ fn parse_address(text: &str) -> Result<Address, Error> {
         "amqps" => return Err(invalid("this build has no TLS, so amqps:// cannot be used")),
         _ => return Err(invalid("the scheme is neither amqp:// nor amqps://")),
     };
-    if url.cannot_be_a_base() || url.fragment().is_some() {
+    // One slash, or three, would make a login a part of the virtual host, which is told.
+    let path = text.split_once("://").map(|(_, rest)| rest);
+    if path.is_none() || url.cannot_be_a_base() || url.fragment().is_some() {
         return Err(invalid("there is no // after the scheme, or there is a # in it"));
+    }
+    if path.is_some_and(|rest| rest.starts_with('/') && rest.contains('@')) {
+        return Err(invalid("there is a third / before the login, or an @ that is not %40"));
     }
     let mut address = Address {
         host: host(&url),
@@ -389,6 +402,18 @@ mod tests {
         ] {
             assert_eq!(address(url).password, password, "{url}");
         }
+    }
+
+    #[test]
+    fn what_was_reached_is_tried_first_and_the_others_after_it() {
+        let broker = Broker::new(["amqp://a,amqp://b:1,amqp://[::1]"]).expect("addresses");
+        let order = |reached| {
+            let broker = broker.beginning_at(reached);
+            broker.addresses().iter().map(Address::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(order("b:1"), "b:1 [::1]:5672 a:5672");
+        assert_eq!(order("[::1]:5672"), "[::1]:5672 a:5672 b:1");
+        assert_eq!(order("gone:1"), "a:5672 b:1 [::1]:5672");
     }
 
     #[test]
