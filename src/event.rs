@@ -1,11 +1,12 @@
 //! Owns [`Event`]: what a worker tells an observer about each task.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use log::warn;
+
+use crate::panics::caught;
 
 /// One thing that happened to one task in one worker thread.
 #[derive(Clone, Debug)]
@@ -85,13 +86,12 @@ impl Observer {
         self.0.is_some()
     }
 
-    /// A panic of the observer goes no further: it would unwind through the client library's
-    /// objects, and can take the whole connection with it (amiquip 0.4.2 consumer.rs:110).
+    /// A panic of the observer goes no further.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         let Some(observer) = &self.0 else { return };
         let event = event();
-        if catch_unwind(AssertUnwindSafe(|| observer(&event))).is_err() {
-            warn!("the observer panicked at a {} event", event.kind);
+        if let Err(panicked) = caught(|| observer(&event)) {
+            warn!("the observer of a {} event {panicked}", event.kind);
         }
     }
 }

@@ -134,6 +134,7 @@ mod looks;
 mod nesting;
 #[cfg(all(unix, feature = "command"))]
 mod output;
+mod panics;
 mod patience;
 mod places;
 #[cfg(all(unix, feature = "command"))]

@@ -2,10 +2,7 @@
 //! when its connection dies keeps one thread busy and no other, and the rest consume again as
 //! soon as the broker is back.
 
-use std::any::Any;
 use std::convert::Infallible;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,6 +16,7 @@ use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure, Handler};
 use crate::health::Health;
+use crate::panics::caught;
 use crate::pulse::Pulse;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
 use crate::summary::Tally;
@@ -96,6 +94,16 @@ pub(crate) struct Work {
     pub(crate) observer: Observer,
     pub(crate) cancellation: Arc<Cancellation>,
     pub(crate) health: Health,
+}
+
+impl Work {
+    /// How long the handler's tasks take to end once they are cancelled.
+    pub(crate) fn wind_down(&self) -> Duration {
+        caught(|| self.handler.wind_down()).unwrap_or_else(|panicked| {
+            warn!("the handler's wind_down {panicked}");
+            Duration::ZERO
+        })
+    }
 }
 
 /// The end of all patience with what still runs, once for a whole run of a worker.
@@ -180,8 +188,7 @@ impl Crew {
         };
         let ended = in_time || {
             work.cancellation.cancel();
-            let limit = work.handler.wind_down();
-            matches!(ended.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
+            matches!(ended.recv_timeout(work.wind_down()), Err(RecvTimeoutError::Disconnected))
         };
         if !ended {
             return busy.load(Ordering::SeqCst);
@@ -280,8 +287,7 @@ impl Running {
         self.work.health.works(thread);
         self.work.observer.tell(|| event(EventKind::Started, &job.delivery, Duration::ZERO));
         let started = Instant::now();
-        let call = AssertUnwindSafe(|| self.work.handler.handle(&job.delivery));
-        let result = match catch_unwind(call) {
+        let result = match caught(|| self.work.handler.handle(&job.delivery)) {
             Ok(Ok(())) => JobResult::Done,
             Ok(Err(failure)) => {
                 match failure {
@@ -291,11 +297,7 @@ impl Running {
                 }
                 JobResult::Failed(failure)
             }
-            Err(panic) => {
-                let failure = Failure::retry(panic_text(panic.as_ref()));
-                drop_quietly(panic);
-                JobResult::Failed(failure)
-            }
+            Err(panicked) => JobResult::Failed(Failure::retry(panicked)),
         };
         self.work.health.works_no_more(thread);
         Ran { job, result, elapsed: started.elapsed() }
@@ -338,22 +340,6 @@ pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> 
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    match text {
-        Some(text) => format!("panicked: {text}"),
-        None => "panicked".to_string(),
-    }
-}
-
-/// What a handler panics with may panic in its turn when it is dropped.
-fn drop_quietly(panic: Box<dyn Any + Send>) {
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        mem::forget(again);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,12 +378,5 @@ mod tests {
         let (tickets, exhausted) = Tickets::new(None);
         assert!((0..1000).all(|_| tickets.take()));
         assert!(!is_closed(&exhausted));
-    }
-
-    #[test]
-    fn a_panic_is_told_in_its_own_words() {
-        assert_eq!(panic_text(&"text"), "panicked: text");
-        assert_eq!(panic_text(&String::from("owned")), "panicked: owned");
-        assert_eq!(panic_text(&7_u8), "panicked");
     }
 }

@@ -246,6 +246,64 @@ fn row_14_a_thousand_panics_in_every_thread_kill_no_connection_and_lose_no_task(
     assert_eq!((dead.len(), ids), (total as usize, dead_ids));
 }
 
+/// Panics when it is dropped, too.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        std::panic::panic_any("again, on purpose");
+    }
+}
+
+#[test]
+fn an_observer_that_panics_with_what_panics_holds_up_no_task() {
+    let queue = unique_queue("bomb");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1", "2", "3"]);
+    let worker = worker(&queue).max_tasks(3).observer(|_| std::panic::panic_any(Bomb));
+    let (end, ended) = crossbeam_channel::bounded(1);
+    let (_trigger, shutdown) = shutdown();
+
+    thread::spawn(move || end.send(worker.run(|_: &Delivery| Ok(()), &shutdown)));
+
+    let summary = ended.recv_timeout(SOON).expect("it ends").expect("it ends well");
+    assert_eq!(summary.done, 3);
+}
+
+/// Waits in each task until the test ends, and panics where it is asked how long that takes.
+struct Deaf(Mutex<crossbeam_channel::Receiver<()>>);
+
+impl Handler for Deaf {
+    fn handle(&self, _: &Delivery) -> Result<(), Failure> {
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        Ok(())
+    }
+
+    fn wind_down(&self) -> Duration {
+        std::panic::panic_any("on purpose")
+    }
+}
+
+#[test]
+fn a_stop_is_bounded_also_where_the_handler_panics_at_it() {
+    let queue = unique_queue("deaf");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1"]);
+    let (_open, closed) = crossbeam_channel::bounded(0);
+    let worker = worker(&queue).grace(Duration::ZERO);
+
+    let working = Working::start(&worker, Deaf(Mutex::new(closed)));
+    working.wait_for(EventKind::Started, SOON);
+    let begun = Instant::now();
+    let summary = working.stop(SOON);
+
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(summary.ended, Ended::GraceOver);
+    client.delete(&queue);
+}
+
 /// How often every thread panics, at the least.
 const EACH: u64 = 1000;
 
