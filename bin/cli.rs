@@ -8,8 +8,9 @@ use std::fmt;
 #[cfg(feature = "tls")]
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 #[cfg(feature = "tls")]
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -51,6 +52,7 @@ pub(crate) struct BrokerArgs {
     /// addresses are tried in order
     #[arg(
         long,
+        global = true,
         value_name = "URL",
         env = URL_VARIABLE,
         hide_env_values = true,
@@ -61,43 +63,43 @@ pub(crate) struct BrokerArgs {
 
     /// Trust this authority's certificate (PEM, or several in one file) for amqps://
     #[cfg(feature = "tls")]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     ca: Option<PathBuf>,
 
     /// Show this certificate (PEM) to the broker; needs --key
     #[cfg(feature = "tls")]
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, global = true, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
     /// The key of --cert (PEM, PKCS#8)
     #[cfg(feature = "tls")]
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct QueueArgs {
     /// The queue's name
-    #[arg(long, value_name = "NAME", default_value = "task_queue")]
+    #[arg(long, global = true, value_name = "NAME", default_value = "task_queue")]
     queue: String,
 
     /// The queue's type
-    #[arg(long, value_enum, value_name = "TYPE", default_value = "classic")]
+    #[arg(long, global = true, value_enum, value_name = "TYPE", default_value = "classic")]
     queue_type: QueueType,
 
     /// Declare the queue as not durable: a broker restart removes it
-    #[arg(long)]
+    #[arg(long, global = true)]
     transient_queue: bool,
 
     /// After how many deliveries that ended in a crash a quorum queue makes a dead letter of a
     /// task; part of its declaration. Before RabbitMQ 4.3 a task given back counts, too, as at each
     /// stop; and so does what a worker that crashed had in hand beside, so use --prefetch 1. A
     /// classic queue does not count
-    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, global = true, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     delivery_limit: u32,
 
     /// Use the queue as it is, without declaring it
-    #[arg(long)]
+    #[arg(long, global = true)]
     no_declare: bool,
 }
 
@@ -220,9 +222,10 @@ fn without_logins(text: &str) -> String {
 /// tell.
 pub(crate) fn init_logging() {
     let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Info).parse_default_env();
     #[cfg(unix)]
     write_patiently(&mut builder);
-    builder.filter_level(LevelFilter::Info).parse_default_env().format(|out, record| {
+    builder.format(|out, record| {
         if record.target().starts_with("amiquip") {
             return Ok(());
         }
@@ -254,7 +257,9 @@ fn write_patiently(builder: &mut env_logger::Builder) {
 
     builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
     // A pipe gets no colours unless it is told so.
-    builder.write_style(AutoStream::choice(&io::stderr()).into());
+    if !matches!(env::var("RUST_LOG_STYLE").as_deref(), Ok("always" | "never")) {
+        builder.write_style(AutoStream::choice(&io::stderr()).into());
+    }
 }
 
 /// Writes records, while what else is on the terminal makes way.
@@ -407,9 +412,22 @@ pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Whoever writes it means standard output, and would find a file of that name.
+pub(crate) fn refuse_dash(option: &'static str, path: &Path) -> Result<(), Error> {
+    if path == Path::new("-") {
+        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
+        return Err(Error::setting(option, reason));
+    }
+    Ok(())
+}
+
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
+    }
+    // humantime takes it for months.
+    if text.contains('M') {
+        return Err("M is for months; write 5m for minutes".into());
     }
     humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s, 5m or 1h"))
 }

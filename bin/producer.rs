@@ -119,6 +119,9 @@ fn run(options: &Options) -> Result<Exit, Error> {
     if options.failed.is_some() {
         source.validate_for_another_feed()?;
     }
+    if options.timeout.is_zero() {
+        return Err(Error::setting("--timeout", "0 would wait for no broker"));
+    }
     // Opened first: where there is no input, what failed before is still to be fed.
     let bodies = Bodies::open(&source)?;
     let summary = if options.json { Summary::Json } else { Summary::Nothing };
@@ -238,6 +241,9 @@ fn task(body: Vec<u8>, options: &Options) -> Task {
 
 fn parse_header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
+        Some((name, _)) if name.starts_with("x-rabbit-work-") => {
+            Err("names that begin with x-rabbit-work- are the worker's own".into())
+        }
         Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
         _ => Err("it has the form NAME=VALUE".into()),
     }

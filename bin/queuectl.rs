@@ -84,7 +84,7 @@ enum Dead {
         limit: Option<u64>,
 
         /// Replay the task with this id; looks at those before it, as `dead list`
-        #[arg(long, value_name = "ID")]
+        #[arg(long, value_name = "ID", allow_hyphen_values = true)]
         id: Option<String>,
 
         /// Show what would be replayed, and change nothing; looks, as `dead list`
@@ -313,13 +313,23 @@ fn both_ends(text: &str, width: usize) -> String {
 }
 
 fn shortened(text: &str, begin: usize, end: usize) -> String {
-    let plain: Vec<char> = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let plain: Vec<char> =
+        text.chars().map(|it| if acts_on_a_terminal(it) { ' ' } else { it }).collect();
     match plain.len().checked_sub(end) {
         Some(tail) if tail > begin + 1 => {
             plain[..begin].iter().chain(&['…']).chain(&plain[tail..]).collect()
         }
         _ => plain.into_iter().collect(),
     }
+}
+
+/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
+fn acts_on_a_terminal(letter: char) -> bool {
+    letter.is_control()
+        || matches!(
+            letter,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
+        )
 }
 
 fn time(time: Option<SystemTime>) -> Option<String> {

@@ -292,6 +292,7 @@ impl Reached {
 }
 
 fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {
+    cli::refuse_dash("--failed", path)?;
     if source.path().is_some_and(|input| is_same_file(input, path)) {
         return Err(Error::setting("--failed", "it would overwrite the input"));
     }

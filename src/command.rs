@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::handler::{Delivery, Failure, Handler};
 use crate::output::{Leftovers, Passing, Sink, Stream};
 use crate::process::{Bell, Ended, KILL_AFTER, Process, Told};
+use crate::record::is_of_the_way;
 use crate::shutdown::is_closed;
 use crate::task::printable;
 
@@ -347,7 +348,8 @@ fn variables(delivery: &Delivery) -> Vec<(String, String)> {
         ("TASK_WORKER", Some(delivery.thread().to_string())),
     ];
     let named = named.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?)));
-    let headers = task.headers_as_text().map(|(name, value)| (header_variable(name), value));
+    let sent = task.headers_as_text().filter(|(name, _)| !is_of_the_way(name));
+    let headers = sent.map(|(name, value)| (header_variable(name), value));
     named.chain(headers).filter(|(_, value)| !value.contains('\0')).collect()
 }
 

@@ -121,10 +121,10 @@ impl Connection {
         &self.pulse
     }
 
-    /// The largest frame that the broker takes.
+    /// The largest frame that was agreed upon.
     pub(crate) fn largest_frame(&self) -> usize {
         let told = self.heard.frame.get().filter(|frame| **frame > 0);
-        told.map_or(usize::MAX, |frame| *frame as usize)
+        told.map_or(LARGEST_FRAME, |frame| LARGEST_FRAME.min(*frame)) as usize
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -251,10 +251,11 @@ impl Handshake<'_> {
         // Stays empty until the broker has begun.
         let mut heard = Arc::<Heard>::default();
         let mut pulse = Pulse::new(0);
+        let mut spoke = Instant::now();
         let limit = self.limits.handshake;
         let opened = leash.within(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
-            (heard, pulse) = (stream.heard(), stream.pulse());
+            (heard, pulse, spoke) = (stream.heard(), stream.pulse(), Instant::now());
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
             opened.map_err(|error| Refused::Transient(error.into()))
@@ -265,9 +266,10 @@ impl Handshake<'_> {
         };
         let Refused::Transient(cause) = refused else { return Err(refused) };
         let held = heard.begun.get().map_or(Duration::ZERO, Instant::elapsed);
+        let trip = heard.begun.get().map_or(Duration::ZERO, |begun| *begun - spoke);
         // The client library takes a close that it does not expect for a protocol error.
         let closed = heard.closed.get().map(Cause::closed_with);
-        Err(self.judge(leash.cause().or(closed).unwrap_or(cause), held))
+        Err(self.judge(leash.cause().or(closed).unwrap_or(cause), held.saturating_sub(trip)))
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {

@@ -434,6 +434,10 @@ impl<'p> Hands<'p> {
                 self.dispose(ran.job, &failure, ran.elapsed);
                 Ok(())
             }
+            JobResult::NotStarted if self.post.acks == Acks::Automatic => {
+                self.note_dropped(1);
+                self.give_back(&ran.job)
+            }
             JobResult::NotStarted => self.give_back(&ran.job),
         }
     }
@@ -459,6 +463,7 @@ impl<'p> Hands<'p> {
             Fate::Dead => Target::Dead,
         };
         let what = match fate {
+            Fate::Retry(delay) if delay.is_zero() => "is tried again at once".to_string(),
             Fate::Retry(delay) => format!("is tried again in {delay:?}"),
             Fate::Dead | Fate::Back => "goes to the dead letters".to_string(),
         };
@@ -606,10 +611,10 @@ impl<'p> Hands<'p> {
         for (unsettled, received) in arrived {
             self.dispatch(unsettled, received)?;
         }
-        if self.post.acks == Acks::Automatic {
-            self.note_dropped();
-        }
         let unstarted: Vec<Job> = self.queued.try_iter().collect();
+        if self.post.acks == Acks::Automatic {
+            self.note_dropped(unstarted.len());
+        }
         unstarted.iter().try_for_each(|job| self.give_back(job))
     }
 
@@ -670,7 +675,7 @@ impl<'p> Hands<'p> {
     /// Leaves everything to the broker, which has requeued it or is about to.
     fn abandon(&mut self, cause: Option<Cause>) -> End {
         if self.post.acks == Acks::Automatic {
-            self.note_dropped();
+            self.note_dropped(self.queued.try_iter().count());
         }
         for ran in self.ran.try_iter() {
             self.orphaned(&ran);
@@ -683,8 +688,8 @@ impl<'p> Hands<'p> {
         End::Lost(cause)
     }
 
-    fn note_dropped(&self) {
-        let dropped = self.queued.len();
+    fn note_dropped(&self, dropped: usize) {
+        (0..dropped).for_each(|_| self.post.tally.lost());
         if dropped > 0 {
             let thread = self.post.runner.number;
             warn!("thread {thread}: {dropped} tasks that were taken with auto-ack are lost");

@@ -61,9 +61,6 @@ impl Drain {
                     info!("the queue and its delay queues are empty");
                     let _ = done.send(taken);
                 }
-                // Without this, nobody would tell its end from the other.
-                let _ = over.recv();
-                drop(done);
             })
             .map_err(|source| Error::NoThread { source })?;
         Ok(Drain { drained, _over: end })

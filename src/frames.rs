@@ -105,6 +105,8 @@ const LARGEST_METHOD: u32 = 1 << 10;
 /// What a frame has beside its payload: the head, and one byte at its end.
 const AROUND: u32 = 8;
 
+const FRAME_END: u8 = 0xCE;
+
 const METHOD_FRAME: u8 = 1;
 const HEADER_FRAME: u8 = 2;
 const BODY_FRAME: u8 = 3;
@@ -219,11 +221,12 @@ impl Frames {
             return Ok(());
         }
         let mut kept = mem::take(&mut self.kept);
-        if self.keeps == Keeps::Close {
-            self.closed = read_close(&kept);
-            return Ok(());
+        match self.keeps {
+            Keeps::Close if kept.pop() == Some(FRAME_END) => self.closed = read_close(&kept),
+            Keeps::Table => return mend_table(&mut kept),
+            _ => {}
         }
-        mend_table(&mut kept)
+        Ok(())
     }
 
     /// Whether the last byte of a frame was the last that came.
@@ -281,7 +284,7 @@ impl Frames {
         self.unfinished.method(self.channel(), method);
         match method {
             START => self.begin_to_keep(Keeps::Table, START_TABLE),
-            CLOSE => self.begin_to_keep(Keeps::Close, ARGUMENTS),
+            CLOSE if self.channel() == 0 => self.begin_to_keep(Keeps::Close, ARGUMENTS),
             _ => {}
         }
         if method != START {

@@ -20,7 +20,7 @@ use crate::queue::{Queue, Target};
 use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
 use crate::shutdown::{Signal, is_closed};
-use crate::task::{LARGEST_FRAME, Task};
+use crate::task::{Task, USUAL_FRAME};
 
 /// A session's hand-over. It connects when the first task comes, and ends when the last of its
 /// order books is dropped.
@@ -57,8 +57,9 @@ const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) }
 const GATHERING: Duration = Duration::from_millis(1);
 
 impl Handover {
-    /// Starts the thread, for a broker that takes frames of this size. Once `leave` closes, what is outstanding is given up, and the connection
-    /// cut: whoever leaves waits for the consumers already.
+    /// Starts the thread, for a broker that takes frames of this size. Once `leave` closes, what is
+    /// outstanding is given up, and the connection cut: whoever leaves waits for the consumers
+    /// already.
     pub(crate) fn start(
         broker: &Broker,
         queue: &Queue,
@@ -78,7 +79,7 @@ impl Handover {
             .name("rw-handover".into())
             .spawn(move || {
                 let alive: Sender<Infallible> = alive;
-                run(&mut publisher, &inbox, largest_frame.min(LARGEST_FRAME), &leave);
+                run(&mut publisher, &inbox, largest_frame.min(USUAL_FRAME), &leave);
                 publisher.close();
                 drop(alive);
             })

@@ -154,18 +154,21 @@ impl Letters {
         }
         self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
-            let present = channel.count(&dead)?.ready;
             let mut publisher = Publisher::new(&self.broker, &self.queue, LIMITS);
             if let Err(error) = publisher.connect() {
                 return Ok(Err(error));
             }
             let mut replay = Replay::default();
             let (mut selected, mut passed) = (0, Vec::new());
-            for _ in 0..present {
+            let mut next = channel.get(&dead)?;
+            // Behind the first, whose answer waits for what others have just given back. A count
+            // overtakes that.
+            for _ in 0..=channel.count(&dead)?.ready {
                 if selection.is_full(selected) || replay.stopped.is_some() {
                     break;
                 }
-                let Some((unsettled, received)) = channel.get(&dead)? else { break };
+                let letter = next.take().map_or_else(|| channel.get(&dead), |it| Ok(Some(it)))?;
+                let Some((unsettled, received)) = letter else { break };
                 if selection.takes(&received.task) {
                     selected += 1;
                     publisher.accept(revived(received.task), Target::Work, unsettled);

@@ -727,6 +727,7 @@ impl<T> Link<T> {
             Notice::Unblocked => {
                 info!("the broker takes publishes again");
                 self.blocked = None;
+                self.impatient_at = Some(Instant::now() + PATIENCE);
             }
         }
     }
@@ -739,7 +740,9 @@ impl<T> Link<T> {
         self.impatient_at = None;
         let count = self.confirms.len();
         if count > 0 && self.blocked.is_none() {
-            warn!("the broker has confirmed none of {count} tasks in flight for {PATIENCE:?}");
+            warn!(
+                "no confirm for {PATIENCE:?}: {count} tasks are on their way, or wait for the broker"
+            );
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::task::{LARGEST_FRAME, SET_ASIDE, Task, Value};
+use crate::task::{SET_ASIDE, Task, USUAL_FRAME, Value};
 
 /// What is known of a task's failures since it was published, or replayed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) enum Fitted {
     Bare(Task),
 }
 
+/// What all headers of ours begin with.
+const PREFIX: &str = "x-rabbit-work-";
 const ATTEMPTS: &str = "x-rabbit-work-attempts";
 const QUEUE: &str = "x-rabbit-work-queue";
 const FIRST: &str = "x-rabbit-work-first-failure";
@@ -73,6 +75,11 @@ const LONGEST_REASON: usize = 4500;
 const SHORT_REASON: usize = 200;
 /// How many deaths before the last a letter tells of.
 const LONGEST_HISTORY: usize = 10;
+
+/// Whether a header is no word of the producer's: it is ours, or the broker's on a dead letter.
+pub(crate) fn is_of_the_way(name: &str) -> bool {
+    name.starts_with(PREFIX) || OF_THE_BROKER.contains(&name)
+}
 
 /// The number of the attempt that a task is at, from 1. A counter that cannot be read makes it
 /// the last one: a task must not be tried for ever because its header was damaged.
@@ -127,7 +134,7 @@ pub(crate) fn revived(letter: Task) -> Task {
     let removed = OF_THE_BROKER.into_iter().chain(OURS).map(|name| (name, None));
     let written = (HISTORY, Some(Value::List(history)));
     let task = letter.for_another_journey().with_values(removed.chain([written]));
-    match fitted(task, LARGEST_FRAME) {
+    match fitted(task, USUAL_FRAME) {
         Fitted::Recorded(task) | Fitted::Bare(task) => task,
     }
 }
@@ -293,7 +300,7 @@ mod tests {
     /// So large a header of the producer's own that a frame has room for so many bytes more.
     fn crowded(room: usize) -> Task {
         let with = |bytes: usize| Task::new("").with_header("h", "x".repeat(bytes));
-        let largest = (0..128 * 1024).rev().find(|bytes| with(*bytes).fits_a_frame(LARGEST_FRAME));
+        let largest = (0..128 * 1024).rev().find(|bytes| with(*bytes).fits_a_frame(USUAL_FRAME));
         with(largest.expect("a size") - room)
     }
 
@@ -389,7 +396,7 @@ mod tests {
     }
 
     fn recorded(task: Task) -> Task {
-        match fitted(task, LARGEST_FRAME) {
+        match fitted(task, USUAL_FRAME) {
             Fitted::Recorded(task) => task,
             Fitted::Bare(_) => panic!("there is room"),
         }
@@ -402,9 +409,7 @@ mod tests {
 
         let whole = recorded(failed(10_000, &long));
         let short = recorded(failed(1000, &long));
-        let Fitted::Bare(none) = fitted(failed(100, "no"), LARGEST_FRAME) else {
-            panic!("no room")
-        };
+        let Fitted::Bare(none) = fitted(failed(100, "no"), USUAL_FRAME) else { panic!("no room") };
 
         assert!(record_of(&whole).reason.len() > LONGEST_REASON - 10);
         let record = record_of(&short);
@@ -419,7 +424,7 @@ mod tests {
         for round in 1..=12 {
             let reason = format!("{round} {}", "x".repeat(4000));
             task = revived(to_letter(task, 5, &reason, scene(round)));
-            assert!(task.fits_a_frame(LARGEST_FRAME));
+            assert!(task.fits_a_frame(USUAL_FRAME));
         }
         let youngest = |task: &Task| -> Vec<u64> {
             let seconds = |it: Record| it.last_failure.expect("a time").duration_since(UNIX_EPOCH);

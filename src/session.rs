@@ -2,7 +2,6 @@
 //! them all at the first death or at a stop, joins them, and closes the connection last.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use crate::deadline::deadline_after;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::handover::Handover;
+use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
 use crate::queue::Target;
 use crate::runner::{Crew, Work};
@@ -284,9 +284,10 @@ impl<'a> Watch<'a> {
                 let thread = thread::Builder::new()
                     .name(format!("rw-consumer-{}", runner.number))
                     .spawn_scoped(scope, move || {
-                        let work = AssertUnwindSafe(|| post.work(channel));
-                        let panicked = Cause::Lost("a consumer panicked".into());
-                        let _ = end.send(catch_unwind(work).unwrap_or(panicked.into()));
+                        let worked = caught(|| post.work(channel));
+                        let _ = end.send(worked.unwrap_or_else(|panicked| {
+                            Cause::Lost(format!("a consumer {panicked}")).into()
+                        }));
                     });
                 if let Err(error) = thread {
                     self.no_thread(&error);
@@ -302,6 +303,8 @@ impl<'a> Watch<'a> {
     /// Starts what the consumers have done by others.
     fn start_helpers(&self) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, .. } = self.session;
+        // Others may be silent, and cost each connection their time limits.
+        let broker = &broker.beginning_at(self.connection.address());
         let frame = self.connection.largest_frame();
         let handover =
             Handover::start(broker, &settings.queue, &settings.policy, frame, &self.leave.1)?;
@@ -408,7 +411,7 @@ impl<'a> Watch<'a> {
     fn cancel(&self) -> (Receiver<()>, Receiver<Instant>) {
         let Session { crew, work, .. } = self.session;
         match crew.cancel(work) {
-            Some(idle) => (idle.clone(), after(work.handler.wind_down())),
+            Some(idle) => (idle.clone(), after(work.wind_down())),
             None => (never(), after(Duration::ZERO)),
         }
     }

@@ -63,7 +63,7 @@ pub(crate) const SET_ASIDE: [&str; 3] = [EXPIRATION, USER_ID, COPIES];
 const LARGEST_HEADERS: usize = 64 * 1024;
 /// The largest frame, as RabbitMQ has it unless it is configured otherwise. All properties have
 /// to fit one (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
-pub(crate) const LARGEST_FRAME: usize = 128 * 1024;
+pub(crate) const USUAL_FRAME: usize = 128 * 1024;
 /// What is in the frame of the properties beside them: its type, channel, length and end, the
 /// class, the length of the body, and the flags.
 const FRAME_OVERHEAD: usize = 22;
@@ -502,7 +502,13 @@ pub(crate) fn name_of(id: Option<&str>) -> String {
 
 /// Without anything that a terminal would act on, or that would begin another line.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+    text.chars().map(|letter| if acts_on_a_terminal(letter) { '?' } else { letter }).collect()
+}
+
+/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
+fn acts_on_a_terminal(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crossbeam_channel::bounded;
 use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
+use crate::support::proxy::{Proxy, Toxic};
 use crate::support::scripted::{ScriptedBroker, Tuning};
 use crate::support::wire::Call;
 
@@ -140,6 +141,19 @@ fn a_limit_on_connections_that_is_reached_is_waited_out() {
 
     output.assert_code(0);
     assert!(output.stderr().contains("connection limit (1) is reached"), "{}", output.stderr());
+}
+
+/// What it is known by, the time that the broker holds the cut back for, comes with a long way.
+#[test]
+fn a_refused_login_is_one_on_a_far_line_too() {
+    let proxy = Proxy::start(shared_broker().address());
+    proxy.set_both(Toxic::Latency(Duration::from_millis(500)));
+    let url = proxy.url().replace("guest:guest", "guest:wrong");
+
+    let output = Command::worker(&["--url", &url]).run(SOON);
+
+    output.assert_code(2);
+    assert!(output.stderr().contains("refused the login"), "{output:?}");
 }
 
 /// Half of what a real broker holds a refusal back for.

@@ -870,6 +870,27 @@ fn what_was_on_its_way_when_the_queue_was_empty_is_worked_before_a_drain_ends() 
     broker.finish(SOON);
 }
 
+/// Nothing can be given back: it is lost, and the status says so.
+#[test]
+fn what_comes_at_the_end_of_a_drain_with_auto_ack_is_told_as_lost() {
+    let broker = ScriptedBroker::start(|session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            let cancel = session.expect_cancel(&consumer);
+            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1));
+            session.answer(&cancel);
+        }
+        let _ = session.answer_rpcs();
+    });
+
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--drain", "--auto-ack"];
+    let output = Command::worker(&arguments).run(SOON);
+
+    output.assert_code(1);
+    assert!(output.stderr().contains(" 1 lost,"), "{}", output.stderr());
+}
+
 #[test]
 fn a_hand_over_that_is_not_confirmed_is_told() {
     let broker = ScriptedBroker::start(|session, number| {
@@ -885,7 +906,7 @@ fn a_hand_over_that_is_not_confirmed_is_told() {
     let arguments = ["--url", &broker.url(), "--threads", "1", "--max-attempts", "1"];
 
     let running = Command::worker(&[&arguments[..], &["--", "false"]].concat()).start();
-    let told = "the broker has confirmed none of 1 tasks in flight for 2s";
+    let told = "no confirm for 2s: 1 tasks are on their way";
     running.wait_for_stderr_line(|line| line.contains(told), SOON);
 
     running.signal("INT");

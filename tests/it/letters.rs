@@ -14,6 +14,7 @@ use crate::support::wire::{Arguments, Call, Frame, content};
 use crate::support::working::Working;
 
 const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 
 fn queuectl(queue: &str, arguments: &[&str]) -> Output {
     let to = ["--url", shared_broker().url(), "--queue", queue];
@@ -67,6 +68,38 @@ fn a_row_of_a_letter_has_the_last_of_what_its_command_said() {
 
     let row = table.lines().nth(1).expect("a row").trim_end();
     assert!(row.contains("exit status 65; ") && row.ends_with("1000 the real cause"), "{row}");
+}
+
+/// The broker's count overtakes what was given back just before.
+#[test]
+fn a_replay_right_after_a_look_replays_all() {
+    let queue = unique_queue("looked");
+    let client = shared_broker().client();
+    let letters = format!("{queue}.dead");
+    client.declare(&queue);
+    client.declare(&letters);
+    let ids: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    shared_broker().client().publish_ids(&letters, ids.iter().map(String::as_str));
+    let would = queuectl(&queue, &["dead", "replay", "--dry-run"]);
+    assert!(would.success().contains("1000 would be replayed"));
+
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let replayed = Command::queuectl(&[&to[..], &["dead", "replay"]].concat()).run(LONG);
+
+    assert!(replayed.success().contains("1000 replayed"), "{replayed:?}");
+    client.delete(&queue);
+}
+
+#[test]
+fn where_a_command_of_queuectl_has_its_options_does_not_matter() {
+    let queue = unique_queue("options");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    for look in [&["dead", "list"][..], &["dead", "replay", "--id", "-1"], &["status"]] {
+        let before = Command::queuectl(&[&to[..], look].concat()).run(SOON);
+        let after = Command::queuectl(&[look, &to[..]].concat()).run(SOON);
+        assert_eq!(before.code, after.code, "{look:?}: {before:?} {after:?}");
+        assert_ne!(before.code, Some(2), "{before:?}");
+    }
 }
 
 #[test]

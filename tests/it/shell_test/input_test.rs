@@ -75,6 +75,26 @@ fn a_directory_is_no_input_and_leaves_what_had_failed() {
 }
 
 #[test]
+fn what_would_be_taken_for_something_else_is_refused() {
+    let bench = Bench::new("taken");
+    let table = [
+        (["--failed", "-"], "write /dev/stdout"),
+        (["--header", "x-rabbit-work-attempts=4"], "the worker's own"),
+        (["--timeout", "5M"], "M is for months"),
+        (["--timeout", "0"], "0 would wait for no broker"),
+    ];
+    for (option, told) in table {
+        let output = bench.producer(&[&option[..], &["x"]].concat()).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains(told), "{option:?}: {}", output.stderr());
+    }
+    let output = bench.worker(&["--events", "-"], &["true"]).run(SOON);
+    output.assert_code(2);
+    assert!(output.stderr().contains("write /dev/stdout"), "{}", output.stderr());
+    assert!(!bench.path("-").exists());
+}
+
+#[test]
 fn a_file_is_one_task() {
     let bench = Bench::new("file");
     let body: Vec<u8> = (0..300_000_u32).map(|n| n as u8).collect();

@@ -76,6 +76,18 @@ fn no_body_and_no_header_can_say_what_is_run() {
 }
 
 #[test]
+fn what_becomes_of_a_task_is_in_no_variable() {
+    let bench = Bench::new("bookkeeping");
+    bench.producer(&["--header", "k=v", "--delay", "100ms", "x"]).run(SOON).assert_code(0);
+    let options = ["--max-attempts", "2", "--retry-delay", "100ms", "--drain", "--threads", "1"];
+
+    let output = bench.worker(&options, &["sh", "-c", "env | grep TASK_HEADER; exit 1"]).run(SOON);
+
+    output.assert_code(1);
+    assert_eq!(output.stdout(), "TASK_HEADER_K=v\n".repeat(2));
+}
+
+#[test]
 fn row_11_what_cannot_be_run_is_told_before_anything_is_consumed() {
     let bench = Bench::new("notfound");
     bench.publish(&[b"x"]);
