@@ -40,6 +40,7 @@ pub(crate) enum Fitted {
 }
 
 /// What all headers of ours begin with.
+#[cfg(feature = "command")]
 const PREFIX: &str = "x-rabbit-work-";
 const ATTEMPTS: &str = "x-rabbit-work-attempts";
 const QUEUE: &str = "x-rabbit-work-queue";
@@ -77,6 +78,7 @@ const SHORT_REASON: usize = 200;
 const LONGEST_HISTORY: usize = 10;
 
 /// Whether a header is no word of the producer's: it is ours, or the broker's on a dead letter.
+#[cfg(feature = "command")]
 pub(crate) fn is_of_the_way(name: &str) -> bool {
     name.starts_with(PREFIX) || OF_THE_BROKER.contains(&name)
 }
