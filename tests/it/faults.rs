@@ -394,7 +394,7 @@ fn the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is
         if number == 0 {
             for tag in 1..=5 {
                 let delivery = WireDelivery::new(consumer.channel, &consumer.tag, tag);
-                session.deliver(&delivery.body(format!("{tag}.....")));
+                session.deliver(&delivery.body(format!("{tag}..")));
             }
             session.beat_until_silent(Duration::from_secs(5));
             session.heartbeat();
@@ -405,7 +405,7 @@ fn the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is
     let url = format!("amqp://{}?heartbeat=60", broker.address());
     let arguments = ["--url", &url, "--threads", "1", "--prefetch", "5"];
     let running = Command::worker(&arguments).start();
-    running.wait_for_stdout_line(|line| line.contains("Received '1.....'"), SOON);
+    running.wait_for_stdout_line(|line| line.contains("Received '1..'"), SOON);
 
     running.signal("STOP");
     broker.wait("silent", SOON);

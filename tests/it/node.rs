@@ -280,9 +280,6 @@ fn signals_while_the_broker_is_gone_end_a_busy_worker_in_bounded_time() {
     let queue = unique_queue("gone");
     broker.client().declare(&queue);
     broker.client().publish_ids(&queue, ["long..........", "short..."]);
-    // A moment more: a broker that was killed in the first second of this queue was twice without
-    // it afterwards, and this is about signals.
-    broker.wait_for_queue(&queue, |it| it.ready == 2, SOON);
     let beyond = worker(&broker, &queue, &["--threads", "1", "--grace", "1s"]);
     beyond.wait_for_stdout_line(|line| line.contains("Received"), SOON);
     let within = worker(&broker, &queue, &["--threads", "1", "--json"]);
@@ -300,8 +297,8 @@ fn signals_while_the_broker_is_gone_end_a_busy_worker_in_bounded_time() {
     let output = beyond.wait(SOON);
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
     output.assert_code(3);
+    // Its queue is too young to count on: see "What is not promised".
     broker.restart();
-    broker.wait_for_queue(&queue, |it| it.ready == 2, SOON);
     broker.client().delete(&queue);
 }
 
