@@ -265,11 +265,14 @@ impl Handshake<'_> {
             Err(refused) => refused,
         };
         let Refused::Transient(cause) = refused else { return Err(refused) };
-        let held = heard.begun.get().map_or(Duration::ZERO, Instant::elapsed);
-        let trip = heard.begun.get().map_or(Duration::ZERO, |begun| *begun - spoke);
+        // Less the way there and back.
+        let held = heard
+            .begun
+            .get()
+            .map_or(Duration::ZERO, |begun| begun.elapsed().saturating_sub(*begun - spoke));
         // The client library takes a close that it does not expect for a protocol error.
         let closed = heard.closed.get().map(Cause::closed_with);
-        Err(self.judge(leash.cause().or(closed).unwrap_or(cause), held.saturating_sub(trip)))
+        Err(self.judge(leash.cause().or(closed).unwrap_or(cause), held))
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {

@@ -508,7 +508,10 @@ pub(crate) fn printable(text: &str) -> String {
 /// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
 fn acts_on_a_terminal(letter: char) -> bool {
     letter.is_control()
-        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            letter,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
+        )
 }
 
 #[cfg(test)]

@@ -513,33 +513,32 @@ fn a_port_without_tls_is_a_lasting_error_of_tls_and_a_cut_is_not() {
 
 #[test]
 fn a_cut_at_the_login_that_comes_at_once_is_no_refusal() {
-    let error = first_try(
-        |address| format!("amqp://{address}"),
-        |session| {
-            session.expect_protocol_header();
-            session.send_start();
-            session.expect_method();
-            session.hang_up();
-        },
-    );
-    let Error::Unreachable { attempts, .. } = &error else { panic!("{error:?}") };
-    assert!(attempts[0].contains("during the login"), "{attempts:?}");
+    let told = told_of_a_login(Session::hang_up);
+    assert!(told.contains("during the login"), "{told}");
 }
 
 #[test]
 fn the_broker_s_own_words_are_told_also_where_it_closes_at_the_login() {
+    let told = told_of_a_login(|session| {
+        session.close_connection(320, "CONNECTION_FORCED - under maintenance");
+        session.read_until_closed();
+    });
+    assert!(told.contains("320 CONNECTION_FORCED - under maintenance"), "{told}");
+}
+
+/// What is told of a login that is answered like this.
+fn told_of_a_login(answer: impl Fn(&mut Session) + Send + Sync + 'static) -> String {
     let error = first_try(
         |address| format!("amqp://{address}"),
-        |session| {
+        move |session| {
             session.expect_protocol_header();
             session.send_start();
             session.expect_method();
-            session.close_connection(320, "CONNECTION_FORCED - under maintenance");
-            session.read_until_closed();
+            answer(session);
         },
     );
-    let Error::Unreachable { attempts, .. } = &error else { panic!("{error:?}") };
-    assert!(attempts[0].contains("320 CONNECTION_FORCED - under maintenance"), "{attempts:?}");
+    let Error::Unreachable { attempts, .. } = error else { panic!("{error:?}") };
+    attempts[0].clone()
 }
 
 /// How many connections a producer makes that loses a hundred tasks in flight, which then run
