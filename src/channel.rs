@@ -141,6 +141,15 @@ impl Channel {
         self.call("declaring a queue", |inner| inner.queue_declare(name, options).map(drop))
     }
 
+    /// Makes a queue that no other connection can use, and deletes it. A refusal closes the channel.
+    pub(crate) fn make_and_delete(&self, plan: &Plan) -> Result<(), Cause> {
+        self.call("declaring a queue", |inner| {
+            let options = QueueDeclareOptions { exclusive: true, ..declare_options(plan) };
+            inner.queue_declare(plan.name.as_str(), options).map(drop)
+        })?;
+        self.delete(&plan.name)
+    }
+
     /// Deletes a queue with all that is in it.
     pub(crate) fn delete(&self, name: &str) -> Result<(), Cause> {
         let options = QueueDeleteOptions::default();

@@ -19,6 +19,7 @@ use crate::publisher::{Limits, Publisher, Settled};
 use crate::queue::{Queue, Target};
 use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
+use crate::settling::REPLICATED;
 use crate::shutdown::{Signal, is_closed};
 use crate::task::{Task, USUAL_FRAME};
 
@@ -73,7 +74,7 @@ impl Handover {
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();
-        publisher.made_at = queue.counts_deliveries().then(Instant::now);
+        publisher.trusted_from = queue.counts_deliveries().then(|| Instant::now() + REPLICATED);
         let leave = leave.clone();
         thread::Builder::new()
             .name("rw-handover".into())

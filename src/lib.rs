@@ -147,6 +147,7 @@ mod record;
 mod retry;
 mod runner;
 mod session;
+mod settling;
 mod shutdown;
 mod stream;
 mod summary;

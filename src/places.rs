@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::connection::Connection;
 use crate::delays::{Entry, Listed, entry_for, read_list, say_once_that_it_is_unusable, unlock};
 use crate::queue::{Declaration, Plan, Queue, Target};
+use crate::settling::settle;
 
 /// What one connection knows of the queues beside its queue.
 #[derive(Default)]
@@ -54,11 +55,6 @@ pub(crate) enum Unready {
 /// queue outlives its delay.
 const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 
-/// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
-/// other was made for half a second. When the broker crashes before, it comes back without what
-/// it had confirmed (measured on RabbitMQ 3.10.8, one node; the directory of its Raft library).
-const SETTLES_WITHIN: Duration = Duration::from_millis(1500);
-
 /// How many bytes a broker's heartbeats have while a call waits; a message has more, and a broker
 /// that is gone sends none. A delay queue that no node leads gives neither a message nor word that
 /// there is none: so may one be for good whose broker was killed just after it was made (measured
@@ -99,26 +95,9 @@ impl Places {
         (target == Target::Work || self.is_in_use(target)).then_some(Ok(()))
     }
 
-    /// Whether the queue itself will be new once it is declared, so that it has to settle.
-    pub(crate) fn is_to_settle(
-        &mut self,
-        connection: &mut Connection,
-        queue: &Queue,
-    ) -> Result<bool, Cause> {
-        if !queue.counts_deliveries() {
-            return Ok(false);
-        }
-        match self.is_there(connection, queue.name()) {
-            Ok(there) => Ok(!there),
-            Err(Unready::Lost(cause)) => Err(cause),
-            // It is told by the declaration, in better words.
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Notes that a replicated queue was declared elsewhere at this moment, and may be new.
-    pub(crate) fn made(&mut self, target: Target, at: Instant) {
-        self.declared.insert(target, Declared { at, settled_at: at + SETTLES_WITHIN });
+    /// Notes that a queue was declared elsewhere just now, and is trusted from this moment on.
+    pub(crate) fn made(&mut self, target: Target, settled_at: Instant) {
+        self.declared.insert(target, Declared { at: Instant::now(), settled_at });
     }
 
     /// Sees to it that `target` is there, and stays there for longer than what is published now
@@ -184,12 +163,18 @@ impl Places {
         if is_new {
             self.strike_out(connection, queue, target)?;
         }
-        let is_replicated = self.declare(connection, queue, target)?.is_replicated();
-        let has_settled =
-            !is_replicated || !is_new && self.is_trusted(connection, queue, target)?;
+        let plan = self.declare(connection, queue, target)?;
         let at = Instant::now();
-        let settled_at = if has_settled { at } else { at + SETTLES_WITHIN };
+        let has_settled = !is_new && self.is_trusted(connection, queue, target)?;
+        let settled_at = if has_settled { at } else { self.settle(connection, &plan)? };
         self.declared.insert(target, Declared { at, settled_at });
+        Ok(settled_at)
+    }
+
+    fn settle(&mut self, connection: &mut Connection, plan: &Plan) -> Result<Instant, Cause> {
+        let side = self.take_side(connection)?;
+        let (side, settled_at) = settle(connection, side, plan)?;
+        self.side = Some(side);
         Ok(settled_at)
     }
 
@@ -345,21 +330,27 @@ impl Places {
         delay: Duration,
     ) -> Result<Option<Entry>, Unready> {
         let plan = queue.delays_plan();
+        let is_new = !self.is_there(connection, &plan.name)?;
         match self.declare_as(connection, &plan) {
             Err(Unready::Refused(reason)) => {
                 say_once_that_it_is_unusable(queue, &reason);
-                Ok(None)
+                return Ok(None);
             }
-            declared => declared.map(|()| Some(entry_for(delay, plan))),
+            declared => declared?,
         }
+        if is_new {
+            self.settle(connection, &plan)?;
+        }
+        Ok(Some(entry_for(delay, plan)))
     }
 
     fn side(&mut self, connection: &mut Connection) -> Result<&Channel, Cause> {
-        let side = match self.side.take() {
-            Some(side) => side,
-            None => connection.open_channel()?,
-        };
+        let side = self.take_side(connection)?;
         Ok(self.side.insert(side))
+    }
+
+    fn take_side(&mut self, connection: &mut Connection) -> Result<Channel, Cause> {
+        self.side.take().map_or_else(|| connection.open_channel(), Ok)
     }
 }
 

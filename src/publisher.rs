@@ -24,6 +24,7 @@ use crate::patience::{PATIENCE, telling};
 use crate::places::{Places, Unready};
 use crate::producer::Outcome;
 use crate::queue::{Declaration, Queue, Target};
+use crate::settling::open_channel_to;
 use crate::shutdown::{Signal, is_closed};
 use crate::task::Task;
 
@@ -39,9 +40,9 @@ pub(crate) struct Publisher<T> {
     pub(crate) aborting: Signal,
     /// The delays that tasks may need one after the other.
     pub(crate) delays: Vec<Duration>,
-    /// When the queue and that of its dead letters were declared elsewhere, if they were, and are
-    /// replicated.
-    pub(crate) made_at: Option<Instant>,
+    /// From when on the queue and that of its dead letters are trusted, if they may have been made
+    /// elsewhere just now.
+    pub(crate) trusted_from: Option<Instant>,
     detours: Detours,
     link: Option<Link<T>>,
     /// The connection that is being made; there is never a second one.
@@ -140,7 +141,7 @@ impl<T> Publisher<T> {
             stopping: never(),
             aborting: never(),
             delays: Vec::new(),
-            made_at: None,
+            trusted_from: None,
             detours: Detours::default(),
             link: None,
             attempt: None,
@@ -322,7 +323,7 @@ impl<T> Publisher<T> {
         let delays = self.delays.iter().map(|delay| self.detours.around(*delay));
         let mut places = Places::default().foresee(delays.collect());
         for target in [Target::Work, Target::Dead] {
-            self.made_at.iter().for_each(|at| places.made(target, *at));
+            self.trusted_from.iter().for_each(|at| places.made(target, *at));
         }
         let doing = format!("setting up the channel at {}", connection.address());
         let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue, places));
@@ -494,14 +495,14 @@ impl<T> Link<T> {
         mut places: Places,
     ) -> Result<Link<T>, Error> {
         let mut set_up = |connection: &mut Connection| {
-            let is_to_settle = places.is_to_settle(connection, queue)?;
-            let channel = connection.open_channel()?;
-            if queue.declaration() == Declaration::Declare {
-                channel.declare(queue)?;
-            }
-            if is_to_settle {
-                places.made(Target::Work, Instant::now());
-            }
+            let channel = match queue.declaration() {
+                Declaration::Declare => {
+                    let (channel, settled_at) = open_channel_to(connection, queue)?;
+                    settled_at.iter().for_each(|at| places.made(Target::Work, *at));
+                    channel
+                }
+                Declaration::UseAsItIs => connection.open_channel()?,
+            };
             let ends = channel.confirm_publishes()?;
             Ok((channel, ends))
         };

@@ -42,6 +42,19 @@ impl Plan {
     pub(crate) fn is_replicated(&self) -> bool {
         self.arguments.contains(&("x-queue-type", text("quorum")))
     }
+
+    /// The queue that is made and deleted to have this one written down; `None` where the name
+    /// leaves no room for another.
+    pub(crate) fn companion(&self) -> Option<Plan> {
+        let name = format!("{}.settling", self.name);
+        // Classic also where the virtual host's default is a type that cannot be exclusive.
+        let arguments = vec![("x-queue-type", text("classic"))];
+        (name.len() <= LONGEST_NAME).then_some(Plan {
+            name,
+            durability: Durability::Durable,
+            arguments,
+        })
+    }
 }
 
 /// The value of an argument of a declaration.
@@ -185,6 +198,11 @@ impl Queue {
                 ("x-max-length", Argument::Number(DELAYS_LISTED)),
             ],
         }
+    }
+
+    /// Whether it is declared as one that is there after a broker restart.
+    pub(crate) fn is_declared_durable(&self) -> bool {
+        self.durability == Durability::Durable && self.declaration == Declaration::Declare
     }
 
     /// Whether the broker itself makes dead letters of what was delivered too often.

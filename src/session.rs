@@ -22,6 +22,7 @@ use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
 use crate::queue::Target;
 use crate::runner::{Crew, Work};
+use crate::settling::open_channel_to;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
 use crate::worker::{RunUntil, Settings};
 
@@ -110,13 +111,11 @@ impl Session<'_> {
     /// All of them up front: opening one needs the connection to itself.
     fn open_channels(&self, connection: &mut Connection) -> Result<Vec<Channel>, Refused> {
         let mut channels = Vec::new();
-        for _ in self.crew.runners() {
+        for _ in self.crew.runners().iter().skip(1) {
             channels.push(connection.open_channel()?);
         }
-        if let Some(channel) = channels.pop() {
-            channel.declare(&self.settings.queue)?;
-            channels.push(self.declare_dead_letters(channel, connection)?);
-        }
+        let (channel, _) = open_channel_to(connection, &self.settings.queue)?;
+        channels.push(self.declare_dead_letters(channel, connection)?);
         Ok(channels)
     }
 

@@ -294,9 +294,9 @@ fn row_39_a_queue_that_may_not_be_declared_is_refused_in_one_line_and_exit_2() {
     let text = "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'u'";
     let broker = ScriptedBroker::start(move |session, _| {
         session.handshake();
-        let open = session.expect_method();
-        session.answer(&open);
-        let declare = session.expect_method();
+        let look = session.expect_declare();
+        session.answer(&look);
+        let declare = session.expect_declare();
         session.close_channel(declare.channel, 403, text);
         assert_eq!(session.answer_rpcs(), None);
     });
@@ -544,6 +544,53 @@ fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
 }
 
 /// Told as confirmed, it would be lost: RabbitMQ sends a return as it was published.
+/// A broker without any queue, which reports what it is asked about queues, up to the first publish.
+fn without_queues() -> ScriptedBroker {
+    ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let mut asked: Vec<String> = Vec::new();
+        while let Some(method) = session.next_method() {
+            match &method.call {
+                Call::QueueDeclare { queue, passive: true, .. } => {
+                    asked.push(format!("look for {queue}"));
+                    session.close_channel(method.channel, 404, "NOT_FOUND - no queue");
+                    continue;
+                }
+                Call::QueueDeclare { queue, durable, exclusive, .. } => {
+                    let kind = if *exclusive { "exclusive " } else { "" };
+                    let durable = if *durable { "durable " } else { "" };
+                    asked.push(format!("declare {durable}{kind}{queue}"));
+                }
+                Call::QueueDelete { queue, .. } => asked.push(format!("delete {queue}")),
+                Call::Publish(_) | Call::Consume { .. } => session.report(asked.join(", ")),
+                _ => {}
+            }
+            session.serve_method(method);
+        }
+    })
+}
+
+/// RabbitMQ says that a queue is there, and confirms what it takes, before it has written down all
+/// that it needs to find the queue again; with the next queue it writes the rest.
+#[test]
+fn a_queue_that_was_not_there_is_written_down_before_it_is_used() {
+    let durable = "look for new, declare durable new, declare durable exclusive new.settling, delete new.settling";
+    for (more, asked) in [(&[][..], durable), (&["--transient-queue"], "declare new")] {
+        let used = |run: &dyn Fn(&[&str]) -> Output| {
+            let broker = without_queues();
+            let url = broker.url();
+            run(&[&["--url", &url, "--queue", "new"], more].concat()).assert_code(0);
+            broker.wait(asked, SOON);
+            broker.finish(SOON);
+        };
+        used(&|to| Command::producer(to).arg("x").run(SOON));
+        used(&|to| {
+            let work = ["--max-tasks", "1", "--", "true"];
+            Command::worker(&[to, &work].concat()).run(SOON)
+        });
+    }
+}
+
 #[test]
 fn a_return_of_something_else_ends_the_connection_and_what_is_in_flight_is_published_again() {
     let broker = ScriptedBroker::start(|session, number| {
@@ -627,11 +674,13 @@ fn silent_when_asked_for_a_delay_queue() -> ScriptedBroker {
         session.handshake_with(Tuning { heartbeat: 0, ..Tuning::default() });
         loop {
             let Some(method) = session.next_method() else { return };
-            if matches!(method.call, Call::QueueDeclare { passive: true, .. }) {
-                session.report("asked");
-                return session.stay_silent();
-            }
-            session.answer(&method);
+            match &method.call {
+                Call::QueueDeclare { queue, .. } if queue.contains(".retry.") => {
+                    session.report("asked");
+                    return session.stay_silent();
+                }
+                _ => session.answer(&method),
+            };
         }
     })
 }

@@ -335,7 +335,7 @@ fn refuse_safe_delays(session: &mut Session) {
             Call::QueueDeclare { passive: true, .. } => {
                 session.close_channel(method.channel, 404, "NOT_FOUND - no queue");
             }
-            Call::QueueDeclare { queue, arguments, durable: true, .. }
+            Call::QueueDeclare { queue, arguments, durable: true, exclusive: false, .. }
                 if queue.starts_with("q.retry.") =>
             {
                 let delay: i64 = queue["q.retry.".len()..].parse().expect("a delay");

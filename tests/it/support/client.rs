@@ -123,12 +123,16 @@ impl Client {
         self.declare_with(queue, FieldTable::new());
     }
 
-    /// Declares a durable queue.
+    /// Declares a durable queue, and has the broker write down all that it needs to find it again
+    /// after a kill: that comes with the next queue at the latest.
     pub(crate) fn declare_with(&self, queue: &str, arguments: FieldTable) {
         let options =
             QueueDeclareOptions { durable: true, arguments, ..QueueDeclareOptions::default() };
         let declared = self.channel.queue_declare(queue, options);
         declared.expect("the test's client declares a queue");
+        let next = QueueDeclareOptions { durable: true, exclusive: true, ..Default::default() };
+        let next = self.channel.queue_declare("", next).expect("a queue without a name");
+        self.channel.queue_delete(next.name(), QueueDeleteOptions::default()).expect("it goes");
     }
 
     /// Removes all that is ready; says how much that was.
