@@ -119,6 +119,12 @@ impl BrokerArgs {
 
     #[cfg(feature = "tls")]
     fn tls(&self) -> Result<Tls, Error> {
+        let options = [("--ca", &self.ca), ("--cert", &self.cert)];
+        let given = options.into_iter().find(|(_, file)| file.is_some());
+        if let Some((option, _)) = given.filter(|_| !self.names_an_encrypted_address()) {
+            let reason = "no address is an amqps:// one, so nothing would be encrypted";
+            return Err(Error::setting(option, reason));
+        }
         let mut tls = Tls::default();
         if let Some(ca) = &self.ca {
             tls = tls.authority(read("--ca", ca)?);
@@ -127,6 +133,12 @@ impl BrokerArgs {
             tls = tls.identity(read("--cert", cert)?, read("--key", key)?);
         }
         Ok(tls)
+    }
+
+    #[cfg(feature = "tls")]
+    fn names_an_encrypted_address(&self) -> bool {
+        let mut addresses = self.url.iter().flat_map(|url| url.split(','));
+        addresses.any(|it| it.trim_start().to_ascii_lowercase().starts_with("amqps:"))
     }
 }
 

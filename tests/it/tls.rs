@@ -137,6 +137,19 @@ fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
 }
 
 #[test]
+fn an_authority_for_addresses_without_tls_is_refused() {
+    let trust = Trust::new();
+    for command in [Command::producer(&["x"]), Command::worker(&[])] {
+        let authority = trust.folder.path().join("ca.pem");
+        let output =
+            command.args(&["--url", "amqp://localhost:1"]).arg("--ca").arg(authority).run(SOON);
+
+        let said = refusal(&output);
+        assert!(said.contains("--ca") && said.contains("nothing would be encrypted"), "{said}");
+    }
+}
+
+#[test]
 fn row_59_a_client_certificate_that_is_demanded_is_shown_and_its_absence_is_told() {
     let (trust, queue) = (Trust::new(), unique_queue("tls"));
     let ours = trust.authority.issue("our client");
