@@ -5,7 +5,7 @@ set -eu -o pipefail
 export LC_ALL=C
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-tasks=2000 large_tasks=200 failing_tasks=100000
+tasks=2000 large_tasks=200 failing_tasks=100000 rounds=3
 
 usage() {
     cat <<'TEXT'
@@ -19,7 +19,8 @@ Against a private RabbitMQ, which it starts and removes:
 
   --quick    a tenth of the tasks: whether it works, not how fast
 
-A ratio above 1 says that the worker was faster. Nothing else should run meanwhile.
+The first two three times in turn; the seconds are sums. A ratio above 1 says that the worker was
+faster. Nothing else should run meanwhile.
 Exit: 0 measured, 1 a task was not done, 2 usage, 69 no broker to be had.
 TEXT
 }
@@ -27,7 +28,7 @@ TEXT
 main() {
     case "$*" in
         '') ;;
-        --quick) tasks=200 large_tasks=20 failing_tasks=10000 ;;
+        --quick) tasks=200 large_tasks=20 failing_tasks=10000 rounds=1 ;;
         -h | --help) usage; exit 0 ;;
         *) echo "bench: cannot do '$*'" >&2; usage >&2; exit 2 ;;
     esac
@@ -40,11 +41,19 @@ main() {
     AMQP_URL=$(scripts/broker.sh --dir "$scratch/broker" url)
     export AMQP_URL RUST_LOG=error
     echo "$(uname -sm), $(getconf _NPROCESSORS_ONLN) processors, RabbitMQ $(scripts/broker.sh --dir "$scratch/broker" ctl version | tail -n 1)"
-    small 1 >/dev/null # A broker is slow in its first seconds.
+    measure "100 bytes" small 1 >/dev/null # A broker is slow in its first seconds.
     local threads
-    for threads in 1 2 4; do small "$threads"; done
-    for threads in 1 2 4; do large "$threads"; done
+    for threads in 1 2 4; do measure "100 bytes" small "$threads"; done
+    for threads in 1 2 4; do measure "1 MiB" large "$threads"; done
     "$bin/examples/failing" "$failing_tasks"
+}
+
+# What a kind of task takes in each of the rounds, and the ratio of the sums.
+measure() {
+    for ((round = 0; round < rounds; round++)); do "$2" "$3"; done |
+        paste - - | awk -v what="$1, $3 threads" '{ xargs += $1; worker += $2 } END {
+            printf "%s: xargs %.2f s, worker %.2f s: ratio %.2f\n", what, xargs, worker, xargs / worker
+        }'
 }
 
 small() {
@@ -52,31 +61,21 @@ small() {
     echo >>"$scratch/task"
     for ((i = 0; i < tasks; i++)); do cat "$scratch/task"; done >"$scratch/tasks"
     "$bin/producer" --queue small --lines "$scratch/tasks" --json >/dev/null
-    local xargs worker
-    xargs=$(seconds xargs -P "$1" -n 1 true <"$scratch/tasks")
-    worker=$(seconds "$bin/worker" --queue small --threads "$1" --max-tasks "$tasks" -- true)
-    told "100 bytes, $1 threads" "$xargs" "$worker"
+    seconds xargs -P "$1" -n 1 true <"$scratch/tasks"
+    seconds "$bin/worker" --queue small --threads "$1" --max-tasks "$tasks" -- true
 }
 
 large() {
     head -c 1048576 /dev/urandom >"$scratch/large"
     "$bin/producer" --queue large --body-file "$scratch/large" --repeat "$large_tasks" --json >/dev/null
-    local xargs worker
-    xargs=$(seq "$large_tasks" | seconds xargs -P "$1" -n 1 sh -c "cat <'$scratch/large' >/dev/null")
-    worker=$(seconds "$bin/worker" --queue large --threads "$1" --max-tasks "$large_tasks" -- sh -c 'cat >/dev/null')
-    told "1 MiB, $1 threads" "$xargs" "$worker"
+    seq "$large_tasks" | seconds xargs -P "$1" -n 1 sh -c "cat <'$scratch/large' >/dev/null"
+    seconds "$bin/worker" --queue large --threads "$1" --max-tasks "$large_tasks" -- sh -c 'cat >/dev/null'
 }
 
 # The wall time of a command; what that says goes to standard error.
 seconds() {
     local TIMEFORMAT=%R
     { time "$@" >&3 2>&3; } 3>&2 2>&1
-}
-
-told() {
-    awk -v what="$1" -v xargs="$2" -v worker="$3" 'BEGIN {
-        printf "%s: xargs %s s, worker %s s: ratio %.2f\n", what, xargs, worker, xargs / worker
-    }'
 }
 
 main "$@"
