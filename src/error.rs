@@ -178,7 +178,10 @@ impl Error {
 fn explain_mismatch(text: &str) -> String {
     match read_mismatch(text) {
         Some((argument, asked, has)) => {
-            format!("{argument} is {has} there, and {asked} was asked for")
+            // A quorum queue is declared with it here, and a classic one is not.
+            let is_of_a_type = argument == "x-dead-letter-exchange";
+            let hint = if is_of_a_type { ", as where the queue type is another" } else { "" };
+            format!("{argument} is {has} there, and {asked} was asked for{hint}")
         }
         None => text.to_string(),
     }
@@ -280,7 +283,8 @@ mod tests {
         assert_eq!(explain_mismatch(text), wanted);
         let text = "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received \
                     none but current is the value '' of type 'longstr'";
-        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for";
+        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for, as where the \
+                      queue type is another";
         assert_eq!(explain_mismatch(text), wanted);
     }
 
