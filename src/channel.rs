@@ -82,6 +82,13 @@ pub(crate) struct Count {
     pub(crate) consumers: u64,
 }
 
+impl Count {
+    /// Whether nothing waits in it and nobody consumes from it.
+    pub(crate) fn is_unused(self) -> bool {
+        self.ready == 0 && self.consumers == 0
+    }
+}
+
 /// Who says that a delivery is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Acks {
@@ -96,6 +103,15 @@ pub(crate) enum Acks {
 pub(crate) struct PublishEnds {
     pub(crate) confirms: Receiver<Confirm>,
     pub(crate) returns: Receiver<Return>,
+}
+
+/// What was returned, and why. A return carries no tag: it is known by the queue it was for, the
+/// id of the task and its body (<https://www.rabbitmq.com/docs/publishers#unroutable>).
+pub(crate) struct Returned {
+    pub(crate) queue: String,
+    pub(crate) id: Option<String>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) reason: String,
 }
 
 /// What the broker said of one or more publishes.
@@ -386,11 +402,13 @@ pub(crate) fn read_confirm(confirm: Confirm) -> Verdict {
     }
 }
 
-/// What was returned, and why. A return carries no tag: it is known by the queue it was for and
-/// the id of the task (<https://www.rabbitmq.com/docs/publishers#unroutable>).
-pub(crate) fn read_return(returned: Return) -> ((String, Option<String>), String) {
-    let reason = format!("{} {}", returned.reply_code, returned.reply_text);
-    ((returned.routing_key, returned.properties.message_id().clone()), reason)
+pub(crate) fn read_return(returned: Return) -> Returned {
+    Returned {
+        reason: format!("{} {}", returned.reply_code, returned.reply_text),
+        id: returned.properties.message_id().clone(),
+        queue: returned.routing_key,
+        body: returned.content,
+    }
 }
 
 fn declare_options(plan: &Plan) -> QueueDeclareOptions {

@@ -121,6 +121,11 @@ impl Connection {
         &self.pulse
     }
 
+    /// How long a call may wait for the broker.
+    pub(crate) fn call_limit(&self) -> Duration {
+        self.limits.call
+    }
+
     /// The largest frame that was agreed upon.
     pub(crate) fn largest_frame(&self) -> usize {
         let told = self.heard.frame.get().filter(|frame| **frame > 0);

@@ -2,14 +2,13 @@
 //! they are needed, keeps delay queues that are in use from expiring, and keeps the list of them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ops::RangeInclusive;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
 use crate::cause::{Cause, INTERNAL_ERROR};
-use crate::channel::Channel;
+use crate::channel::{Channel, Count};
 use crate::connection::Connection;
 use crate::delays::{Entry, Listed, entry_for, read_list, say_once_that_it_is_unusable, unlock};
 use crate::queue::{Declaration, Plan, Queue, Target};
@@ -27,6 +26,8 @@ pub(crate) struct Places {
     delays: Vec<Duration>,
     /// Those of them whose queues were made ahead, or tried to.
     foreseen: HashSet<Duration>,
+    /// The delay whose queue is being looked at.
+    looks_at: Option<Duration>,
 }
 
 /// A place that was declared on this connection.
@@ -55,11 +56,11 @@ pub(crate) enum Unready {
 /// queue outlives its delay.
 const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 
-/// How many bytes a broker's heartbeats have while a call waits; a message has more, and a broker
-/// that is gone sends none. A delay queue that no node leads gives neither a message nor word that
-/// there is none: so may one be for good whose broker was killed just after it was made (measured
-/// on RabbitMQ 3.10.8).
-const HEARTBEATS: RangeInclusive<u64> = 1..=200;
+/// How many bytes a broker's heartbeats have at most while a call waits; a message has more, and a
+/// broker that is gone sends none. A delay queue that no node leads gives neither a message nor
+/// word that there is none: so may one be for good whose broker was killed just after it was made
+/// (measured on RabbitMQ 3.10.8).
+const HEARTBEATS: u64 = 200;
 
 impl From<Cause> for Unready {
     fn from(cause: Cause) -> Unready {
@@ -159,13 +160,16 @@ impl Places {
             return Ok(declared.settled_at);
         }
         self.in_use.remove(&target);
-        let is_new = !self.is_there(connection, &queue.name_of(target))?;
-        if is_new {
+        let found = self.find(connection, &queue.name_of(target))?;
+        if found.is_none() {
             self.strike_out(connection, queue, target)?;
         }
         let plan = self.declare(connection, queue, target)?;
         let at = Instant::now();
-        let has_settled = !is_new && self.is_trusted(connection, queue, target)?;
+        let has_settled = match found {
+            Some(count) => self.is_trusted(connection, queue, target, count)?,
+            None => false,
+        };
         let settled_at = if has_settled { at } else { self.settle(connection, &plan)? };
         self.declared.insert(target, Declared { at, settled_at });
         Ok(settled_at)
@@ -195,11 +199,16 @@ impl Places {
     }
 
     fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Unready> {
+        Ok(self.find(connection, name)?.is_some())
+    }
+
+    /// What is in a queue; `None` where it is not there.
+    fn find(&mut self, connection: &mut Connection, name: &str) -> Result<Option<Count>, Unready> {
         match self.side(connection)?.count(name) {
-            Ok(_) => Ok(true),
+            Ok(count) => Ok(Some(count)),
             Err(cause) if cause.is_not_there() => {
                 self.side = None;
-                Ok(false)
+                Ok(None)
             }
             Err(cause) => {
                 self.side = None;
@@ -209,14 +218,16 @@ impl Places {
     }
 
     /// Whether a queue that is there has settled, as far as we know: another connection may have
-    /// made it a moment ago. Whoever makes a delay queue lists it when it has settled.
+    /// made it a moment ago. Whoever makes a delay queue lists it when it has settled, and whoever
+    /// makes another puts nothing into it before.
     fn is_trusted(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
+        count: Count,
     ) -> Result<bool, Unready> {
-        let Target::Delay(delay) = target else { return Ok(true) };
+        let Target::Delay(delay) = target else { return Ok(!count.is_unused()) };
         let delays = self.listed(connection, queue, &BTreeSet::new())?;
         Ok(delays.contains(&delay))
     }
@@ -309,16 +320,28 @@ impl Places {
         delay: Duration,
     ) -> Result<(), Unready> {
         let (leash, pulse) = (connection.leash().clone(), connection.pulse().clone());
+        let call_limit = connection.call_limit();
+        self.looks_at = Some(delay);
         let channel = self.side(connection)?;
         let before = pulse.bytes();
         channel.look(&plan.name).map(drop).map_err(|cause| {
             self.side = None;
             let came = pulse.bytes() - before;
-            let is_silent = leash.cause().is_some() && HEARTBEATS.contains(&came);
+            // Without a heartbeat to be expected meanwhile, the queue and the broker look the same.
+            let beats = pulse.limit().is_some_and(|limit| limit <= call_limit);
+            let least = u64::from(beats);
+            let is_silent = leash.cause().is_some() && (least..=HEARTBEATS).contains(&came);
             // What the broker says where the queue's process is not there.
             let is_broken = matches!(cause, Cause::ConnectionClosed { code: INTERNAL_ERROR, .. });
             if is_silent || is_broken { Unready::Silent(delay, cause) } else { cause.into() }
-        })
+        })?;
+        self.looks_at = None;
+        Ok(())
+    }
+
+    /// The delay whose queue was being looked at when the connection was lost.
+    pub(crate) fn looks_at(&self) -> Option<Duration> {
+        self.looks_at
     }
 
     /// What enters a delay in the list of this queue's delays, which is there then. `None` where

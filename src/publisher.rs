@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::attempt::Attempt;
 use crate::backoff::Backoff;
 use crate::broker::Broker;
 use crate::cause::Cause;
-use crate::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
+use crate::channel::{Channel, PublishEnds, Returned, Verdict, read_confirm, read_return};
 use crate::confirms::Confirms;
 use crate::connection::{Connection, Notice, read_notice};
 use crate::deadline::deadline_after;
@@ -104,8 +105,22 @@ struct Link<T> {
     has_confirmed: bool,
 }
 
-/// What a return is told by: a queue and a message id.
-type Address = (String, Option<String>);
+/// What a return is told by: a queue, a message id, and a hash of the body, which tells two tasks
+/// with the same id apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Address {
+    queue: String,
+    id: Option<String>,
+    body: u64,
+}
+
+impl Address {
+    fn new(queue: String, id: Option<String>, body: &[u8]) -> Address {
+        let mut hasher = DefaultHasher::new();
+        body.hash(&mut hasher);
+        Address { queue, id, body: hasher.finish() }
+    }
+}
 
 /// A task on its way, and the moment until when it is tried.
 struct Pending<T> {
@@ -386,10 +401,14 @@ impl<T> Publisher<T> {
         for pending in outstanding.into_iter().rev() {
             self.backlog.push_front(Pending { returned: None, ..pending });
         }
+        let looked_at = link.places.looks_at();
+        let (address, cause) = link.bury(known);
+        if let (Some(delay), Cause::Malformed(_)) = (looked_at, &cause) {
+            go_around(delay, &self.queue, &mut self.detours);
+        }
         for pending in &mut self.backlog {
             pending.target = self.detours.around_target(pending.asked);
         }
-        let (address, cause) = link.bury(known);
         if let Some(limit) = cause.size_limit() {
             // Published again, it would end every channel, and nothing behind it get through.
             let refused = Outcome::Refused { reason: cause.to_string() };
@@ -449,6 +468,8 @@ impl<T> Publisher<T> {
             let address = |pending: &Pending<T>| pending.address(&self.queue);
             for pending in link.confirms.give_up(&which, address) {
                 link.in_flight -= pending.task.body().len();
+                // Should its queue give no answer any more, the next to need it finds out.
+                link.places.forget(pending.target);
                 self.settled.push(pending.settled(outcome.clone()));
             }
         }
@@ -497,9 +518,9 @@ impl<T> Link<T> {
         let mut set_up = |connection: &mut Connection| {
             let channel = match queue.declaration() {
                 Declaration::Declare => {
-                    let (channel, settled_at) = open_channel_to(connection, queue)?;
-                    settled_at.iter().for_each(|at| places.made(Target::Work, *at));
-                    channel
+                    let opened = open_channel_to(connection, queue)?;
+                    opened.settled_at.iter().for_each(|at| places.made(Target::Work, *at));
+                    opened.channel
                 }
                 Declaration::UseAsItIs => connection.open_channel()?,
             };
@@ -559,12 +580,7 @@ impl<T> Link<T> {
                     settled.push(pending.settled(Outcome::Returned { reason }));
                 }
                 Err(Unready::Silent(delay, cause)) => {
-                    detours.close(delay);
-                    let silent = queue.name_of(Target::Delay(delay));
-                    warn!(
-                        "'{silent}' gives no answer, as if no node led it: tasks wait in the queue \
-                         of some milliseconds more instead"
-                    );
+                    go_around(delay, queue, detours);
                     held.push(pending);
                     published = Err(cause);
                 }
@@ -615,7 +631,8 @@ impl<T> Link<T> {
     fn enter(&mut self, entry: Entry, limit: Duration) -> Result<(), Cause> {
         let Entry { list, task } = entry;
         let published = self.channel.publish(&list, &task, limit);
-        self.confirms.publish_unawaited((list, task.id().map(str::to_string)));
+        let address = Address::new(list, task.id().map(str::to_string), task.body());
+        self.confirms.publish_unawaited(address);
         published
     }
 
@@ -706,8 +723,9 @@ impl<T> Link<T> {
             return Err(cause.clone());
         }
         while let Ok(returned) = self.ends.returns.try_recv() {
-            let (what, reason) = read_return(returned);
-            let is_late = what.1.is_some() && self.confirms.has_unawaited(&what);
+            let Returned { queue: to, id, body, reason } = read_return(returned);
+            let what = Address::new(to, id, &body);
+            let is_late = what.id.is_some() && self.confirms.has_unawaited(&what);
             if is_late {
                 let (times, why) = self.returned.entry(what).or_default();
                 *times += 1;
@@ -754,7 +772,7 @@ impl<T> Link<T> {
     /// Marks all that a return may be of, where several have the same id, or none: run twice is
     /// better than never. Says whether there is any.
     fn mark_returned(&mut self, what: &Address, reason: &str, queue: &Queue) -> bool {
-        let (name, id) = what;
+        let Address { queue: name, id, .. } = what;
         let mut is_any = self.confirms.has_unawaited(what);
         for pending in self.confirms.outstanding_mut() {
             if pending.task.id() == id.as_deref() && queue.name_of(pending.target) == *name {
@@ -834,12 +852,22 @@ impl<T> Pending<T> {
     }
 
     fn address(&self, queue: &Queue) -> Address {
-        (queue.name_of(self.target), self.task.id().map(str::to_string))
+        let id = self.task.id().map(str::to_string);
+        Address::new(queue.name_of(self.target), id, self.task.body())
     }
 
     fn settled(self, outcome: Outcome) -> Settled<T> {
         Settled { task: self.task, outcome, ticket: self.ticket }
     }
+}
+
+fn go_around(delay: Duration, queue: &Queue, detours: &mut Detours) {
+    detours.close(delay);
+    let silent = queue.name_of(Target::Delay(delay));
+    warn!(
+        "'{silent}' gives no answer, as if no node led it, or none that can be read: tasks wait in \
+         the queue of some milliseconds more instead"
+    );
 }
 
 fn unconfirmed(reason: impl Into<String>) -> Outcome {

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The signs of life of one connection's broker. Clones are of the same.
 #[derive(Clone, Debug)]
@@ -38,6 +38,12 @@ impl Pulse {
     /// From now on silence counts: heartbeats have been agreed upon.
     pub(crate) fn start(&self) {
         self.heard.store(self.now(), Ordering::Release);
+    }
+
+    /// Two heartbeats; `None` without any.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        (limit > 0).then(|| Duration::from_millis(limit))
     }
 
     /// How much came from the broker so far.

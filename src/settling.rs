@@ -19,24 +19,40 @@ pub(crate) const REPLICATED: Duration = Duration::from_millis(1500);
 /// declarations of classic queues, measured on RabbitMQ 3.10.8).
 const UNWRITTEN: Duration = Duration::from_millis(2500);
 
-/// Opens a channel, and sees to it that the queue is there as it is described. Where that made it,
-/// says from when on it may be trusted.
-pub(crate) fn open_channel_to(
-    connection: &mut Connection,
-    queue: &Queue,
-) -> Result<(Channel, Option<Instant>), Cause> {
+/// What is known of a queue's age once it is declared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Old,
+    /// Nobody uses it: others, or we on a connection that was lost, may have made it just now.
+    Unknown,
+    /// There was none before.
+    Made,
+}
+
+/// A channel to a queue that is there.
+pub(crate) struct Opened {
+    pub(crate) channel: Channel,
+    /// From when on the queue may be trusted, where it is not known to be an old one.
+    pub(crate) settled_at: Option<Instant>,
+    /// Whether there was none before.
+    pub(crate) is_made: bool,
+}
+
+/// Opens a channel, and sees to it that the queue is there as it is described.
+pub(crate) fn open_channel_to(connection: &mut Connection, queue: &Queue) -> Result<Opened, Cause> {
     let channel = connection.open_channel()?;
-    let (channel, is_new) = match queue.is_declared_durable() {
+    let (channel, age) = match queue.is_declared_durable() {
         true => look_for(connection, channel, queue.name())?,
-        false => (channel, false),
+        false => (channel, Age::Old),
     };
     channel.declare(queue)?;
-    if !is_new {
-        return Ok((channel, None));
+    let is_made = age == Age::Made;
+    if age == Age::Old {
+        return Ok(Opened { channel, settled_at: None, is_made });
     }
     let plan = queue.plans(Target::Work).swap_remove(0);
     let (channel, settled_at) = settle(connection, channel, &plan)?;
-    Ok((channel, Some(settled_at)))
+    Ok(Opened { channel, settled_at: Some(settled_at), is_made })
 }
 
 /// Has the queue written down that was made by this plan; says from when on it may be trusted.
@@ -57,17 +73,18 @@ pub(crate) fn settle(
     Ok((channel, Instant::now() + pause))
 }
 
-/// Whether there is no such queue. A refusal is told by its declaration, in better words.
+/// Looks how old a queue is. A refusal is told by its declaration, in better words.
 fn look_for(
     connection: &mut Connection,
     channel: Channel,
     name: &str,
-) -> Result<(Channel, bool), Cause> {
+) -> Result<(Channel, Age), Cause> {
     match channel.count(name) {
-        Ok(_) => Ok((channel, false)),
+        Ok(count) if count.is_unused() => Ok((channel, Age::Unknown)),
+        Ok(_) => Ok((channel, Age::Old)),
         Err(cause) => {
-            let is_new = cause.is_not_there();
-            Ok((another(connection, channel, cause)?, is_new))
+            let age = if cause.is_not_there() { Age::Made } else { Age::Old };
+            Ok((another(connection, channel, cause)?, age))
         }
     }
 }

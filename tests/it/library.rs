@@ -618,6 +618,31 @@ fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
     assert_eq!(outcomes, ["unconfirmed", "confirmed", "unconfirmed", "returned"]);
 }
 
+#[test]
+fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that_other() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let first = session.read_publish();
+        let second = session.read_publish();
+        session.return_message(&second, 312, "NO_ROUTE");
+        session.ack(first.channel, 1);
+        session.ack(second.channel, 2);
+        let _ = session.answer_rpcs();
+    });
+    let url: Broker = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(3));
+
+    let given_up = producer.publish(Task::new("one").with_id("1"));
+    let returned = producer.publish(Task::new("another").with_id("1"));
+
+    let outcome = |published: Result<String, Error>| match published {
+        Err(Error::NotConfirmed { outcome, .. }) => outcome,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(outcome(given_up), Outcome::Unconfirmed { .. }));
+    assert!(matches!(outcome(returned), Outcome::Returned { .. }));
+}
+
 /// A return tells no tag: what has the same id, or none, may be what was returned.
 #[test]
 fn a_return_that_may_be_of_several_is_told_of_each_of_them() {

@@ -403,6 +403,39 @@ fn the_input_is_not_overwritten_by_what_failed_whatever_its_name() {
 }
 
 #[test]
+fn what_failed_is_not_written_over_what_is_printed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("both");
+    fs::write(&path, "kept\n").expect("a file");
+    for stream in ["", "2"] {
+        let to = ["--lines", "--failed", "both"].join(" ");
+        let script = format!("exec '{}' {to} {stream}>>both", env!("CARGO_BIN_EXE_producer"));
+        let output = Command::program("sh", &["-c", &script]).current_dir(dir.path()).run(SOON);
+        output.assert_code(2);
+        let told = fs::read_to_string(&path).expect("text") + &output.stderr();
+        assert!(told.starts_with("kept\n") && told.contains("goes to that file, too"), "{told}");
+    }
+}
+
+#[test]
+fn an_input_that_is_not_read_is_not_taken_for_none() {
+    let queue = unique_queue("unread");
+    let producer = env!("CARGO_BIN_EXE_producer");
+    let to = format!("'{producer}' --url {} --queue {queue}", shared_broker().url());
+    let run = |script: &str| Command::program("sh", &["-c", script]).run(SOON);
+
+    for script in [format!("exec {to} </etc/passwd"), format!("exec {to} --")] {
+        let output = run(&script);
+        output.assert_code(2);
+        assert!(errors(&output)[0].contains("MESSAGE: there is none"), "{}", output.stderr());
+    }
+    let output = run(&format!("echo task | {to}"));
+    output.assert_code(0);
+    assert!(output.stderr().contains("standard input is not read"), "{}", output.stderr());
+    assert!(output.stdout().contains("Hello World!"));
+}
+
+#[test]
 fn when_it_gives_up_the_rest_of_the_input_is_in_failed() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
@@ -544,22 +577,28 @@ fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
 }
 
 /// Told as confirmed, it would be lost: RabbitMQ sends a return as it was published.
-/// A broker without any queue, which reports what it is asked about queues, up to the first publish.
-fn without_queues() -> ScriptedBroker {
-    ScriptedBroker::start(|session, _| {
+/// A broker whose queue has so many tasks and consumers, or is not there, and which reports what
+/// it is asked about queues before the first publish or consumer.
+fn found(counts: Option<(u32, u32)>) -> ScriptedBroker {
+    ScriptedBroker::start(move |session, _| {
         session.handshake();
         let mut asked: Vec<String> = Vec::new();
         while let Some(method) = session.next_method() {
             match &method.call {
                 Call::QueueDeclare { queue, passive: true, .. } => {
                     asked.push(format!("look for {queue}"));
-                    session.close_channel(method.channel, 404, "NOT_FOUND - no queue");
+                    if let Some((ready, consumers)) = counts {
+                        let found = Arguments::default().short(queue).u32(ready).u32(consumers);
+                        session.send(method.channel, 50, 11, found);
+                    } else {
+                        session.close_channel(method.channel, 404, "NOT_FOUND - no queue");
+                    }
                     continue;
                 }
                 Call::QueueDeclare { queue, durable, exclusive, .. } => {
-                    let kind = if *exclusive { "exclusive " } else { "" };
                     let durable = if *durable { "durable " } else { "" };
-                    asked.push(format!("declare {durable}{kind}{queue}"));
+                    let exclusive = if *exclusive { "exclusive " } else { "" };
+                    asked.push(format!("declare {durable}{exclusive}{queue}"));
                 }
                 Call::QueueDelete { queue, .. } => asked.push(format!("delete {queue}")),
                 Call::Publish(_) | Call::Consume { .. } => session.report(asked.join(", ")),
@@ -573,21 +612,27 @@ fn without_queues() -> ScriptedBroker {
 /// RabbitMQ says that a queue is there, and confirms what it takes, before it has written down all
 /// that it needs to find the queue again; with the next queue it writes the rest.
 #[test]
-fn a_queue_that_was_not_there_is_written_down_before_it_is_used() {
-    let durable = "look for new, declare durable new, declare durable exclusive new.settling, delete new.settling";
-    for (more, asked) in [(&[][..], durable), (&["--transient-queue"], "declare new")] {
-        let used = |run: &dyn Fn(&[&str]) -> Output| {
-            let broker = without_queues();
-            let url = broker.url();
-            run(&[&["--url", &url, "--queue", "new"], more].concat()).assert_code(0);
+fn a_queue_that_may_be_new_is_written_down_before_it_is_used() {
+    let written = "look for new, declare durable new, declare durable exclusive new.settling, \
+                   delete new.settling";
+    let is_old = "look for new, declare durable new";
+    let table = [
+        (None, &[][..], written),
+        (Some((0, 0)), &[], written),
+        (Some((1, 0)), &[], is_old),
+        (Some((0, 1)), &[], is_old),
+        (None, &["--transient-queue"], "declare new"),
+    ];
+    for (counts, more, asked) in table {
+        let used = |run: &dyn Fn(&[&str])| {
+            let broker = found(counts);
+            run(&[&["--url", &broker.url(), "--queue", "new"], more].concat());
             broker.wait(asked, SOON);
             broker.finish(SOON);
         };
-        used(&|to| Command::producer(to).arg("x").run(SOON));
-        used(&|to| {
-            let work = ["--max-tasks", "1", "--", "true"];
-            Command::worker(&[to, &work].concat()).run(SOON)
-        });
+        used(&|to| Command::producer(to).arg("x").run(SOON).assert_code(0));
+        let work = ["--max-tasks", "1", "--", "true"];
+        used(&|to| Command::worker(&[to, &work].concat()).run(SOON).assert_code(0));
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use crossbeam_channel::unbounded;
 use rabbit_work::{
-    Broker, Delivery, Ended, EventKind, Failure, Producer, Queue, QueueKind, RetryPolicy, Task,
-    Worker,
+    Broker, Delivery, Ended, Error, EventKind, Failure, Producer, Queue, QueueKind, RetryPolicy,
+    Task, Worker,
 };
 
 use crate::child::LedgerWorker;
@@ -16,7 +16,7 @@ use crate::support::broker::{PrivateBroker, poll, shared_broker};
 use crate::support::client::{Message, persistent, publish_raw, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
-use crate::support::scripted::{ScriptedBroker, Session};
+use crate::support::scripted::{ScriptedBroker, Session, Tuning};
 use crate::support::wire::{Call, Delivery as WireDelivery, Field, Properties, Table};
 use crate::support::working::Working;
 
@@ -369,7 +369,8 @@ fn refuse_safe_delays(session: &mut Session) {
 #[test]
 fn a_delay_queue_that_gives_no_answer_is_gone_around() {
     let fail = |session: &mut Session| session.close_connection(541, "INTERNAL_ERROR");
-    for instead in [Session::heartbeat, fail] {
+    let poison = |session: &mut Session| session.raw(b"no frame at all, not even the first byte");
+    for instead in [Session::heartbeat, fail, poison] {
         let broker = ScriptedBroker::start(move |session, number| {
             session.handshake();
             match number {
@@ -394,6 +395,53 @@ fn a_delay_queue_that_gives_no_answer_is_gone_around() {
         let told: Vec<&str> = log.lines().filter(|it| it.contains("gives no answer")).collect();
         assert_eq!(told.len(), 1, "{log}");
         assert!(told[0].contains("'q.retry.100'"), "{log}");
+    }
+}
+
+/// With long heartbeats, or none, the silence of a queue is that of its broker as well.
+#[test]
+fn a_delay_queue_that_gives_no_answer_between_two_heartbeats_is_gone_around() {
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake_with(Tuning { heartbeat: 60, ..Tuning::default() });
+        match number {
+            0 => two_tasks(session),
+            _ => serve_but_for(session, "q.retry.100", |_| {}),
+        }
+    });
+    let url = format!("amqp://guest:guest@{}?heartbeat=60", broker.address());
+    let to = ["--url", &url, "--queue", "q"];
+    let delays = ["--threads", "1", "--prefetch", "2", "--retry-delay", "100ms"];
+    let fails = ["--max-retry-delay", "100ms", "--max-attempts", "3", "--", "false"];
+    let running = Command::worker(&[&to[..], &delays, &fails].concat()).start();
+
+    broker.wait("published to q.retry.101", LONG);
+    broker.wait("acked", LONG);
+    running.signal("INT");
+
+    running.wait(SOON).assert_code(0);
+}
+
+/// What is in a delay queue says nothing of whether it still answers.
+#[test]
+fn a_delay_queue_of_which_a_task_was_not_confirmed_is_asked_again() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        while let Some(method) = session.next_method() {
+            match &method.call {
+                Call::Get { queue, .. } => session.report(format!("asked {queue}")),
+                Call::Publish(publish) if publish.routing_key.ends_with(b".5000") => continue,
+                _ => {}
+            }
+            session.serve_method(method);
+        }
+    });
+    let url: Broker = broker.url().parse().expect("a URL");
+    let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(3));
+
+    for _ in 0..2 {
+        let published = producer.publish(Task::new("x").with_delay(Duration::from_secs(5)));
+        assert!(matches!(published, Err(Error::NotConfirmed { .. })), "{published:?}");
+        broker.wait("asked q.retry.5000", SOON);
     }
 }
 
