@@ -4,9 +4,9 @@
 use std::mem;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, bounded, select_biased};
+use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
 use log::{info, warn};
 
 use crate::broker::Broker;
@@ -24,6 +24,14 @@ pub(crate) struct Drain {
     pub(crate) drained: Receiver<u64>,
     /// Dropped with this: the watch ends.
     _over: Closer,
+}
+
+/// What a session knows of what may still be on its way.
+pub(crate) struct Seen {
+    pub(crate) in_hand: Arc<InHand>,
+    pub(crate) pulse: Pulse,
+    /// Until when the broker may keep tasks for a connection that was lost before.
+    pub(crate) unnoticed: Option<Instant>,
 }
 
 /// What was seen of the queue and its delay queues.
@@ -45,19 +53,17 @@ impl Drain {
         broker: &Broker,
         queue: &Queue,
         policy: &RetryPolicy,
-        in_hand: &Arc<InHand>,
-        pulse: &Pulse,
+        seen: Seen,
     ) -> Result<Drain, Error> {
         let (done, drained) = bounded(1);
         let (end, over) = closer();
         let inspector = Inspector::interrupted_by(broker, queue, &over);
         let delays = policy.delays();
-        let (in_hand, pulse) = (Arc::clone(in_hand), pulse.clone());
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
                 let looks = Looks { inspector, delays: &delays, hindrance: None };
-                if let Some(taken) = until_empty(looks, &in_hand, &pulse, &over) {
+                if let Some(taken) = until_empty(looks, seen, &over) {
                     info!("the queue and its delay queues are empty");
                     let _ = done.send(taken);
                 }
@@ -71,12 +77,8 @@ impl Drain {
 /// between: what is just leaving a delay queue is in neither for a moment. And with no more come
 /// than heartbeats: a large task on a slow line is neither in the queue nor taken for long. Says
 /// how many were taken.
-fn until_empty(
-    mut looks: Looks<'_>,
-    in_hand: &InHand,
-    pulse: &Pulse,
-    over: &Signal,
-) -> Option<u64> {
+fn until_empty(mut looks: Looks<'_>, seen: Seen, over: &Signal) -> Option<u64> {
+    let Seen { in_hand, pulse, mut unnoticed } = seen;
     let mut before = None;
     let mut bytes = pulse.bytes();
     loop {
@@ -90,9 +92,22 @@ fn until_empty(
         let empty = settled.is_some() && looks.is_empty(over);
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {
-            return now;
+            let Some(until) = unnoticed.take().filter(|until| Instant::now() < *until) else {
+                return now;
+            };
+            let left = until.saturating_duration_since(Instant::now()).as_secs();
+            info!(
+                "empty; but the broker may keep tasks for the lost connection for up to {left} s \
+                 more: waits for them"
+            );
+            select_biased! {
+                recv(over) -> _ => return None,
+                recv(at(until)) -> _ => {},
+            }
+            before = None;
+        } else {
+            before = now;
         }
-        before = now;
     }
 }
 

@@ -15,11 +15,12 @@ use crate::channel::Channel;
 use crate::connection::{Connection, Notice, read_notice};
 use crate::consumer::{End, InHand, Post};
 use crate::deadline::deadline_after;
-use crate::drain::Drain;
+use crate::drain::{Drain, Seen};
 use crate::error::Error;
 use crate::handover::Handover;
 use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
+use crate::pulse::Pulse;
 use crate::queue::Target;
 use crate::runner::{Crew, Work};
 use crate::settling::open_channel_to;
@@ -41,6 +42,9 @@ pub(crate) struct Session<'a> {
 pub(crate) struct Course {
     /// Whether any consumer stood: what refuses us now has worked before.
     pub(crate) consumed: bool,
+    /// Until when the broker may not have noticed that the connection is lost, and keep tasks for
+    /// it.
+    pub(crate) unnoticed: Option<Instant>,
     pub(crate) end: SessionEnd,
 }
 
@@ -71,6 +75,16 @@ const LEAVING: Duration = Duration::from_secs(1);
 /// still stands, so that it can be acked: nothing new is taken until all of them have ended.
 const MENDING: Duration = Duration::from_secs(10);
 
+/// How long a broker may take a lost connection for a living one: it looks once in a heartbeat,
+/// and ends one that it has not heard since the look before the last
+/// (<https://www.rabbitmq.com/docs/heartbeats>). Without heartbeats the system's own limits hold,
+/// which nobody tells.
+fn noticed_within(pulse: &Pulse) -> Duration {
+    const WITHOUT: Duration = Duration::from_secs(60);
+    const SLACK: Duration = Duration::from_secs(1);
+    pulse.limit().map_or(WITHOUT, |two_heartbeats| two_heartbeats * 3 / 2) + SLACK
+}
+
 impl From<Cause> for Refused {
     fn from(cause: Cause) -> Refused {
         Refused { target: Target::Work, cause }
@@ -78,11 +92,12 @@ impl From<Cause> for Refused {
 }
 
 impl Session<'_> {
-    /// Works until the connection is lost or the worker is told to stop.
+    /// Works until the connection is lost or the worker is told to stop; is not drained before
+    /// the end of `unnoticed`.
     ///
     /// # Blocking
     /// After a stop, at most for the grace and the time that leaving and closing may take.
-    pub(crate) fn run(&self, mut connection: Connection) -> Course {
+    pub(crate) fn run(&self, mut connection: Connection, unnoticed: Option<Instant>) -> Course {
         let leash = connection.leash().clone();
         let stopping = self.shutdown.stopping();
         let doing = format!("setting up the channels at {}", connection.address());
@@ -98,14 +113,21 @@ impl Session<'_> {
                 } else {
                     SessionEnd::Lost(lost)
                 };
-                return Course { consumed: false, end };
+                return Course { consumed: false, unnoticed: None, end };
             }
         };
+        let noticed_within = noticed_within(connection.pulse());
         let mut watch = Watch::new(self, &connection);
-        watch.consume(channels);
+        watch.consume(channels, unnoticed);
         let Watch { standing, told, lost, in_hand, .. } = watch;
         let end = self.wind_up(connection, told, lost, in_hand.taken());
-        Course { consumed: standing > 0, end }
+        let unnoticed = match &end {
+            SessionEnd::Lost(error) if !error.is_of_the_broker() => {
+                Some(deadline_after(noticed_within))
+            }
+            _ => None,
+        };
+        Course { consumed: standing > 0, unnoticed, end }
     }
 
     /// All of them up front: opening one needs the connection to itself.
@@ -114,8 +136,12 @@ impl Session<'_> {
         for _ in self.crew.runners().iter().skip(1) {
             channels.push(connection.open_channel()?);
         }
-        let (channel, _) = open_channel_to(connection, &self.settings.queue)?;
-        channels.push(self.declare_dead_letters(channel, connection)?);
+        let opened = open_channel_to(connection, &self.settings.queue)?;
+        channels.push(self.declare_dead_letters(opened.channel, connection)?);
+        // Whoever finds us consuming takes the queue for an old one.
+        if let Some(settled_at) = opened.settled_at.filter(|_| opened.is_made) {
+            let _ = self.shutdown.wait(settled_at.saturating_duration_since(Instant::now()));
+        }
         Ok(channels)
     }
 
@@ -244,14 +270,14 @@ impl<'a> Watch<'a> {
     }
 
     /// Runs one consumer thread for each channel, until the last of them has ended.
-    fn consume(&mut self, channels: Vec<Channel>) {
+    fn consume(&mut self, channels: Vec<Channel>, unnoticed: Option<Instant>) {
         let Session { settings, work, crew, .. } = *self.session;
         let [stop, hurry, leave] =
             [&self.stop, &self.hurry, &self.leave].map(|(_, signal)| signal.clone());
         let (consuming, standing) = unbounded();
         let (ends, ended) = unbounded();
         let in_hand = Arc::clone(&self.in_hand);
-        let (handover, drain) = match self.start_helpers() {
+        let (handover, drain) = match self.start_helpers(unnoticed) {
             Ok(started) => started,
             Err(error) => {
                 self.consumer_lost(Some(Cause::Lost(error.chain())));
@@ -300,7 +326,10 @@ impl<'a> Watch<'a> {
     }
 
     /// Starts what the consumers have done by others.
-    fn start_helpers(&self) -> Result<(Handover, Option<Drain>), Error> {
+    fn start_helpers(
+        &self,
+        unnoticed: Option<Instant>,
+    ) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, .. } = self.session;
         // Others may be silent, and cost each connection their time limits.
         let broker = &broker.beginning_at(self.connection.address());
@@ -310,8 +339,13 @@ impl<'a> Watch<'a> {
         let drain = match settings.until {
             RunUntil::Stopped => None,
             RunUntil::Drained => {
-                let pulse = self.connection.pulse();
-                Some(Drain::start(broker, &settings.queue, &settings.policy, &self.in_hand, pulse)?)
+                let Settings { queue, policy, .. } = settings;
+                let seen = Seen {
+                    in_hand: Arc::clone(&self.in_hand),
+                    pulse: self.connection.pulse().clone(),
+                    unnoticed,
+                };
+                Some(Drain::start(broker, queue, policy, seen)?)
             }
         };
         Ok((handover, drain))

@@ -300,9 +300,7 @@ impl Worker {
             };
             if is_closed(session.exhausted) {
                 warn!("{}", error.chain());
-                // Nobody has asked for a stop: what still runs is finished.
-                let patience = Patience::AfterStop(self.settings.grace);
-                return Ok(Finish { patience, by: By::Limit });
+                return Ok(self.finished(By::Limit));
             }
             if self.gives_up(&error, &history) {
                 return Err(error);
@@ -329,15 +327,15 @@ impl Worker {
         let Some(connection) = opened else { return Ok(Some(self.stopped_now())) };
         let began = Instant::now();
         let settled_before = session.work.tally.settled();
-        let course = session.run(connection);
+        let course = session.run(connection, history.unnoticed);
         let settled = session.work.tally.settled() - settled_before;
         history.note(&course, began.elapsed(), settled);
         match course.end {
             SessionEnd::Stopped { deadline } => {
                 Ok(Some(Finish { patience: Patience::Until(deadline), by: By::Stop }))
             }
-            SessionEnd::Exhausted => Ok(Some(self.finished_now(By::Limit))),
-            SessionEnd::Drained => Ok(Some(self.finished_now(By::Drain))),
+            SessionEnd::Exhausted => Ok(Some(self.finished(By::Limit))),
+            SessionEnd::Drained => Ok(Some(self.finished(By::Drain))),
             SessionEnd::NotDrained => {
                 info!("tasks were on their way all the same: works on");
                 Ok(None)
@@ -351,11 +349,12 @@ impl Worker {
     }
 
     fn stopped_now(&self) -> Finish {
-        self.finished_now(By::Stop)
+        Finish { patience: Patience::Until(deadline_after(self.settings.grace)), by: By::Stop }
     }
 
-    fn finished_now(&self, by: By) -> Finish {
-        Finish { patience: Patience::Until(deadline_after(self.settings.grace)), by }
+    /// Nobody has asked for a stop: what still runs, of an earlier session, is finished.
+    fn finished(&self, by: By) -> Finish {
+        Finish { patience: Patience::AfterStop(self.settings.grace), by }
     }
 }
 
@@ -399,16 +398,24 @@ struct History {
     ever_consumed: bool,
     backoff: Backoff,
     malformed_in_a_row: u32,
+    /// Until when the broker may keep tasks for a connection that was lost.
+    unnoticed: Option<Instant>,
 }
 
 impl History {
     fn new() -> History {
-        History { ever_consumed: false, backoff: Backoff::new(), malformed_in_a_row: 0 }
+        History {
+            ever_consumed: false,
+            backoff: Backoff::new(),
+            malformed_in_a_row: 0,
+            unnoticed: None,
+        }
     }
 
     /// Notes how a session went, how long it lasted, and how many tasks it settled.
     fn note(&mut self, course: &Course, lasted: Duration, settled: u64) {
         self.ever_consumed |= course.consumed;
+        self.unnoticed = self.unnoticed.max(course.unnoticed);
         let held = course.consumed && lasted >= HELD;
         if held {
             self.backoff = Backoff::new();
@@ -438,7 +445,7 @@ mod tests {
 
     fn died(cause: Cause) -> Course {
         let end = SessionEnd::Lost(Error::session_lost("b:5672", cause));
-        Course { consumed: true, end }
+        Course { consumed: true, unnoticed: None, end }
     }
 
     /// After which of these sessions, each so long and with so many tasks settled, all of which

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::{Client, unique_queue};
-use crate::support::command::Command;
+use crate::support::command::{Command, Running};
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session, Tuning};
 use crate::support::wire::{Arguments, Call, Delivery as WireDelivery, Field, Frame, Properties};
@@ -867,6 +867,54 @@ fn what_was_on_its_way_when_the_queue_was_empty_is_worked_before_a_drain_ends() 
     assert!(told.contains("on their way all the same"), "{told}");
     assert!(told.contains(" 1 tasks done,"), "{told}");
     broker.finish(SOON);
+}
+
+/// The broker may take a lost connection for a living one, and tells of no task that it keeps for
+/// it.
+#[test]
+fn a_drain_waits_until_the_broker_must_have_noticed_that_a_connection_was_lost() {
+    let (running, proxy) = draining_a_task(&["--grace", "30s"], "heartbeat=3", "sleep 1");
+
+    proxy.cut();
+    let begun = Instant::now();
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let told = output.stderr();
+    assert!(told.contains("may keep tasks for the lost connection"), "{told}");
+    assert!(begun.elapsed() >= Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = dir.path().join("first");
+    let once = format!("if mkdir {}; then sleep 12; fi", first.display());
+    let (running, proxy) =
+        draining_a_task(&["--grace", "1s", "--threads", "2"], "heartbeat=1", &once);
+    poll("the task has begun", SOON, || first.exists().then_some(()));
+
+    proxy.cut();
+    let output = running.wait(SOON);
+
+    output.assert_code(0);
+    let summary: Value = serde_json::from_str(&output.stdout()).expect("a summary");
+    assert_eq!((&summary["done"], &summary["returned"]), (&1.into(), &0.into()), "{summary}");
+}
+
+/// A worker that drains a queue with one task, through a proxy, and has begun with it.
+fn draining_a_task(options: &[&str], parameter: &str, command: &str) -> (Running, Proxy) {
+    let queue = unique_queue("drained");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_id(&queue, "1");
+    let proxy = Proxy::start(shared_broker().address());
+    let url = format!("{}?{parameter}", proxy.url());
+    let to = ["--url", &url, "--queue", &queue, "--drain", "--json"];
+    let command = ["--", "sh", "-c", command];
+    let running = Command::worker(&[&to[..], options, &command].concat()).start();
+    poll("the task is taken", SOON, || (client.count(&queue) == 0).then_some(()));
+    (running, proxy)
 }
 
 /// Nothing can be given back: it is lost, and the status says so.
