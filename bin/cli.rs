@@ -424,15 +424,6 @@ pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Whoever writes it means standard output, and would find a file of that name.
-pub(crate) fn refuse_dash(option: &'static str, path: &Path) -> Result<(), Error> {
-    if path == Path::new("-") {
-        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
-        return Err(Error::setting(option, reason));
-    }
-    Ok(())
-}
-
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());

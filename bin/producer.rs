@@ -7,7 +7,10 @@ mod report;
 #[cfg(unix)]
 mod streams;
 
+use std::env;
 use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,8 +18,10 @@ use std::time::Duration;
 use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration};
 use input::{Bodies, End, Source};
+use log::warn;
 use rabbit_work::{Error, Producer, Shutdown, Task};
 use report::{Report, Summary};
+use streams::what_it_is;
 
 /// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
 ///
@@ -50,7 +55,7 @@ pub(crate) struct Options {
     body_file: Option<PathBuf>,
 
     /// Publish the message this many times
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
 
     /// Publish tasks that a broker restart loses
@@ -100,8 +105,8 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 
-    /// The words of one task's body, joined by one space
-    #[arg(value_name = "MESSAGE", default_value = "Hello World!", hide_default_value = true)]
+    /// The words of one task's body, joined by one space; without any, Hello World!
+    #[arg(value_name = "MESSAGE")]
     message: Vec<OsString>,
 }
 
@@ -113,6 +118,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
+    refuse_unread_input(options)?;
     let source = source(options);
     // The same for each task, whatever its body.
     task(Vec::new(), options).validate()?;
@@ -206,8 +212,29 @@ fn source(options: &Options) -> Source {
         (Some(path), _) => Source::Pieces(path.clone(), end),
         (None, _) if options.null => Source::Pieces("-".into(), end),
         (None, Some(path)) => Source::Whole(path.clone(), options.repeat),
+        (None, None) if options.message.is_empty() => {
+            Source::Words(b"Hello World!".to_vec(), options.repeat)
+        }
         (None, None) => Source::Words(join(&options.message), options.repeat),
     }
+}
+
+/// An input that was meant to be read, or a MESSAGE that was empty, is not to end as Hello World.
+fn refuse_unread_input(options: &Options) -> Result<(), Error> {
+    let reads = options.lines.is_some() || options.null || options.body_file.is_some();
+    if reads || !options.message.is_empty() {
+        return Ok(());
+    }
+    let unread = "there is none, and standard input is not read without --lines or --null";
+    if env::args_os().any(|word| word == "--") {
+        return Err(Error::setting("MESSAGE", "there is none after --"));
+    }
+    match what_it_is(&io::stdin()) {
+        Some(kind) if kind.is_file() => return Err(Error::setting("MESSAGE", unread)),
+        Some(kind) if kind.is_fifo() => warn!("a MESSAGE: {unread}"),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Any bytes, as a body is.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Parser, Subcommand};
 use cli::{BrokerArgs, Exit, QueueArgs, print_line};
 use log::error;
-use rabbit_work::{Broker, Error, Inspector, Letter, Letters, Queue, Record, Selection};
+use rabbit_work::{Broker, Error, Inspector, Letter, Letters, Queue, Record, Replay, Selection};
 use serde_json::{Value, json};
 
 /// Look at a RabbitMQ queue, check a set-up, show and replay dead letters.
@@ -124,14 +124,28 @@ fn run(options: &Options) -> Result<Exit, Error> {
             let letters = letters.list(&selection(*limit, None))?;
             Ok(show_letters(&letters, *json))
         }
-        Command::Dead(Dead::Replay { limit, id, dry_run }) => {
-            replay(&letters, *limit, id.as_deref(), *dry_run)
+        Command::Dead(Dead::Replay { limit, id, dry_run: true }) => {
+            let letters = letters.list(&selection(*limit, id.as_deref()))?;
+            doubt(letters.len() as u64, &broker, &queue)?;
+            Ok(told_of_a_replay(&letters, id.as_deref()))
+        }
+        Command::Dead(Dead::Replay { limit, id, dry_run: false }) => {
+            let replay = letters.replay(&selection(*limit, id.as_deref()))?;
+            doubt(replay.replayed, &broker, &queue)?;
+            Ok(told_replayed(&replay, id.as_deref()))
         }
         Command::Dead(Dead::Purge { yes }) => {
             require_yes(*yes, &format!("{}.dead", queue.name()))?;
-            told_purged(letters.purge()?)
+            let purged = letters.purge()?;
+            doubt(purged, &broker, &queue)?;
+            told_purged(purged)
         }
     }
+}
+
+/// There may be no dead letters because there is no such queue.
+fn doubt(letters: u64, broker: &Broker, queue: &Queue) -> Result<(), Error> {
+    if letters == 0 { Inspector::new(broker, queue).status().map(drop) } else { Ok(()) }
 }
 
 fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> {
@@ -195,28 +209,20 @@ fn exit_for(error: &Error) -> Exit {
     }
 }
 
-fn replay(
-    letters: &Letters,
-    limit: Option<u64>,
-    id: Option<&str>,
-    dry_run: bool,
-) -> Result<Exit, Error> {
-    let selection = selection(limit, id);
-    if dry_run {
-        let letters = letters.list(&selection)?;
-        let shown = show_letters(&letters, false);
-        return Ok(match shown {
-            Exit::Success => told_selected(letters.len() as u64, "would be replayed", id),
-            unwritable => unwritable,
-        });
+fn told_of_a_replay(letters: &[Letter], id: Option<&str>) -> Exit {
+    match show_letters(letters, false) {
+        Exit::Success => told_selected(letters.len() as u64, "would be replayed", id),
+        unwritable => unwritable,
     }
-    let replay = letters.replay(&selection)?;
+}
+
+fn told_replayed(replay: &Replay, id: Option<&str>) -> Exit {
     let told = told_selected(replay.replayed, "replayed", id);
-    if let Some(reason) = replay.stopped {
+    if let Some(reason) = &replay.stopped {
         error!("a task was not confirmed, and its letter stays; so do those behind it: {reason}");
-        return Ok(Exit::Failed);
+        return Exit::Failed;
     }
-    Ok(told)
+    told
 }
 
 /// None is what was asked for, unless one was asked for by its id.

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::cli::{self, Exit, print_line};
 use super::input::{Bodies, End, Source, is_same_file, show};
 use super::progress::Progress;
+use super::streams::refuse_as_output;
 
 /// What became of the tasks, for people, for scripts, and for another try.
 pub(crate) struct Report {
@@ -292,7 +293,7 @@ impl Reached {
 }
 
 fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {
-    cli::refuse_dash("--failed", path)?;
+    refuse_as_output("--failed", path)?;
     if source.path().is_some_and(|input| is_same_file(input, path)) {
         return Err(Error::setting("--failed", "it would overwrite the input"));
     }

@@ -7,7 +7,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
+use rabbit_work::Error;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 /// Whether it is closed, or not open for reading.
@@ -26,6 +28,30 @@ fn was_closed(stream: &impl AsFd) -> bool {
     let device = |it: io::Result<fs::Metadata>| it.map(|it| it.rdev()).ok();
     is_open_for(stream, OFlags::RDWR)
         && device(metadata(stream)) == device(fs::metadata("/dev/null"))
+}
+
+/// What kind of file it is.
+pub(crate) fn what_it_is(stream: &impl AsFd) -> Option<fs::FileType> {
+    metadata(stream).ok().map(|it| it.file_type())
+}
+
+/// Refuses a file for output of its own that is already where a standard stream goes, as each
+/// would write over the other; and `-`, which would be a file of that name.
+pub(crate) fn refuse_as_output(option: &'static str, path: &Path) -> Result<(), Error> {
+    if path == Path::new("-") {
+        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
+        return Err(Error::setting(option, reason));
+    }
+    let identity = |it: fs::Metadata| it.is_file().then(|| (it.dev(), it.ino()));
+    let file = fs::metadata(path).ok().and_then(identity);
+    let streams = [metadata(&io::stdout()), metadata(&io::stderr())];
+    let mut streams = streams.into_iter().filter_map(|it| it.ok().and_then(identity));
+    if file.is_some_and(|file| streams.any(|stream| stream == file)) {
+        let reason = "standard output or standard error goes to that file, too, and each would \
+                      write over the other";
+        return Err(Error::setting(option, reason));
+    }
+    Ok(())
 }
 
 /// Whether it is a directory, which opens like a file.

@@ -7,8 +7,8 @@ mod streams;
 use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -104,8 +104,8 @@ pub(crate) struct Options {
     no_reconnect: bool,
 
     /// Touch FILE every few seconds while every thread consumes, or works within its time limit;
-    /// removed at exit. What is there and no regular file is refused
-    #[arg(long, value_name = "PATH")]
+    /// removed at exit. What is there and no such file is refused
+    #[arg(long, value_name = "FILE")]
     health_file: Option<PathBuf>,
 
     /// Append one JSON object for each event to FILE: time event task attempt thread queue ms,
@@ -146,6 +146,9 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let command = command(options, &output)?;
     if command.is_some() {
         hear_signals()?;
+    }
+    if options.health_file.is_some() && options.health_file == options.events {
+        return Err(Error::setting("--health-file", "it is the file of --events, too"));
     }
     let wind_down = command.as_ref().map_or(Duration::ZERO, Command::wind_down);
     let health =
@@ -189,6 +192,10 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
         return if env::args_os().any(|word| word == "--") {
             // `-- $JOB` with an empty JOB is not to have the tasks done by something else.
             Err(Error::setting("command", "there is no command after --"))
+        } else if is_unwritable(&io::stdout()) {
+            let reason = "it is closed, or not open for writing: what is received would be acked \
+                          and not shown; where it may be lost, use >/dev/null";
+            Err(Error::setting("standard output", reason))
         } else {
             Ok(None)
         };
@@ -228,7 +235,7 @@ fn build(options: &Options) -> Result<Worker, Error> {
     let mut worker = Worker::new(&options.broker.broker()?, &options.queue.queue())
         .prefetch(options.prefetch)
         .grace(options.grace)
-        .retry(retry_policy(options));
+        .retry(retry_policy(options)?);
     if options.drain {
         worker = worker.drain();
     }
@@ -247,11 +254,14 @@ fn build(options: &Options) -> Result<Worker, Error> {
     Ok(worker)
 }
 
-fn retry_policy(options: &Options) -> RetryPolicy {
-    RetryPolicy::new()
+fn retry_policy(options: &Options) -> Result<RetryPolicy, Error> {
+    if options.retry_delay > options.max_retry_delay {
+        return Err(Error::setting("--retry-delay", "it is longer than --max-retry-delay"));
+    }
+    Ok(RetryPolicy::new()
         .max_attempts(options.max_attempts)
         .first_delay(options.retry_delay)
-        .longest_delay(options.max_retry_delay)
+        .longest_delay(options.max_retry_delay))
 }
 
 /// What the worker itself writes. A worker whose output is lost does no good: it stops, and what
@@ -349,6 +359,8 @@ struct HealthFile {
 const TOUCH: Duration = Duration::from_secs(2);
 /// What ending a command at its time limit takes on top of that.
 const ENDING: Duration = Duration::from_secs(6);
+/// More bytes than a process id and a newline have.
+const LONGEST_HEALTH: u64 = 16;
 /// What removing the file may take: it may be on a disk that does not answer.
 const REMOVING: Duration = Duration::from_secs(1);
 
@@ -358,7 +370,7 @@ impl HealthFile {
             Error::setting("--health-file", format!("{}: {error}", path.display()))
         };
         // Nothing is sound yet; but whether it can be written is better told now.
-        spare_what_is_no_file(path).and_then(|()| touch(path)).map_err(unfit)?;
+        spare_what_is_not_ours(path).and_then(|()| touch(path)).map_err(unfit)?;
         fs::remove_file(path).map_err(unfit)?;
         let health = worker.health();
         let limit = options.task_timeout.map(|limit| limit.saturating_add(ENDING));
@@ -392,13 +404,20 @@ impl Drop for HealthFile {
     }
 }
 
-/// A device, or a link, is not ours to write and remove.
-fn spare_what_is_no_file(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() => Err(io::Error::other("it is there, and no regular file")),
-        // What else may be wrong with it shows when it is written.
-        _ => Ok(()),
+/// A device, a link, or a file with something else in it, is not ours to write and remove.
+fn spare_what_is_not_ours(path: &Path) -> io::Result<()> {
+    // What else may be wrong with it shows when it is written.
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !found.is_file() {
+        return Err(io::Error::other("it is there, and no regular file"));
     }
+    let mut start = Vec::new();
+    File::open(path)?.take(LONGEST_HEALTH).read_to_end(&mut start)?;
+    let is_ours = start.iter().all(|it| it.is_ascii_digit() || *it == b'\n');
+    if is_ours && found.len() < LONGEST_HEALTH {
+        return Ok(());
+    }
+    Err(io::Error::other("it is there, and holds something else than a process id"))
 }
 
 fn touch(path: &Path) -> io::Result<()> {

@@ -389,9 +389,13 @@ fn nameless_file() -> io::Result<File> {
     Ok(file)
 }
 
-/// Not the task's fault: the system's matter.
+/// Not the task's fault, but the system's matter; unless it is too large for the limit of files.
 fn not_started(error: &io::Error) -> Failure {
-    Failure::postpone(format!("the command could not be started: {error}"))
+    let what = format!("the command could not be started: {error}");
+    match Errno::from_io_error(error) {
+        Some(Errno::FBIG) => Failure::retry(what),
+        _ => Failure::postpone(what),
+    }
 }
 
 fn read_status(ended: &Ended) -> Result<(), Failure> {

@@ -154,13 +154,16 @@ impl Letters {
         }
         self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
+            let mut replay = Replay::default();
+            let mut next = channel.get(&dead)?;
+            if next.is_none() {
+                return Ok(Ok(replay));
+            }
             let mut publisher = Publisher::new(&self.broker, &self.queue, LIMITS);
             if let Err(error) = publisher.connect() {
                 return Ok(Err(error));
             }
-            let mut replay = Replay::default();
             let (mut selected, mut passed) = (0, Vec::new());
-            let mut next = channel.get(&dead)?;
             // Behind the first, whose answer waits for what others have just given back. A count
             // overtakes that.
             for _ in 0..=channel.count(&dead)?.ready {

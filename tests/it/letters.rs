@@ -105,12 +105,14 @@ fn where_a_command_of_queuectl_has_its_options_does_not_matter() {
 #[test]
 fn where_there_is_no_such_queue_each_look_at_it_ends_with_1() {
     let queue = unique_queue("none");
-    for look in [&["status"][..], &["check"], &["purge", "--yes"]] {
-        let output = queuectl(&queue, look);
+    let looks = ["status", "check", "purge --yes", "dead replay", "dead purge --yes"];
+    for look in looks {
+        let output = queuectl(&queue, &look.split(' ').collect::<Vec<_>>());
         output.assert_code(1);
         let told = output.stderr() + &output.stdout();
-        assert!(told.contains("no such queue"), "{told}");
+        assert!(told.contains("no such queue"), "{look}: {told}");
     }
+    assert!(!shared_broker().client().has(&queue), "none was made");
 }
 
 #[test]

@@ -559,6 +559,22 @@ fn closed_standard_output_is_no_place_for_what_is_tagged() {
     assert!(bench.left().is_empty());
 }
 
+/// Without a command the worker itself writes what it received.
+#[test]
+fn closed_standard_output_is_no_place_for_what_is_received() {
+    let bench = Bench::new("unseen");
+    bench.publish(&[b"x"]);
+    for setting in ["exec >&-", "exec 1</dev/null"] {
+        let script = format!("{setting}; exec \"$0\" \"$@\"");
+        let worker = env!("CARGO_BIN_EXE_worker");
+        let address = ["-c", &script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
+        let output = Command::program("bash", &[&address[..], &["--drain"]].concat()).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains("standard output: it is closed"), "{}", output.stderr());
+    }
+    assert_eq!(bench.broker.client().count(&bench.queue), 1, "still there");
+}
+
 #[test]
 fn where_ends_of_children_are_ignored_they_are_told_all_the_same() {
     let bench = Bench::new("ignored");
@@ -571,16 +587,15 @@ fn where_ends_of_children_are_ignored_they_are_told_all_the_same() {
 }
 
 #[test]
-fn a_body_beyond_the_limit_on_files_is_no_end_of_the_worker() {
+fn a_body_beyond_the_limit_on_files_fails_and_holds_up_no_other() {
     let bench = Bench::new("fsize");
     bench.publish(&[&[b'x'; 1 << 20], b"small\n"]);
-    let options = ["--threads", "1", "--prefetch", "2"];
-    let limited = worker_after(&bench, "ulimit -f 100", &options, &["sed", ""]).start();
-    limited.wait_for_stderr_line(|line| line.contains("File too large"), SOON);
-    limited.wait_for_stdout_line(|line| line == "small", SOON);
-    limited.signal("TERM");
-    limited.wait(SOON).assert_code(0);
-    assert_eq!(bench.left().len(), 1, "given back, uncounted");
+    let options = ["--threads", "1", "--drain", "--max-attempts", "1"];
+    let limited = worker_after(&bench, "ulimit -f 100", &options, &["sed", ""]).run(SOON);
+    limited.assert_code(1);
+    assert!(limited.stderr().contains("File too large"), "{}", limited.stderr());
+    assert_eq!(limited.stdout(), "small\n");
+    assert!(bench.left().is_empty());
 }
 
 #[test]
@@ -648,6 +663,34 @@ fn a_health_file_that_is_no_file_is_left_alone() {
     assert!(bench.path("link").is_symlink() && bench.path("fifo").exists());
     let left = bench.left();
     assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
+}
+
+#[test]
+fn a_health_file_of_somebody_else_s_is_left_alone() {
+    let bench = Bench::new("precious");
+    fs::write(bench.path("job"), "#!/bin/sh\n").expect("a file");
+    let options = ["--drain", "--health-file", "job"];
+    let output = bench.worker(&options, &["true"]).run(SOON);
+    output.assert_code(2);
+    assert!(output.stderr().contains("something else than a process id"), "{}", output.stderr());
+    assert!(bench.path("job").exists());
+
+    let options = ["--drain", "--health-file", "both", "--events", "both"];
+    let output = bench.worker(&options, &["true"]).run(SOON);
+    output.assert_code(2);
+    assert!(output.stderr().contains("the file of --events, too"), "{}", output.stderr());
+
+    fs::write(bench.path("stale"), "4711\n").expect("what a killed worker leaves");
+    let options = ["--drain", "--health-file", "stale"];
+    bench.worker(&options, &["true"]).run(SOON).assert_code(0);
+}
+
+#[test]
+fn a_first_delay_beyond_the_longest_is_refused() {
+    let bench = Bench::new("delays");
+    let output = bench.worker(&["--retry-delay", "2h"], &["true"]).run(SOON);
+    output.assert_code(2);
+    assert!(output.stderr().contains("longer than --max-retry-delay"), "{}", output.stderr());
 }
 
 /// How often the health file is touched, and how old it is when it counts as stale.
