@@ -8,9 +8,8 @@ use std::fmt;
 #[cfg(feature = "tls")]
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 #[cfg(feature = "tls")]
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
