@@ -19,7 +19,12 @@ pub(crate) fn is_unreadable(stream: &impl AsFd) -> bool {
 
 /// Whether it is closed, or not open for writing.
 pub(crate) fn is_unwritable(stream: &impl AsFd) -> bool {
-    is_open_for(stream, OFlags::RDONLY) || was_closed(stream)
+    is_read_only(stream) || was_closed(stream)
+}
+
+/// Whether it is open, and not for writing.
+pub(crate) fn is_read_only(stream: &impl AsFd) -> bool {
+    is_open_for(stream, OFlags::RDONLY)
 }
 
 /// Whether this was closed when we began, as far as that can be told: Rust then puts /dev/null in

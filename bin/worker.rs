@@ -28,7 +28,7 @@ use rabbit_work::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use signal_hook::consts::{SIGCHLD, SIGXFSZ};
-use streams::is_unwritable;
+use streams::{is_read_only, is_unwritable};
 
 /// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
 /// or, without a COMMAND, print it and sleep a second for each dot in it.
@@ -78,7 +78,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     retry_delay: Duration,
 
-    /// The longest that a failed task waits
+    /// The longest that a failed task waits, also before its second attempt
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     max_retry_delay: Duration,
 
@@ -192,9 +192,9 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
         return if env::args_os().any(|word| word == "--") {
             // `-- $JOB` with an empty JOB is not to have the tasks done by something else.
             Err(Error::setting("command", "there is no command after --"))
-        } else if is_unwritable(&io::stdout()) {
-            let reason = "it is closed, or not open for writing: what is received would be acked \
-                          and not shown; where it may be lost, use >/dev/null";
+        } else if is_read_only(&io::stdout()) {
+            let reason = "it is not open for writing: what is received would be acked and not \
+                          shown; where it may be lost, use >/dev/null";
             Err(Error::setting("standard output", reason))
         } else {
             Ok(None)
@@ -235,7 +235,7 @@ fn build(options: &Options) -> Result<Worker, Error> {
     let mut worker = Worker::new(&options.broker.broker()?, &options.queue.queue())
         .prefetch(options.prefetch)
         .grace(options.grace)
-        .retry(retry_policy(options)?);
+        .retry(retry_policy(options));
     if options.drain {
         worker = worker.drain();
     }
@@ -254,14 +254,11 @@ fn build(options: &Options) -> Result<Worker, Error> {
     Ok(worker)
 }
 
-fn retry_policy(options: &Options) -> Result<RetryPolicy, Error> {
-    if options.retry_delay > options.max_retry_delay {
-        return Err(Error::setting("--retry-delay", "it is longer than --max-retry-delay"));
-    }
-    Ok(RetryPolicy::new()
+fn retry_policy(options: &Options) -> RetryPolicy {
+    RetryPolicy::new()
         .max_attempts(options.max_attempts)
         .first_delay(options.retry_delay)
-        .longest_delay(options.max_retry_delay))
+        .longest_delay(options.max_retry_delay)
 }
 
 /// What the worker itself writes. A worker whose output is lost does no good: it stops, and what
