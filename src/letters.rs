@@ -156,7 +156,7 @@ impl Letters {
             let dead = self.queue.name_of(Target::Dead);
             let mut replay = Replay::default();
             let mut next = channel.get(&dead)?;
-            if next.is_none() {
+            if next.is_none() && channel.count(&dead)?.ready == 0 {
                 return Ok(Ok(replay));
             }
             let mut publisher = Publisher::new(&self.broker, &self.queue, LIMITS);
