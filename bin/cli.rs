@@ -8,8 +8,9 @@ use std::fmt;
 #[cfg(feature = "tls")]
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 #[cfg(feature = "tls")]
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -421,6 +422,20 @@ pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;
     stdout.flush()
+}
+
+/// Whoever writes it means standard output, and would find a file of that name.
+pub(crate) fn refuse_dash(option: &'static str, path: &Path) -> Result<(), Error> {
+    if path == Path::new("-") {
+        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
+        return Err(Error::setting(option, reason));
+    }
+    Ok(())
+}
+
+/// Whether what is behind `--` was given, be it nothing: `-- $JOB` with an empty JOB.
+pub(crate) fn has_two_dashes() -> bool {
+    env::args_os().any(|word| word == "--")
 }
 
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -15,7 +15,8 @@ use rabbit_work::{Error, Event, Shutdown};
 use rustix::fs::{Access, access};
 use serde_json::json;
 
-use super::streams::refuse_as_output;
+use super::cli;
+use super::streams::refuse_where_a_stream_goes;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -58,7 +59,8 @@ const LAST: Duration = Duration::from_millis(500);
 
 impl EventLog {
     pub(crate) fn open(path: &Path, shutdown: &Shutdown) -> Result<EventLog, Error> {
-        refuse_as_output("--events", path)?;
+        cli::refuse_dash("--events", path)?;
+        refuse_where_a_stream_goes("--events", path)?;
         let found = fs::metadata(path);
         let opened = if found.is_ok_and(|found| !found.is_file()) {
             Stream::open(path, shutdown).map(EventLog::Stream)

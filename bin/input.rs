@@ -259,13 +259,11 @@ fn stdin_metadata() -> Option<fs::Metadata> {
     None
 }
 
-/// Whether the input is this very file, by whatever name, or redirected from it. Terminals and
-/// other devices may be both.
+/// Whether the input is this very file, by whatever name, or redirected from it.
 #[cfg(unix)]
 pub(crate) fn is_same_file(input: &Path, output: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
+    use super::streams::identity;
 
-    let identity = |it: fs::Metadata| it.is_file().then(|| (it.dev(), it.ino()));
     let input = metadata(input).and_then(identity);
     input.is_some() && input == fs::metadata(output).ok().and_then(identity)
 }

@@ -7,10 +7,7 @@ mod report;
 #[cfg(unix)]
 mod streams;
 
-use std::env;
 use std::ffi::OsString;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,10 +15,8 @@ use std::time::Duration;
 use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration};
 use input::{Bodies, End, Source};
-use log::warn;
 use rabbit_work::{Error, Producer, Shutdown, Task};
 use report::{Report, Summary};
-use streams::what_it_is;
 
 /// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
 ///
@@ -118,6 +113,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
+    #[cfg(unix)]
     refuse_unread_input(options)?;
     let source = source(options);
     // The same for each task, whatever its body.
@@ -220,18 +216,21 @@ fn source(options: &Options) -> Source {
 }
 
 /// An input that was meant to be read, or a MESSAGE that was empty, is not to end as Hello World.
+#[cfg(unix)]
 fn refuse_unread_input(options: &Options) -> Result<(), Error> {
+    use std::os::unix::fs::FileTypeExt;
+
     let reads = options.lines.is_some() || options.null || options.body_file.is_some();
     if reads || !options.message.is_empty() {
         return Ok(());
     }
     let unread = "there is none, and standard input is not read without --lines or --null";
-    if env::args_os().any(|word| word == "--") {
+    if cli::has_two_dashes() {
         return Err(Error::setting("MESSAGE", "there is none after --"));
     }
-    match what_it_is(&io::stdin()) {
+    match streams::what_it_is(&std::io::stdin()) {
         Some(kind) if kind.is_file() => return Err(Error::setting("MESSAGE", unread)),
-        Some(kind) if kind.is_fifo() => warn!("a MESSAGE: {unread}"),
+        Some(kind) if kind.is_fifo() => log::warn!("a MESSAGE: {unread}"),
         _ => {}
     }
     Ok(())

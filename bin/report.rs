@@ -17,7 +17,8 @@ use serde_json::json;
 use super::cli::{self, Exit, print_line};
 use super::input::{Bodies, End, Source, is_same_file, show};
 use super::progress::Progress;
-use super::streams::refuse_as_output;
+#[cfg(unix)]
+use super::streams::refuse_where_a_stream_goes;
 
 /// What became of the tasks, for people, for scripts, and for another try.
 pub(crate) struct Report {
@@ -293,7 +294,9 @@ impl Reached {
 }
 
 fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {
-    refuse_as_output("--failed", path)?;
+    cli::refuse_dash("--failed", path)?;
+    #[cfg(unix)]
+    refuse_where_a_stream_goes("--failed", path)?;
     if source.path().is_some_and(|input| is_same_file(input, path)) {
         return Err(Error::setting("--failed", "it would overwrite the input"));
     }

@@ -40,14 +40,15 @@ pub(crate) fn what_it_is(stream: &impl AsFd) -> Option<fs::FileType> {
     metadata(stream).ok().map(|it| it.file_type())
 }
 
+/// What tells one file from another, whatever their names. Terminals and other devices may be
+/// several streams at once.
+pub(crate) fn identity(file: fs::Metadata) -> Option<(u64, u64)> {
+    file.is_file().then(|| (file.dev(), file.ino()))
+}
+
 /// Refuses a file for output of its own that is already where a standard stream goes, as each
-/// would write over the other; and `-`, which would be a file of that name.
-pub(crate) fn refuse_as_output(option: &'static str, path: &Path) -> Result<(), Error> {
-    if path == Path::new("-") {
-        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
-        return Err(Error::setting(option, reason));
-    }
-    let identity = |it: fs::Metadata| it.is_file().then(|| (it.dev(), it.ino()));
+/// would write over the other.
+pub(crate) fn refuse_where_a_stream_goes(option: &'static str, path: &Path) -> Result<(), Error> {
     let file = fs::metadata(path).ok().and_then(identity);
     let streams = [metadata(&io::stdout()), metadata(&io::stderr())];
     let mut streams = streams.into_iter().filter_map(|it| it.ok().and_then(identity));
@@ -61,7 +62,7 @@ pub(crate) fn refuse_as_output(option: &'static str, path: &Path) -> Result<(), 
 
 /// Whether it is a directory, which opens like a file.
 pub(crate) fn is_folder(stream: &impl AsFd) -> bool {
-    metadata(stream).is_ok_and(|it| it.is_dir())
+    what_it_is(stream).is_some_and(|it| it.is_dir())
 }
 
 fn metadata(stream: &impl AsFd) -> io::Result<fs::Metadata> {

@@ -5,7 +5,6 @@ mod events;
 mod streams;
 
 use std::convert::Infallible;
-use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -189,7 +188,7 @@ fn is_telling(summary: &Summary, ended: &Result<Summary, Error>) -> bool {
 /// The handler that runs the command, where there is one.
 fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error> {
     let Some((program, arguments)) = options.command.split_first() else {
-        return if env::args_os().any(|word| word == "--") {
+        return if cli::has_two_dashes() {
             // `-- $JOB` with an empty JOB is not to have the tasks done by something else.
             Err(Error::setting("command", "there is no command after --"))
         } else if is_read_only(&io::stdout()) {
