@@ -618,17 +618,22 @@ fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
     assert_eq!(outcomes, ["unconfirmed", "confirmed", "unconfirmed", "returned"]);
 }
 
-#[test]
-fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that_other() {
-    let broker = ScriptedBroker::start(|session, _| {
+/// Returns the second task of two before it settles either, the first as given.
+fn returning_the_second_of_two(settle_first: fn(&mut Session, u16, u64)) -> ScriptedBroker {
+    ScriptedBroker::start(move |session, _| {
         session.handshake();
         let first = session.read_publish();
         let second = session.read_publish();
         session.return_message(&second, 312, "NO_ROUTE");
-        session.ack(first.channel, 1);
+        settle_first(session, first.channel, 1);
         session.ack(second.channel, 2);
         let _ = session.answer_rpcs();
-    });
+    })
+}
+
+#[test]
+fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that_other() {
+    let broker = returning_the_second_of_two(Session::ack);
     let url: Broker = broker.url().parse().expect("a URL");
     let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(3));
 
@@ -646,15 +651,7 @@ fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that
 /// A return tells no tag: what has the same id, or none, may be what was returned.
 #[test]
 fn a_return_that_may_be_of_several_is_told_of_each_of_them() {
-    let broker = ScriptedBroker::start(|session, _| {
-        session.handshake();
-        let first = session.read_publish();
-        let second = session.read_publish();
-        session.return_message(&second, 312, "NO_ROUTE");
-        session.nack(first.channel, 1);
-        session.ack(second.channel, 2);
-        let _ = session.answer_rpcs();
-    });
+    let broker = returning_the_second_of_two(Session::nack);
     let url: Broker = broker.url().parse().expect("a URL");
     let mut producer = Producer::new(&url, &Queue::new("q"));
 
