@@ -739,7 +739,8 @@ fn runs_out_of_patience(
         session.handshake();
         let consumer = session.accept_consumer();
         if number == 0 {
-            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1).body("late."));
+            session
+                .deliver(&WireDelivery::new(consumer.channel, &consumer.tag, 1).body("late....."));
             let _ = told.recv_timeout(SOON);
             fault(session, &consumer);
         } else {
