@@ -15,11 +15,12 @@ Against a private RabbitMQ, which it starts and removes:
   * `worker --threads N -- true` and `xargs -P N -n 1 true`, for tasks of 100 bytes;
   * `worker --threads N -- sh -c 'cat >/dev/null'` for tasks of 1 MiB, and the same command under
     xargs with a file of 1 MiB as its input;
+  * beside each, the same under `examples/bare.rs`: what no worker on amiquip can do without;
   * 100,000 tasks without failures, and with every third failing twice and every hundredth always.
 
   --quick    a tenth of the tasks: whether it works, not how fast
 
-The first two three times in turn; the seconds are sums. A ratio above 1 says that the worker was
+The commands three times in turn; their seconds are sums. A ratio above 1 says that the worker was
 faster. Nothing else should run meanwhile.
 Exit: 0 measured, 1 a task was not done, 2 usage, 69 no broker to be had.
 TEXT
@@ -33,7 +34,7 @@ main() {
         *) echo "bench: cannot do '$*'" >&2; usage >&2; exit 2 ;;
     esac
     cd "$here"
-    cargo build --locked --release --bins --example failing
+    cargo build --locked --release --bins --example failing --example bare
     bin=$here/target/release
     scratch=$(mktemp -d)
     trap 'scripts/broker.sh --dir "$scratch/broker" stop >&2 || true; rm -rf "$scratch"' EXIT
@@ -51,8 +52,9 @@ main() {
 # What a kind of task takes in each of the rounds, and the ratio of the sums.
 measure() {
     for ((round = 0; round < rounds; round++)); do "$2" "$3"; done |
-        paste - - | awk -v what="$1, $3 threads" '{ xargs += $1; worker += $2 } END {
-            printf "%s: xargs %.2f s, worker %.2f s: ratio %.2f\n", what, xargs, worker, xargs / worker
+        paste - - - | awk -v what="$1, $3 threads" '{ xargs += $1; bare += $2; worker += $3 } END {
+            printf "%s: xargs %.2f s, bare %.2f s, worker %.2f s: ratio %.2f to xargs, %.2f to bare\n",
+                what, xargs, bare, worker, xargs / worker, bare / worker
         }'
 }
 
@@ -60,16 +62,27 @@ small() {
     head -c 100 /dev/zero | tr '\0' x >"$scratch/task"
     echo >>"$scratch/task"
     for ((i = 0; i < tasks; i++)); do cat "$scratch/task"; done >"$scratch/tasks"
-    "$bin/producer" --queue small --lines "$scratch/tasks" --json >/dev/null
+    fill small --lines "$scratch/tasks"
     seconds xargs -P "$1" -n 1 true <"$scratch/tasks"
+    seconds "$bin/examples/bare" small.bare "$1" "$tasks" true
     seconds "$bin/worker" --queue small --threads "$1" --max-tasks "$tasks" -- true
 }
 
 large() {
     head -c 1048576 /dev/urandom >"$scratch/large"
-    "$bin/producer" --queue large --body-file "$scratch/large" --repeat "$large_tasks" --json >/dev/null
-    seq "$large_tasks" | seconds xargs -P "$1" -n 1 sh -c "cat <'$scratch/large' >/dev/null"
+    fill large --body-file "$scratch/large" --repeat "$large_tasks"
+    local read_it="cat <'$scratch/large' >/dev/null"
+    seq "$large_tasks" | seconds xargs -P "$1" -n 1 sh -c "$read_it"
+    seconds "$bin/examples/bare" large.bare "$1" "$large_tasks" sh -c "$read_it"
     seconds "$bin/worker" --queue large --threads "$1" --max-tasks "$large_tasks" -- sh -c 'cat >/dev/null'
+}
+
+# Both queues before anything is measured: a broker is not done with writing when it has confirmed.
+fill() {
+    local queue=$1
+    shift
+    "$bin/producer" --queue "$queue.bare" "$@" --json >/dev/null
+    "$bin/producer" --queue "$queue" "$@" --json >/dev/null
 }
 
 # The wall time of a command; what that says goes to standard error.
