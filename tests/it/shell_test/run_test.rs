@@ -38,6 +38,28 @@ fn a_body_arrives_byte_for_byte_whatever_its_length() {
     }
 }
 
+/// Where a body is, as its command sees it; whatever is wrong with the disk, it arrives.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_body_is_in_the_folder_for_temporary_files_where_that_is_fit_for_it() {
+    let bench = Bench::new("tmpdir");
+    let look = ["sh", "-c", "readlink /proc/self/fd/0 >> places; wc -c >> sizes"];
+    let in_a_folder = bench.dir.path().to_str().expect("a text").to_string();
+    for (length, folder) in [(65_535, "."), (65_536, "."), (1 << 20, "/no/such/folder")] {
+        bench.broker.client().publish(&bench.queue, &vec![7; length], AmqpProperties::default());
+        let worker = bench.worker(&["--max-tasks", "1"], &look).env("TMPDIR", folder);
+        worker.run(SOON).assert_code(0);
+    }
+    let places = fs::read_to_string(bench.path("places")).expect("the places");
+    let places: Vec<&str> = places.lines().collect();
+    assert!(places[0].starts_with("/memfd:"), "{places:?}");
+    assert!(places[1].starts_with(&in_a_folder), "{places:?}");
+    assert!(places[2].starts_with("/memfd:"), "{places:?}");
+    let sizes = fs::read_to_string(bench.path("sizes")).expect("the sizes");
+    assert_eq!(sizes, "65535\n65536\n1048576\n");
+    assert_eq!(fs::read_dir(bench.dir.path()).expect("the folder").count(), 2);
+}
+
 #[test]
 fn no_body_and_no_header_can_say_what_is_run() {
     let bench = Bench::new("inject");
