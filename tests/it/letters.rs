@@ -80,12 +80,13 @@ fn a_replay_right_after_a_look_replays_all() {
     client.declare(&letters);
     let ids: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
     shared_broker().client().publish_ids(&letters, ids.iter().map(String::as_str));
-    let would = queuectl(&queue, &["dead", "replay", "--dry-run"]);
-    assert!(would.success().contains("1000 would be replayed"));
 
-    let to = ["--url", shared_broker().url(), "--queue", &queue];
-    let replayed = Command::queuectl(&[&to[..], &["dead", "replay"]].concat()).run(LONG);
+    // A thousand answers of a busy broker, and then two thousand.
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "dead", "replay"];
+    let would = Command::queuectl(&[&to[..], &["--dry-run"]].concat()).run(LONG);
+    let replayed = Command::queuectl(&to).run(LONG);
 
+    assert!(would.success().contains("1000 would be replayed"), "{would:?}");
     assert!(replayed.success().contains("1000 replayed"), "{replayed:?}");
     client.delete(&queue);
 }
