@@ -126,6 +126,11 @@ impl Connection {
         self.limits.call
     }
 
+    /// What its broker said, also when the connection has ended.
+    pub(crate) fn heard(&self) -> Arc<Heard> {
+        Arc::clone(&self.heard)
+    }
+
     /// The largest frame that was agreed upon.
     pub(crate) fn largest_frame(&self) -> usize {
         let told = self.heard.frame.get().filter(|frame| **frame > 0);
@@ -151,6 +156,9 @@ impl Connection {
         let Some(inner) = self.inner.take() else { return Ok(()) };
         let leash = self.watchdog.leash();
         let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
+        if closed.is_ok() {
+            let _ = self.heard.parted.set(());
+        }
         closed.map_err(|error| leash.cause().unwrap_or_else(|| error.into()))
     }
 

@@ -139,14 +139,6 @@ impl Error {
         matches!(source.downcast_ref(), Some(Cause::Malformed(_)))
     }
 
-    /// Whether the broker itself has ended what was lost, and knows of it.
-    pub(crate) fn is_of_the_broker(&self) -> bool {
-        let Error::SessionLost { source, .. } = self else { return false };
-        let cause = source.downcast_ref::<Cause>();
-        cause.is_some_and(|cause| cause.spares_the_connection())
-            || matches!(cause, Some(Cause::ConnectionClosed { .. }))
-    }
-
     /// An [`Error::InvalidSetting`], also for settings of a program built on this crate.
     pub fn setting(setting: &'static str, reason: impl Into<String>) -> Error {
         Error::InvalidSetting { setting, reason: reason.into() }

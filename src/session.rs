@@ -117,14 +117,13 @@ impl Session<'_> {
             }
         };
         let noticed_within = noticed_within(connection.pulse());
+        let heard = connection.heard();
         let mut watch = Watch::new(self, &connection);
         watch.consume(channels, unnoticed);
         let Watch { standing, told, lost, in_hand, .. } = watch;
         let end = self.wind_up(connection, told, lost, in_hand.taken());
         let unnoticed = match &end {
-            SessionEnd::Lost(error) if !error.is_of_the_broker() => {
-                Some(deadline_after(noticed_within))
-            }
+            SessionEnd::Lost(_) if !heard.the_end() => Some(deadline_after(noticed_within)),
             _ => None,
         };
         Course { consumed: standing > 0, unnoticed, end }

@@ -44,6 +44,15 @@ pub(crate) struct Heard {
     pub(crate) frame: OnceLock<u32>,
     /// With what words it has closed the connection.
     pub(crate) closed: OnceLock<(u16, String)>,
+    /// That it has answered our close.
+    pub(crate) parted: OnceLock<()>,
+}
+
+impl Heard {
+    /// Whether the broker knows that the connection has ended, and keeps nothing for it.
+    pub(crate) fn the_end(&self) -> bool {
+        self.closed.get().is_some() || self.parted.get().is_some()
+    }
 }
 
 /// What is below TLS: waits in the handshake, and no longer behind it.

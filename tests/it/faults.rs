@@ -886,6 +886,40 @@ fn a_drain_waits_until_the_broker_must_have_noticed_that_a_connection_was_lost()
     assert!(begun.elapsed() >= Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
+/// Below half of the heartbeats that are agreed upon there.
+const ONE_BEAT: Duration = Duration::from_secs(1);
+
+/// The broker ends a channel, and then says nothing any more, to the close of the connection
+/// neither.
+#[test]
+fn a_drain_waits_as_long_where_the_connection_is_lost_behind_a_channel() {
+    let (told, was_told) = bounded::<()>(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            deliver(session, &consumer, 1);
+            session.close_channel(consumer.channel, 406, TIMED_OUT);
+            session.stay_silent();
+        }
+        while let Some(method) = session.next_method() {
+            session.answer(&method);
+            if matches!(method.call, Call::Consume { .. }) {
+                let waits = |_: &u64| was_told.recv_timeout(ONE_BEAT).is_err();
+                (0..SOON.as_secs()).take_while(waits).for_each(|_| session.heartbeat());
+            }
+        }
+    });
+
+    let url = format!("amqp://{}?heartbeat=3", broker.address());
+    let arguments = ["--url", &url, "--threads", "1", "--drain", "--", "true"];
+    let running = Command::worker(&arguments).start();
+
+    let wanted = "may keep tasks for the lost connection";
+    running.wait_for_stderr_line(|line| line.contains(wanted), SOON);
+    told.send(()).expect("the script waits");
+}
+
 #[test]
 fn a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since() {
     let dir = tempfile::tempdir().expect("a directory");
