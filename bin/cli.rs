@@ -13,7 +13,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -328,7 +328,9 @@ const ECHO: Duration = Duration::from_millis(200);
 /// always bounded.
 pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown), Error> {
     #[cfg(unix)]
-    unblock_signals().map_err(|error| Error::setting("signals", error.to_string()))?;
+    unblock_signals()
+        .and_then(|()| outlive_the_limit_on_files())
+        .map_err(|error| Error::setting("signals", error.to_string()))?;
     let (trigger, shutdown) = shutdown();
     let handed_out = trigger.clone();
     let mut first = None;
@@ -361,9 +363,17 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
 
 /// Whoever started us may have kept them from us: a mask is passed on.
 #[cfg(unix)]
-fn unblock_signals() -> nix::Result<()> {
+fn unblock_signals() -> io::Result<()> {
     use nix::sys::signal::{SigSet, Signal};
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_unblock()
+    let ours = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    Ok(ours.thread_unblock()?)
+}
+
+/// A write beyond `ulimit -f` is to fail as one to a full disk does: unheard, SIGXFSZ would end us
+/// without a word.
+#[cfg(unix)]
+fn outlive_the_limit_on_files() -> io::Result<()> {
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// In a thread of its own: stderr may be a pipe that nobody reads. And not before it is true.

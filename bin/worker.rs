@@ -26,7 +26,7 @@ use rabbit_work::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
-use signal_hook::consts::{SIGCHLD, SIGXFSZ};
+use signal_hook::consts::SIGCHLD;
 use streams::{is_read_only, is_unwritable};
 
 /// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
@@ -144,7 +144,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let output = Output::default();
     let command = command(options, &output)?;
     if command.is_some() {
-        hear_signals()?;
+        hear_of_ended_commands()?;
     }
     if options.health_file.is_some() && options.health_file == options.events {
         return Err(Error::setting("--health-file", "it is the file of --events, too"));
@@ -219,15 +219,11 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
     Ok(Some(command))
 }
 
-/// Signals that commands make us get. That they are heard is enough: ignored, as by some
-/// supervisors, SIGCHLD would leave us without any command's exit status; and unheard, SIGXFSZ
-/// would end us at a body beyond `ulimit -f`, instead of an error of the write.
-fn hear_signals() -> Result<(), Error> {
-    for signal in [SIGCHLD, SIGXFSZ] {
-        let heard = signal_hook::flag::register(signal, Arc::default());
-        heard.map_err(|error| Error::setting("signals", error.to_string()))?;
-    }
-    Ok(())
+/// That it is heard is enough: ignored, as by some supervisors, SIGCHLD would leave us without any
+/// command's exit status.
+fn hear_of_ended_commands() -> Result<(), Error> {
+    let heard = signal_hook::flag::register(SIGCHLD, Arc::default());
+    heard.map(drop).map_err(|error| Error::setting("signals", error.to_string()))
 }
 
 fn build(options: &Options) -> Result<Worker, Error> {

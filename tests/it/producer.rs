@@ -1006,6 +1006,25 @@ fn row_64_a_full_disk_for_the_output_is_exit_1() {
     assert_eq!(shared_broker().client().count(&queue), 1);
 }
 
+#[test]
+fn row_64_a_limit_on_files_is_told_as_a_full_disk_is_and_exit_1() {
+    let queue = unique_queue("fsize");
+    let dir = tempfile::tempdir().expect("a folder");
+    let script = format!(
+        "ulimit -f 1; seq 1000 | '{}' --url '{}' --no-declare --queue '{queue}' --json --lines \
+         --failed failed",
+        env!("CARGO_BIN_EXE_producer"),
+        shared_broker().url()
+    );
+
+    let output = Command::program("bash", &["-c", &script]).current_dir(dir.path()).run(SOON);
+
+    output.assert_code(1);
+    let told = "--failed cannot be written: File too large";
+    assert!(output.stderr().contains(told), "{}", output.stderr());
+    assert_eq!(json(&output)["returned"], 1000);
+}
+
 /// Nobody reads its output, so there is no orderly end.
 #[test]
 fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed() {
