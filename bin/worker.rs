@@ -27,7 +27,7 @@ use rabbit_work::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use signal_hook::consts::SIGCHLD;
-use streams::{is_read_only, is_unwritable};
+use streams::{is_read_only, is_unwritable, refuse_where_a_stream_goes};
 
 /// Work the tasks of a RabbitMQ queue: run COMMAND for each, with the body on its standard input;
 /// or, without a COMMAND, print it and sleep a second for each dot in it.
@@ -361,6 +361,7 @@ impl HealthFile {
         let unfit = |error: io::Error| {
             Error::setting("--health-file", format!("{}: {error}", path.display()))
         };
+        refuse_where_a_stream_goes("--health-file", path)?;
         // Nothing is sound yet; but whether it can be written is better told now.
         spare_what_is_not_ours(path).and_then(|()| touch(path)).map_err(unfit)?;
         fs::remove_file(path).map_err(unfit)?;

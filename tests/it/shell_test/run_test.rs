@@ -707,6 +707,12 @@ fn a_health_file_of_somebody_else_s_is_left_alone() {
     output.assert_code(2);
     assert!(output.stderr().contains("the file of --events, too"), "{}", output.stderr());
 
+    let options = ["--drain", "--health-file", "printed"];
+    let printing = worker_after(&bench, "exec >printed", &options, &["true"]);
+    let output = printing.current_dir(bench.dir.path()).run(SOON);
+    output.assert_code(2);
+    assert!(output.stderr().contains("standard output or"), "{}", output.stderr());
+
     fs::write(bench.path("stale"), "4711\n").expect("what a killed worker leaves");
     let options = ["--drain", "--health-file", "stale"];
     bench.worker(&options, &["true"]).run(SOON).assert_code(0);
