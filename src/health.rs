@@ -18,8 +18,9 @@ struct State {
 }
 
 impl Health {
-    /// Whether every thread consumes, or works on a task and has for at most `limit`. Before a
-    /// worker runs, while it has no connection, and once it stops, none is.
+    /// Whether every thread consumes, or works on a task and has for at most `limit`, also on one
+    /// of a lost connection. A thread without a task is not sound before the worker runs, while it
+    /// has no connection, and once it stops.
     #[must_use]
     pub fn is_sound(&self, limit: Option<Duration>) -> bool {
         let threads = self.lock();
