@@ -39,10 +39,11 @@ use crate::task::printable;
 ///
 /// Standard input is a file that holds the body: the program may read all, part or nothing of
 /// it. A body of 64 KiB or more is held by the folder for temporary files (`TMPDIR`) while that
-/// has room, a smaller one by memory. Standard output is this program's own: whole lines of programs that run at the same time
-/// do not mix there if each is one write, of at most `PIPE_BUF` bytes (4096 on Linux) into a
-/// pipe. Standard error is passed on in whole lines, of up to 64 KiB, to this program's own, and
-/// the last 4 KiB of it become part of a failure's reason.
+/// has room, a smaller one by memory. Standard output is this program's own: whole lines of
+/// programs that run at the same time do not mix there if each is one write, of at most
+/// `PIPE_BUF` bytes (4096 on Linux) into a pipe. Standard error is passed on in whole lines, of
+/// up to 64 KiB, to this program's own, and the last 4 KiB of it become part of a failure's
+/// reason.
 ///
 /// The environment is this program's own without its `TASK_` variables, and with `TASK_ID`,
 /// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_REDELIVERED` (0 or 1),
