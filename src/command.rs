@@ -3,8 +3,9 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitStatus, Stdio};
@@ -377,9 +378,8 @@ fn input(body: &[u8]) -> io::Result<Stdio> {
     }
 }
 
-fn holding(body: &[u8], mut file: File) -> io::Result<File> {
-    file.write_all(body)?;
-    file.rewind()?;
+fn holding(body: &[u8], file: File) -> io::Result<File> {
+    file.write_all_at(body, 0)?;
     Ok(file)
 }
 
