@@ -516,9 +516,6 @@ impl<'p> Hands<'p> {
             self.failures = 0;
             if target == Target::Dead {
                 event.kind = EventKind::Dead;
-                self.post.tally.dead();
-            } else {
-                self.post.tally.retried();
             }
         } else {
             let pause = self.pause(tag, Settlement::Requeue);

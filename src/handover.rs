@@ -6,6 +6,7 @@
 //! connections that publish, and acks must still get through.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,12 +16,13 @@ use log::warn;
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::producer::Outcome;
-use crate::publisher::{Limits, Publisher, Settled};
+use crate::publisher::{Limits, Publisher};
 use crate::queue::{Queue, Target};
 use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
 use crate::settling::REPLICATED;
 use crate::shutdown::{Signal, is_closed};
+use crate::summary::Tally;
 use crate::task::{Task, USUAL_FRAME};
 
 /// A session's hand-over. It connects when the first task comes, and ends when the last of its
@@ -28,6 +30,14 @@ use crate::task::{Task, USUAL_FRAME};
 pub(crate) struct Handover {
     orders: Sender<Order>,
     ended: Receiver<Infallible>,
+}
+
+/// What the thread works with.
+struct Desk {
+    publisher: Publisher<Slip>,
+    largest_frame: usize,
+    tally: Arc<Tally>,
+    leave: Signal,
 }
 
 /// A failed task to be published.
@@ -66,6 +76,7 @@ impl Handover {
         queue: &Queue,
         policy: &RetryPolicy,
         largest_frame: usize,
+        tally: &Arc<Tally>,
         leave: &Signal,
     ) -> Result<Handover, Error> {
         let (orders, inbox) = unbounded();
@@ -75,13 +86,18 @@ impl Handover {
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();
         publisher.trusted_from = queue.counts_deliveries().then(|| Instant::now() + REPLICATED);
-        let leave = leave.clone();
+        let mut desk = Desk {
+            publisher,
+            largest_frame: largest_frame.min(USUAL_FRAME),
+            tally: Arc::clone(tally),
+            leave: leave.clone(),
+        };
         thread::Builder::new()
             .name("rw-handover".into())
             .spawn(move || {
                 let alive: Sender<Infallible> = alive;
-                run(&mut publisher, &inbox, largest_frame.min(USUAL_FRAME), &leave);
-                publisher.close();
+                desk.run(&inbox);
+                desk.publisher.close();
                 drop(alive);
             })
             .map_err(|source| Error::NoThread { source })?;
@@ -101,50 +117,56 @@ impl Handover {
     }
 }
 
-fn run(
-    publisher: &mut Publisher<Slip>,
-    orders: &Receiver<Order>,
-    largest_frame: usize,
-    leave: &Signal,
-) {
-    loop {
-        publisher.collect();
-        // At once: to have the next one's queue there may take long.
-        publisher.take_settled().into_iter().for_each(reply);
-        publisher.publish();
-        publisher.take_settled().into_iter().for_each(reply);
-        if is_closed(leave) {
-            return;
-        }
-        match publisher.wait(orders) {
-            None => {}
-            Some(Err(_)) => return,
-            Some(Ok(order)) => accept(publisher, order, largest_frame),
-        }
-        let _ = leave.recv_timeout(GATHERING);
-        orders.try_iter().for_each(|order| accept(publisher, order, largest_frame));
-    }
-}
-
-/// What has come can go: only what we have added may be too much.
-fn accept(publisher: &mut Publisher<Slip>, order: Order, largest_frame: usize) {
-    let Order { task, receipt } = order;
-    match fitted(task, largest_frame) {
-        Fitted::Recorded(task) => publisher.accept(task, receipt.target, receipt),
-        Fitted::Bare(bare) => {
-            warn!(
-                "task {}: its own headers leave no room to count its failures: it goes to the \
-                 dead letters at once, without a record",
-                bare.name()
-            );
-            let receipt = Slip { target: Target::Dead, ..receipt };
-            publisher.accept(bare, receipt.target, receipt);
+impl Desk {
+    fn run(&mut self, orders: &Receiver<Order>) {
+        loop {
+            self.publisher.collect();
+            // At once: to have the next one's queue there may take long.
+            self.reply();
+            self.publisher.publish();
+            self.reply();
+            if is_closed(&self.leave) {
+                return;
+            }
+            match self.publisher.wait(orders) {
+                None => {}
+                Some(Err(_)) => return,
+                Some(Ok(order)) => self.accept(order),
+            }
+            let _ = self.leave.recv_timeout(GATHERING);
+            orders.try_iter().for_each(|order| self.accept(order));
         }
     }
-}
 
-fn reply(settled: Settled<Slip>) {
-    let Slip { tag, target, replies } = settled.ticket;
-    // A consumer that is gone has left the delivery to the broker.
-    let _ = replies.send(Reply { tag, target, outcome: settled.outcome });
+    /// What has come can go: only what we have added may be too much.
+    fn accept(&mut self, order: Order) {
+        let Order { task, receipt } = order;
+        match fitted(task, self.largest_frame) {
+            Fitted::Recorded(task) => self.publisher.accept(task, receipt.target, receipt),
+            Fitted::Bare(bare) => {
+                warn!(
+                    "task {}: its own headers leave no room to count its failures: it goes to \
+                     the dead letters at once, without a record",
+                    bare.name()
+                );
+                let receipt = Slip { target: Target::Dead, ..receipt };
+                self.publisher.accept(bare, receipt.target, receipt);
+            }
+        }
+    }
+
+    fn reply(&mut self) {
+        for settled in self.publisher.take_settled() {
+            let (Slip { tag, target, replies }, outcome) = (settled.ticket, settled.outcome);
+            if outcome == Outcome::Confirmed {
+                // Also without anybody to ack it: what is there counts.
+                match target {
+                    Target::Dead => self.tally.dead(),
+                    Target::Work | Target::Delay(_) => self.tally.retried(),
+                }
+            }
+            // A consumer that is gone has left the delivery to the broker.
+            let _ = replies.send(Reply { tag, target, outcome });
+        }
+    }
 }

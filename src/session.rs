@@ -329,16 +329,15 @@ impl<'a> Watch<'a> {
         &self,
         unnoticed: Option<Instant>,
     ) -> Result<(Handover, Option<Drain>), Error> {
-        let Session { broker, settings, .. } = self.session;
+        let Session { broker, settings, work, .. } = self.session;
         // Others may be silent, and cost each connection their time limits.
         let broker = &broker.beginning_at(self.connection.address());
         let frame = self.connection.largest_frame();
-        let handover =
-            Handover::start(broker, &settings.queue, &settings.policy, frame, &self.leave.1)?;
+        let Settings { queue, policy, .. } = settings;
+        let handover = Handover::start(broker, queue, policy, frame, &work.tally, &self.leave.1)?;
         let drain = match settings.until {
             RunUntil::Stopped => None,
             RunUntil::Drained => {
-                let Settings { queue, policy, .. } = settings;
                 let seen = Seen {
                     in_hand: Arc::clone(&self.in_hand),
                     pulse: self.connection.pulse().clone(),
