@@ -261,14 +261,10 @@ impl Running {
     fn run(&self, assignments: &Receiver<Assignment>) {
         for assignment in assignments {
             for job in &assignment.jobs {
-                let over = is_closed(&assignment.shut)
-                    || assignment.pulse.has_stopped()
-                    || is_closed(&self.work.cancellation.cancelled)
-                    || !self.work.tickets.take();
-                let ran = if over {
-                    Ran { job, result: JobResult::NotStarted, elapsed: Duration::ZERO }
-                } else {
+                let ran = if self.may_start(&assignment) {
                     self.run_job(job)
+                } else {
+                    Ran { job, result: JobResult::NotStarted, elapsed: Duration::ZERO }
                 };
                 let not_started = matches!(ran.result, JobResult::NotStarted);
                 if let Some(ran) = assignment.report(ran) {
@@ -279,6 +275,21 @@ impl Running {
                 }
             }
         }
+    }
+
+    fn may_start(&self, assignment: &Assignment) -> bool {
+        let over = is_closed(&assignment.shut)
+            || assignment.pulse.has_stopped()
+            || is_closed(&self.work.cancellation.cancelled);
+        if over {
+            return false;
+        }
+        let has_ticket = self.work.tickets.take();
+        if !has_ticket {
+            // The end has begun. Given back before our consumer knows that, it would come again.
+            let _ = assignment.shut.recv();
+        }
+        has_ticket
     }
 
     fn run_job(&self, job: Job) -> Ran {
@@ -342,7 +353,56 @@ pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> 
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::{never, unbounded};
+
     use super::*;
+    use crate::task::Task;
+
+    fn job() -> Job {
+        let delivery = Delivery {
+            task: Task::new(""),
+            redelivered: false,
+            queue: "q".into(),
+            thread: 1,
+            attempt: 1,
+            max_attempts: 5,
+            cancelled: never(),
+            killed: never(),
+        };
+        Job { tag: 1, delivery }
+    }
+
+    #[test]
+    fn a_task_without_a_ticket_stays_until_its_consumer_lets_go() {
+        let work = Work {
+            handler: Arc::new(|_: &Delivery| Ok(())),
+            tickets: Arc::new(Tickets::new(Some(1)).0),
+            tally: Arc::default(),
+            observer: Observer::default(),
+            cancellation: Arc::new(Cancellation::new(&never())),
+            health: Health::default(),
+        };
+        let crew = Crew::start(1, &work).expect("a thread");
+        let (jobs, queued) = unbounded();
+        let (results, ran) = unbounded();
+        let (shutter, shut) = closer();
+        let assignment = Assignment {
+            jobs: queued,
+            results,
+            enough: usize::MAX,
+            tell_enough: bounded(1).0,
+            shut,
+            pulse: Pulse::new(0),
+        };
+        crew.runners()[0].assignments.send(assignment).ok().expect("a runner");
+        (0..2).for_each(|_| jobs.send(job()).ok().expect("a runner"));
+        let next = |within| ran.recv_timeout(within).map(|ran| ran.result);
+        let soon = Duration::from_secs(20);
+        assert!(matches!(next(soon), Ok(JobResult::Done)));
+        assert!(next(Duration::from_millis(100)).is_err(), "it is not given back at once");
+        shutter.close();
+        assert!(matches!(next(soon), Ok(JobResult::NotStarted)));
+    }
 
     #[test]
     fn tickets_run_out_exactly_once() {
