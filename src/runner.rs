@@ -394,8 +394,8 @@ mod tests {
             shut,
             pulse: Pulse::new(0),
         };
-        crew.runners()[0].assignments.send(assignment).ok().expect("a runner");
-        (0..2).for_each(|_| jobs.send(job()).ok().expect("a runner"));
+        assert!(crew.runners()[0].assignments.send(assignment).is_ok());
+        assert!((0..2).all(|_| jobs.send(job()).is_ok()));
         let next = |within| ran.recv_timeout(within).map(|ran| ran.result);
         let soon = Duration::from_secs(20);
         assert!(matches!(next(soon), Ok(JobResult::Done)));
