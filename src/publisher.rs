@@ -229,13 +229,14 @@ impl<T> Publisher<T> {
         self.backlog.len() + self.link.as_ref().map_or(0, |link| link.confirms.len())
     }
 
-    /// Settles what can be settled without waiting.
+    /// Settles what can be settled without waiting: first what has been confirmed while nobody
+    /// asked, however long ago its time was up.
     pub(crate) fn collect(&mut self) {
-        self.give_up_expired();
         let Publisher { link, queue, settled, .. } = self;
         if let Some(Err(cause)) = link.as_mut().map(|link| link.collect(queue, settled)) {
             self.lose_link(Some(cause));
         }
+        self.give_up_expired();
     }
 
     /// Publishes what there is room for. Waits for what it takes to have the queues there.
@@ -437,16 +438,20 @@ impl<T> Publisher<T> {
             self.refusal = None;
         }
         if self.refusal.is_some() || is_closed(&self.aborting) {
-            let stopped = || "stopped before it was confirmed".to_string();
-            let reason = self.refusal.clone().unwrap_or_else(stopped);
-            self.give_up(&unconfirmed(reason), |_| true);
-            return;
+            return self.give_up_all();
         }
         let now = Instant::now();
         if self.oldest_deadline().is_some_and(|deadline| deadline <= now) {
             let reason = self.why_waiting();
             self.give_up(&unconfirmed(reason), |pending| pending.deadline <= now);
         }
+    }
+
+    /// Settles everything: what is in flight may arrive all the same.
+    pub(crate) fn give_up_all(&mut self) {
+        let stopped = || "stopped before it was confirmed".to_string();
+        let reason = self.refusal.clone().unwrap_or_else(stopped);
+        self.give_up(&unconfirmed(reason), |_| true);
     }
 
     fn why_waiting(&self) -> String {

@@ -349,6 +349,24 @@ fn row_46_a_confirm_that_never_comes_is_unconfirmed_after_the_timeout() {
     assert_eq!(fs::read(&failed).expect("--failed"), b"kept\n");
 }
 
+/// A program does something else meanwhile, or waits for whoever reads its output.
+#[test]
+fn what_was_confirmed_in_time_is_confirmed_however_late_anybody_asks() {
+    let queue = unique_queue("late");
+    let broker = shared_broker().url().parse().expect("a URL");
+    let limit = Duration::from_secs(2);
+    let mut producer = Producer::new(&broker, &Queue::new(&queue)).timeout(limit);
+    producer.connect().expect("connected");
+
+    let sent = Instant::now();
+    let receipts = producer.send(Task::new("x"));
+    poll("its time is up", SOON, || (sent.elapsed() > 2 * limit).then_some(()));
+    let receipts: Vec<_> = receipts.into_iter().chain(producer.flush()).collect();
+
+    assert_eq!(receipts.len(), 1);
+    assert_eq!(receipts[0].outcome, Outcome::Confirmed);
+}
+
 #[test]
 fn a_task_that_is_too_large_fails_alone_and_the_rest_is_sent() {
     let broker = ScriptedBroker::start(|session, number| {
