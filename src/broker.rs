@@ -126,7 +126,8 @@ impl Broker {
     }
 
     /// Sets how long any single answer of the broker is waited for before the connection is
-    /// given up. Default: 20 s.
+    /// given up. While the broker sends other things than heartbeats, which come first, this
+    /// begins anew. Default: 20 s.
     #[must_use]
     pub fn call_timeout(mut self, limit: Duration) -> Broker {
         self.limits.call = limit;

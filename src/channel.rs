@@ -145,7 +145,7 @@ impl Channel {
 
     /// Declares a queue. A refusal closes the channel.
     pub(crate) fn declare_as(&self, plan: &Plan) -> Result<(), Cause> {
-        self.call("declaring a queue", |inner| {
+        self.ask("declaring a queue", |inner| {
             inner.queue_declare(plan.name.as_str(), declare_options(plan)).map(drop)
         })
     }
@@ -154,12 +154,12 @@ impl Channel {
     /// cannot use or declare.
     pub(crate) fn declare_exclusive(&self, name: &str) -> Result<(), Cause> {
         let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        self.call("declaring a queue", |inner| inner.queue_declare(name, options).map(drop))
+        self.ask("declaring a queue", |inner| inner.queue_declare(name, options).map(drop))
     }
 
     /// Makes a queue that no other connection can use, and deletes it. A refusal closes the channel.
     pub(crate) fn make_and_delete(&self, plan: &Plan) -> Result<(), Cause> {
-        self.call("declaring a queue", |inner| {
+        self.ask("declaring a queue", |inner| {
             let options = QueueDeclareOptions { exclusive: true, ..declare_options(plan) };
             inner.queue_declare(plan.name.as_str(), options).map(drop)
         })?;
@@ -169,12 +169,12 @@ impl Channel {
     /// Deletes a queue with all that is in it.
     pub(crate) fn delete(&self, name: &str) -> Result<(), Cause> {
         let options = QueueDeleteOptions::default();
-        self.call("deleting a queue", |inner| inner.queue_delete(name, options).map(drop))
+        self.ask("deleting a queue", |inner| inner.queue_delete(name, options).map(drop))
     }
 
     /// What is in a queue. A queue that is not there closes the channel.
     pub(crate) fn count(&self, name: &str) -> Result<Count, Cause> {
-        self.call("looking at a queue", |inner| {
+        self.ask("looking at a queue", |inner| {
             let queue = inner.queue_declare_passive(name)?;
             let count = |it: Option<u32>| u64::from(it.unwrap_or(0));
             Ok(Count {
@@ -186,7 +186,7 @@ impl Channel {
 
     /// Takes the first message of a queue, where there is one.
     pub(crate) fn get(&self, name: &str) -> Result<Option<(Unsettled, Received)>, Cause> {
-        let got = self.call("getting a message", |inner| inner.basic_get(name, false))?;
+        let got = self.ask("getting a message", |inner| inner.basic_get(name, false))?;
         Ok(got.map(|got| take_apart(got.delivery)))
     }
 
@@ -199,7 +199,7 @@ impl Channel {
 
     /// Removes what is ready in a queue; says how much that was.
     pub(crate) fn purge(&self, name: &str) -> Result<u64, Cause> {
-        self.call("purging a queue", |inner| inner.queue_purge(name)).map(u64::from)
+        self.ask("purging a queue", |inner| inner.queue_purge(name)).map(u64::from)
     }
 
     /// Starts a subscription with at most `prefetch` unsettled deliveries; 0 is no limit.
@@ -209,11 +209,10 @@ impl Channel {
         prefetch: u16,
         acks: Acks,
     ) -> Result<Subscription<'_>, Cause> {
-        self.call("setting the prefetch", |inner| inner.qos(0, prefetch, false))?;
+        self.ask("setting the prefetch", |inner| inner.qos(0, prefetch, false))?;
         let no_ack = acks == Acks::Automatic;
         let options = ConsumerOptions { no_ack, ..ConsumerOptions::default() };
-        let inner =
-            self.call("starting to consume", |inner| inner.basic_consume(queue, options))?;
+        let inner = self.ask("starting to consume", |inner| inner.basic_consume(queue, options))?;
         Ok(Subscription { inner, channel: self })
     }
 
@@ -222,11 +221,11 @@ impl Channel {
     /// refuses the priority; either takes the channel with it.
     pub(crate) fn try_consume(&self, queue: &str) -> Result<(), Cause> {
         // One task at most, should a broker overlook the priority.
-        self.call("setting the prefetch", |inner| inner.qos(0, 1, false))?;
+        self.ask("setting the prefetch", |inner| inner.qos(0, 1, false))?;
         let mut arguments = FieldTable::new();
         arguments.insert(PRIORITY.into(), AmqpValue::LongString("none".into()));
         let options = ConsumerOptions { arguments, ..ConsumerOptions::default() };
-        match self.call("asking for a consumer", |inner| inner.basic_consume(queue, options)) {
+        match self.ask("asking for a consumer", |inner| inner.basic_consume(queue, options)) {
             Ok(inner) => {
                 let Left { arrived, .. } = Subscription { inner, channel: self }.leave();
                 arrived.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
@@ -243,9 +242,9 @@ impl Channel {
     /// Puts the channel in confirm mode. To be called before the first publish: the listeners
     /// travel in the same queue as the publishes (amiquip 0.4.2 io_loop_handle.rs:64).
     pub(crate) fn confirm_publishes(&self) -> Result<PublishEnds, Cause> {
-        let confirms = self.call("listening", |inner| inner.listen_for_publisher_confirms())?;
-        let returns = self.call("listening", |inner| inner.listen_for_returns())?;
-        self.call("asking for confirms", |inner| inner.enable_publisher_confirms())?;
+        let confirms = self.ask("listening", |inner| inner.listen_for_publisher_confirms())?;
+        let returns = self.ask("listening", |inner| inner.listen_for_returns())?;
+        self.ask("asking for confirms", |inner| inner.enable_publisher_confirms())?;
         Ok(PublishEnds { confirms, returns })
     }
 
@@ -259,14 +258,14 @@ impl Channel {
             immediate: false,
             properties: task.properties().clone(),
         };
-        self.call_within(limit, "publishing", |inner| inner.basic_publish("", publish))
+        self.tell_within(limit, "publishing", |inner| inner.basic_publish("", publish))
     }
 
     /// The only place that acks, nacks or rejects.
     pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), Cause> {
         self.settled.set(true);
         let shell = unsettled.shell;
-        self.call("settling a delivery", |inner| match how {
+        self.tell_within(self.limit, "settling a delivery", |inner| match how {
             Settlement::Ack => shell.ack(inner),
             Settlement::GiveBack => shell.nack(inner, true),
             Settlement::Requeue => shell.reject(inner, true),
@@ -287,7 +286,7 @@ impl Channel {
     /// everything settled or published on it has reached the broker.
     pub(crate) fn close(mut self) -> Result<(), Cause> {
         let Some(inner) = self.inner.take() else { return Ok(()) };
-        let closed = self.leash.within(LEAVING, "closing the channel", || inner.close());
+        let closed = self.leash.answered_within(LEAVING, "closing the channel", || inner.close());
         closed.map_err(|error| self.cause(error))
     }
 
@@ -299,24 +298,30 @@ impl Channel {
         closed.err().map(|error| self.cause(error)).filter(|cause| cause.spares_the_connection())
     }
 
-    fn call<'a, T>(
+    /// Asks the broker for something, and waits for its answer.
+    fn ask<'a, T>(
         &'a self,
         doing: &'static str,
-        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+        ask: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Cause> {
-        self.call_within(self.limit, doing, call)
+        let inner = self.inner()?;
+        let answered = self.leash.answered_within(self.limit, doing, || ask(inner));
+        answered.map_err(|error| self.cause(error))
     }
 
-    fn call_within<'a, T>(
+    /// Tells the broker something.
+    fn tell_within<'a, T>(
         &'a self,
         limit: Duration,
         doing: &'static str,
-        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+        tell: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Cause> {
-        let Some(inner) = &self.inner else {
-            return Err(Cause::Lost("the channel is closed".into()));
-        };
-        self.leash.within(limit, doing, || call(inner)).map_err(|error| self.cause(error))
+        let inner = self.inner()?;
+        self.leash.within(limit, doing, || tell(inner)).map_err(|error| self.cause(error))
+    }
+
+    fn inner(&self) -> Result<&amiquip::Channel, Cause> {
+        self.inner.as_ref().ok_or_else(|| Cause::Lost("the channel is closed".into()))
     }
 
     fn cause(&self, error: amiquip::Error) -> Cause {
@@ -345,7 +350,7 @@ impl Subscription<'_> {
     /// io_loop/connection_state.rs:285).
     pub(crate) fn leave(self) -> Left {
         let mut left = Left { arrived: Vec::new(), ended: None };
-        self.channel.leash.within(LEAVING, "cancelling the consumer", || {
+        self.channel.leash.answered_within(LEAVING, "cancelling the consumer", || {
             let _ = self.inner.cancel();
             for message in self.inner.receiver() {
                 match read_message(message) {

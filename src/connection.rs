@@ -92,6 +92,7 @@ impl Connection {
         let (mut inner, pulse, heard) = handshake.run(socket, watchdog.leash())?;
         let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
         pulse.start();
+        watchdog.leash().heed(&pulse);
         debug!("connected to {address}");
         let address = address.to_string();
         Ok(Connection { inner: Some(inner), notices, watchdog, pulse, heard, address, limits })
@@ -104,7 +105,7 @@ impl Connection {
             return Err(Cause::Lost("the connection is closed".into()));
         };
         let limit = self.limits.call;
-        let opened = leash.within(limit, "opening a channel", || inner.open_channel(None));
+        let opened = leash.answered_within(limit, "opening a channel", || inner.open_channel(None));
         Ok(Channel::new(opened.map_err(Cause::from)?, leash, limit))
     }
 

@@ -13,7 +13,7 @@ use crate::broker::Broker;
 use crate::consumer::InHand;
 use crate::error::Error;
 use crate::inspect::Inspector;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, are_more_than_heartbeats};
 use crate::queue::Queue;
 use crate::retry::RetryPolicy;
 use crate::shutdown::{Closer, Signal, closer, is_closed};
@@ -44,9 +44,6 @@ struct Looks<'a> {
 
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// More bytes than the broker's heartbeats have between two looks.
-const HEARTBEATS: u64 = 64;
 
 impl Drain {
     pub(crate) fn start(
@@ -88,7 +85,7 @@ fn until_empty(mut looks: Looks<'_>, seen: Seen, over: &Signal) -> Option<u64> {
         }
         let all = pulse.bytes();
         let came = all - mem::replace(&mut bytes, all);
-        let settled = in_hand.all_settled().filter(|_| came <= HEARTBEATS);
+        let settled = in_hand.all_settled().filter(|_| !are_more_than_heartbeats(came, LOOK_EVERY));
         let empty = settled.is_some() && looks.is_empty(over);
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {

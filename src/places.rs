@@ -11,6 +11,7 @@ use crate::cause::{Cause, INTERNAL_ERROR};
 use crate::channel::{Channel, Count};
 use crate::connection::Connection;
 use crate::delays::{Entry, Listed, entry_for, read_list, say_once_that_it_is_unusable, unlock};
+use crate::pulse::are_more_than_heartbeats;
 use crate::queue::{Declaration, Plan, Queue, Target};
 use crate::settling::settle;
 
@@ -55,12 +56,6 @@ pub(crate) enum Unready {
 /// How often a place in use is declared and renewed again: far below the week by which a delay
 /// queue outlives its delay.
 const RENEWED_EVERY: Duration = Duration::from_secs(3600);
-
-/// How many bytes a broker's heartbeats have at most while a call waits; a message has more, and a
-/// broker that is gone sends none. A delay queue that no node leads gives neither a message nor
-/// word that there is none: so may one be for good whose broker was killed just after it was made
-/// (measured on RabbitMQ 3.10.8).
-const HEARTBEATS: u64 = 200;
 
 impl From<Cause> for Unready {
     fn from(cause: Cause) -> Unready {
@@ -313,6 +308,10 @@ impl Places {
     /// Puts off the expiry of a delay queue. To declare a quorum queue again does not do that,
     /// unlike with a classic one (measured on RabbitMQ 3.10.8); to take a message from it does,
     /// also when there is none. What was taken goes back to its place and keeps its time.
+    ///
+    /// A delay queue that no node leads gives neither a message nor word that there is none, while
+    /// heartbeats go on: so may one be for good whose broker was killed just after it was made
+    /// (measured on RabbitMQ 3.10.8).
     fn renew(
         &mut self,
         connection: &mut Connection,
@@ -329,8 +328,9 @@ impl Places {
             let came = pulse.bytes() - before;
             // Without a heartbeat to be expected meanwhile, the queue and the broker look the same.
             let beats = pulse.limit().is_some_and(|limit| limit <= call_limit);
-            let least = u64::from(beats);
-            let is_silent = leash.cause().is_some() && (least..=HEARTBEATS).contains(&came);
+            let is_alive = came > 0 || !beats;
+            let is_silent =
+                leash.cause().is_some() && is_alive && !are_more_than_heartbeats(came, call_limit);
             // What the broker says where the queue's process is not there.
             let is_broken = matches!(cause, Cause::ConnectionClosed { code: INTERNAL_ERROR, .. });
             if is_silent || is_broken { Unready::Silent(delay, cause) } else { cause.into() }

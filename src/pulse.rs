@@ -19,6 +19,12 @@ pub(crate) struct Pulse {
     bytes: Arc<AtomicU64>,
 }
 
+/// Whether so many bytes in so long a time are more than heartbeats, which have 8 bytes each and
+/// come twice a second at the most.
+pub(crate) fn are_more_than_heartbeats(bytes: u64, time: Duration) -> bool {
+    bytes > 64 + 32 * time.as_secs()
+}
+
 impl Pulse {
     /// Of a connection on which we ask for a heartbeat after so many seconds, or for none with 0.
     pub(crate) fn new(heartbeat: u16) -> Pulse {

@@ -1,9 +1,11 @@
 //! Owns the limit on every wait inside the client library: amiquip bounds none of its calls, so
 //! a thread of ours shuts the socket under a call that takes too long, which makes it return.
+//! A call that waits for an answer has not taken too long while the broker sends something: that
+//! comes first, and on a slow line may be many large bodies.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::{Shutdown as SocketShutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use crossbeam_channel::select_biased;
 
 use crate::cause::Cause;
 use crate::deadline::deadline_after;
+use crate::pulse::{Pulse, are_more_than_heartbeats};
 use crate::shutdown::{Signal, closer};
 
 /// Watches over the calls on one socket; ends with its connection.
@@ -31,12 +34,14 @@ struct Shared {
     socket: TcpStream,
     state: Mutex<State>,
     changed: Condvar,
+    /// What the broker sends, from when that is counted.
+    pulse: OnceLock<Pulse>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The calls under way by deadline, with a number that tells equal deadlines apart.
-    calls: BTreeMap<(Instant, u64), Call>,
+    /// The calls under way, by number.
+    calls: HashMap<u64, Call>,
     next_number: u64,
     /// When the thread looks up next by itself; it need not be woken for a later deadline.
     looks_up_at: Option<Instant>,
@@ -49,13 +54,17 @@ struct State {
 struct Call {
     doing: &'static str,
     limit: Duration,
+    deadline: Instant,
+    /// How much the broker had sent a limit before that, where what it sends counts.
+    sent_before: Option<u64>,
 }
 
 impl Watchdog {
     /// Starts watching; `socket` is a clone of the connection's own.
     pub(crate) fn start(socket: TcpStream) -> std::io::Result<Watchdog> {
         let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { socket, state, changed: Condvar::new() });
+        let (changed, pulse) = (Condvar::new(), OnceLock::new());
+        let shared = Arc::new(Shared { socket, state, changed, pulse });
         let watched = Arc::clone(&shared);
         let thread =
             thread::Builder::new().name("rw-watchdog".into()).spawn(move || watched.watch())?;
@@ -78,6 +87,11 @@ impl Drop for Watchdog {
 }
 
 impl Leash {
+    /// Where to hear what the broker sends.
+    pub(crate) fn heed(&self, pulse: &Pulse) {
+        let _ = self.shared.pulse.set(pulse.clone());
+    }
+
     /// Runs `call`; when it has not returned after `limit`, shuts the socket under it.
     pub(crate) fn within<T>(
         &self,
@@ -85,9 +99,25 @@ impl Leash {
         doing: &'static str,
         call: impl FnOnce() -> T,
     ) -> T {
-        let key = self.shared.add(Call { doing, limit });
+        self.run(Call { doing, limit, deadline: deadline_after(limit), sent_before: None }, call)
+    }
+
+    /// Runs `call`, which waits for the broker's answer; when that has not come, nor anything but
+    /// heartbeats for as long as `limit`, shuts the socket under it.
+    pub(crate) fn answered_within<T>(
+        &self,
+        limit: Duration,
+        doing: &'static str,
+        call: impl FnOnce() -> T,
+    ) -> T {
+        let sent_before = Some(self.shared.sent());
+        self.run(Call { doing, limit, deadline: deadline_after(limit), sent_before }, call)
+    }
+
+    fn run<T>(&self, watched: Call, call: impl FnOnce() -> T) -> T {
+        let number = self.shared.add(watched);
         let result = call();
-        self.shared.lock().calls.remove(&key);
+        self.shared.lock().calls.remove(&number);
         result
     }
 
@@ -133,41 +163,55 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, call: Call) -> (Instant, u64) {
+    fn sent(&self) -> u64 {
+        self.pulse.get().map_or(0, Pulse::bytes)
+    }
+
+    fn add(&self, call: Call) -> u64 {
         let mut state = self.lock();
-        let key = (deadline_after(call.limit), state.next_number);
+        let number = state.next_number;
         state.next_number += 1;
-        state.calls.insert(key, call);
-        if state.looks_up_at.is_none_or(|at| key.0 < at) {
+        state.calls.insert(number, call);
+        if state.looks_up_at.is_none_or(|at| call.deadline < at) {
             self.changed.notify_one();
         }
-        key
+        number
     }
 
     fn watch(&self) {
         let mut state = self.lock();
         while !state.done {
-            let first = state.calls.first_key_value().map(|(key, call)| (key.0, *call));
             let now = Instant::now();
-            match first {
-                Some((deadline, call)) if deadline <= now => {
-                    state.calls.pop_first();
-                    let Call { doing, limit } = call;
-                    state.cause.get_or_insert(Cause::TimedOut { doing, limit });
-                    let _ = self.socket.shutdown(SocketShutdown::Both);
+            self.look(&mut state, now);
+            state.looks_up_at = state.calls.values().map(|call| call.deadline).min();
+            state = match state.looks_up_at {
+                Some(at) => {
+                    let waited = self.changed.wait_timeout(state, at - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                Some((deadline, _)) => {
-                    state.looks_up_at = Some(deadline);
-                    let waited = self.changed.wait_timeout(state, deadline - now);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                None => {
-                    state.looks_up_at = None;
-                    let waited = self.changed.wait(state);
-                    state = waited.unwrap_or_else(PoisonError::into_inner);
-                }
-            }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
+    }
+
+    /// Shuts the socket under the calls whose time is up, or gives them more.
+    fn look(&self, state: &mut State, now: Instant) {
+        let sent = self.sent();
+        let State { calls, cause, .. } = state;
+        calls.retain(|_, call| {
+            let Call { doing, limit, deadline, sent_before } = *call;
+            if deadline > now {
+                return true;
+            }
+            let came = sent_before.map_or(0, |before| sent - before);
+            if are_more_than_heartbeats(came, limit) {
+                (call.deadline, call.sent_before) = (deadline_after(limit), Some(sent));
+                return true;
+            }
+            cause.get_or_insert(Cause::TimedOut { doing, limit });
+            let _ = self.socket.shutdown(SocketShutdown::Both);
+            false
+        });
     }
 }
 
@@ -196,6 +240,26 @@ mod tests {
         let read = watchdog.leash().within(limit, "reading", || client.read(&mut [0; 1]));
         assert_eq!(read.expect("the end of the stream"), 0);
         assert_eq!(watchdog.leash().cause(), Some(Cause::TimedOut { doing: "reading", limit }));
+    }
+
+    #[test]
+    fn a_call_that_waits_for_an_answer_has_more_time_while_the_broker_sends_something() {
+        let (mut client, _peer) = pair();
+        let watchdog = watched(&client);
+        let pulse = Pulse::new(0);
+        watchdog.leash().heed(&pulse);
+        let limit = Duration::from_millis(100);
+        let (begun, sends_for) = (Instant::now(), 5 * limit);
+        let sends = thread::spawn(move || {
+            while begun.elapsed() < sends_for {
+                pulse.beat(1000).expect("it counts no silence");
+                thread::yield_now();
+            }
+        });
+        let read = || client.read(&mut [0; 1]);
+        watchdog.leash().answered_within(limit, "reading", read).expect("the end of the stream");
+        assert!(begun.elapsed() > sends_for, "{:?}", begun.elapsed());
+        sends.join().expect("no panic");
     }
 
     #[test]
