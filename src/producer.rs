@@ -93,7 +93,7 @@ impl Producer {
         Producer { publisher, queue: queue.clone(), receipts: Vec::new() }
     }
 
-    /// Sets how many tasks may be in flight; their bodies may also have 8 MiB together.
+    /// Sets how many tasks may be in flight; they may also have 8 MiB together.
     /// Default: 1000 tasks.
     #[must_use]
     pub fn window(mut self, tasks: usize) -> Producer {

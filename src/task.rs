@@ -67,6 +67,8 @@ pub(crate) const USUAL_FRAME: usize = 128 * 1024;
 /// What is in the frame of the properties beside them: its type, channel, length and end, the
 /// class, the length of the body, and the flags.
 const FRAME_OVERHEAD: usize = 22;
+/// What is around a task on the wire, at most: its frames, and a queue with the longest name.
+const AROUND: usize = 400;
 
 impl Task {
     /// A persistent task with this body.
@@ -291,6 +293,10 @@ impl Task {
     /// Whether its properties fit a frame of this size, without which they cannot be sent.
     pub(crate) fn fits_a_frame(&self, largest: usize) -> bool {
         self.size_of_properties() + FRAME_OVERHEAD <= largest
+    }
+
+    pub(crate) fn size_on_the_wire(&self) -> usize {
+        self.body().len() + self.size_of_properties() + AROUND
     }
 
     fn size_of_properties(&self) -> usize {
