@@ -3,8 +3,8 @@
 //! soon as the broker is back.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -109,6 +109,8 @@ impl Work {
 /// The end of all patience with what still runs, once for a whole run of a worker.
 pub(crate) struct Cancellation {
     cancel: Closer,
+    /// When that was.
+    at: OnceLock<Instant>,
     pub(crate) cancelled: Signal,
     pub(crate) killed: Signal,
 }
@@ -122,11 +124,14 @@ struct Running {
 impl Cancellation {
     pub(crate) fn new(killed: &Signal) -> Cancellation {
         let (cancel, cancelled) = closer();
-        Cancellation { cancel, cancelled, killed: killed.clone() }
+        Cancellation { cancel, at: OnceLock::new(), cancelled, killed: killed.clone() }
     }
 
-    pub(crate) fn cancel(&self) {
+    /// Returns when it was first called.
+    pub(crate) fn cancel(&self) -> Instant {
+        let at = *self.at.get_or_init(Instant::now);
         self.cancel.close();
+        at
     }
 }
 
@@ -187,8 +192,9 @@ impl Crew {
             recv(crossbeam_channel::at(deadline)) -> _ => false,
         };
         let ended = in_time || {
-            work.cancellation.cancel();
-            matches!(ended.recv_timeout(work.wind_down()), Err(RecvTimeoutError::Disconnected))
+            // The session may have waited for that already.
+            let left = work.wind_down().saturating_sub(work.cancellation.cancel().elapsed());
+            matches!(ended.recv_timeout(left), Err(RecvTimeoutError::Disconnected))
         };
         if !ended {
             return busy.load(Ordering::SeqCst);
@@ -356,7 +362,35 @@ mod tests {
     use crossbeam_channel::{never, unbounded};
 
     use super::*;
+    use crate::shutdown::shutdown;
     use crate::task::Task;
+
+    /// Waits in each task, and gives them a minute to end.
+    struct Stuck(Receiver<()>);
+
+    impl Handler for Stuck {
+        fn handle(&self, _: &Delivery) -> Result<(), Failure> {
+            let _ = self.0.recv();
+            Ok(())
+        }
+
+        fn wind_down(&self) -> Duration {
+            Duration::from_secs(60)
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn work(handler: impl Handler + 'static, tickets: Option<u64>) -> Work {
+        Work {
+            handler: Arc::new(handler),
+            tickets: Arc::new(Tickets::new(tickets).0),
+            tally: Arc::default(),
+            observer: Observer::default(),
+            cancellation: Arc::new(Cancellation::new(&never())),
+            health: Health::default(),
+        }
+    }
 
     fn job() -> Job {
         let delivery = Delivery {
@@ -372,18 +406,10 @@ mod tests {
         Job { tag: 1, delivery }
     }
 
-    #[test]
-    fn a_task_without_a_ticket_stays_until_its_consumer_lets_go() {
-        let work = Work {
-            handler: Arc::new(|_: &Delivery| Ok(())),
-            tickets: Arc::new(Tickets::new(Some(1)).0),
-            tally: Arc::default(),
-            observer: Observer::default(),
-            cancellation: Arc::new(Cancellation::new(&never())),
-            health: Health::default(),
-        };
-        let crew = Crew::start(1, &work).expect("a thread");
+    /// Has the only runner do so many jobs.
+    fn assign(crew: &Crew, count: usize) -> (Closer, Receiver<Ran>) {
         let (jobs, queued) = unbounded();
+        assert!((0..count).all(|_| jobs.send(job()).is_ok()));
         let (results, ran) = unbounded();
         let (shutter, shut) = closer();
         let assignment = Assignment {
@@ -395,13 +421,39 @@ mod tests {
             pulse: Pulse::new(0),
         };
         assert!(crew.runners()[0].assignments.send(assignment).is_ok());
-        assert!((0..2).all(|_| jobs.send(job()).is_ok()));
+        (shutter, ran)
+    }
+
+    #[test]
+    fn a_task_without_a_ticket_stays_until_its_consumer_lets_go() {
+        let crew = Crew::start(1, &work(|_: &Delivery| Ok(()), Some(1))).expect("a thread");
+        let (shutter, ran) = assign(&crew, 2);
         let next = |within| ran.recv_timeout(within).map(|ran| ran.result);
-        let soon = Duration::from_secs(20);
-        assert!(matches!(next(soon), Ok(JobResult::Done)));
+        assert!(matches!(next(SOON), Ok(JobResult::Done)));
         assert!(next(Duration::from_millis(100)).is_err(), "it is not given back at once");
         shutter.close();
-        assert!(matches!(next(soon), Ok(JobResult::NotStarted)));
+        assert!(matches!(next(SOON), Ok(JobResult::NotStarted)));
+    }
+
+    #[test]
+    fn what_was_cancelled_has_its_time_once() {
+        let (_go_on, stuck) = bounded(0);
+        let work = work(Stuck(stuck), None);
+        let crew = Crew::start(1, &work).expect("a thread");
+        let (_shutter, _ran) = assign(&crew, 1);
+        let begun = Instant::now();
+        while crew.busy.load(Ordering::SeqCst) == 0 {
+            assert!(begun.elapsed() < SOON, "the task does not begin");
+            thread::yield_now();
+        }
+        let a_minute_ago = begun.checked_sub(work.wind_down()).expect("up for longer");
+        work.cancellation.at.set(a_minute_ago).expect("the first time");
+
+        let (_trigger, shutdown) = shutdown();
+        let left_behind = crew.end(&work, Patience::Until(begun), &shutdown);
+
+        assert_eq!(left_behind, 1);
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     }
 
     #[test]
