@@ -152,12 +152,13 @@ impl Letters {
         if selection.id.is_some() {
             self.refuse_harmful_look()?;
         }
+        // Where the letters are deleted in the middle, those before are replayed all the same.
+        let mut replay = Replay::default();
         self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
-            let mut replay = Replay::default();
             let mut next = channel.get(&dead)?;
             if next.is_none() && channel.count(&dead)?.ready == 0 {
-                return Ok(Ok(replay));
+                return Ok(Ok(()));
             }
             let mut publisher = Publisher::new(&self.broker, &self.queue, LIMITS);
             if let Err(error) = publisher.connect() {
@@ -183,9 +184,9 @@ impl Letters {
             }
             give_back(channel, passed)?;
             publisher.close();
-            Ok(Ok(replay))
-        })
-        .map(Option::unwrap_or_default)
+            Ok(Ok(()))
+        })?;
+        Ok(replay)
     }
 
     /// Throws all letters away; says how many.
