@@ -36,10 +36,11 @@ use streams::{is_read_only, is_unwritable, refuse_where_a_stream_goes};
 /// failed too often; queuectl shows and replays what is there.
 ///
 /// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
-/// asked for, but this run made a dead letter, lost its session before the last of them was acked,
-/// or could not start one of the last; or standard output could not be written; 2 usage,
-/// configuration, or a command that cannot be found or executed; 3 the grace ended with tasks
-/// still running; 69 broker unreachable, with --no-reconnect; 130 stopped by a second signal.
+/// asked for, but this run made a dead letter or may have (the broker had not confirmed it when its
+/// session was lost), lost its session before the last of them was acked, or could not start one of
+/// the last; or standard output could not be written; 2 usage, configuration, or a command that
+/// cannot be found or executed; 3 the grace ended with tasks still running; 69 broker unreachable,
+/// with --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, after_help = COMMAND_HELP)]
 pub(crate) struct Options {
@@ -146,7 +147,8 @@ fn run(options: &Options) -> Result<Exit, Error> {
     if command.is_some() {
         hear_of_ended_commands()?;
     }
-    if options.health_file.is_some() && options.health_file == options.events {
+    let health_file = options.health_file.as_deref().and_then(location);
+    if health_file.is_some() && health_file == options.events.as_deref().and_then(location) {
         return Err(Error::setting("--health-file", "it is the file of --events, too"));
     }
     let wind_down = command.as_ref().map_or(Duration::ZERO, Command::wind_down);
@@ -176,6 +178,13 @@ fn run(options: &Options) -> Result<Exit, Error> {
         }
     }
     ended.map(|summary| exit_for(&summary, options.max_tasks, output.error()))
+}
+
+/// Where a file is or would be, however its path is spelt.
+fn location(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+    Some(folder.join(path.file_name()?))
 }
 
 /// Whether there is something to tell: not of a usage error before the first task.
@@ -430,12 +439,15 @@ fn touch(path: &Path) -> io::Result<()> {
 }
 
 fn in_words(summary: &Summary) -> String {
-    let Summary { done, retried, dead, failed, lost, returned, orphaned, running, elapsed, .. } =
-        summary;
+    let Summary { done, retried, dead, failed, returned, orphaned, running, elapsed, .. } = summary;
     let returned = returned + failed;
-    let lost = if *lost > 0 { format!(" {lost} lost,") } else { String::new() };
+    let if_any = |count: u64, what: &str| match count {
+        0 => String::new(),
+        _ => format!(" {count} {what},"),
+    };
+    let (doubtful, lost) = (if_any(summary.doubtful, "maybe dead"), if_any(summary.lost, "lost"));
     format!(
-        "{done} tasks done, {retried} retried, {dead} dead,{lost} {returned} given back, \
+        "{done} tasks done, {retried} retried, {dead} dead,{doubtful}{lost} {returned} given back, \
          {orphaned} may run twice, {running} still running, in {:.1} s",
         elapsed.as_secs_f64()
     )
@@ -452,7 +464,7 @@ fn as_json(summary: &Summary) -> serde_json::Value {
 }
 
 fn exit_for(summary: &Summary, asked: Option<u64>, unwritable: Option<&io::Error>) -> Exit {
-    let Summary { done, retried, dead, failed, lost, .. } = summary;
+    let Summary { done, retried, dead, doubtful, failed, lost, .. } = summary;
     let ran = done + retried + dead + failed + lost;
     if let Some(error) = unwritable {
         error!("standard output cannot be written: {error}");
@@ -462,7 +474,7 @@ fn exit_for(summary: &Summary, asked: Option<u64>, unwritable: Option<&io::Error
         Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
         Ended::Unfit => Exit::Usage,
         _ if unwritable.is_some() => Exit::Failed,
-        Ended::Drained | Ended::MaxTasks if dead + lost > 0 => Exit::Failed,
+        Ended::Drained | Ended::MaxTasks if dead + doubtful + lost > 0 => Exit::Failed,
         // What could not be started, or may run twice, is not known to have run.
         Ended::MaxTasks if asked.is_some_and(|asked| ran < asked) => Exit::Failed,
         _ => Exit::Success,

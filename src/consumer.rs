@@ -415,7 +415,9 @@ impl<'p> Hands<'p> {
 
     /// Decides what becomes of a delivery that the runner is through with.
     fn settle(&mut self, ran: Ran) -> Result<(), Cause> {
-        if is_closed(&self.post.cancellation.cancelled) {
+        // With automatic acks there is nothing to give back.
+        let manual = self.post.acks == Acks::Manual;
+        if manual && is_closed(&self.post.cancellation.cancelled) {
             return self.give_back(&ran.job).inspect_err(|_| self.orphaned(&ran));
         }
         match ran.result {
@@ -516,6 +518,8 @@ impl<'p> Hands<'p> {
             self.failures = 0;
             if target == Target::Dead {
                 event.kind = EventKind::Dead;
+            } else {
+                self.post.tally.retried();
             }
         } else {
             let pause = self.pause(tag, Settlement::Requeue);
@@ -657,6 +661,9 @@ impl<'p> Hands<'p> {
         }
         // They are counted already.
         self.requeue_pausing()?;
+        if self.post.acks == Acks::Automatic {
+            self.note_dropped(self.unsettled.len());
+        }
         for (tag, held) in mem::take(&mut self.unsettled) {
             let Some(unsettled) = held.duty else { continue };
             self.channel.settle(unsettled, Settlement::GiveBack)?;
@@ -674,13 +681,14 @@ impl<'p> Hands<'p> {
         if self.post.acks == Acks::Automatic {
             self.note_dropped(self.queued.try_iter().count());
         }
-        for ran in self.ran.try_iter() {
-            self.orphaned(&ran);
-        }
         for (_, mut event) in mem::take(&mut self.leaving) {
             self.post.tally.orphaned();
             event.kind = EventKind::Orphaned;
             self.post.observer.tell(|| event);
+        }
+        // Last: what ends while the observer is told is among them.
+        for ran in self.ran.try_iter() {
+            self.orphaned(&ran);
         }
         End::Lost(cause)
     }

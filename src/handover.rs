@@ -97,7 +97,7 @@ impl Handover {
             .spawn(move || {
                 let alive: Sender<Infallible> = alive;
                 desk.run(&inbox);
-                desk.publisher.close();
+                desk.end();
                 drop(alive);
             })
             .map_err(|source| Error::NoThread { source })?;
@@ -138,6 +138,13 @@ impl Desk {
         }
     }
 
+    /// Nobody waits for what is still on its way.
+    fn end(mut self) {
+        self.publisher.give_up_all();
+        self.reply();
+        self.publisher.close();
+    }
+
     /// What has come can go: only what we have added may be too much.
     fn accept(&mut self, order: Order) {
         let Order { task, receipt } = order;
@@ -158,12 +165,11 @@ impl Desk {
     fn reply(&mut self) {
         for settled in self.publisher.take_settled() {
             let (Slip { tag, target, replies }, outcome) = (settled.ticket, settled.outcome);
-            if outcome == Outcome::Confirmed {
-                // Also without anybody to ack it: what is there counts.
-                match target {
-                    Target::Dead => self.tally.dead(),
-                    Target::Work | Target::Delay(_) => self.tally.retried(),
-                }
+            // Also without anybody to ack for it: a letter that is there is there.
+            match (target, &outcome) {
+                (Target::Dead, Outcome::Confirmed) => self.tally.dead(),
+                (Target::Dead, Outcome::Unconfirmed { .. }) => self.tally.doubtful(),
+                _ => {}
             }
             // A consumer that is gone has left the delivery to the broker.
             let _ = replies.send(Reply { tag, target, outcome });

@@ -91,7 +91,7 @@ struct Link<T> {
     places: Places,
     /// When to look again at what waits for a new queue to settle.
     settles_at: Option<Instant>,
-    /// The bytes of the bodies in flight.
+    /// The bytes in flight.
     in_flight: usize,
     /// How many returns of tasks that were given up, and why, whose confirms have not come yet.
     returned: HashMap<Address, (usize, String)>,
@@ -134,8 +134,8 @@ struct Pending<T> {
     ticket: T,
 }
 
-/// The most bytes of bodies in flight, unless it is a single one: below the mark of 16 MiB at
-/// which the client library stops reading our channel (amiquip 0.4.2 connection.rs:96).
+/// The most bytes in flight, unless it is a single task: below the mark of 16 MiB at which the
+/// client library stops reading our channel (amiquip 0.4.2 connection.rs:96).
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 /// A body up to this size is passed to the client library's thread without waiting for the broker,
@@ -472,7 +472,7 @@ impl<T> Publisher<T> {
         if let Some(link) = &mut self.link {
             let address = |pending: &Pending<T>| pending.address(&self.queue);
             for pending in link.confirms.give_up(&which, address) {
-                link.in_flight -= pending.task.body().len();
+                link.in_flight -= pending.task.size_on_the_wire();
                 // Should its queue give no answer any more, the next to need it finds out.
                 link.places.forget(pending.target);
                 self.settled.push(pending.settled(outcome.clone()));
@@ -655,7 +655,7 @@ impl<T> Link<T> {
             publish()
         };
         // Also when it failed: part of it may be on its way.
-        self.in_flight += pending.task.body().len();
+        self.in_flight += pending.task.size_on_the_wire();
         if self.confirms.is_empty() {
             self.impatient_at = Some(Instant::now() + PATIENCE);
         }
@@ -665,7 +665,7 @@ impl<T> Link<T> {
 
     fn has_room(&self, next: Option<&Pending<T>>, window: usize) -> bool {
         let Some(next) = next else { return false };
-        let fits = self.in_flight + next.task.body().len() <= WINDOW_BYTES;
+        let fits = self.in_flight + next.task.size_on_the_wire() <= WINDOW_BYTES;
         // Behind a publish, a broker in alarm reads nothing more: a question would wait in vain,
         // and the connection be given up, before the broker's notice is seen.
         let need_not_ask = self.places.known(next.target).is_some();
@@ -699,7 +699,7 @@ impl<T> Link<T> {
         let (confirmed, unawaited) = self.confirms.settle(reach);
         self.has_confirmed |= !confirmed.is_empty();
         for mut pending in confirmed {
-            self.in_flight -= pending.task.body().len();
+            self.in_flight -= pending.task.size_on_the_wire();
             let returned = pending.returned.take();
             let outcome = match returned.or_else(|| self.late_return_of(&pending, queue)) {
                 Some(reason) => {

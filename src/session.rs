@@ -321,6 +321,10 @@ impl<'a> Watch<'a> {
             let drained = drain.as_ref().map_or_else(never, |drain| drain.drained.clone());
             self.until_all_ended(&ended, standing, drained);
         });
+        if self.has_lost() {
+            // Nobody is left to ack what it still hands over.
+            self.leave.0.close();
+        }
         handover.end(LEAVING);
     }
 

@@ -11,8 +11,12 @@ pub struct Summary {
     pub done: u64,
     /// Failures of tasks that were handed over to be tried again.
     pub retried: u64,
-    /// Tasks that were handed over to the dead letters.
+    /// Dead letters that this run made. One whose task could not be acked any more counts, too;
+    /// that task goes back to the queue.
     pub dead: u64,
+    /// Dead letters that may be there: the broker had not confirmed them when their time was up
+    /// or their session was lost. Their tasks go back to the queue.
+    pub doubtful: u64,
     /// Failures of tasks that could not be handed over and went back to the queue, uncounted.
     pub failed: u64,
     /// With automatic acks, tasks that failed: nobody has them any more.
@@ -57,6 +61,7 @@ pub(crate) struct Tally {
     done: AtomicU64,
     retried: AtomicU64,
     dead: AtomicU64,
+    doubtful: AtomicU64,
     failed: AtomicU64,
     lost: AtomicU64,
     returned: AtomicU64,
@@ -75,6 +80,10 @@ impl Tally {
 
     pub(crate) fn dead(&self) {
         self.dead.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn doubtful(&self) {
+        self.doubtful.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn failed(&self) {
@@ -114,6 +123,7 @@ impl Tally {
             done: read(&self.done),
             retried: read(&self.retried),
             dead: read(&self.dead),
+            doubtful: read(&self.doubtful),
             failed: read(&self.failed),
             lost: read(&self.lost),
             returned: read(&self.returned),

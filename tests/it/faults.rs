@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use amiquip::AmqpProperties;
 use crossbeam_channel::{Sender, bounded};
 use rabbit_work::{
     Broker, Delivery, Error, EventKind, Failure, Outcome, Producer, Queue, Receipt, Task, Worker,
@@ -885,6 +886,27 @@ fn a_drain_waits_until_the_broker_must_have_noticed_that_a_connection_was_lost()
     assert!(begun.elapsed() >= Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
+/// What one thread asks for is answered behind the tasks of the others.
+#[test]
+fn threads_that_fill_a_slow_line_do_not_take_it_for_a_silent_one() {
+    const TASKS: u64 = 4;
+    let queue = unique_queue("slow");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let body = vec![b'x'; 300_000];
+    (0..TASKS).for_each(|_| client.publish(&queue, &body, AmqpProperties::default()));
+    let proxy = Proxy::start(shared_broker().address());
+    proxy.set(Direction::ToClient, Toxic::Bandwidth(150_000));
+    let broker = proxied(&proxy).call_timeout(Duration::from_secs(1));
+    let worker = worker(&broker, &queue).threads(TASKS as usize).max_tasks(TASKS);
+
+    let summary = Working::start(&worker, |_: &Delivery| Ok(())).wait(SOON);
+
+    assert_eq!(summary.expect("it ends well").done, TASKS);
+    assert_eq!(proxy.connections(), 1, "none was lost");
+    assert_eq!(client.count(&queue), 0);
+}
+
 /// Below half of the heartbeats that are agreed upon there.
 const ONE_BEAT: Duration = Duration::from_secs(1);
 
@@ -1089,6 +1111,38 @@ fn a_letter_that_is_confirmed_when_its_consumer_is_gone_counts() {
 
     assert_eq!((summary.dead, summary.orphaned), (2, 1));
     broker.finish(SOON);
+}
+
+/// Its session is lost while it is on its way, and its task is done when it comes again.
+#[test]
+fn a_drain_tells_of_a_letter_that_may_be_there() {
+    let (published, was_published) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        while let Some(method) = session.next_method() {
+            if matches!(method.call, Call::Publish(_)) {
+                published.send(()).expect("the other session waits");
+            } else if let Some(consumer) = session.let_in(method.clone()) {
+                deliver(session, &consumer, 1);
+                if number == 0 {
+                    let _ = was_published.recv_timeout(SOON);
+                    session.close_connection(320, "CONNECTION_FORCED");
+                }
+            } else {
+                session.answer(&method);
+            }
+        }
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let fails_once = format!("! mkdir {}", dir.path().join("first").display());
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--max-attempts", "1", "--drain"];
+    let command = ["--", "sh", "-c", &fails_once];
+
+    let output = Command::worker(&[&arguments[..], &command].concat()).run(SOON);
+
+    output.assert_code(1);
+    let told = output.stderr();
+    assert!(told.contains(" 1 tasks done, 0 retried, 0 dead, 1 maybe dead,"), "{told}");
 }
 
 /// Their frames are smaller than RabbitMQ's own.

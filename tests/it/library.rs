@@ -684,3 +684,23 @@ fn an_alarm_between_a_publish_and_the_first_delay_is_seen_and_named() {
     assert_eq!(outcomes.len(), 2);
     assert!(outcomes.iter().all(|it| it.ends_with("publishers: low on memory")), "{outcomes:?}");
 }
+
+#[test]
+fn with_auto_ack_what_a_stop_cuts_short_is_counted_as_lost() {
+    let queue = unique_queue("cut");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    client.publish_ids(&queue, ["1"]);
+    let broker = shared_broker().url().parse().expect("a URL");
+    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(1).auto_ack();
+    let cut_short = |delivery: &Delivery| {
+        let _ = delivery.cancelled().recv();
+        Err(Failure::postpone("cut short"))
+    };
+
+    let working = Working::start(&worker.grace(Duration::ZERO), cut_short);
+    working.wait_for(EventKind::Started, SOON);
+    let summary = working.stop(SOON);
+
+    assert_eq!((summary.lost, summary.returned), (1, 0));
+}
