@@ -228,19 +228,13 @@ fn without_logins(text: &str) -> String {
     shown
 }
 
-/// Logs to stderr as RUST_LOG says, default `info`. The client library's own records are left
-/// out, whatever is asked for: they print the login with the password, and bodies (amiquip 0.4.2
-/// io_loop/handshake_state.rs:35, io_loop/connection_state.rs:88). Why a connection ended, our own
-/// tell.
+/// Logs to stderr as RUST_LOG says, default `info`. Why a connection ended, our own records tell.
 pub(crate) fn init_logging() {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Info).parse_default_env();
     #[cfg(unix)]
     write_patiently(&mut builder);
     builder.format(|out, record| {
-        if record.target().starts_with("amiquip") {
-            return Ok(());
-        }
         let style = out.default_level_style(record.level());
         let time = out.timestamp_millis();
         writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
@@ -288,10 +282,13 @@ pub(crate) fn log_by_way_of(way: impl Fn(&mut dyn FnMut()) + Send + Sync + 'stat
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        !is_the_client_library(metadata.target()) && self.0.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
+        if is_the_client_library(record.target()) {
+            return;
+        }
         match WAY.get().filter(|_| self.0.matches(record)) {
             Some(way) => way(&mut || self.0.log(record)),
             None => self.0.log(record),
@@ -301,6 +298,13 @@ impl Log for Logger {
     fn flush(&self) {
         self.0.flush();
     }
+}
+
+/// Whose records are left out, whatever is asked for: they print the login with the password, and
+/// bodies (amiquip 0.4.2 io_loop/handshake_state.rs:35, io_loop/connection_state.rs:88). And the
+/// thread that they come from must not wait for whoever reads standard error: it sends heartbeats.
+fn is_the_client_library(target: &str) -> bool {
+    ["amiquip", "mio"].iter().any(|library| target.starts_with(library))
 }
 
 /// How long a command may take to stop.

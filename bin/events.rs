@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
@@ -30,6 +30,9 @@ pub(crate) enum EventLog {
 /// Where the lines go.
 pub(crate) struct Lines {
     file: File,
+    path: PathBuf,
+    /// Of the last line only a part is there.
+    torn: bool,
     /// One line says that it is full; there would be one for each event.
     told: Once,
 }
@@ -90,16 +93,36 @@ impl EventLog {
 
 impl Lines {
     fn open(path: &Path) -> io::Result<Lines> {
+        let torn = ends_in_a_part(path);
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Lines { file, told: Once::new() })
+        Ok(Lines { file, path: path.to_path_buf(), torn, told: Once::new() })
     }
 
     /// One write for each line, so that lines of several workers on one file do not mix.
     fn write(&mut self, line: &str) {
-        if let Err(error) = self.file.write_all(line.as_bytes()) {
+        let line = if self.torn { format!("\n{line}") } else { line.to_owned() };
+        let written = self.file.write_all(line.as_bytes());
+        self.torn = written.is_err() && ends_in_a_part(&self.path);
+        if let Err(error) = written {
             self.told.call_once(|| warn!("--events cannot be written: {error}"));
         }
     }
+}
+
+/// Whether its last line has no end, as when the disk was full before that. Of a regular file: a
+/// pipe would wait for somebody who writes.
+fn ends_in_a_part(path: &Path) -> bool {
+    let last_byte = || {
+        let mut last = [b'\n'];
+        if fs::metadata(path)?.is_file() {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+        }
+        io::Result::Ok(last[0])
+    };
+    // An empty one has no place before its end.
+    last_byte().is_ok_and(|last| last != b'\n')
 }
 
 impl Stream {

@@ -8,6 +8,7 @@ mod verdict_test;
 
 use std::fs::{self, DirEntry, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -113,12 +114,16 @@ fn run_into_full_pipe(command: Command) -> (Output, String) {
     let (end, pipe) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     let same = pipe.try_clone().expect("another descriptor");
     let running = command.stdout(pipe).start();
-    let has_room = || rustix::event::poll(&mut [PollFd::new(&same, PollFlags::OUT)], Some(&NOW));
-    poll("the pipe is full", SOON, || (has_room() == Ok(0)).then_some(()));
+    wait_until_full(&same);
     drop(same);
     let reading = thread::spawn(move || io::read_to_string(File::from(end)));
     let output = running.wait(SOON);
     (output, reading.join().expect("no panic").expect("text"))
+}
+
+fn wait_until_full(pipe: &impl AsFd) {
+    let has_room = || rustix::event::poll(&mut [PollFd::new(pipe, PollFlags::OUT)], Some(&NOW));
+    poll("the pipe is full", SOON, || (has_room() == Ok(0)).then_some(()));
 }
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -8,10 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
-use super::{Bench, SOON, UNBLOCK, UNREAD, children, lives, run_into_full_pipe};
+use super::{Bench, SOON, UNBLOCK, UNREAD, children, lives, run_into_full_pipe, wait_until_full};
 use crate::support::broker::poll;
 use crate::support::command::{Command, Running};
 use crate::support::proxy::{Proxy, Toxic};
@@ -702,10 +703,13 @@ fn a_health_file_of_somebody_else_s_is_left_alone() {
     assert!(output.stderr().contains("something else than a process id"), "{}", output.stderr());
     assert!(bench.path("job").exists());
 
-    let options = ["--drain", "--health-file", "both", "--events", "both"];
-    let output = bench.worker(&options, &["true"]).run(SOON);
-    output.assert_code(2);
-    assert!(output.stderr().contains("the file of --events, too"), "{}", output.stderr());
+    let absolute = bench.path("both").display().to_string();
+    for events in ["both", "./both", &absolute] {
+        let options = ["--drain", "--health-file", "both", "--events", events];
+        let output = bench.worker(&options, &["true"]).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains("the file of --events, too"), "{}", output.stderr());
+    }
 
     let options = ["--drain", "--health-file", "printed"];
     let printing = worker_after(&bench, "exec >printed", &options, &["true"]);
@@ -783,6 +787,54 @@ fn a_time_limit_of_any_length_is_taken() {
 }
 
 const LONGEST: &str = "18446744073709551615s";
+
+/// A disk that was full left a part of a line.
+#[test]
+fn an_event_begins_a_line_of_its_own_whatever_is_there() {
+    let bench = Bench::new("torn");
+    for (there, lines) in [("{\"ev", 1), ("{}\n", 1), ("", 0)] {
+        fs::write(bench.path("events"), there).expect("a file");
+        bench.publish(&[b"x"]);
+        let output = bench.worker(&["--drain", "--events", "events"], &["true"]).run(SOON);
+        output.assert_code(0);
+        let events = bench.read("events");
+        let events: Vec<&str> = events.lines().skip(lines).collect();
+        assert!(!events.is_empty());
+        for event in events {
+            let event: Value = serde_json::from_str(event).expect("an event");
+            assert!(event["event"].is_string(), "{event}");
+        }
+    }
+}
+
+/// The client library's thread has records, too, and it sends the heartbeats.
+#[test]
+fn a_standard_error_that_nobody_reads_stops_no_heartbeats() {
+    let bench = Bench::new("heartbeats");
+    bench.publish(&[b"x"]);
+    let url = format!("{}?heartbeat=1", bench.broker.url());
+    let worker = ["-c", "exec \"$0\" \"$@\" 2>&1", env!("CARGO_BIN_EXE_worker")];
+    let options = ["--url", &url, "--queue", &bench.queue, "--threads", "1"];
+    let command = ["--", "sh", "-c", "yes words >&2"];
+    let (end, pipe) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+    let same = pipe.try_clone().expect("another descriptor");
+    let worker = Command::program("sh", &[&worker[..], &options, &command].concat());
+    let worker = worker.env("RUST_LOG", "debug").stdout(pipe).start();
+    wait_until_full(&same);
+
+    // Its own word on that waits, and what is logged waits for that.
+    worker.signal("TERM");
+    let client = bench.broker.client();
+    client.wait_for_consumers(&bench.queue, 0, SOON);
+    let begun = Instant::now();
+    poll("five heartbeats and more", SOON, || {
+        assert_eq!(client.count(&bench.queue), 0, "given to others after {:?}", begun.elapsed());
+        (begun.elapsed() > Duration::from_secs(6)).then_some(())
+    });
+    worker.kill();
+    drop(end);
+    worker.wait(SOON);
+}
 
 #[test]
 fn events_that_cannot_be_written_are_told_once() {
