@@ -126,8 +126,8 @@ impl Broker {
     }
 
     /// Sets how long any single answer of the broker is waited for before the connection is
-    /// given up. While the broker sends other things than heartbeats, which come first, this
-    /// begins anew. Default: 20 s.
+    /// given up. While the broker sends other things than heartbeats, which come first, it is
+    /// waited for twelve times as long. Default: 20 s.
     #[must_use]
     pub fn call_timeout(mut self, limit: Duration) -> Broker {
         self.limits.call = limit;

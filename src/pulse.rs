@@ -22,7 +22,7 @@ pub(crate) struct Pulse {
 /// Whether so many bytes in so long a time are more than heartbeats, which have 8 bytes each and
 /// come twice a second at the most.
 pub(crate) fn are_more_than_heartbeats(bytes: u64, time: Duration) -> bool {
-    bytes > 64 + 32 * time.as_secs()
+    bytes > time.as_secs().saturating_mul(32).saturating_add(64)
 }
 
 impl Pulse {

@@ -55,8 +55,20 @@ struct Call {
     doing: &'static str,
     limit: Duration,
     deadline: Instant,
+    /// When it has taken too long whatever the broker sends.
+    last: Instant,
     /// How much the broker had sent a limit before that, where what it sends counts.
     sent_before: Option<u64>,
+}
+
+/// How many limits a call may take while the broker sends other things.
+const MOST_LIMITS: u32 = 12;
+
+impl Call {
+    fn new(doing: &'static str, limit: Duration) -> Call {
+        let deadline = deadline_after(limit);
+        Call { doing, limit, deadline, last: deadline, sent_before: None }
+    }
 }
 
 impl Watchdog {
@@ -99,19 +111,21 @@ impl Leash {
         doing: &'static str,
         call: impl FnOnce() -> T,
     ) -> T {
-        self.run(Call { doing, limit, deadline: deadline_after(limit), sent_before: None }, call)
+        self.run(Call::new(doing, limit), call)
     }
 
     /// Runs `call`, which waits for the broker's answer; when that has not come, nor anything but
-    /// heartbeats for as long as `limit`, shuts the socket under it.
+    /// heartbeats for as long as `limit`, shuts the socket under it. So it does after so many
+    /// limits whatever comes.
     pub(crate) fn answered_within<T>(
         &self,
         limit: Duration,
         doing: &'static str,
         call: impl FnOnce() -> T,
     ) -> T {
+        let last = deadline_after(limit.saturating_mul(MOST_LIMITS));
         let sent_before = Some(self.shared.sent());
-        self.run(Call { doing, limit, deadline: deadline_after(limit), sent_before }, call)
+        self.run(Call { last, sent_before, ..Call::new(doing, limit) }, call)
     }
 
     fn run<T>(&self, watched: Call, call: impl FnOnce() -> T) -> T {
@@ -199,13 +213,14 @@ impl Shared {
         let sent = self.sent();
         let State { calls, cause, .. } = state;
         calls.retain(|_, call| {
-            let Call { doing, limit, deadline, sent_before } = *call;
+            let Call { doing, limit, deadline, sent_before, .. } = *call;
             if deadline > now {
                 return true;
             }
             let came = sent_before.map_or(0, |before| sent - before);
-            if are_more_than_heartbeats(came, limit) {
-                (call.deadline, call.sent_before) = (deadline_after(limit), Some(sent));
+            if now < call.last && are_more_than_heartbeats(came, limit) {
+                call.deadline = deadline_after(limit).min(call.last);
+                call.sent_before = Some(sent);
                 return true;
             }
             cause.get_or_insert(Cause::TimedOut { doing, limit });
@@ -248,8 +263,8 @@ mod tests {
         let watchdog = watched(&client);
         let pulse = Pulse::new(0);
         watchdog.leash().heed(&pulse);
-        let limit = Duration::from_millis(100);
-        let (begun, sends_for) = (Instant::now(), 5 * limit);
+        let limit = Duration::from_millis(300);
+        let (begun, sends_for) = (Instant::now(), 4 * limit);
         let sends = thread::spawn(move || {
             while begun.elapsed() < sends_for {
                 pulse.beat(1000).expect("it counts no silence");

@@ -222,7 +222,8 @@ impl Worker {
     ///
     /// # Blocking
     /// Until then. After a stop: while tasks run, at most for the grace, and some 5 s more for
-    /// a broker that does not answer; after [`abort`](crate::Trigger::abort), about 1 s. To
+    /// a broker that does not answer; also while tasks are still coming on a slow line, which go
+    /// back, for a minute at most. After [`abort`](crate::Trigger::abort), about 1 s. To
     /// both comes the time that cancelled handlers take, at most [`Handler::wind_down`].
     /// Handlers that are still running then are left behind in their threads.
     pub fn run(
