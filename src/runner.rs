@@ -193,7 +193,8 @@ impl Crew {
         };
         let ended = in_time || {
             // The session may have waited for that already.
-            let left = work.wind_down().saturating_sub(work.cancellation.cancel().elapsed());
+            let waited = work.cancellation.cancel().elapsed();
+            let left = work.wind_down().saturating_sub(waited);
             matches!(ended.recv_timeout(left), Err(RecvTimeoutError::Disconnected))
         };
         if !ended {
