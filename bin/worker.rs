@@ -36,11 +36,11 @@ use streams::{is_read_only, is_unwritable, refuse_where_a_stream_goes};
 /// failed too often; queuectl shows and replays what is there.
 ///
 /// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
-/// asked for, but this run made a dead letter or may have (the broker had not confirmed it when its
-/// session was lost), lost its session before the last of them was acked, or could not start one of
-/// the last; or standard output could not be written; 2 usage, configuration, or a command that
-/// cannot be found or executed; 3 the grace ended with tasks still running; 69 broker unreachable,
-/// with --no-reconnect; 130 stopped by a second signal.
+/// asked for, but this run made a dead letter or may have (the broker had not confirmed it in its
+/// time, or when its session was lost), lost its session before the last of them was acked, or
+/// could not start one of the last; or standard output could not be written; 2 usage,
+/// configuration, or a command that cannot be found or executed; 3 the grace ended with tasks
+/// still running; 69 broker unreachable, with --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, after_help = COMMAND_HELP)]
 pub(crate) struct Options {
@@ -113,7 +113,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
-    /// Print one summary object on standard output at exit: done retried dead returned seconds
+    /// Print one summary object on standard output at exit: done retried dead returned seconds, and
+    /// where there are any, doubtful (dead letters that may be there) and lost (by --auto-ack)
     #[arg(long)]
     json: bool,
 
@@ -454,13 +455,20 @@ fn in_words(summary: &Summary) -> String {
 }
 
 fn as_json(summary: &Summary) -> serde_json::Value {
-    json!({
+    let mut object = json!({
         "done": summary.done,
         "retried": summary.retried,
         "dead": summary.dead,
         "returned": summary.returned + summary.failed,
         "seconds": summary.elapsed.as_secs_f64(),
-    })
+    });
+    // What hardly any run has, and a status of 1 may come from.
+    for (name, count) in [("doubtful", summary.doubtful), ("lost", summary.lost)] {
+        if count > 0 {
+            object[name] = json!(count);
+        }
+    }
+    object
 }
 
 fn exit_for(summary: &Summary, asked: Option<u64>, unwritable: Option<&io::Error>) -> Exit {

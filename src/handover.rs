@@ -16,7 +16,7 @@ use log::warn;
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::producer::Outcome;
-use crate::publisher::{Limits, Publisher};
+use crate::publisher::{Limits, Publisher, Settled};
 use crate::queue::{Queue, Target};
 use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
@@ -140,6 +140,7 @@ impl Desk {
 
     /// Nobody waits for what is still on its way.
     fn end(mut self) {
+        self.publisher.collect();
         self.publisher.give_up_all();
         self.reply();
         self.publisher.close();
@@ -164,11 +165,11 @@ impl Desk {
 
     fn reply(&mut self) {
         for settled in self.publisher.take_settled() {
-            let (Slip { tag, target, replies }, outcome) = (settled.ticket, settled.outcome);
+            let Settled { ticket: Slip { tag, target, replies }, outcome, sent, .. } = settled;
             // Also without anybody to ack for it: a letter that is there is there.
             match (target, &outcome) {
                 (Target::Dead, Outcome::Confirmed) => self.tally.dead(),
-                (Target::Dead, Outcome::Unconfirmed { .. }) => self.tally.doubtful(),
+                (Target::Dead, Outcome::Unconfirmed { .. }) if sent => self.tally.doubtful(),
                 _ => {}
             }
             // A consumer that is gone has left the delivery to the broker.

@@ -73,6 +73,8 @@ pub(crate) struct Settled<T> {
     pub(crate) task: Task,
     pub(crate) outcome: Outcome,
     pub(crate) ticket: T,
+    /// Whether any of it went to the broker.
+    pub(crate) sent: bool,
 }
 
 /// Until when to go on.
@@ -132,6 +134,7 @@ struct Pending<T> {
     /// Why it was returned, if it was.
     returned: Option<String>,
     ticket: T,
+    sent: bool,
 }
 
 /// The most bytes in flight, unless it is a single task: below the mark of 16 MiB at which the
@@ -198,12 +201,21 @@ impl<T> Publisher<T> {
         let deadline = deadline_after(self.limits.timeout);
         let asked = target;
         let target = self.detours.around_target(asked);
-        self.backlog.push_back(Pending { task, asked, target, deadline, returned: None, ticket });
+        self.backlog.push_back(Pending {
+            task,
+            asked,
+            target,
+            deadline,
+            returned: None,
+            ticket,
+            sent: false,
+        });
     }
 
     /// Settles a task that was never on its way.
     pub(crate) fn refuse(&mut self, task: Task, reason: String, ticket: T) {
-        self.settled.push(Settled { task, outcome: Outcome::Refused { reason }, ticket });
+        let outcome = Outcome::Refused { reason };
+        self.settled.push(Settled { task, outcome, ticket, sent: false });
     }
 
     /// What was settled since the last time.
@@ -643,7 +655,7 @@ impl<T> Link<T> {
 
     fn publish_one(
         &mut self,
-        pending: Pending<T>,
+        mut pending: Pending<T>,
         queue: &Queue,
         aborting: &Signal,
     ) -> Result<(), Cause> {
@@ -655,6 +667,7 @@ impl<T> Link<T> {
             publish()
         };
         // Also when it failed: part of it may be on its way.
+        pending.sent = true;
         self.in_flight += pending.task.size_on_the_wire();
         if self.confirms.is_empty() {
             self.impatient_at = Some(Instant::now() + PATIENCE);
@@ -862,7 +875,7 @@ impl<T> Pending<T> {
     }
 
     fn settled(self, outcome: Outcome) -> Settled<T> {
-        Settled { task: self.task, outcome, ticket: self.ticket }
+        Settled { task: self.task, outcome, ticket: self.ticket, sent: self.sent }
     }
 }
 

@@ -14,8 +14,8 @@ pub struct Summary {
     /// Dead letters that this run made. One whose task could not be acked any more counts, too;
     /// that task goes back to the queue.
     pub dead: u64,
-    /// Dead letters that may be there: the broker had not confirmed them when their time was up
-    /// or their session was lost. Their tasks go back to the queue.
+    /// Dead letters that may be there: they were sent, and the broker had not confirmed them when
+    /// their time was up or their session was lost. Their tasks go back to the queue.
     pub doubtful: u64,
     /// Failures of tasks that could not be handed over and went back to the queue, uncounted.
     pub failed: u64,
@@ -111,7 +111,7 @@ impl Tally {
         self.cancelled.load(Ordering::SeqCst)
     }
 
-    /// How many tasks the broker no longer has where they were: they are done, or elsewhere.
+    /// How many tasks are done, or elsewhere.
     pub(crate) fn settled(&self) -> u64 {
         let counts = [&self.done, &self.retried, &self.dead];
         counts.map(|count| count.load(Ordering::Relaxed)).iter().sum()
