@@ -418,7 +418,8 @@ impl<'p> Hands<'p> {
         // With automatic acks there is nothing to give back.
         let manual = self.post.acks == Acks::Manual;
         if manual && is_closed(&self.post.cancellation.cancelled) {
-            return self.give_back(&ran.job).inspect_err(|_| self.orphaned(&ran));
+            let given_back = self.give_back(&ran.job, ran.elapsed);
+            return given_back.inspect_err(|_| self.orphaned(&ran));
         }
         match ran.result {
             JobResult::Done => {
@@ -438,9 +439,9 @@ impl<'p> Hands<'p> {
             }
             JobResult::NotStarted if self.post.acks == Acks::Automatic => {
                 self.note_dropped(1);
-                self.give_back(&ran.job)
+                self.give_back(&ran.job, Duration::ZERO)
             }
-            JobResult::NotStarted => self.give_back(&ran.job),
+            JobResult::NotStarted => self.give_back(&ran.job, Duration::ZERO),
         }
     }
 
@@ -566,12 +567,12 @@ impl<'p> Hands<'p> {
         pausing.into_iter().try_for_each(|((_, tag), how)| self.settle_one(tag, how))
     }
 
-    fn give_back(&mut self, job: &Job) -> Result<(), Cause> {
+    fn give_back(&mut self, job: &Job, elapsed: Duration) -> Result<(), Cause> {
         let is_ours = self.unsettled.get(&job.tag).is_some_and(|held| held.duty.is_some());
         self.settle_one(job.tag, Settlement::GiveBack)?;
         if is_ours {
             self.post.tally.returned();
-            let returned = || event(EventKind::Returned, &job.delivery, Duration::ZERO);
+            let returned = || event(EventKind::Returned, &job.delivery, elapsed);
             self.post.observer.tell(returned);
         }
         Ok(())
@@ -616,7 +617,7 @@ impl<'p> Hands<'p> {
         if self.post.acks == Acks::Automatic {
             self.note_dropped(unstarted.len());
         }
-        unstarted.iter().try_for_each(|job| self.give_back(job))
+        unstarted.iter().try_for_each(|job| self.give_back(job, Duration::ZERO))
     }
 
     /// Settles what the runner is still busy with, what is being handed over and what pauses,
@@ -661,7 +662,7 @@ impl<'p> Hands<'p> {
         }
         // They are counted already.
         self.requeue_pausing()?;
-        if self.post.acks == Acks::Automatic {
+        if self.post.acks == Acks::Automatic && is_closed(&self.post.cancellation.cancelled) {
             self.note_dropped(self.unsettled.len());
         }
         for (tag, held) in mem::take(&mut self.unsettled) {
@@ -688,6 +689,9 @@ impl<'p> Hands<'p> {
         }
         // Last: what ends while the observer is told is among them.
         for ran in self.ran.try_iter() {
+            if self.post.acks == Acks::Automatic && matches!(ran.result, JobResult::NotStarted) {
+                self.note_dropped(1);
+            }
             self.orphaned(&ran);
         }
         End::Lost(cause)

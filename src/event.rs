@@ -24,7 +24,7 @@ pub struct Event {
     pub thread: usize,
     /// The queue.
     pub queue: String,
-    /// How long the handler ran; zero for what never started.
+    /// How long the handler ran; zero for what never started, or is left behind running.
     pub elapsed: Duration,
     /// Why the handler failed, if it did.
     pub reason: Option<String>,
