@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
@@ -30,8 +31,7 @@ pub(crate) enum EventLog {
 /// Where the lines go.
 pub(crate) struct Lines {
     file: File,
-    path: PathBuf,
-    /// Of the last line only a part is there.
+    /// A line was written, or found, of which only a part may be there.
     torn: bool,
     /// One line says that it is full; there would be one for each event.
     told: Once,
@@ -93,36 +93,34 @@ impl EventLog {
 
 impl Lines {
     fn open(path: &Path) -> io::Result<Lines> {
-        let torn = ends_in_a_part(path);
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Lines { file, path: path.to_path_buf(), torn, told: Once::new() })
+        let mut options = OpenOptions::new();
+        options.create(true).append(true);
+        // Where it may be read, its end is looked at. A pipe would have a reader in us.
+        let is_other = fs::metadata(path).is_ok_and(|found| !found.is_file());
+        let readable = (!is_other).then(|| options.clone().read(true).open(path).ok()).flatten();
+        let file = readable.map_or_else(|| options.open(path), Ok)?;
+        Ok(Lines { file, torn: true, told: Once::new() })
     }
 
     /// One write for each line, so that lines of several workers on one file do not mix.
     fn write(&mut self, line: &str) {
-        let line = if self.torn { format!("\n{line}") } else { line.to_owned() };
+        let line = match self.torn && self.ends_in_a_part() {
+            true => format!("\n{line}"),
+            false => line.to_owned(),
+        };
         let written = self.file.write_all(line.as_bytes());
-        self.torn = written.is_err() && ends_in_a_part(&self.path);
+        self.torn = written.is_err();
         if let Err(error) = written {
             self.told.call_once(|| warn!("--events cannot be written: {error}"));
         }
     }
-}
 
-/// Whether its last line has no end, as when the disk was full before that. Of a regular file: a
-/// pipe would wait for somebody who writes.
-fn ends_in_a_part(path: &Path) -> bool {
-    let last_byte = || {
+    /// Whether its last line has no end, as when the disk was full before that.
+    fn ends_in_a_part(&self) -> bool {
         let mut last = [b'\n'];
-        if fs::metadata(path)?.is_file() {
-            let mut file = File::open(path)?;
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)?;
-        }
-        io::Result::Ok(last[0])
-    };
-    // An empty one has no place before its end.
-    last_byte().is_ok_and(|last| last != b'\n')
+        let end = self.file.metadata().ok().and_then(|found| found.len().checked_sub(1));
+        end.is_some_and(|end| self.file.read_exact_at(&mut last, end).is_ok() && last != [b'\n'])
+    }
 }
 
 impl Stream {
