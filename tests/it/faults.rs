@@ -893,11 +893,11 @@ fn threads_that_fill_a_slow_line_do_not_take_it_for_a_silent_one() {
     let queue = unique_queue("slow");
     let mut client = shared_broker().client();
     client.declare(&queue);
-    let body = vec![b'x'; 300_000];
+    let body = vec![b'x'; 400_000];
     (0..TASKS).for_each(|_| client.publish(&queue, &body, AmqpProperties::default()));
     let proxy = Proxy::start(shared_broker().address());
     proxy.set(Direction::ToClient, Toxic::Bandwidth(150_000));
-    let broker = proxied(&proxy).call_timeout(Duration::from_secs(1));
+    let broker = proxied(&proxy).call_timeout(Duration::from_secs(3));
     let worker = worker(&broker, &queue).threads(TASKS as usize).max_tasks(TASKS);
 
     let summary = Working::start(&worker, |_: &Delivery| Ok(())).wait(SOON);
