@@ -67,7 +67,7 @@ pub(crate) const USUAL_FRAME: usize = 128 * 1024;
 /// What is in the frame of the properties beside them: its type, channel, length and end, the
 /// class, the length of the body, and the flags.
 const FRAME_OVERHEAD: usize = 22;
-/// What is around a task on the wire, at most: its frames, and a queue with the longest name.
+/// What is around a task on the wire: its frames, and a queue with the longest name.
 const AROUND: usize = 400;
 
 impl Task {
