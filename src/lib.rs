@@ -75,7 +75,8 @@
 //! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a connection of
 //!   its own.
 //! * `rw-watchdog`, and two of the client library: one set for each connection.
-//! * `rw-connect` and `rw-interrupt`: only while a connection is made or a session set up.
+//! * `rw-connect`, `rw-lookup`, `rw-patience` and `rw-interrupt`: only while a connection is made or
+//!   a session set up.
 //! * `rw-bell`, `rw-leftover` and `rw-waiter`: only with `Command`, beside its programs.
 //!
 //! So a stop gives back at once what was prefetched while the handlers finish, a dead connection
@@ -96,8 +97,9 @@
 //!
 //! # Features
 //!
-//! `tls` (on by default): `amqps://` addresses. `cli` (on by default): what only the commands
-//! need; a library's user does without with `default-features = false`.
+//! All on by default: `tls`, `amqps://` addresses; `command`, `Command` and `Stream` (Unix); `cli`,
+//! what only the commands need. A library's user names those that are wanted, after
+//! `default-features = false`.
 
 #![warn(
     clippy::dbg_macro,
