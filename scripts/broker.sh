@@ -518,6 +518,7 @@ as_node() {
         RABBITMQ_NODENAME="$node" RABBITMQ_DIST_PORT="$distribution_port" \
         RABBITMQ_MNESIA_BASE="$dir/node/mnesia" RABBITMQ_LOG_BASE="$dir/node/log" \
         RABBITMQ_PID_FILE="$dir/node/pid" RABBITMQ_CONFIG_FILE="$dir/node/rabbitmq" \
+        RABBITMQ_CONFIG_FILES="$dir/node/conf.d" RABBITMQ_ADVANCED_CONFIG_FILE="$dir/node/advanced.config" \
         RABBITMQ_CONF_ENV_FILE="$dir/node/environment.conf" \
         RABBITMQ_ENABLED_PLUGINS_FILE="$dir/node/plugins" \
         RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 2:2 -kernel inet_dist_use_interface {127,0,0,1} -rw_broker $node " \
