@@ -40,7 +40,13 @@ cargo build --locked --tests --bins
 limit=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 600 }')
 export SOAK_MINUTES=$minutes SOAK_SEED=$seed
 echo "soak: $minutes minutes, seed $seed"
-if timeout -k 10 "$limit" cargo test --locked --quiet --test it soak::soak -- --exact --ignored --nocapture; then
+# In a process group of its own, which a Ctrl-C does not reach.
+timeout -k 10 "$limit" cargo test --locked --quiet --test it soak::soak -- --exact --ignored --nocapture &
+running=$!
+trap 'kill -TERM $running; wait $running; exit 129' HUP
+trap 'kill -TERM $running; wait $running; exit 130' INT
+trap 'kill -TERM $running; wait $running; exit 143' TERM
+if wait $running; then
     exit 0
 fi
 echo "soak: FAILED; run it again with --seed $seed" >&2

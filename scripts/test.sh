@@ -9,6 +9,7 @@ main() {
     [ $# -eq 0 ] || { usage; [ "$*" = --help ] && exit 0 || exit 2; }
     need_tools
     work=$(mktemp -d)
+    export RABBIT_WORK_TEST_RUN=$work
     trap finish EXIT
     trap 'interrupted 129' HUP
     trap 'interrupted 130' INT
@@ -30,7 +31,7 @@ main() {
     step "broker script" tests/broker.sh
     step "demo" scripts/demo.sh --fast
     step "README" tests/readme.sh
-    step "recipes" with_broker tests/shell.sh
+    step "recipes" recipes
     step "Python's client" tests/pika.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
     step "man pages and completions" tests/manual.sh
@@ -44,7 +45,8 @@ usage: scripts/test.sh
 Checks everything, step by step, and stops at the first step that fails. Needs Rust with rustfmt
 and clippy; a RabbitMQ it gets through scripts/broker.sh, and takes away again.
 
-AMQP_URL set: the integration tests use that broker.
+AMQP_URL set: the integration tests, the demo and Python's client use that broker, with queues of
+their own.
 Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
 TEXT
 }
@@ -139,6 +141,12 @@ with_broker() {
     RABBIT_WORK_TEST_URL=$url "$@"
 }
 
+# Their queues have names that others may have, too.
+recipes() {
+    unset AMQP_URL
+    with_broker tests/shell.sh
+}
+
 # ---- the end ----
 
 interrupted() {
@@ -148,7 +156,15 @@ interrupted() {
         kill -TERM -- -"$running" 2>/dev/null || true
         wait "$running" 2>/dev/null || true
     fi
+    end_what_was_tested
     exit "$1"
+}
+
+# What a test has started is in process groups of its own, and goes on without its broker.
+end_what_was_tested() {
+    env -u RABBIT_WORK_TEST_RUN sh -c '
+        grep -lzsx "RABBIT_WORK_TEST_RUN=$1" /proc/[0-9]*/environ | cut -d/ -f3 | xargs -r kill -KILL
+    ' end "$work" 2>/dev/null || true
 }
 
 finish() {
