@@ -34,8 +34,9 @@ main() {
         *) echo "bench: cannot do '$*'" >&2; usage >&2; exit 2 ;;
     esac
     cd "$here"
+    unset AMQP_URL
     cargo build --locked --release --bins --example failing --example bare
-    bin=$here/target/release
+    bin=${CARGO_TARGET_DIR:-$here/target}/release
     scratch=$(mktemp -d)
     trap 'scripts/broker.sh --dir "$scratch/broker" stop >&2 || true; rm -rf "$scratch"' EXIT
     scripts/broker.sh --dir "$scratch/broker" start >&2
