@@ -34,18 +34,26 @@ while [ $# -gt 0 ]; do
     esac
 done
 
+interrupted() {
+    kill -TERM "$running" 2>/dev/null || true
+    wait "$running" 2>/dev/null || true
+    env -u RABBIT_WORK_TEST_RUN tests/end.sh "$RABBIT_WORK_TEST_RUN"
+    exit "$1"
+}
+
 cd "$here"
 cargo build --locked --tests --bins
 # What the faults, the deaths and the drain at the end may take on a slow machine, and more.
 limit=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 600 }')
 export SOAK_MINUTES=$minutes SOAK_SEED=$seed
 echo "soak: $minutes minutes, seed $seed"
+export RABBIT_WORK_TEST_RUN=${RABBIT_WORK_TEST_RUN:-soak.$$}
 # In a process group of its own, which a Ctrl-C does not reach.
 timeout -k 10 "$limit" cargo test --locked --quiet --test it soak::soak -- --exact --ignored --nocapture &
 running=$!
-trap 'kill -TERM $running; wait $running; exit 129' HUP
-trap 'kill -TERM $running; wait $running; exit 130' INT
-trap 'kill -TERM $running; wait $running; exit 143' TERM
+trap 'interrupted 129' HUP
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
 if wait $running; then
     exit 0
 fi

@@ -156,15 +156,8 @@ interrupted() {
         kill -TERM -- -"$running" 2>/dev/null || true
         wait "$running" 2>/dev/null || true
     fi
-    end_what_was_tested
+    env -u RABBIT_WORK_TEST_RUN tests/end.sh "$work"
     exit "$1"
-}
-
-# What a test has started is in process groups of its own, and goes on without its broker.
-end_what_was_tested() {
-    env -u RABBIT_WORK_TEST_RUN sh -c '
-        grep -lzsx "RABBIT_WORK_TEST_RUN=$1" /proc/[0-9]*/environ | cut -d/ -f3 | xargs -r kill -KILL
-    ' end "$work" 2>/dev/null || true
 }
 
 finish() {

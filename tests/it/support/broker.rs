@@ -396,6 +396,8 @@ impl Guard {
             .args(["-c", clear, SCRIPT])
             .arg(dir)
             .env_remove("AMQP_URL")
+            // It outlives an interrupted run, to clean up.
+            .env_remove("RABBIT_WORK_TEST_RUN")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -422,8 +424,7 @@ fn read_counts(row: &Value) -> Option<QueueCounts> {
 }
 
 fn start(dir: &Path) -> Result<String, String> {
-    let output = Command::program(SCRIPT, &["--dir", &dir.to_string_lossy(), "start"]);
-    let output = output.run(START_LIMIT);
+    let output = command(dir, &["start"]).run(START_LIMIT);
     match output.code {
         Some(0) => Ok(output.stdout().trim().to_owned()),
         _ => Err(output.stderr().trim().to_owned()),
@@ -431,7 +432,12 @@ fn start(dir: &Path) -> Result<String, String> {
 }
 
 fn script(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).run(ANSWER_LIMIT)
+}
+
+/// What is not ended with an interrupted run: it has its own way to clean up.
+fn command(dir: &Path, arguments: &[&str]) -> Command {
     let dir = dir.to_string_lossy();
     let arguments = [&["--dir", &*dir], arguments].concat();
-    Command::program(SCRIPT, &arguments).run(ANSWER_LIMIT)
+    Command::program(SCRIPT, &arguments).env("RABBIT_WORK_TEST_RUN", "")
 }
