@@ -153,8 +153,8 @@ fn a_second_signal_in_a_blackhole_ends_a_worker_within_2_s_also_after_a_hand_ove
 #[test]
 fn a_broker_killed_in_the_middle_of_hand_overs_loses_nothing() {
     let broker = breakable_broker();
-    let quorum = Failing::publish(broker.url(), QueueKind::Quorum, 1500);
-    let classic = Failing::publish(broker.url(), QueueKind::Classic, 400);
+    let quorum = Failing::publish(broker.url(), QueueKind::Quorum, 800);
+    let classic = Failing::publish(broker.url(), QueueKind::Classic, 300);
     let on_quorum = quorum.worker(broker.url()).start();
     // A quorum queue that is new when its broker is killed may never have a leader again. Without
     // the dead letters nothing ends; around the delay queues, which are new here, there is a way.
