@@ -104,11 +104,8 @@ impl Lines {
 
     /// One write for each line, so that lines of several workers on one file do not mix.
     fn write(&mut self, line: &str) {
-        let line = match self.torn && self.ends_in_a_part() {
-            true => format!("\n{line}"),
-            false => line.to_owned(),
-        };
-        let written = self.file.write_all(line.as_bytes());
+        let before = if self.torn && self.ends_in_a_part() { "\n" } else { "" };
+        let written = self.file.write_all(format!("{before}{line}").as_bytes());
         self.torn = written.is_err();
         if let Err(error) = written {
             self.told.call_once(|| warn!("--events cannot be written: {error}"));
