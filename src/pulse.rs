@@ -22,7 +22,7 @@ pub(crate) struct Pulse {
 /// Whether so many bytes in so long a time are more than heartbeats, which have 8 bytes each and
 /// come twice a second at the most.
 pub(crate) fn are_more_than_heartbeats(bytes: u64, time: Duration) -> bool {
-    bytes > time.as_secs().saturating_mul(32).saturating_add(64)
+    bytes > time.as_secs().saturating_add(1).saturating_mul(32)
 }
 
 impl Pulse {
