@@ -691,14 +691,13 @@ fn with_auto_ack_what_a_stop_cuts_short_is_counted_as_lost() {
     let mut client = shared_broker().client();
     client.declare(&queue);
     client.publish_ids(&queue, ["1"]);
-    let broker = shared_broker().url().parse().expect("a URL");
-    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(1).auto_ack();
+    let worker = worker(&queue).auto_ack().grace(Duration::ZERO);
     let cut_short = |delivery: &Delivery| {
         let _ = delivery.cancelled().recv();
         Err(Failure::postpone("cut short"))
     };
 
-    let working = Working::start(&worker.grace(Duration::ZERO), cut_short);
+    let working = Working::start(&worker, cut_short);
     working.wait_for(EventKind::Started, SOON);
     let summary = working.stop(SOON);
 
