@@ -37,7 +37,7 @@ done
 interrupted() {
     kill -TERM "$running" 2>/dev/null || true
     wait "$running" 2>/dev/null || true
-    env -u RABBIT_WORK_TEST_RUN tests/end.sh "$RABBIT_WORK_TEST_RUN"
+    tests/end.sh "$RABBIT_WORK_TEST_RUN"
     exit "$1"
 }
 

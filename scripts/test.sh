@@ -156,7 +156,7 @@ interrupted() {
         kill -TERM -- -"$running" 2>/dev/null || true
         wait "$running" 2>/dev/null || true
     fi
-    env -u RABBIT_WORK_TEST_RUN tests/end.sh "$work"
+    tests/end.sh "$work"
     exit "$1"
 }
 
