@@ -73,8 +73,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: u32,
 
-    /// How long a failed task waits before its second attempt; each further wait is twice as
-    /// long
+    /// How long a failed task waits before its second attempt; each further wait doubles. Delays
+    /// are rounded up: 100 200 500ms, 1 2 3 5 10 15 20 30 45s and min, 1 2 3 4 6 8 12 18h, 1 2 3…42d
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     retry_delay: Duration,
 

@@ -150,13 +150,6 @@ impl Channel {
         })
     }
 
-    /// Declares a queue that lasts as long as the connection, and that another connection
-    /// cannot use or declare.
-    pub(crate) fn declare_exclusive(&self, name: &str) -> Result<(), Cause> {
-        let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        self.ask("declaring a queue", |inner| inner.queue_declare(name, options).map(drop))
-    }
-
     /// Makes a queue that no other connection can use, and deletes it. A refusal closes the channel.
     pub(crate) fn make_and_delete(&self, plan: &Plan) -> Result<(), Cause> {
         self.ask("declaring a queue", |inner| {
@@ -422,8 +415,9 @@ fn declare_options(plan: &Plan) -> QueueDeclareOptions {
         let value = match value {
             Argument::Text(text) => AmqpValue::LongString(text.clone()),
             Argument::Number(number) => AmqpValue::LongLongInt(*number),
+            Argument::Flag(flag) => AmqpValue::Boolean(*flag),
         };
-        arguments.insert((*name).into(), value);
+        arguments.insert(name.clone().into_owned(), value);
     }
     let durable = plan.durability == Durability::Durable;
     QueueDeclareOptions { durable, arguments, ..Default::default() }

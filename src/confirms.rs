@@ -13,8 +13,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Confirms<T, K> {
     last_tag: u64,
     outstanding: BTreeMap<u64, T>,
-    /// Those that nobody waits for, or waits for any more, with what their confirm, should it
-    /// come, is to be told by.
+    /// Publishes that were given up, and what identifies each when its confirm comes late.
     unawaited: BTreeMap<u64, K>,
 }
 
@@ -36,12 +35,6 @@ impl<T, K> Confirms<T, K> {
     pub(crate) fn publish(&mut self, item: T) {
         self.last_tag += 1;
         self.outstanding.insert(self.last_tag, item);
-    }
-
-    /// Notes the next publish on the channel, one that nobody waits for.
-    pub(crate) fn publish_unawaited(&mut self, rest: K) {
-        self.last_tag += 1;
-        self.unawaited.insert(self.last_tag, rest);
     }
 
     /// Takes out what a confirm settles, in the order of publishing; apart from it what
@@ -169,15 +162,6 @@ mod tests {
         assert_eq!(given_up, ['b', 'd']);
         assert_eq!(confirms.settle(Reach::One(5)), (vec!['e'], vec![]));
         assert_eq!(confirms.len(), 2);
-    }
-
-    #[test]
-    fn what_nobody_waits_for_has_its_tag_and_is_not_outstanding() {
-        let mut confirms = Confirms::new();
-        confirms.publish_unawaited('A');
-        assert!(confirms.is_empty());
-        confirms.publish('b');
-        assert_eq!(confirms.settle(Reach::UpTo(2)), (vec!['b'], vec!['A']));
     }
 
     #[test]

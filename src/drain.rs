@@ -10,12 +10,12 @@ use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
 use log::{info, warn};
 
 use crate::broker::Broker;
+use crate::census::Left;
 use crate::consumer::InHand;
 use crate::error::Error;
 use crate::inspect::Inspector;
 use crate::pulse::{Pulse, are_more_than_heartbeats};
 use crate::queue::Queue;
-use crate::retry::RetryPolicy;
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 
 /// Watches one session's queue. Ends with the session.
@@ -35,9 +35,8 @@ pub(crate) struct Seen {
 }
 
 /// What was seen of the queue and its delay queues.
-struct Looks<'a> {
+struct Looks {
     inspector: Inspector,
-    delays: &'a [Duration],
     /// What kept the last look from telling, so that the same is not said each second.
     hindrance: Option<String>,
 }
@@ -46,20 +45,14 @@ struct Looks<'a> {
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Drain {
-    pub(crate) fn start(
-        broker: &Broker,
-        queue: &Queue,
-        policy: &RetryPolicy,
-        seen: Seen,
-    ) -> Result<Drain, Error> {
+    pub(crate) fn start(broker: &Broker, queue: &Queue, seen: Seen) -> Result<Drain, Error> {
         let (done, drained) = bounded(1);
         let (end, over) = closer();
         let inspector = Inspector::interrupted_by(broker, queue, &over);
-        let delays = policy.delays();
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
-                let looks = Looks { inspector, delays: &delays, hindrance: None };
+                let looks = Looks { inspector, hindrance: None };
                 if let Some(taken) = until_empty(looks, seen, &over) {
                     info!("the queue and its delay queues are empty");
                     let _ = done.send(taken);
@@ -74,7 +67,7 @@ impl Drain {
 /// between: what is just leaving a delay queue is in neither for a moment. And with no more come
 /// than heartbeats: a large task on a slow line is neither in the queue nor taken for long. Says
 /// how many were taken.
-fn until_empty(mut looks: Looks<'_>, seen: Seen, over: &Signal) -> Option<u64> {
+fn until_empty(mut looks: Looks, seen: Seen, over: &Signal) -> Option<u64> {
     let Seen { in_hand, pulse, mut unnoticed } = seen;
     let mut before = None;
     let mut bytes = pulse.bytes();
@@ -108,10 +101,10 @@ fn until_empty(mut looks: Looks<'_>, seen: Seen, over: &Signal) -> Option<u64> {
     }
 }
 
-impl Looks<'_> {
+impl Looks {
     fn is_empty(&mut self, over: &Signal) -> bool {
-        let (empty, hindrance) = match self.inspector.is_empty(self.delays) {
-            Ok(empty) => (empty, None),
+        let (empty, hindrance) = match self.inspector.left() {
+            Ok(left) => (left == Left::Nothing, None),
             Err(error) => (false, Some(error.chain())),
         };
         let news = hindrance != self.hindrance && !is_closed(over);

@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::warn;
@@ -20,7 +20,6 @@ use crate::publisher::{Limits, Publisher, Settled};
 use crate::queue::{Queue, Target};
 use crate::record::{Fitted, fitted};
 use crate::retry::RetryPolicy;
-use crate::settling::REPLICATED;
 use crate::shutdown::{Signal, is_closed};
 use crate::summary::Tally;
 use crate::task::{Task, USUAL_FRAME};
@@ -85,7 +84,6 @@ impl Handover {
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();
-        publisher.trusted_from = queue.counts_deliveries().then(|| Instant::now() + REPLICATED);
         let mut desk = Desk {
             publisher,
             largest_frame: largest_frame.min(USUAL_FRAME),

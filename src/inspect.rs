@@ -1,37 +1,29 @@
 //! Owns [`Inspector`]: what can be seen of a queue and of those beside it, without taking part.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::mem;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::never;
 use log::debug;
 
 use crate::broker::Broker;
 use crate::cause::{Cause, PRECONDITION_FAILED};
+use crate::census::{Census, Channels, Left};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
-use crate::delays::{Listed, read_list, say_once_that_it_is_unusable, unlock};
 use crate::error::{Error, read_mismatch};
-use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
+use crate::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
 use crate::shutdown::Signal;
 use crate::task::Task;
 
 /// Looks at a queue, its delay queues and its dead letters. Connects when it is first asked.
-#[derive(Debug)]
 pub struct Inspector {
     broker: Broker,
     queue: Queue,
     interrupt: Signal,
-    link: Option<Link>,
-    /// Delays that were seen once are asked for ever after.
-    delays: BTreeSet<Duration>,
-    /// Those of them whose queues something was put into, as far as the list of them tells.
-    used: BTreeSet<Duration>,
-    /// Those whose queues were looked for in vain since the list was read.
-    absent: BTreeSet<Duration>,
+    connection: Option<Connection>,
+    census: Census,
 }
 
 /// What is in a queue and beside it. AMQP does not tell what is unacked.
@@ -83,16 +75,6 @@ pub(crate) enum Comparison {
 
 type Step = fn(&mut Inspector) -> Result<String, Error>;
 
-struct Link {
-    connection: Connection,
-    /// `None` after a refusal, which takes the channel with it.
-    channel: Option<Channel>,
-}
-
-/// How long to wait for another reader of the list of delays.
-const READING: Duration = Duration::from_secs(2);
-const READ_AGAIN: Duration = Duration::from_millis(50);
-
 /// The argument for how long a queue stays unused, in milliseconds, from 1
 /// (<https://www.rabbitmq.com/docs/ttl#queue-ttl>).
 const EXPIRES: &str = "x-expires";
@@ -120,15 +102,12 @@ impl Inspector {
             broker: broker.clone(),
             queue: queue.clone(),
             interrupt: interrupt.clone(),
-            link: None,
-            delays: BTreeSet::new(),
-            used: BTreeSet::new(),
-            absent: BTreeSet::new(),
+            connection: None,
+            census: Census::new(queue),
         }
     }
 
-    /// What is in the queue and beside it, at this moment. Who may not read the list of delays
-    /// sees the usual ones only, and a warning in the log.
+    /// What is in the queue and beside it, at this moment.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] when the name leaves no room for the queues beside the queue;
@@ -138,37 +117,21 @@ impl Inspector {
     /// lost.
     ///
     /// # Blocking
-    /// For some answers of the broker, each bounded by its limits.
+    /// For some eighty answers of the broker, each bounded by its limits: each possible delay
+    /// queue is asked for.
     pub fn status(&mut self) -> Result<Status, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
         let count = self.count_queue()?;
-        self.learn_delays()?;
-        let mut delayed = Vec::new();
-        for delay in self.delays.clone() {
-            if let Some(count) = self.count(Target::Delay(delay))? {
-                delayed.push(Delayed { delay, tasks: count.ready });
-            }
-        }
+        let delayed = self.counted(Census::delayed)?;
         let dead = self.count(Target::Dead)?.map_or(0, |count| count.ready);
         Ok(Status { ready: count.ready, consumers: count.consumers, delayed, dead })
     }
 
-    /// Whether there is nothing in the queue nor in its delay queues; `delays` are further ones
-    /// to look for.
-    pub(crate) fn is_empty(&mut self, delays: &[Duration]) -> Result<bool, Error> {
-        // What was there before is likely to be there still: asked first, and most often last.
-        if self.count_queue()?.ready > 0 || self.is_any_waiting()? {
-            return Ok(false);
-        }
-        let further = delays.iter().copied().filter(|delay| !delay.is_zero());
-        match self.learn_delays()? {
-            List::Told => self.delays.extend(further),
-            List::Unusable => self.note_used(further),
-        }
-        // The delay queues first: what leaves one while we look is in the queue then.
-        let waits = self.is_any_waiting()? || self.is_any_kept()?;
-        Ok(!waits && self.count_queue()?.ready == 0)
+    /// What is left to do in the queue and in its delay queues.
+    pub(crate) fn left(&mut self) -> Result<Left, Error> {
+        let left = self.counted(Census::left)?;
+        left.ok_or_else(|| missing(self.queue.name()))
     }
 
     /// Checks one thing after the other, up to the first that is wrong: `connect`, `login`,
@@ -224,7 +187,10 @@ impl Inspector {
 
     fn check_connection(&mut self) -> Result<Vec<Check>, Vec<Check>> {
         let ok = |name, text: &str| Check { name, result: Ok(text.to_string()) };
-        let opened = self.queue.validate().and_then(|()| self.link().map(|link| link.address()));
+        let opened = self
+            .queue
+            .validate()
+            .and_then(|()| self.connection().map(|it| it.address().to_string()));
         match opened {
             Ok(address) => {
                 Ok(vec![ok("connect", &address), ok("login", "accepted"), ok("vhost", "accepted")])
@@ -269,8 +235,8 @@ impl Inspector {
             Ok(ends)
         })?;
         let Some(ends) = ends else { return Err(missing(self.queue.name())) };
-        let answer = match &self.link {
-            Some(link) => link.answer_to_publish(&ends.confirms),
+        let answer = match &self.connection {
+            Some(connection) => answer_to_publish(connection, &ends.confirms),
             None => return Err(missing(self.queue.name())),
         };
         match answer {
@@ -314,15 +280,12 @@ impl Inspector {
     /// The usual delays stand for all, and of those that are not there the first.
     fn check_retry(&mut self) -> Result<String, Error> {
         let policy = RetryPolicy::default();
-        let hop = ("x-dead-letter-exchange", Argument::Text(String::new()));
+        let hop = ("x-dead-letter-exchange".into(), Argument::Text(String::new()));
         let first = Target::Delay(policy.delay_after(1));
         self.check_declare(&self.queue.name_of(first), vec![hop])?;
-        for delay in policy.delays() {
+        for delay in policy.series() {
             self.check_delay(delay)?;
         }
-        let list = self.queue.delays_plan().name;
-        self.check_declare(&list, Vec::new())?;
-        self.ask_about(&list, |channel| channel.look(&list))?;
         Ok("may be declared".into())
     }
 
@@ -348,12 +311,8 @@ impl Inspector {
     /// Whether this user may declare a queue, found out without making one: asks for one that
     /// expires within no time. RabbitMQ looks at the permission first, and then refuses that, or
     /// finds that the queue is there with other arguments.
-    fn check_declare(
-        &mut self,
-        name: &str,
-        mut arguments: Vec<(&'static str, Argument)>,
-    ) -> Result<(), Error> {
-        arguments.push((EXPIRES, Argument::Number(0)));
+    fn check_declare(&mut self, name: &str, mut arguments: Arguments) -> Result<(), Error> {
+        arguments.push((EXPIRES.into(), Argument::Number(0)));
         let plan = Plan { name: name.into(), durability: Durability::Durable, arguments };
         let asked = self.ask_about(name, |channel| match channel.declare_as(&plan) {
             Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text })
@@ -381,34 +340,7 @@ impl Inspector {
     }
 
     pub(crate) fn broker_version(&mut self) -> Result<Option<(u32, u32)>, Error> {
-        self.link().map(|link| link.connection.broker_version())
-    }
-
-    /// Whether a delay queue that counts as empty gives something all the same. One of which no
-    /// node leads is counted as empty, and taking from it fails; where nothing was put into it, that
-    /// tells nothing.
-    fn is_any_kept(&mut self) -> Result<bool, Error> {
-        for delay in &self.used - &self.absent {
-            let name = self.queue.name_of(Target::Delay(delay));
-            match self.ask(|channel| channel.look(&name)) {
-                Ok(Some(true)) => return Ok(true),
-                // Who may not take from it is left with its count.
-                Ok(_) | Err(Error::QueueRefused { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(false)
-    }
-
-    fn is_any_waiting(&mut self) -> Result<bool, Error> {
-        for delay in self.delays.clone() {
-            match self.count(Target::Delay(delay))? {
-                Some(Count { ready: 0, .. }) => {}
-                Some(_) => return Ok(true),
-                None => drop(self.absent.insert(delay)),
-            }
-        }
-        Ok(false)
+        self.connection().map(|it| it.broker_version())
     }
 
     fn count_queue(&mut self) -> Result<Count, Error> {
@@ -419,71 +351,24 @@ impl Inspector {
     }
 
     pub(crate) fn count(&mut self, target: Target) -> Result<Option<Count>, Error> {
-        let name = self.queue.name_of(target);
-        self.ask(|channel| channel.count(&name))
-    }
-
-    /// A login that may only look cannot read the list of delays, which is one of messages.
-    fn learn_delays(&mut self) -> Result<List, Error> {
-        let list = self.queue.delays_plan().name;
-        let deadline = Instant::now() + READING;
-        while self.ask(|channel| channel.count(&list))?.is_some() {
-            match self.read_list()? {
-                Some(Listed::Delays(delays)) => {
-                    self.note_used(delays);
-                    return Ok(List::Told);
-                }
-                Some(Listed::Unusable) => {
-                    self.forget_channel();
-                    self.note_used(RetryPolicy::default().delays());
-                    return Ok(List::Unusable);
-                }
-                Some(Listed::Busy) => {
-                    // Taken by another connection: our channel is gone.
-                    self.forget_channel();
-                    if Instant::now() >= deadline {
-                        let text = format!("'{list}' is being read by somebody else all the time");
-                        return Err(Error::QueueRefused { queue: list, text });
-                    }
-                    let _ = self.interrupt.recv_timeout(READ_AGAIN);
-                }
-                None => {}
-            }
-        }
-        // Whoever puts something into a delay queue makes the list first.
-        Ok(List::Told)
-    }
-
-    fn read_list(&mut self) -> Result<Option<Listed>, Error> {
-        let (queue, absent) = (self.queue.clone(), mem::take(&mut self.absent));
-        match self.ask(|channel| read_list(channel, &queue, &absent)) {
-            Err(Error::QueueRefused { text, .. }) => {
-                say_once_that_it_is_unusable(&queue, &text);
-                match self.ask(|channel| unlock(channel, &queue)) {
-                    Ok(_) | Err(Error::QueueRefused { .. }) => Ok(Some(Listed::Unusable)),
-                    Err(error) => Err(error),
-                }
-            }
-            Ok(Some(Listed::Delays(delays))) => {
-                for struck_out in absent.difference(&delays) {
-                    self.used.remove(struck_out);
-                    self.delays.remove(struck_out);
-                }
-                Ok(Some(Listed::Delays(delays)))
-            }
-            read => read,
-        }
-    }
-
-    fn note_used(&mut self, delays: impl IntoIterator<Item = Duration>) {
-        self.used.extend(delays);
-        self.delays.extend(&self.used);
+        self.counted(|census, connection| census.count(connection, target))
     }
 
     fn forget_channel(&mut self) {
-        if let Some(link) = &mut self.link {
-            link.channel = None;
-        }
+        self.census.forget_channel();
+    }
+
+    fn counted<T>(
+        &mut self,
+        count: impl FnOnce(&mut Census, &mut dyn Channels) -> Result<T, Cause>,
+    ) -> Result<T, Error> {
+        self.connection()?;
+        let counted = match &mut self.connection {
+            Some(connection) => count(&mut self.census, connection),
+            None => Err(Cause::Gone),
+        };
+        let queue = self.queue.name().to_string();
+        counted.map_err(|cause| self.failed(&queue, cause))
     }
 
     /// Asks something of the broker; `None` when what was asked for is not there.
@@ -500,45 +385,42 @@ impl Inspector {
         queue: &str,
         ask: impl FnOnce(&Channel) -> Result<T, Cause>,
     ) -> Result<Option<T>, Error> {
-        let link = self.link()?;
-        let answer = link.channel().and_then(ask);
-        let cause = match answer {
-            Ok(answer) => return Ok(Some(answer)),
-            Err(cause) => cause,
+        self.connection()?;
+        let answer = match &mut self.connection {
+            Some(connection) => self.census.ask(connection, ask),
+            None => Err(Cause::Gone),
         };
-        link.channel = None;
-        if cause.is_not_there() {
-            return Ok(None);
-        }
-        if cause.spares_the_connection() {
-            return Err(Error::from_queue_use(queue, &link.address(), cause));
-        }
-        let (address, cause) = match self.link.take() {
-            Some(Link { connection, .. }) => {
-                (connection.address().to_string(), connection.end(Some(cause)))
-            }
-            None => (String::new(), cause),
-        };
-        Err(Error::session_lost(&address, cause))
+        answer.map_err(|cause| self.failed(queue, cause))
     }
 
-    fn link(&mut self) -> Result<&mut Link, Error> {
-        let link = match self.link.take() {
-            Some(link) => link,
+    /// The error for a question that failed. The connection goes, where it did not outlive that.
+    fn failed(&mut self, queue: &str, cause: Cause) -> Error {
+        self.forget_channel();
+        match self.connection.take() {
+            Some(connection) if cause.spares_the_connection() => {
+                let error = Error::from_queue_use(queue, connection.address(), cause);
+                self.connection = Some(connection);
+                error
+            }
+            Some(connection) => {
+                let address = connection.address().to_string();
+                Error::session_lost(&address, connection.end(Some(cause)))
+            }
+            None => Error::session_lost("", cause),
+        }
+    }
+
+    fn connection(&mut self) -> Result<&mut Connection, Error> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
             None => {
                 let opened = Connection::open(&self.broker, &self.interrupt, None)?;
                 let interrupted = || Error::Unreachable { attempts: vec!["interrupted".into()] };
-                Link { connection: opened.ok_or_else(interrupted)?, channel: None }
+                opened.ok_or_else(interrupted)?
             }
         };
-        Ok(self.link.insert(link))
+        Ok(self.connection.insert(connection))
     }
-}
-
-/// Whether the list of delays tells which delay queues were used.
-enum List {
-    Told,
-    Unusable,
 }
 
 /// What came of a publish.
@@ -548,49 +430,41 @@ enum Answer {
     Closed,
 }
 
-impl Link {
-    fn address(&self) -> String {
-        self.connection.address().to_string()
-    }
-
-    fn channel(&mut self) -> Result<&Channel, Cause> {
-        let channel = match self.channel.take() {
-            Some(channel) => channel,
-            None => self.connection.open_channel()?,
-        };
-        Ok(self.channel.insert(channel))
-    }
-
-    fn answer_to_publish<C>(&self, confirms: &crossbeam_channel::Receiver<C>) -> Answer {
-        let deadline = crossbeam_channel::after(BLOCKED_WITHIN);
-        crossbeam_channel::select_biased! {
-            recv(confirms) -> confirm => match confirm {
-                Ok(_) => Answer::Confirmed,
-                Err(_) => Answer::Closed,
-            },
-            recv(self.connection.notices()) -> notice => match notice.map(read_notice) {
-                Ok(Notice::Blocked(reason)) => Answer::Blocked(reason),
-                _ => Answer::Closed,
-            },
-            recv(deadline) -> _ => Answer::Blocked(format!("no confirm within {BLOCKED_WITHIN:?}")),
-        }
+fn answer_to_publish<C>(
+    connection: &Connection,
+    confirms: &crossbeam_channel::Receiver<C>,
+) -> Answer {
+    let deadline = crossbeam_channel::after(BLOCKED_WITHIN);
+    crossbeam_channel::select_biased! {
+        recv(confirms) -> confirm => match confirm {
+            Ok(_) => Answer::Confirmed,
+            Err(_) => Answer::Closed,
+        },
+        recv(connection.notices()) -> notice => match notice.map(read_notice) {
+            Ok(Notice::Blocked(reason)) => Answer::Blocked(reason),
+            _ => Answer::Closed,
+        },
+        recv(deadline) -> _ => Answer::Blocked(format!("no confirm within {BLOCKED_WITHIN:?}")),
     }
 }
 
 impl Drop for Inspector {
     /// Closes the connection; waits for the broker, at most the close limit.
     fn drop(&mut self) {
-        let Some(Link { connection, channel }) = self.link.take() else { return };
+        let Some(connection) = self.connection.take() else { return };
         if let Err(cause) = connection.close() {
             debug!("the connection did not close in order: {cause}");
         }
-        drop(channel);
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for Inspector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("address", &self.connection.address()).finish_non_exhaustive()
+        f.debug_struct("Inspector")
+            .field("broker", &self.broker)
+            .field("queue", &self.queue.name())
+            .field("connected", &self.connection.is_some())
+            .finish_non_exhaustive()
     }
 }
 

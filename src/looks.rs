@@ -85,7 +85,7 @@ fn limit_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Re
 /// Finds out by declaring the queue again, as it is but for what differs, until that is the type
 /// or the limit. The broker compares and changes nothing.
 fn limit_as_declared(inspector: &mut Inspector, name: &str) -> Result<Limit, Error> {
-    let mut arguments = vec![("x-queue-type", Argument::Text("quorum".into()))];
+    let mut arguments = vec![("x-queue-type".into(), Argument::Text("quorum".into()))];
     for _ in 0..=COMMON.len() {
         let durability = Durability::Durable;
         let plan = Plan { name: name.into(), durability, arguments: arguments.clone() };
@@ -102,7 +102,7 @@ fn limit_as_declared(inspector: &mut Inspector, name: &str) -> Result<Limit, Err
                 return Ok(Limit::Unlimited);
             }
             other => match COMMON.iter().find(|common| **common == other) {
-                Some(common) => arguments.push((common, value(there))),
+                Some(common) => arguments.push(((*common).into(), value(there))),
                 None => return Ok(Limit::Unknown(format!("it has {other}"))),
             },
         }

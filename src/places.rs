@@ -1,7 +1,7 @@
 //! Owns the queues beside a queue: declares its delay queues and its queue of dead letters when
-//! they are needed, keeps delay queues that are in use from expiring, and keeps the list of them.
+//! they are needed, and keeps delay queues that are in use from expiring.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,9 @@ use log::{info, warn};
 use crate::cause::{Cause, INTERNAL_ERROR};
 use crate::channel::{Channel, Count};
 use crate::connection::Connection;
-use crate::delays::{Entry, Listed, entry_for, read_list, say_once_that_it_is_unusable, unlock};
 use crate::pulse::are_more_than_heartbeats;
 use crate::queue::{Declaration, Plan, Queue, Target};
-use crate::settling::settle;
+use crate::settling::{REPLICATED, settle};
 
 /// What one connection knows of the queues beside its queue.
 #[derive(Default)]
@@ -96,15 +95,14 @@ impl Places {
         self.declared.insert(target, Declared { at: Instant::now(), settled_at });
     }
 
-    /// Sees to it that `target` is there, and stays there for longer than what is published now
-    /// waits in it. Waits for some answers of the broker. Of a delay it returns what is to be
-    /// published first, on the same channel: a broker in alarm may take it without an answer.
+    /// Sees to it that `target` exists, and goes on to exist for longer than what is published now
+    /// waits in it. Waits for some answers of the broker.
     pub(crate) fn prepare(
         &mut self,
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<Option<Entry>, Unready> {
+    ) -> Result<(), Unready> {
         if matches!(target, Target::Delay(_)) {
             self.look_behind(connection, queue)?;
         }
@@ -115,12 +113,8 @@ impl Places {
         if Instant::now() < settled_at {
             return Err(Unready::Settling(settled_at));
         }
-        let entry = match target {
-            Target::Delay(delay) => self.entry(connection, queue, delay)?,
-            Target::Work | Target::Dead => None,
-        };
         self.in_use.insert(target);
-        Ok(entry)
+        Ok(())
     }
 
     /// Has `target` declared again before it is published to again: it was not there.
@@ -156,16 +150,14 @@ impl Places {
         }
         self.in_use.remove(&target);
         let found = self.find(connection, &queue.name_of(target))?;
-        if found.is_none() {
-            self.strike_out(connection, queue, target)?;
-        }
         let plan = self.declare(connection, queue, target)?;
         let at = Instant::now();
-        let has_settled = match found {
-            Some(count) => self.is_trusted(connection, queue, target, count)?,
-            None => false,
+        let settled_at = match found {
+            None => self.settle(connection, &plan)?,
+            // Another connection may have made it a moment ago.
+            Some(count) if plan.is_replicated() && count.is_unused() => at + REPLICATED,
+            Some(_) => at,
         };
-        let settled_at = if has_settled { at } else { self.settle(connection, &plan)? };
         self.declared.insert(target, Declared { at, settled_at });
         Ok(settled_at)
     }
@@ -210,58 +202,6 @@ impl Places {
                 Err(cause.into())
             }
         }
-    }
-
-    /// Whether a queue that is there has settled, as far as we know: another connection may have
-    /// made it a moment ago. Whoever makes a delay queue lists it when it has settled, and whoever
-    /// makes another puts nothing into it before.
-    fn is_trusted(
-        &mut self,
-        connection: &mut Connection,
-        queue: &Queue,
-        target: Target,
-        count: Count,
-    ) -> Result<bool, Unready> {
-        let Target::Delay(delay) = target else { return Ok(!count.is_unused()) };
-        let delays = self.listed(connection, queue, &BTreeSet::new())?;
-        Ok(delays.contains(&delay))
-    }
-
-    /// Strikes a queue that is not there out of the list, before it is made: who finds it there
-    /// and listed takes it for one that has settled.
-    fn strike_out(
-        &mut self,
-        connection: &mut Connection,
-        queue: &Queue,
-        target: Target,
-    ) -> Result<(), Unready> {
-        let Target::Delay(delay) = target else { return Ok(()) };
-        self.listed(connection, queue, &BTreeSet::from([delay])).map(drop)
-    }
-
-    /// The delays that are listed; none where the list cannot be read, or not just now.
-    fn listed(
-        &mut self,
-        connection: &mut Connection,
-        queue: &Queue,
-        absent: &BTreeSet<Duration>,
-    ) -> Result<BTreeSet<Duration>, Unready> {
-        if !self.is_there(connection, &queue.delays_plan().name)? {
-            return Ok(BTreeSet::new());
-        }
-        let listed = read_list(self.side(connection)?, queue, absent);
-        if let Ok(Listed::Delays(delays)) = listed {
-            return Ok(delays);
-        }
-        self.side = None;
-        let Err(cause) = listed else { return Ok(BTreeSet::new()) };
-        if !cause.spares_the_connection() {
-            return Err(cause.into());
-        }
-        if unlock(self.side(connection)?, queue).is_err() {
-            self.side = None;
-        }
-        Ok(BTreeSet::new())
     }
 
     /// Declares `target` in the best way that the broker takes; says which that is.
@@ -342,29 +282,6 @@ impl Places {
     /// The delay whose queue was being looked at when the connection was lost.
     pub(crate) fn looks_at(&self) -> Option<Duration> {
         self.looks_at
-    }
-
-    /// What enters a delay in the list of this queue's delays, which is there then. `None` where
-    /// there can be no list: tasks are as safe without, only counts and drains may miss them.
-    fn entry(
-        &mut self,
-        connection: &mut Connection,
-        queue: &Queue,
-        delay: Duration,
-    ) -> Result<Option<Entry>, Unready> {
-        let plan = queue.delays_plan();
-        let is_new = !self.is_there(connection, &plan.name)?;
-        match self.declare_as(connection, &plan) {
-            Err(Unready::Refused(reason)) => {
-                say_once_that_it_is_unusable(queue, &reason);
-                return Ok(None);
-            }
-            declared => declared?,
-        }
-        if is_new {
-            self.settle(connection, &plan)?;
-        }
-        Ok(Some(entry_for(delay, plan)))
     }
 
     fn side(&mut self, connection: &mut Connection) -> Result<&Channel, Cause> {

@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use crate::broker::Broker;
+use crate::delays::round_up;
 use crate::error::Error;
 use crate::publisher::{Limits, Publisher, Settled, Until};
 use crate::queue::{Queue, Target};
-use crate::retry::in_millis;
 use crate::shutdown::Shutdown;
 use crate::task::Task;
 
@@ -201,7 +201,7 @@ impl Producer {
 
     fn accept(&mut self, task: Task) {
         let target = match task.held_back() {
-            Some(delay) => Target::Delay(in_millis(delay)),
+            Some(delay) => Target::Delay(round_up(delay)),
             None => Target::Work,
         };
         self.publisher.accept(task, target, ());

@@ -18,8 +18,7 @@ use crate::channel::{Channel, PublishEnds, Returned, Verdict, read_confirm, read
 use crate::confirms::Confirms;
 use crate::connection::{Connection, Notice, read_notice};
 use crate::deadline::deadline_after;
-use crate::delays::Entry;
-use crate::detour::Detours;
+use crate::delays::SilentDelays;
 use crate::error::Error;
 use crate::patience::{PATIENCE, telling};
 use crate::places::{Places, Unready};
@@ -41,10 +40,7 @@ pub(crate) struct Publisher<T> {
     pub(crate) aborting: Signal,
     /// The delays that tasks may need one after the other.
     pub(crate) delays: Vec<Duration>,
-    /// From when on the queue and that of its dead letters are trusted, if they may have been made
-    /// elsewhere just now.
-    pub(crate) trusted_from: Option<Instant>,
-    detours: Detours,
+    silent: SilentDelays,
     link: Option<Link<T>>,
     /// The connection that is being made; there is never a second one.
     attempt: Option<Attempt>,
@@ -159,8 +155,7 @@ impl<T> Publisher<T> {
             stopping: never(),
             aborting: never(),
             delays: Vec::new(),
-            trusted_from: None,
-            detours: Detours::default(),
+            silent: SilentDelays::default(),
             link: None,
             attempt: None,
             backlog: VecDeque::new(),
@@ -200,7 +195,7 @@ impl<T> Publisher<T> {
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
         let deadline = deadline_after(self.limits.timeout);
         let asked = target;
-        let target = self.detours.around_target(asked);
+        let target = self.silent.avoid(asked);
         self.backlog.push_back(Pending {
             task,
             asked,
@@ -253,9 +248,9 @@ impl<T> Publisher<T> {
 
     /// Publishes what there is room for. Waits for what it takes to have the queues there.
     pub(crate) fn publish(&mut self) {
-        let Publisher { link, queue, limits, aborting, detours, backlog, settled, .. } = self;
+        let Publisher { link, queue, limits, aborting, silent, backlog, settled, .. } = self;
         let Some(link) = link else { return };
-        let published = link.publish(limits.window, queue, aborting, detours, backlog, settled);
+        let published = link.publish(limits.window, queue, aborting, silent, backlog, settled);
         if let Err(cause) = published {
             self.lose_link(Some(cause));
         }
@@ -348,11 +343,7 @@ impl<T> Publisher<T> {
         };
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
-        let delays = self.delays.iter().map(|delay| self.detours.around(*delay));
-        let mut places = Places::default().foresee(delays.collect());
-        for target in [Target::Work, Target::Dead] {
-            self.trusted_from.iter().for_each(|at| places.made(target, *at));
-        }
+        let places = Places::default().foresee(self.delays.clone());
         let doing = format!("setting up the channel at {}", connection.address());
         let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue, places));
         let bounded = || leash.within(left, "setting up the channel", set_up);
@@ -417,10 +408,10 @@ impl<T> Publisher<T> {
         let looked_at = link.places.looks_at();
         let (address, cause) = link.bury(known);
         if let (Some(delay), Cause::Malformed(_)) = (looked_at, &cause) {
-            go_around(delay, &self.queue, &mut self.detours);
+            avoid(delay, &self.queue, &mut self.silent);
         }
         for pending in &mut self.backlog {
-            pending.target = self.detours.around_target(pending.asked);
+            pending.target = self.silent.avoid(pending.asked);
         }
         if let Some(limit) = cause.size_limit() {
             // Published again, it would end every channel, and nothing behind it get through.
@@ -573,7 +564,7 @@ impl<T> Link<T> {
         window: usize,
         queue: &Queue,
         aborting: &Signal,
-        detours: &mut Detours,
+        silent: &mut SilentDelays,
         backlog: &mut VecDeque<Pending<T>>,
         settled: &mut Vec<Settled<T>>,
     ) -> Result<(), Cause> {
@@ -597,7 +588,7 @@ impl<T> Link<T> {
                     settled.push(pending.settled(Outcome::Returned { reason }));
                 }
                 Err(Unready::Silent(delay, cause)) => {
-                    go_around(delay, queue, detours);
+                    avoid(delay, queue, silent);
                     held.push(pending);
                     published = Err(cause);
                 }
@@ -637,20 +628,7 @@ impl<T> Link<T> {
         let leash = connection.leash().clone();
         let ask = || places.prepare(connection, queue, pending.target);
         let bounded = || leash.within(pending.call_limit(), "asking for its queue", ask);
-        let entry = leash.unless(aborting, bounded)?;
-        match entry {
-            Some(entry) => self.enter(entry, pending.call_limit()).map_err(Unready::Lost),
-            None => Ok(()),
-        }
-    }
-
-    /// Nobody waits for its confirm: that of the task behind it says that the broker has it.
-    fn enter(&mut self, entry: Entry, limit: Duration) -> Result<(), Cause> {
-        let Entry { list, task } = entry;
-        let published = self.channel.publish(&list, &task, limit);
-        let address = Address::new(list, task.id().map(str::to_string), task.body());
-        self.confirms.publish_unawaited(address);
-        published
+        leash.unless(aborting, bounded)
     }
 
     fn publish_one(
@@ -879,13 +857,11 @@ impl<T> Pending<T> {
     }
 }
 
-fn go_around(delay: Duration, queue: &Queue, detours: &mut Detours) {
-    detours.close(delay);
-    let silent = queue.name_of(Target::Delay(delay));
-    warn!(
-        "'{silent}' gives no answer, as if no node led it, or none that can be read: tasks wait in \
-         the queue of some milliseconds more instead"
-    );
+fn avoid(delay: Duration, queue: &Queue, silent: &mut SilentDelays) {
+    silent.add(delay);
+    let name = queue.name_of(Target::Delay(delay));
+    let instead = queue.name_of(silent.avoid(Target::Delay(delay)));
+    warn!("delay queue '{name}' does not respond (no leader?); using '{instead}'");
 }
 
 fn unconfirmed(reason: impl Into<String>) -> Outcome {

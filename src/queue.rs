@@ -1,8 +1,10 @@
 //! Owns [`Queue`]: a queue's name and the arguments that it, its delay queues and its queue of
 //! dead letters are declared with. Pure.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::delays::LONGEST_DELAY;
 use crate::error::Error;
 
 /// A queue by its name, and how it is declared.
@@ -17,6 +19,7 @@ pub struct Queue {
     kind: QueueKind,
     declaration: Declaration,
     delivery_limit: u32,
+    arguments: Vec<(String, Argument)>,
 }
 
 /// Where a task is published to: the queue itself, or one of those beside it.
@@ -35,12 +38,28 @@ pub(crate) enum Target {
 pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) durability: Durability,
-    pub(crate) arguments: Vec<(&'static str, Argument)>,
+    pub(crate) arguments: Arguments,
 }
+
+pub(crate) type Arguments = Vec<(Cow<'static, str>, Argument)>;
 
 impl Plan {
     pub(crate) fn is_replicated(&self) -> bool {
-        self.arguments.contains(&("x-queue-type", text("quorum")))
+        self.arguments.iter().any(|(name, value)| name == TYPE && *value == text(QUORUM))
+    }
+
+    /// The same declaration with the queue type named; where it is named already, the same.
+    pub(crate) fn with_type(mut self, kind: QueueKind) -> Plan {
+        if self.arguments.iter().all(|(name, _)| name != TYPE) {
+            self.arguments.push(type_argument(kind));
+        }
+        self
+    }
+
+    /// The same declaration with the queue type left to the virtual host's default.
+    pub(crate) fn without_type(mut self) -> Plan {
+        self.arguments.retain(|(name, _)| name != TYPE);
+        self
     }
 
     /// The queue that is made and deleted to have this one written down; `None` where the name
@@ -48,7 +67,7 @@ impl Plan {
     pub(crate) fn companion(&self) -> Option<Plan> {
         let name = format!("{}.settling", self.name);
         // Classic also where the virtual host's default is a type that cannot be exclusive.
-        let arguments = vec![("x-queue-type", text("classic"))];
+        let arguments = vec![type_argument(QueueKind::Classic)];
         (name.len() <= LONGEST_NAME).then_some(Plan {
             name,
             durability: Durability::Durable,
@@ -57,11 +76,40 @@ impl Plan {
     }
 }
 
-/// The value of an argument of a declaration.
+/// The value of an argument of a queue's declaration; see [`Queue::argument`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Argument {
+#[non_exhaustive]
+pub enum Argument {
+    /// A text.
     Text(String),
+    /// A whole number.
     Number(i64),
+    /// True or false.
+    Flag(bool),
+}
+
+impl From<&str> for Argument {
+    fn from(text: &str) -> Argument {
+        Argument::Text(text.into())
+    }
+}
+
+impl From<String> for Argument {
+    fn from(text: String) -> Argument {
+        Argument::Text(text)
+    }
+}
+
+impl From<i64> for Argument {
+    fn from(number: i64) -> Argument {
+        Argument::Number(number)
+    }
+}
+
+impl From<bool> for Argument {
+    fn from(flag: bool) -> Argument {
+        Argument::Flag(flag)
+    }
 }
 
 /// The queue type, `x-queue-type` (<https://www.rabbitmq.com/docs/queues>).
@@ -94,16 +142,16 @@ const LONGEST_NAME: usize = 255;
 /// during which its broker is down as well, and expires with whatever is in it.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The longest delay: RabbitMQ's timers count milliseconds in 32 bits, which is 49 days, and an
-/// unused queue has to outlive its delay.
-pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(42 * 24 * 3600);
-
 /// A quorum queue of RabbitMQ 4 drops what was given back 20 times, unless told otherwise.
 /// Looking at a delay queue or at dead letters gives back.
 pub(crate) const NEVER_TOO_OFTEN: i64 = i32::MAX as i64;
 
-/// How many delays a queue's list of delays holds. The oldest entry makes way.
-const DELAYS_LISTED: i64 = 10_000;
+const TYPE: &str = "x-queue-type";
+const CLASSIC: &str = "classic";
+const QUORUM: &str = "quorum";
+const OVERFLOW: &str = "x-overflow";
+const REJECT_PUBLISH: &str = "reject-publish";
+const MAX_PRIORITY: &str = "x-max-priority";
 
 impl Queue {
     /// A durable classic queue that is declared before its first use.
@@ -115,6 +163,7 @@ impl Queue {
             kind: QueueKind::Classic,
             declaration: Declaration::Declare,
             delivery_limit: 20,
+            arguments: Vec::new(),
         }
     }
 
@@ -151,6 +200,27 @@ impl Queue {
         self
     }
 
+    /// Adds an argument to the declaration of the queue itself, for instance `x-max-priority`,
+    /// `x-single-active-consumer`, or `x-max-length` together with `x-overflow` =
+    /// `reject-publish` (<https://www.rabbitmq.com/docs/queues#optional-arguments>). What has a
+    /// setting of its own, or would make the broker drop confirmed tasks, is refused when the
+    /// queue is used. Default: none.
+    #[must_use]
+    pub fn argument(mut self, name: impl Into<String>, value: impl Into<Argument>) -> Queue {
+        self.arguments.push((name.into(), value.into()));
+        self
+    }
+
+    /// Whether the priorities of tasks have an effect, as far as the declaration tells: a classic
+    /// queue needs `x-max-priority`; a quorum queue has two priorities from RabbitMQ 4.0 on, and 32
+    /// from 4.3 on (<https://www.rabbitmq.com/docs/priority>).
+    #[must_use]
+    pub fn has_priorities(&self) -> bool {
+        self.kind == QueueKind::Quorum
+            || self.declaration == Declaration::UseAsItIs
+            || self.arguments.iter().any(|(name, _)| name == MAX_PRIORITY)
+    }
+
     /// The queue's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -185,21 +255,6 @@ impl Queue {
         arguments.into_iter().map(plan).collect()
     }
 
-    /// The queue that lists which delay queues this queue has: one message for each delay, in
-    /// milliseconds. A client can neither list queues nor guess their names.
-    pub(crate) fn delays_plan(&self) -> Plan {
-        Plan {
-            name: format!("{}.retries", self.name),
-            durability: Durability::Durable,
-            // Classic also where the virtual host's default is another type: of a quorum queue
-            // its entries would be dropped for being looked at (its delivery limit).
-            arguments: vec![
-                ("x-queue-type", text("classic")),
-                ("x-max-length", Argument::Number(DELAYS_LISTED)),
-            ],
-        }
-    }
-
     /// Whether it is declared as one that is there after a broker restart.
     pub(crate) fn is_declared_durable(&self) -> bool {
         self.durability == Durability::Durable && self.declaration == Declaration::Declare
@@ -210,42 +265,65 @@ impl Queue {
         self.kind == QueueKind::Quorum && self.declaration == Declaration::Declare
     }
 
-    fn arguments(&self) -> Vec<(&'static str, Argument)> {
-        match self.kind {
+    /// This queue, which the broker turned out to have as a quorum queue of its own making.
+    pub(crate) fn found_as_quorum(&self) -> Queue {
+        Queue { kind: QueueKind::Quorum, declaration: Declaration::UseAsItIs, ..self.clone() }
+    }
+
+    /// This queue, declared as a quorum queue because that is the virtual host's default type.
+    pub(crate) fn made_as_quorum(&self) -> Queue {
+        Queue { kind: QueueKind::Quorum, ..self.clone() }
+    }
+
+    /// Whether its type is left to the virtual host.
+    pub(crate) fn leaves_the_type_open(&self) -> bool {
+        self.kind == QueueKind::Classic && self.is_declared_durable()
+    }
+
+    fn arguments(&self) -> Arguments {
+        let mut arguments = match self.kind {
             QueueKind::Classic => Vec::new(),
             QueueKind::Quorum => {
                 let mut arguments = safe_hop(self.name_of(Target::Dead));
-                arguments.push(("x-delivery-limit", Argument::Number(self.delivery_limit.into())));
+                let limit = Argument::Number(self.delivery_limit.into());
+                arguments.push(("x-delivery-limit".into(), limit));
                 arguments
             }
+        };
+        for (name, value) in &self.arguments {
+            if arguments.iter().all(|(ours, _)| ours != name) {
+                arguments.push((name.clone().into(), value.clone()));
+            }
         }
+        arguments
     }
 
-    fn dead_arguments(&self) -> Vec<(&'static str, Argument)> {
+    fn dead_arguments(&self) -> Arguments {
         match self.kind {
-            QueueKind::Classic => Vec::new(),
+            QueueKind::Classic => vec![type_argument(QueueKind::Classic)],
             QueueKind::Quorum => vec![
-                ("x-queue-type", text("quorum")),
-                ("x-delivery-limit", Argument::Number(NEVER_TOO_OFTEN)),
+                type_argument(QueueKind::Quorum),
+                ("x-delivery-limit".into(), Argument::Number(NEVER_TOO_OFTEN)),
             ],
         }
     }
 
     /// A delay queue that keeps each task until the queue behind it has confirmed it: RabbitMQ
     /// 3.10 and later (<https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>).
-    fn safe_delay(&self, delay: Duration) -> Vec<(&'static str, Argument)> {
+    fn safe_delay(&self, delay: Duration) -> Arguments {
         let mut arguments = safe_hop(self.name.clone());
-        arguments.push(("x-delivery-limit", Argument::Number(NEVER_TOO_OFTEN)));
+        arguments.push(("x-delivery-limit".into(), Argument::Number(NEVER_TOO_OFTEN)));
         arguments.extend(timers(delay));
         arguments
     }
 
     /// A delay queue for brokers without the other kind: a crash of the broker in the very
     /// moment of the hop can lose a task.
-    fn simple_delay(&self, delay: Duration) -> Vec<(&'static str, Argument)> {
+    fn simple_delay(&self, delay: Duration) -> Arguments {
         let mut arguments = vec![
-            ("x-dead-letter-exchange", text("")),
-            ("x-dead-letter-routing-key", text(&self.name)),
+            type_argument(QueueKind::Classic),
+            ("x-dead-letter-exchange".into(), text("")),
+            ("x-dead-letter-routing-key".into(), text(&self.name)),
         ];
         arguments.extend(timers(delay));
         arguments
@@ -264,6 +342,10 @@ impl Queue {
                 format!("the name has {length} bytes, and at most {LONGEST_NAME} are allowed"),
             ));
         }
+        if self.name.contains(['\r', '\n']) {
+            let reason = "the name has a line end in it, which RabbitMQ would remove";
+            return Err(Error::setting("queue", reason));
+        }
         if self.delivery_limit == 0 {
             return Err(Error::setting("delivery limit", "0 would allow no delivery"));
         }
@@ -276,7 +358,55 @@ impl Queue {
         if self.kind == QueueKind::Quorum && self.durability == Durability::Transient {
             return Err(Error::setting("queue type", "a quorum queue is always durable"));
         }
+        self.validate_arguments()
+    }
+
+    fn validate_arguments(&self) -> Result<(), Error> {
+        for (name, value) in &self.arguments {
+            if let Some(reason) = self.objection_to(name, value) {
+                return Err(Error::setting("queue argument", format!("{name}: {reason}")));
+            }
+        }
         Ok(())
+    }
+
+    /// Why an argument is refused.
+    fn objection_to(&self, name: &str, value: &Argument) -> Option<&'static str> {
+        if self.declaration == Declaration::UseAsItIs {
+            return Some("a queue that is used as it is, is not declared");
+        }
+        let rejects = |argument: &(String, Argument)| {
+            argument.0 == OVERFLOW && argument.1 == text(REJECT_PUBLISH)
+        };
+        match name {
+            "" => Some("the name is empty"),
+            name if name.len() > LONGEST_NAME => Some("the name has more than 255 bytes"),
+            TYPE => Some("the queue type has its own option, --queue-type"),
+            "x-delivery-limit" => Some("it has its own option, --delivery-limit"),
+            "x-dead-letter-exchange" | "x-dead-letter-routing-key" | "x-dead-letter-strategy" => {
+                Some("failed tasks go to delay queues and dead letters without it")
+            }
+            "x-message-ttl" => Some(
+                "the broker would drop confirmed tasks; to have one task expire, publish it with \
+                 --expiration",
+            ),
+            "x-expires" => Some("the broker would delete the queue with the tasks in it"),
+            MAX_PRIORITY if self.kind == QueueKind::Quorum => {
+                Some("a quorum queue has its priorities without it")
+            }
+            OVERFLOW if *value != text(REJECT_PUBLISH) => {
+                Some("the broker would drop confirmed tasks; only reject-publish does not")
+            }
+            "x-max-length" | "x-max-length-bytes"
+                if self.kind == QueueKind::Classic && !self.arguments.iter().any(rejects) =>
+            {
+                Some(
+                    "the broker would drop confirmed tasks; add the argument \
+                     x-overflow=reject-publish",
+                )
+            }
+            _ => None,
+        }
     }
 }
 
@@ -294,7 +424,7 @@ impl Queue {
 }
 
 /// How long a delay queue stays when it is not used.
-pub(crate) fn unused_after(delay: Duration) -> Duration {
+fn unused_after(delay: Duration) -> Duration {
     delay + UNUSED
 }
 
@@ -302,20 +432,28 @@ fn text(text: &str) -> Argument {
     Argument::Text(text.into())
 }
 
+fn type_argument(kind: QueueKind) -> (Cow<'static, str>, Argument) {
+    let name = match kind {
+        QueueKind::Classic => CLASSIC,
+        QueueKind::Quorum => QUORUM,
+    };
+    (TYPE.into(), text(name))
+}
+
 /// A quorum queue that lets go of a dead letter only when the queue `to` has confirmed it.
-fn safe_hop(to: String) -> Vec<(&'static str, Argument)> {
+fn safe_hop(to: String) -> Arguments {
     vec![
-        ("x-queue-type", text("quorum")),
-        ("x-dead-letter-exchange", text("")),
-        ("x-dead-letter-routing-key", Argument::Text(to)),
-        ("x-dead-letter-strategy", text("at-least-once")),
-        ("x-overflow", text("reject-publish")),
+        type_argument(QueueKind::Quorum),
+        ("x-dead-letter-exchange".into(), text("")),
+        ("x-dead-letter-routing-key".into(), Argument::Text(to)),
+        ("x-dead-letter-strategy".into(), text("at-least-once")),
+        (OVERFLOW.into(), text(REJECT_PUBLISH)),
     ]
 }
 
-fn timers(delay: Duration) -> [(&'static str, Argument); 2] {
+fn timers(delay: Duration) -> [(Cow<'static, str>, Argument); 2] {
     let millis = |it: Duration| Argument::Number(i64::try_from(it.as_millis()).unwrap_or(i64::MAX));
-    [("x-message-ttl", millis(delay)), ("x-expires", millis(unused_after(delay)))]
+    [("x-message-ttl".into(), millis(delay)), ("x-expires".into(), millis(unused_after(delay)))]
 }
 
 #[cfg(test)]
@@ -333,6 +471,10 @@ mod tests {
         }
     }
 
+    fn has(plan: &Plan, name: &'static str, value: &str) -> bool {
+        plan.arguments.contains(&(name.into(), text(value)))
+    }
+
     #[test]
     fn a_durable_classic_queue_has_no_argument_as_in_the_tutorial() {
         let plan = plan(&Queue::new("q").delivery_limit(3), Target::Work);
@@ -344,7 +486,7 @@ mod tests {
     fn a_quorum_queue_sends_what_was_delivered_too_often_to_the_dead_letters() {
         let plan = plan(&Queue::new("q").kind(QueueKind::Quorum).delivery_limit(3), Target::Work);
         assert_eq!(number(&plan, "x-delivery-limit"), 3);
-        assert!(plan.arguments.contains(&("x-dead-letter-routing-key", text("q.dead"))));
+        assert!(has(&plan, "x-dead-letter-routing-key", "q.dead"));
     }
 
     #[test]
@@ -358,8 +500,47 @@ mod tests {
                 let expires = number(&plan, "x-expires");
                 assert!(expires > number(&plan, "x-message-ttl"));
                 assert!(expires <= i64::from(u32::MAX), "RabbitMQ's timers have 32 bits");
-                assert!(plan.arguments.contains(&("x-dead-letter-routing-key", text("q"))));
+                assert!(has(&plan, "x-dead-letter-routing-key", "q"));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_declared_beside_a_queue_names_its_type() {
+        for queue in [Queue::new("q"), Queue::new("q").kind(QueueKind::Quorum)] {
+            let beside = [Target::Dead, Target::Delay(Duration::from_secs(1))];
+            for plan in beside.into_iter().flat_map(|target| queue.plans(target)) {
+                assert!(has(&plan, TYPE, CLASSIC) || has(&plan, TYPE, QUORUM), "{plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn arguments_are_declared_and_what_would_drop_tasks_is_refused() {
+        let queue = Queue::new("q").argument("x-max-priority", 10);
+        assert!(queue.validate().is_ok() && queue.has_priorities());
+        let declared = plan(&queue, Target::Work).arguments;
+        assert_eq!(declared, [("x-max-priority".into(), Argument::Number(10))]);
+        assert!(!Queue::new("q").has_priorities());
+
+        let full = Queue::new("q").argument("x-max-length", 10);
+        assert!(full.validate().is_err());
+        assert!(full.clone().argument("x-overflow", "drop-head").validate().is_err());
+        assert!(full.clone().argument("x-overflow", "reject-publish").validate().is_ok());
+        assert!(full.kind(QueueKind::Quorum).validate().is_ok(), "it rejects in any case");
+
+        assert!(Queue::new("q").argument("x-max-priority", 10).existing().validate().is_err());
+        assert!(queue.kind(QueueKind::Quorum).validate().is_err());
+        for refused in ["", "x-queue-type", "x-delivery-limit", "x-message-ttl", "x-expires"] {
+            let error = Queue::new("q").argument(refused, 1).validate().expect_err("refused");
+            assert!(error.to_string().contains(refused), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_line_end_is_refused() {
+        for name in ["a\n", "a\rb"] {
+            assert!(Queue::new(name).validate().is_err());
         }
     }
 

@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
+use crate::delays::{LONGEST_DELAY, round_up};
 use crate::error::Error;
 use crate::handler::Failure;
-use crate::queue::LONGEST_DELAY;
 
 /// How often a task is tried, and how long it waits between two tries.
 ///
 /// The delay before the second try is [`first_delay`](RetryPolicy::first_delay); each further
 /// one is [`factor`](RetryPolicy::factor) times as long, up to
-/// [`longest_delay`](RetryPolicy::longest_delay).
+/// [`longest_delay`](RetryPolicy::longest_delay). Each delay has a queue of its own, so delays are
+/// rounded **up** to one of these: 100, 200, 500 ms; 1, 2, 3, 5, 10, 15, 20, 30, 45 s and min; 1, 2,
+/// 3, 4, 6, 8, 12, 18 h; 1, 2, 3, 5, 7, 10, 14, 21, 30, 42 days.
 ///
 /// ```
 /// use std::time::Duration;
@@ -19,7 +21,7 @@ use crate::queue::LONGEST_DELAY;
 ///
 /// let policy = RetryPolicy::new().max_attempts(4).first_delay(Duration::from_secs(1));
 /// let delays: Vec<u64> = (1..4).map(|failed| policy.delay_after(failed).as_secs()).collect();
-/// assert_eq!(delays, [1, 2, 4]);
+/// assert_eq!(delays, [1, 2, 5]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
@@ -40,9 +42,6 @@ pub(crate) enum Fate {
     /// It was not tried: back to the queue, uncounted.
     Back,
 }
-
-/// Jittered delays fall on this many steps, so that the delay queues stay few.
-const JITTER_STEPS: u32 = 10;
 
 impl Default for RetryPolicy {
     fn default() -> RetryPolicy {
@@ -91,21 +90,19 @@ impl RetryPolicy {
         self
     }
 
-    /// Shortens each delay by a random part of it, from 0 up to this share (0 to 1), so that
-    /// tasks that failed together do not come back together. Each delay is a queue of its own,
-    /// so it takes one of 11 values, not any. Default: 0, which lets all tasks with the same
-    /// number of failures share one queue.
+    /// Shortens each delay by a random part of it, from 0 up to this share (0 to 1), before it is
+    /// rounded up, so that tasks that failed together do not come back together. Default: 0,
+    /// which lets all tasks with the same number of failures share one queue.
     #[must_use]
     pub fn jitter(mut self, share: f64) -> RetryPolicy {
         self.jitter = share;
         self
     }
 
-    /// How long a task waits after it has failed this often, jitter left aside; whole
-    /// milliseconds.
+    /// How long a task waits after it has failed this often, without jitter, rounded up.
     #[must_use]
     pub fn delay_after(&self, failures: u32) -> Duration {
-        self.delay_at(failures, 0)
+        round_up(self.delay_at(failures))
     }
 
     /// What becomes of a task whose attempt of this number, from 1, has failed.
@@ -114,9 +111,10 @@ impl RetryPolicy {
             Failure::Reject { .. } => Fate::Dead,
             Failure::Postpone { .. } | Failure::Stop { .. } => Fate::Back,
             Failure::Retry { .. } if attempt >= self.max_attempts => Fate::Dead,
-            Failure::Retry { after: Some(after), .. } => Fate::Retry(in_millis(*after)),
+            Failure::Retry { after: Some(after), .. } => Fate::Retry(round_up(*after)),
             Failure::Retry { after: None, .. } => {
-                Fate::Retry(self.delay_at(attempt, fastrand::u32(0..=JITTER_STEPS)))
+                let share = (1.0 - self.jitter * fastrand::f64()).clamp(0.0, 1.0);
+                Fate::Retry(round_up(self.delay_at(attempt).mul_f64(share)))
             }
         }
     }
@@ -127,26 +125,22 @@ impl RetryPolicy {
         self.max_attempts
     }
 
-    /// Every delay that the policy itself can come to.
-    pub(crate) fn delays(&self) -> Vec<Duration> {
-        let steps = if self.jitter > 0.0 { JITTER_STEPS } else { 0 };
-        let mut delays = Vec::new();
-        for failures in 1..self.max_attempts {
-            delays.extend((0..=steps).map(|step| self.delay_at(failures, step)));
-            delays.sort_unstable();
-            delays.dedup();
-            let grow = self.factor > 1.0 && !self.first_delay.is_zero();
-            if !grow || self.delay_after(failures) >= self.longest_delay {
-                break;
-            }
-        }
-        delays
-    }
-
     /// The delays of a task that fails again and again, where they are known: jitter draws each
     /// from several.
     pub(crate) fn series(&self) -> Vec<Duration> {
-        if self.jitter > 0.0 { Vec::new() } else { self.delays() }
+        let mut series = Vec::new();
+        if self.jitter > 0.0 {
+            return series;
+        }
+        for failures in 1..self.max_attempts {
+            series.push(self.delay_after(failures));
+            let grows = self.factor > 1.0 && !self.first_delay.is_zero();
+            if !grows || self.delay_at(failures) >= self.longest_delay {
+                break;
+            }
+        }
+        series.dedup();
+        series
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
@@ -172,23 +166,15 @@ impl RetryPolicy {
         Ok(())
     }
 
-    fn delay_at(&self, failures: u32, jitter_step: u32) -> Duration {
+    /// The delay before it is rounded up.
+    fn delay_at(&self, failures: u32) -> Duration {
         let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
         let longest = self.longest_delay.min(LONGEST_DELAY);
         let grown = self.first_delay.as_secs_f64() * self.factor.powi(exponent);
         // Zero times infinity is not a number; zero it stays.
         let grown = if self.first_delay.is_zero() { 0.0 } else { grown };
-        let capped = Duration::try_from_secs_f64(grown).map_or(longest, |delay| delay.min(longest));
-        let share = self.jitter * f64::from(jitter_step) / f64::from(JITTER_STEPS);
-        in_millis(capped.mul_f64((1.0 - share).clamp(0.0, 1.0)))
+        Duration::try_from_secs_f64(grown).map_or(longest, |delay| delay.min(longest))
     }
-}
-
-/// A delay as it can be had: whole milliseconds, rounded up, at most 42 days.
-pub(crate) fn in_millis(delay: Duration) -> Duration {
-    let delay = delay.min(LONGEST_DELAY);
-    let millis = delay.as_nanos().div_ceil(1_000_000);
-    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -202,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn the_default_doubles_from_five_seconds_to_an_hour() {
+    fn the_default_doubles_from_five_seconds_to_an_hour_on_the_ladder() {
         let policy = RetryPolicy::new();
-        assert_eq!(delays(&policy, 1..=4), [5_000, 10_000, 20_000, 40_000]);
-        assert_eq!(delays(&policy, [10, 11, 12]), [2_560_000, 3_600_000, 3_600_000]);
+        assert_eq!(delays(&policy, 1..=4), [5_000, 10_000, 20_000, 45_000]);
+        assert_eq!(delays(&policy, [10, 11, 12]), [2_700_000, 3_600_000, 3_600_000]);
         assert_eq!(policy.attempts(), 5);
     }
 
@@ -219,7 +205,7 @@ mod tests {
                 let delays = delays(&policy, far);
                 assert!(delays.windows(2).all(|pair| pair[0] <= pair[1]), "{first:?} {factor}");
                 assert!(delays.iter().all(|delay| *delay <= LONGEST_DELAY.as_millis()));
-                assert_eq!(policy.delay_after(1), in_millis(first), "{factor}");
+                assert_eq!(policy.delay_after(1), round_up(first), "{factor}");
             }
         }
         assert!(RetryPolicy::new().delay_after(0) <= RetryPolicy::new().delay_after(1));
@@ -228,9 +214,9 @@ mod tests {
     #[test]
     fn the_delays_are_told_at_once_however_many_attempts_there_are() {
         let for_ever = RetryPolicy::new().max_attempts(u32::MAX);
-        assert_eq!(for_ever.first_delay(Duration::ZERO).delays(), [Duration::ZERO]);
-        assert_eq!(for_ever.first_delay(SECOND).factor(1.0).delays(), [SECOND]);
-        let slow = for_ever.first_delay(Duration::from_millis(1)).factor(1.1).delays();
+        assert_eq!(for_ever.first_delay(Duration::ZERO).series(), [Duration::ZERO]);
+        assert_eq!(for_ever.first_delay(SECOND).factor(1.0).series(), [SECOND]);
+        let slow = for_ever.first_delay(Duration::from_millis(1)).factor(1.1).series();
         assert_eq!(slow.last(), Some(&RetryPolicy::new().delay_after(u32::MAX)));
     }
 
@@ -254,32 +240,32 @@ mod tests {
         let after = |delay| Failure::retry_after("busy", delay);
         assert_eq!(policy.decide(1, &after(SECOND)), Fate::Retry(SECOND));
         assert_eq!(policy.decide(1, &after(Duration::MAX)), Fate::Retry(LONGEST_DELAY));
-        let rounded = Fate::Retry(Duration::from_millis(1));
+        let rounded = Fate::Retry(Duration::from_millis(100));
         assert_eq!(policy.decide(1, &after(Duration::from_nanos(1))), rounded);
         assert_eq!(policy.decide(2, &after(SECOND)), Fate::Dead);
     }
 
     #[test]
-    fn jitter_shortens_within_its_share_on_a_few_steps() {
-        let policy = RetryPolicy::new().first_delay(10 * SECOND).jitter(0.5).max_attempts(2);
+    fn jitter_shortens_within_its_share_before_the_delay_is_rounded_up() {
+        let policy = RetryPolicy::new().first_delay(40 * SECOND).jitter(0.5).max_attempts(2);
+        let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {
             let Fate::Retry(delay) = policy.decide(1, &Failure::retry("no")) else {
                 panic!("dead")
             };
-            assert!((5 * SECOND..=10 * SECOND).contains(&delay), "{delay:?}");
-            assert!(policy.delays().contains(&delay), "{delay:?}");
+            seen.insert(delay.as_secs());
         }
-        assert_eq!(policy.delays().len(), 11);
-        assert!(policy.series().is_empty(), "a neighbouring step is not the next delay");
+        assert!(seen.contains(&30) && seen.contains(&45), "{seen:?}");
+        assert!(seen.iter().all(|delay| [20, 30, 45].contains(delay)), "{seen:?}");
+        assert!(policy.series().is_empty(), "a shorter rung is not the next delay");
     }
 
     #[test]
-    fn every_delay_is_known_beforehand() {
+    fn the_series_of_a_task_s_delays_is_known_beforehand() {
         let seconds = |policy: RetryPolicy| -> Vec<u64> {
-            policy.delays().iter().map(Duration::as_secs).collect()
+            policy.series().iter().map(Duration::as_secs).collect()
         };
-        assert_eq!(seconds(RetryPolicy::new()), [5, 10, 20, 40]);
-        assert_eq!(RetryPolicy::new().series(), RetryPolicy::new().delays());
+        assert_eq!(seconds(RetryPolicy::new()), [5, 10, 20, 45]);
         assert_eq!(seconds(RetryPolicy::new().max_attempts(u32::MAX)).len(), 11);
         assert!(seconds(RetryPolicy::new().max_attempts(1)).is_empty());
         assert_eq!(seconds(RetryPolicy::new().first_delay(Duration::ZERO)), [0]);

@@ -21,7 +21,7 @@ use crate::handover::Handover;
 use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
 use crate::pulse::Pulse;
-use crate::queue::Target;
+use crate::queue::{Queue, Target};
 use crate::runner::{Crew, Work};
 use crate::settling::open_channel_to;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
@@ -103,8 +103,8 @@ impl Session<'_> {
         let doing = format!("setting up the channels at {}", connection.address());
         // Nothing is in hand yet: a stop need not wait for anything here.
         let set_up = || leash.unless(stopping, || self.open_channels(&mut connection));
-        let channels = match telling(stopping, &doing, set_up).0 {
-            Ok(channels) => channels,
+        let (channels, queue) = match telling(stopping, &doing, set_up).0 {
+            Ok(opened) => opened,
             Err(Refused { target, cause }) => {
                 let lost = self.end(connection, target, Some(cause));
                 let deadline = deadline_after(self.settings.grace);
@@ -119,7 +119,7 @@ impl Session<'_> {
         let noticed_within = noticed_within(connection.pulse());
         let heard = connection.heard();
         let mut watch = Watch::new(self, &connection);
-        watch.consume(channels, unnoticed);
+        watch.consume(channels, &queue, unnoticed);
         let Watch { standing, told, lost, in_hand, .. } = watch;
         let end = self.wind_up(connection, told, lost, in_hand.taken());
         let unnoticed = match &end {
@@ -129,48 +129,20 @@ impl Session<'_> {
         Course { consumed: standing > 0, unnoticed, end }
     }
 
-    /// All of them up front: opening one needs the connection to itself.
-    fn open_channels(&self, connection: &mut Connection) -> Result<Vec<Channel>, Refused> {
+    /// All of them up front: opening one needs the connection to itself. Returns the queue as the
+    /// broker has it, too.
+    fn open_channels(&self, connection: &mut Connection) -> Result<(Vec<Channel>, Queue), Refused> {
         let mut channels = Vec::new();
         for _ in self.crew.runners().iter().skip(1) {
             channels.push(connection.open_channel()?);
         }
         let opened = open_channel_to(connection, &self.settings.queue)?;
-        channels.push(self.declare_dead_letters(opened.channel, connection)?);
+        channels.push(declare_dead_letters(opened.channel, connection, &opened.queue)?);
         // Whoever finds us consuming takes the queue for an old one.
-        if let Some(settled_at) = opened.settled_at.filter(|_| opened.is_made) {
+        if let Some(settled_at) = opened.settled_at {
             let _ = self.shutdown.wait(settled_at.saturating_duration_since(Instant::now()));
         }
-        Ok(channels)
-    }
-
-    /// The queue of dead letters is declared when the first one comes, but where the broker
-    /// itself sends letters there: it has to be there before. Gives the channel back, or another
-    /// where a refusal took it.
-    fn declare_dead_letters(
-        &self,
-        channel: Channel,
-        connection: &mut Connection,
-    ) -> Result<Channel, Refused> {
-        let queue = &self.settings.queue;
-        if !queue.counts_deliveries() {
-            return Ok(channel);
-        }
-        let plans = queue.plans(Target::Dead);
-        let declared = plans.iter().try_for_each(|plan| channel.declare_as(plan));
-        let cause = match declared {
-            Err(cause) if cause.spares_the_connection() => cause,
-            declared => return declared.map(|()| channel).map_err(Refused::from),
-        };
-        drop(channel);
-        let channel = connection.open_channel()?;
-        let name = queue.name_of(Target::Dead);
-        match channel.count(&name) {
-            Ok(_) => info!("'{name}' cannot be declared: {cause}; it is there, and used as it is"),
-            Err(lost) if !lost.spares_the_connection() => return Err(lost.into()),
-            Err(_) => return Err(Refused { target: Target::Dead, cause }),
-        }
-        Ok(channel)
+        Ok((channels, opened.queue))
     }
 
     /// `taken` is what the consumers have seen by their end: all that the broker has sent them
@@ -218,6 +190,34 @@ impl Session<'_> {
         }
         Error::from_queue_use(&self.settings.queue.name_of(target), &address, cause)
     }
+}
+
+/// The queue of dead letters is declared when the first one comes, but where the broker
+/// itself sends letters there: it has to be there before. Gives the channel back, or another
+/// where a refusal took it.
+fn declare_dead_letters(
+    channel: Channel,
+    connection: &mut Connection,
+    queue: &Queue,
+) -> Result<Channel, Refused> {
+    if !queue.counts_deliveries() {
+        return Ok(channel);
+    }
+    let plans = queue.plans(Target::Dead);
+    let declared = plans.iter().try_for_each(|plan| channel.declare_as(plan));
+    let cause = match declared {
+        Err(cause) if cause.spares_the_connection() => cause,
+        declared => return declared.map(|()| channel).map_err(Refused::from),
+    };
+    drop(channel);
+    let channel = connection.open_channel()?;
+    let name = queue.name_of(Target::Dead);
+    match channel.count(&name) {
+        Ok(_) => info!("'{name}' cannot be declared: {cause}; it is there, and used as it is"),
+        Err(lost) if !lost.spares_the_connection() => return Err(lost.into()),
+        Err(_) => return Err(Refused { target: Target::Dead, cause }),
+    }
+    Ok(channel)
 }
 
 /// What the session was told to do.
@@ -269,14 +269,14 @@ impl<'a> Watch<'a> {
     }
 
     /// Runs one consumer thread for each channel, until the last of them has ended.
-    fn consume(&mut self, channels: Vec<Channel>, unnoticed: Option<Instant>) {
+    fn consume(&mut self, channels: Vec<Channel>, queue: &Queue, unnoticed: Option<Instant>) {
         let Session { settings, work, crew, .. } = *self.session;
         let [stop, hurry, leave] =
             [&self.stop, &self.hurry, &self.leave].map(|(_, signal)| signal.clone());
         let (consuming, standing) = unbounded();
         let (ends, ended) = unbounded();
         let in_hand = Arc::clone(&self.in_hand);
-        let (handover, drain) = match self.start_helpers(unnoticed) {
+        let (handover, drain) = match self.start_helpers(queue, unnoticed) {
             Ok(started) => started,
             Err(error) => {
                 self.consumer_lost(Some(Cause::Lost(error.chain())));
@@ -331,13 +331,14 @@ impl<'a> Watch<'a> {
     /// Starts what the consumers have done by others.
     fn start_helpers(
         &self,
+        queue: &Queue,
         unnoticed: Option<Instant>,
     ) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, work, .. } = self.session;
         // Others may be silent, and cost each connection their time limits.
         let broker = &broker.beginning_at(self.connection.address());
         let frame = self.connection.largest_frame();
-        let Settings { queue, policy, .. } = settings;
+        let policy = &settings.policy;
         let handover = Handover::start(broker, queue, policy, frame, &work.tally, &self.leave.1)?;
         let drain = match settings.until {
             RunUntil::Stopped => None,
@@ -347,7 +348,7 @@ impl<'a> Watch<'a> {
                     pulse: self.connection.pulse().clone(),
                     unnoticed,
                 };
-                Some(Drain::start(broker, queue, policy, seen)?)
+                Some(Drain::start(broker, queue, seen)?)
             }
         };
         Ok((handover, drain))

@@ -1,13 +1,21 @@
-//! Owns what becomes of a queue that was made just now: RabbitMQ writes down that it exists a
-//! moment after it has said so, and one that is killed before comes back without the queue and
-//! all that it had confirmed there. So the queue is written down at once, or not trusted yet.
+//! Opens a channel to a queue: makes the queue where it does not exist, and sees to it that the
+//! broker can find a new queue again.
+//!
+//! RabbitMQ writes down that a queue exists a moment after it has said so. A broker that is killed
+//! before comes back without the queue, and without all that it had confirmed there. So whoever
+//! makes a queue has it written down at once, or does not trust it yet.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cause::Cause;
+use log::{info, warn};
+
+use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::channel::Channel;
 use crate::connection::Connection;
 use crate::queue::{Plan, Queue, Target};
+use crate::queue_type::{DefaultType, Found, ask_default_type, ask_type};
 
 /// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
 /// other was made for half a second (measured on RabbitMQ 3.10.8, one node; the directory of its
@@ -19,40 +27,159 @@ pub(crate) const REPLICATED: Duration = Duration::from_millis(1500);
 /// declarations of classic queues, measured on RabbitMQ 3.10.8).
 const UNWRITTEN: Duration = Duration::from_millis(2500);
 
-/// What is known of a queue's age once it is declared.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Age {
-    Old,
-    /// Nobody uses it: others, or we on a connection that was lost, may have made it just now.
-    Unknown,
-    /// There was none before.
-    Made,
-}
+/// From this version on, a quorum queue that was declared without a delivery limit has one, of 20.
+const LIMITED_SINCE: (u32, u32) = (4, 0);
 
-/// A channel to a queue that is there.
+/// A channel to a queue that exists.
 pub(crate) struct Opened {
     pub(crate) channel: Channel,
-    /// From when on the queue may be trusted, where it is not known to be an old one.
+    /// The queue with the type that the broker has given it.
+    pub(crate) queue: Queue,
+    /// From when on the queue may be trusted, where we have made it.
     pub(crate) settled_at: Option<Instant>,
-    /// Whether there was none before.
-    pub(crate) is_made: bool,
 }
 
-/// Opens a channel, and sees to it that the queue is there as it is described.
+impl Opened {
+    fn existing(channel: Channel, queue: &Queue) -> Opened {
+        Opened { channel, queue: queue.clone(), settled_at: None }
+    }
+}
+
+/// Opens a channel, and sees to it that the queue exists as it is described.
 pub(crate) fn open_channel_to(connection: &mut Connection, queue: &Queue) -> Result<Opened, Cause> {
     let channel = connection.open_channel()?;
-    let (channel, age) = match queue.is_declared_durable() {
-        true => look_for(connection, channel, queue.name())?,
-        false => (channel, Age::Old),
-    };
-    channel.declare(queue)?;
-    let is_made = age == Age::Made;
-    if age == Age::Old {
-        return Ok(Opened { channel, settled_at: None, is_made });
+    if !queue.is_declared_durable() {
+        channel.declare(queue)?;
+        return Ok(Opened::existing(channel, queue));
     }
+    match channel.count(queue.name()) {
+        Ok(_) => use_existing(connection, channel, queue),
+        Err(cause) if cause.is_not_there() => {
+            let channel = another(connection, channel, cause)?;
+            make(connection, channel, queue)
+        }
+        // A refusal is told by the declaration, in better words.
+        Err(cause) => {
+            let channel = another(connection, channel, cause)?;
+            channel.declare(queue)?;
+            Ok(Opened::existing(channel, queue))
+        }
+    }
+}
+
+fn make(connection: &mut Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
+    let (channel, queue) = with_default_type(connection, channel, queue)?;
+    channel.declare(&queue)?;
+    info!("queue '{}' did not exist: created", queue.name());
     let plan = queue.plans(Target::Work).swap_remove(0);
     let (channel, settled_at) = settle(connection, channel, &plan)?;
-    Ok(Opened { channel, settled_at: Some(settled_at), is_made })
+    Ok(Opened { channel, queue, settled_at: Some(settled_at) })
+}
+
+/// A queue whose type is left to the virtual host becomes what that host makes of it, with the
+/// arguments that the type needs: a quorum queue has to have a dead-letter route.
+fn with_default_type(
+    connection: &mut Connection,
+    channel: Channel,
+    queue: &Queue,
+) -> Result<(Channel, Queue), Cause> {
+    if !queue.leaves_the_type_open() {
+        return Ok((channel, queue.clone()));
+    }
+    let default = ask_default_type(channel, queue)?;
+    let channel = connection.open_channel()?;
+    match default {
+        DefaultType::Other => Ok((channel, queue.clone())),
+        DefaultType::Quorum => {
+            info!(
+                "the default queue type of the virtual host is 'quorum': queue '{}' is declared as \
+                 with --queue-type quorum",
+                queue.name()
+            );
+            Ok((channel, queue.made_as_quorum()))
+        }
+        DefaultType::Stream => {
+            let text = "the default queue type of the virtual host is 'stream', which cannot be a \
+                        work queue; name a type: --queue-type quorum";
+            Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() })
+        }
+    }
+}
+
+fn use_existing(
+    connection: &mut Connection,
+    channel: Channel,
+    queue: &Queue,
+) -> Result<Opened, Cause> {
+    match channel.declare(queue) {
+        Ok(()) if !queue.leaves_the_type_open() => Ok(Opened::existing(channel, queue)),
+        Ok(()) => use_with_its_type(connection, channel, queue),
+        Err(refusal @ Cause::ChannelClosed { code: PRECONDITION_FAILED, .. })
+            if queue.leaves_the_type_open() =>
+        {
+            let channel = another(connection, channel, refusal.clone())?;
+            use_as_made_here(channel, queue).ok_or(refusal)
+        }
+        Err(cause) => Err(cause),
+    }
+}
+
+/// The queue has no arguments, as we ask for; the virtual host may have made a quorum queue of it.
+fn use_with_its_type(
+    connection: &mut Connection,
+    channel: Channel,
+    queue: &Queue,
+) -> Result<Opened, Cause> {
+    let (channel, found) = ask_type(channel, queue)?;
+    let channel = channel.map_or_else(|| connection.open_channel(), Ok)?;
+    if found == Found::Other {
+        return Ok(Opened::existing(channel, queue));
+    }
+    say_once_that_it_is_a_quorum_queue(queue.name(), connection.broker_version());
+    Ok(Opened::existing(channel, &queue.found_as_quorum()))
+}
+
+/// A quorum queue that [`make`] has declared for a virtual host with that default type. Declared
+/// without the type, it is the same only there.
+fn use_as_made_here(channel: Channel, queue: &Queue) -> Option<Opened> {
+    let queue = queue.made_as_quorum();
+    let plan = queue.plans(Target::Work).swap_remove(0).without_type();
+    channel.declare_as(&plan).ok()?;
+    Some(Opened::existing(channel, &queue))
+}
+
+/// Once for each queue, not for each connection.
+fn say_once_that_it_is_a_quorum_queue(name: &str, version: Option<(u32, u32)>) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if !SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into()) {
+        return;
+    }
+    if version.is_none_or(|version| version < LIMITED_SINCE) {
+        info!("queue '{name}' is a quorum queue, the virtual host's default type");
+        return;
+    }
+    warn!("{}", dropping_quorum_queue(name));
+}
+
+/// What a quorum queue without a dead-letter route does, and the remedy.
+pub(crate) fn dropping_quorum_queue(name: &str) -> String {
+    let pattern: String = name.chars().map(literal).collect();
+    format!(
+        "queue '{name}' is a quorum queue, the virtual host's default type, and was declared \
+         without a dead-letter route: RabbitMQ drops a task for good after 20 deliveries that were \
+         not acked. Give it the route by a policy: rabbitmqctl set_policy '{name}' '^{pattern}$' \
+         '{{\"dead-letter-exchange\":\"\",\"dead-letter-routing-key\":\"{name}.dead\",\
+         \"dead-letter-strategy\":\"at-least-once\",\"overflow\":\"reject-publish\"}}' --apply-to \
+         queues; then use it with --queue-type quorum --no-declare"
+    )
+}
+
+/// A character of a name as it stands in a pattern.
+fn literal(character: char) -> String {
+    match character.is_ascii_punctuation() && !"_-".contains(character) {
+        true => format!("\\{character}"),
+        false => character.to_string(),
+    }
 }
 
 /// Has the queue written down that was made by this plan; says from when on it may be trusted.
@@ -73,24 +200,20 @@ pub(crate) fn settle(
     Ok((channel, Instant::now() + pause))
 }
 
-/// Looks how old a queue is. A refusal is told by its declaration, in better words.
-fn look_for(
-    connection: &mut Connection,
-    channel: Channel,
-    name: &str,
-) -> Result<(Channel, Age), Cause> {
-    match channel.count(name) {
-        Ok(count) if count.is_unused() => Ok((channel, Age::Unknown)),
-        Ok(_) => Ok((channel, Age::Old)),
-        Err(cause) => {
-            let age = if cause.is_not_there() { Age::Made } else { Age::Old };
-            Ok((another(connection, channel, cause)?, age))
-        }
-    }
-}
-
 /// Another channel in place of one that a refusal took.
 fn another(connection: &mut Connection, refused: Channel, cause: Cause) -> Result<Channel, Cause> {
     drop(refused);
     if cause.spares_the_connection() { connection.open_channel() } else { Err(cause) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remedy_of_a_quorum_queue_matches_its_name_only() {
+        let told = dropping_quorum_queue("a.b*");
+        assert!(told.contains("'^a\\.b\\*$'"), "{told}");
+        assert!(told.contains("\"dead-letter-routing-key\":\"a.b*.dead\""), "{told}");
+    }
 }

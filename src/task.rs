@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
+use crate::delays::LONGEST_DELAY;
 use crate::error::Error;
-use crate::queue::LONGEST_DELAY;
 
 /// A unit of work: a body of any bytes, and the message properties that travel with it.
 ///
@@ -137,9 +137,9 @@ impl Task {
         self.map(|properties| properties.with_expiration(after.as_millis().to_string()))
     }
 
-    /// Holds the task back this long, in whole milliseconds, before it comes to its queue; at
-    /// most 42 days. It waits at the broker, in a queue for all tasks with the same delay.
-    /// Default: none.
+    /// Holds the task back at least this long before it comes to its queue; at most 42 days. It
+    /// waits at the broker, in a queue for all tasks with the same delay, so the delay is rounded
+    /// up as in a [`RetryPolicy`](crate::RetryPolicy). Default: none.
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Task {
         self.delay = (!delay.is_zero()).then_some(delay);

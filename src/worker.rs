@@ -43,8 +43,7 @@ use crate::summary::{Ended, Summary, Tally};
 /// | the connection or the process died | the broker requeues it; it may run twice |
 ///
 /// Delay queues are called `NAME.retry.MILLISECONDS`; they appear when a task has to wait and go
-/// when they were not used for a week. `NAME.retries` lists them. The queue itself is declared
-/// as without them. Failures are counted, crashes are not: on a classic queue, a task that kills
+/// when they were not used for a week. The queue itself is declared as without them. Failures are counted, crashes are not: on a classic queue, a task that kills
 /// its worker each time comes back for ever; a quorum queue has a
 /// [delivery limit](Queue::delivery_limit).
 ///
@@ -162,7 +161,7 @@ impl Worker {
     }
 
     /// Sets how often a failed task is tried again, and when. Default: five attempts, 5 s, 10 s,
-    /// 20 s and 40 s apart.
+    /// 20 s and 45 s apart.
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Worker {
         self.settings.policy = policy;

@@ -260,87 +260,6 @@ fn status_counts_what_is_ready_waits_and_is_dead() {
     assert!(text.contains("3 after 1m"), "{text}");
 }
 
-/// The lines of a log that warn of this queue.
-fn warnings<'a>(log: &'a str, queue: &str) -> Vec<&'a str> {
-    log.lines().filter(|line| line.contains(" WARN ") && line.contains(queue)).collect()
-}
-
-#[test]
-fn status_takes_nothing_from_somebody_else_s_queue_with_the_name_of_the_list() {
-    let queue = unique_queue("theirs");
-    let theirs = format!("{queue}.retries");
-    let mut client = shared_broker().client();
-    client.declare(&queue);
-    client.declare(&theirs);
-    // One of them a number, and twice the same: as in a list of delays.
-    let bodies = ["{}", "7", "7", "[1]", "x"];
-    let messages = bodies.map(|body| (body.as_bytes(), AmqpProperties::default()));
-    client.publish_all(&theirs, messages);
-
-    let output = queuectl(&queue, &["status", "--json"]);
-
-    let left: Vec<String> = client.get_all(&theirs).iter().map(|it| it.text()).collect();
-    assert_eq!(left, bodies);
-    assert_eq!(json(&output)["retry"], 0);
-    let log = output.stderr();
-    let warned = warnings(&log, &theirs);
-    assert_eq!(warned.len(), 1, "{log}");
-    assert!(warned[0].contains("not counted"), "says what follows: {}", warned[0]);
-}
-
-#[test]
-fn status_gives_back_what_somebody_else_put_on_the_list_of_delays() {
-    let queue = unique_queue("mixed");
-    let list = format!("{queue}.retries");
-    let delayed = || Task::new("").with_delay(Duration::from_secs(60));
-    // Two producers at the same time may both enter the same delay.
-    for _ in 0..2 {
-        let mut producer = Producer::new(&broker(), &Queue::new(&queue));
-        producer.publish(delayed()).expect("confirmed");
-    }
-    let mut client = shared_broker().client();
-    let bodies = ["7", "{}", "7"];
-    let messages = bodies.map(|body| (body.as_bytes(), AmqpProperties::default()));
-    client.publish_all(&list, messages);
-
-    let statuses = [(); 2].map(|()| json(&queuectl(&queue, &["status", "--json"])));
-
-    assert_eq!(statuses.map(|status| status["retry"].clone()), [2, 2]);
-    let left: Vec<String> = client.get_all(&list).iter().map(|it| it.text()).collect();
-    assert_eq!(left, ["60000", "7", "{}", "7"], "of our own entries, each once");
-}
-
-#[test]
-fn a_hand_made_retry_queue_with_the_name_of_the_list_keeps_its_messages() {
-    let queue = unique_queue("hand-made");
-    let theirs = format!("{queue}.retries");
-    let mut client = shared_broker().client();
-    client.declare(&queue);
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-message-ttl".into(), AmqpValue::LongInt(3_600_000));
-    arguments.insert("x-dead-letter-exchange".into(), AmqpValue::LongString(String::new()));
-    arguments.insert("x-dead-letter-routing-key".into(), AmqpValue::LongString(queue.clone()));
-    client.declare_with(&theirs, arguments);
-    client.publish_ids(&theirs, ["1", "1", "mail"]);
-    let to = ["--url", shared_broker().url(), "--queue", &queue];
-    let produce = ["--delay", "1s", "later"];
-    let work = ["--no-declare", "--drain", "--retry-delay", "100ms", "--max-attempts", "2", "--"];
-
-    let produced = Command::producer(&[&to[..], &produce].concat()).run(SOON);
-    let worked = Command::worker(&[&to[..], &work, &["false"]].concat()).run(SOON);
-
-    let left: Vec<String> = client.get_all(&theirs).iter().map(|it| it.text()).collect();
-    assert_eq!(left, ["1", "1", "mail"]);
-    produced.assert_code(0);
-    assert!(matches!(worked.code, Some(0 | 1)), "{worked:?}");
-    for output in [produced, worked] {
-        let log = output.stderr();
-        let warned = warnings(&log, &theirs);
-        assert_eq!(warned.len(), 1, "{log}");
-        assert!(warned[0].contains("not waited for"), "says what follows: {}", warned[0]);
-    }
-}
-
 #[test]
 fn check_names_the_real_cause_with_its_own_status() {
     let broker = PrivateBroker::start();
@@ -549,13 +468,13 @@ fn check_finds_that_failed_tasks_have_nowhere_to_go_and_makes_no_queue() {
 
     let without_dead = check("narrow:s3cret");
     let free = check("guest:guest");
-    let made = ["dead", "retry.5000", "retries"].map(|it| client.has(&format!("{queue}.{it}")));
+    let made = ["dead", "retry.5000"].map(|it| client.has(&format!("{queue}.{it}")));
     client.declare(&dead);
     let with_dead = check("narrow:s3cret");
     broker.ctl(&["delete_user", "narrow"]);
 
     free.assert_code(0);
-    assert_eq!(made, [false; 3]);
+    assert_eq!(made, [false; 2]);
     let cases = [(without_dead, "dead", dead), (with_dead, "retry", format!("{queue}.retry.5000"))];
     for (output, step, refused) in cases {
         output.assert_code(2);
@@ -611,37 +530,25 @@ fn status_serves_a_login_that_may_only_look() {
 
     let status = json(&seen);
     assert_eq!((&status["ready"], &status["retry"]), (&0.into(), &1.into()));
-    let told = seen.stderr();
-    let what = "other than the usual delays are not counted";
-    assert!(told.contains("WARN") && told.contains(what), "{told}");
 }
 
 #[test]
-fn a_drain_of_a_login_that_may_not_read_the_list_of_delays_ends_and_is_in_nobody_s_way() {
+fn a_drain_of_a_login_that_may_not_read_delay_queues_is_left_with_their_counts() {
     let broker = breakable_broker();
     let queue = unique_queue("unread");
     let url = broker.url().parse().expect("a URL");
     let mut producer = Producer::new(&url, &Queue::new(&queue));
-    let delay = RetryPolicy::new().delay_after(2);
-    producer.publish(Task::new("").with_delay(delay)).expect("confirmed");
-    let all_but_the_list = format!(r"^{queue}($|\.retry\.|\.dead$)");
+    producer.publish(Task::new("").with_delay(Duration::from_secs(2))).expect("confirmed");
     broker.ctl(&["add_user", "drainer", "s3cret"]);
-    broker.ctl(&["set_permissions", "drainer", ".*", ".*", &all_but_the_list]);
+    broker.ctl(&["set_permissions", "drainer", ".*", ".*", &format!("^{queue}$")]);
     let url = format!("amqp://drainer:s3cret@{}", broker.address());
-    let theirs = ["--url", &url, "--queue", &queue];
-    let ours = ["--url", broker.url(), "--queue", &queue];
+    let worker = Command::worker(&["--url", &url, "--queue", &queue, "--drain", "--json"]);
 
-    let checked = Command::queuectl(&theirs).arg("check").run(SOON);
-    let drain = Command::worker(&theirs).args(&["--drain", "--", "true"]).start();
-    drain.wait_for_stderr_line(|it| it.contains("cannot be used as the list"), SOON);
-    let status = Command::queuectl(&ours).args(&["status", "--json"]).run(SOON);
-    let drained = drain.wait(SOON);
+    let drained = worker.args(&["--", "true"]).run(SOON);
     broker.ctl(&["delete_user", "drainer"]);
 
-    checked.assert_code(2);
-    assert!(checked.stdout().contains(&format!("{queue}.retries")), "{}", checked.stdout());
-    status.assert_code(0);
     drained.assert_code(0);
+    assert_eq!(json(&drained)["done"], 1);
 }
 
 #[test]

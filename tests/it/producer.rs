@@ -630,15 +630,16 @@ fn found(counts: Option<(u32, u32)>) -> ScriptedBroker {
 /// RabbitMQ says that a queue is there, and confirms what it takes, before it has written down all
 /// that it needs to find the queue again; with the next queue it writes the rest.
 #[test]
-fn a_queue_that_may_be_new_is_written_down_before_it_is_used() {
-    let written = "look for new, declare durable new, declare durable exclusive new.settling, \
-                   delete new.settling";
-    let is_old = "look for new, declare durable new";
+fn a_queue_that_we_make_is_written_down_before_it_is_used() {
+    // The first declaration asks for the default type, and makes no queue.
+    let made = "look for new, declare durable new, declare durable new, declare durable exclusive \
+                new.settling, delete new.settling";
+    // The second one asks for the type.
+    let existing = "look for new, declare durable new, declare durable new";
     let table = [
-        (None, &[][..], written),
-        (Some((0, 0)), &[], written),
-        (Some((1, 0)), &[], is_old),
-        (Some((0, 1)), &[], is_old),
+        (None, &[][..], made),
+        (Some((0, 0)), &[], existing),
+        (Some((1, 1)), &[], existing),
         (None, &["--transient-queue"], "declare new"),
     ];
     for (counts, more, asked) in table {
