@@ -25,7 +25,7 @@ use log::{LevelFilter, Log, Metadata, Record, error, warn};
 use rabbit_work::Stream;
 #[cfg(feature = "tls")]
 use rabbit_work::Tls;
-use rabbit_work::{Broker, Error, Queue, QueueKind, Shutdown, Trigger, shutdown};
+use rabbit_work::{Argument, Broker, Error, Queue, QueueKind, Shutdown, Trigger, shutdown};
 
 /// What a command ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,14 @@ pub(crate) struct QueueArgs {
     #[arg(long, global = true, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     delivery_limit: u32,
 
+    /// Declare the queue with this argument, for instance x-single-active-consumer=true
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = parse_argument)]
+    queue_arg: Vec<(String, Argument)>,
+
+    /// Declare a classic queue with the priorities 0 to N (x-max-priority)
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    max_priority: Option<u8>,
+
     /// Use the queue as it is, without declaring it
     #[arg(long, global = true)]
     no_declare: bool,
@@ -152,10 +160,28 @@ impl QueueArgs {
         if self.transient_queue {
             queue = queue.transient();
         }
+        for (name, value) in &self.queue_arg {
+            queue = queue.argument(name, value.clone());
+        }
+        if let Some(highest) = self.max_priority {
+            queue = queue.argument("x-max-priority", i64::from(highest));
+        }
         if self.no_declare {
             queue = queue.existing();
         }
         queue
+    }
+}
+
+/// A value that reads as a number or as true or false is one; any other is a text.
+fn parse_argument(text: &str) -> Result<(String, Argument), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            let number = value.parse::<i64>().map(Argument::from);
+            let flag = value.parse::<bool>().map(Argument::from);
+            Ok((name.into(), number.or(flag).unwrap_or_else(|_| value.into())))
+        }
+        _ => Err("it has the form KEY=VALUE".into()),
     }
 }
 

@@ -57,7 +57,8 @@ pub(crate) struct Options {
     #[arg(long)]
     transient: bool,
 
-    /// Hold each task back this long before it comes to the queue
+    /// Hold each task back this long before it comes to the queue. Delays are rounded up: 100 200
+    /// 500ms, 1 2 3 5 10 15 20 30 45s and min, 1 2 3 4 6 8 12 18h, 1 2 3…42d
     #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
     delay: Option<Duration>,
 
@@ -131,7 +132,15 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let patience =
         Patience { grace: options.timeout, wind_down: Duration::ZERO, late: Exit::Failed };
     let (_trigger, shutdown) = cli::stop_on_signals(patience)?;
-    let mut producer = Producer::new(&broker, &options.queue.queue())
+    let queue = options.queue.queue();
+    if options.priority.is_some() && !queue.has_priorities() {
+        log::warn!(
+            "--priority has no effect: queue '{}' is declared without priorities; give producers \
+             and workers --max-priority N",
+            queue.name()
+        );
+    }
+    let mut producer = Producer::new(&broker, &queue)
         .window(options.window as usize)
         .timeout(options.timeout)
         .heed(&shutdown);

@@ -11,6 +11,7 @@ mod library;
 mod node;
 mod nonsense;
 mod producer;
+mod queue_type;
 mod retry;
 mod shell_test;
 mod soak;

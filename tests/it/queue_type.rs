@@ -1,0 +1,171 @@
+//! Virtual hosts that give a queue another type than classic, and arguments of a declaration.
+
+use std::time::Duration;
+
+use crate::support::broker::{Lent, breakable_broker, shared_broker};
+use crate::support::client::unique_queue;
+use crate::support::command::Command;
+
+const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
+
+/// A virtual host with a default queue type. Goes with this.
+struct Vhost<'a> {
+    broker: &'a Lent,
+    name: String,
+}
+
+impl Vhost<'_> {
+    fn with_default<'a>(broker: &'a Lent, kind: &str) -> Vhost<'a> {
+        let name = unique_queue(kind);
+        broker.ctl(&["add_vhost", &name, "--default-queue-type", kind]);
+        broker.ctl(&["set_permissions", "-p", &name, "guest", ".*", ".*", ".*"]);
+        Vhost { broker, name }
+    }
+
+    fn url(&self) -> String {
+        format!("{}/{}", self.broker.url(), self.name)
+    }
+
+    /// The name and the type of each queue, sorted.
+    fn queues(&self) -> Vec<String> {
+        let told = self.broker.ctl(&["list_queues", "-p", &self.name, "name", "type", "--silent"]);
+        let mut queues: Vec<String> = told.lines().map(|it| it.replace('\t', " ")).collect();
+        queues.sort();
+        queues
+    }
+}
+
+impl Drop for Vhost<'_> {
+    fn drop(&mut self) {
+        self.broker.ctl(&["delete_vhost", &self.name]);
+    }
+}
+
+#[test]
+fn where_quorum_is_the_default_a_new_queue_is_one_with_a_route_for_what_kills_its_worker() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
+    let to = ["--url", &url, "--queue", "q", "--delivery-limit", "2"];
+    let published = Command::producer(&to).args(&["killer"]).run(SOON);
+    let again = Command::producer(&to).args(&["good"]).run(SOON);
+    // What is acked after its worker has been killed comes back to the others.
+    let kill = ["--threads", "1", "--", "sh", "-c", "test good = $(cat) || kill -9 $PPID"];
+    for _ in 0..3 {
+        Command::worker(&to).args(&kill).start().wait(LONG);
+    }
+
+    let drained = Command::worker(&to).args(&["--drain", "--", "true"]).run(LONG);
+    let listed = Command::queuectl(&to).args(&["dead", "list"]).run(SOON);
+
+    published.assert_code(0);
+    let log = published.stderr();
+    assert!(log.contains("'q' is declared as with --queue-type quorum"), "{log}");
+    assert!(log.contains("queue 'q' did not exist: created"), "{log}");
+    again.assert_code(0);
+    assert!(!again.stderr().contains("did not exist"), "{}", again.stderr());
+    drained.assert_code(0);
+    assert!(listed.success().contains("delivery limit"), "the broker has not dropped it");
+    assert_eq!(vhost.queues(), ["q quorum", "q.dead quorum"]);
+}
+
+#[test]
+fn where_quorum_is_the_default_what_fails_waits_and_dies_in_queues_of_named_types() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
+    let to = ["--url", &url, "--queue", "q"];
+    Command::producer(&to).args(&["x"]).run(SOON).assert_code(0);
+    let fail = ["--drain", "--max-attempts", "2", "--retry-delay", "100ms", "--", "false"];
+
+    let worked = Command::worker(&to).args(&fail).run(LONG);
+    let replayed = Command::queuectl(&to).args(&["dead", "replay"]).run(SOON);
+
+    worked.assert_code(1);
+    assert_eq!(replayed.success(), "1 replayed\n");
+    assert_eq!(vhost.queues(), ["q quorum", "q.dead quorum", "q.retry.100 quorum"]);
+}
+
+#[test]
+fn a_quorum_queue_that_somebody_else_declared_without_arguments_is_used_as_it_is() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
+    let to = ["--url", &url, "--queue", "q"];
+    let client = crate::support::client::Client::connect(&url);
+    client.declare("q");
+
+    let published = Command::producer(&to).args(&["x"]).run(SOON);
+    let reject = ["--drain", "--", "sh", "-c", "exit 65"];
+    let worked = Command::worker(&to).args(&reject).run(LONG);
+
+    published.assert_code(0);
+    assert!(published.stderr().contains("'q' is a quorum queue"), "{}", published.stderr());
+    worked.assert_code(1);
+    assert_eq!(vhost.queues(), ["q quorum", "q.dead quorum"]);
+}
+
+#[test]
+fn where_stream_is_the_default_no_queue_is_made_of_it() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "stream");
+    let url = vhost.url();
+
+    let refused = Command::producer(&["--url", &url, "--queue", "q", "x"]).run(SOON);
+
+    refused.assert_code(2);
+    assert!(refused.stderr().contains("--queue-type quorum"), "{}", refused.stderr());
+    assert_eq!(vhost.queues(), [""; 0]);
+}
+
+#[test]
+fn a_queue_declared_with_priorities_gives_by_them() {
+    let queue = unique_queue("declared-priorities");
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--max-priority", "5"];
+    for flags in [&["low", "--priority", "1"][..], &["none"], &["high", "--priority", "5"]] {
+        let published = Command::producer(&to).args(flags).run(SOON);
+        published.assert_code(0);
+        assert!(!published.stderr().contains("no effect"), "{}", published.stderr());
+    }
+
+    let tell = ["--drain", "--threads", "1", "--", "sh", "-c", "cat; echo"];
+    let output = Command::worker(&to).args(&tell).run(SOON);
+
+    output.assert_code(0);
+    assert_eq!(output.stdout(), "high\nlow\nnone\n");
+}
+
+#[test]
+fn a_priority_for_a_queue_without_priorities_is_a_warning() {
+    let queue = unique_queue("no-priorities");
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--priority", "5", "x"];
+
+    let output = Command::producer(&to).run(SOON);
+
+    output.assert_code(0);
+    let log = output.stderr();
+    assert_eq!(
+        log.lines().filter(|it| it.contains("--priority has no effect")).count(),
+        1,
+        "{log}"
+    );
+}
+
+#[test]
+fn arguments_reach_the_broker_and_those_that_would_lose_tasks_do_not() {
+    let queue = unique_queue("arguments");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let bounded = ["--queue-arg", "x-max-length=1", "--queue-arg", "x-overflow=reject-publish"];
+    let publish = ["--lines", "--json", "--timeout", "2s"];
+
+    let output = Command::producer(&to).args(&bounded).args(&publish).stdin("1\n2\n").run(SOON);
+    let refused = Command::producer(&to).args(&["--queue-arg", "x-message-ttl=1", "x"]).run(SOON);
+
+    output.assert_code(1);
+    let summary: serde_json::Value = serde_json::from_str(&output.stdout()).expect("JSON");
+    assert_eq!(summary["confirmed"], 1, "the queue was full");
+    refused.assert_code(2);
+    let log = refused.stderr();
+    assert!(log.contains("x-message-ttl: the broker would drop confirmed tasks"), "{log}");
+}
