@@ -260,9 +260,10 @@ impl Queue {
         self.durability == Durability::Durable && self.declaration == Declaration::Declare
     }
 
-    /// Whether the broker itself makes dead letters of what was delivered too often.
+    /// Whether the broker counts deliveries, and may itself make dead letters of tasks: by our
+    /// declaration, or by a policy.
     pub(crate) fn counts_deliveries(&self) -> bool {
-        self.kind == QueueKind::Quorum && self.declaration == Declaration::Declare
+        self.kind == QueueKind::Quorum
     }
 
     /// This queue, which the broker turned out to have as a quorum queue of its own making.

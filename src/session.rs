@@ -21,7 +21,7 @@ use crate::handover::Handover;
 use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
 use crate::pulse::Pulse;
-use crate::queue::{Queue, Target};
+use crate::queue::{Declaration, Queue, Target};
 use crate::runner::{Crew, Work};
 use crate::settling::open_channel_to;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
@@ -213,11 +213,18 @@ fn declare_dead_letters(
     let channel = connection.open_channel()?;
     let name = queue.name_of(Target::Dead);
     match channel.count(&name) {
-        Ok(_) => info!("'{name}' cannot be declared: {cause}; it is there, and used as it is"),
-        Err(lost) if !lost.spares_the_connection() => return Err(lost.into()),
-        Err(_) => return Err(Refused { target: Target::Dead, cause }),
+        Ok(_) => {
+            info!("'{name}' cannot be declared: {cause}; it is there, and used as it is");
+            Ok(channel)
+        }
+        Err(lost) if !lost.spares_the_connection() => Err(lost.into()),
+        // Whether the broker sends letters there, only those know who declared the queue.
+        Err(_) if queue.declaration() == Declaration::UseAsItIs => {
+            drop(channel);
+            Ok(connection.open_channel()?)
+        }
+        Err(_) => Err(Refused { target: Target::Dead, cause }),
     }
-    Ok(channel)
 }
 
 /// What the session was told to do.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::broker::{Lent, breakable_broker, shared_broker};
-use crate::support::client::unique_queue;
+use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -93,7 +93,7 @@ fn a_quorum_queue_that_somebody_else_declared_without_arguments_is_used_as_it_is
     let vhost = Vhost::with_default(&broker, "quorum");
     let url = vhost.url();
     let to = ["--url", &url, "--queue", "q"];
-    let client = crate::support::client::Client::connect(&url);
+    let client = Client::connect(&url);
     client.declare("q");
 
     let published = Command::producer(&to).args(&["x"]).run(SOON);
@@ -104,6 +104,27 @@ fn a_quorum_queue_that_somebody_else_declared_without_arguments_is_used_as_it_is
     assert!(published.stderr().contains("'q' is a quorum queue"), "{}", published.stderr());
     worked.assert_code(1);
     assert_eq!(vhost.queues(), ["q quorum", "q.dead quorum"]);
+}
+
+/// As the log says where RabbitMQ would drop the task.
+#[test]
+fn a_policy_sends_what_kills_its_worker_to_the_dead_letters() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
+    Client::connect(&url).declare("q");
+    let policy = r#"{"delivery-limit":1,"dead-letter-exchange":"","dead-letter-routing-key":"q.dead",
+        "dead-letter-strategy":"at-least-once","overflow":"reject-publish"}"#;
+    broker.ctl(&["set_policy", "-p", &vhost.name, "--apply-to", "queues", "q", "^q$", policy]);
+    let to = ["--url", &url, "--queue", "q", "--queue-type", "quorum", "--no-declare"];
+    Command::producer(&to).arg("killer").run(SOON).assert_code(0);
+
+    for _ in 0..2 {
+        let kill = ["--threads", "1", "--", "sh", "-c", "kill -9 $PPID"];
+        Command::worker(&to).args(&kill).start().wait(LONG);
+    }
+
+    Client::connect(&url).wait_for_count("q.dead", 1, SOON);
 }
 
 #[test]

@@ -90,12 +90,14 @@ pub(crate) fn publish_raw(url: &str, queue: &str, body: &[u8], properties: &Prop
 }
 
 impl Client {
-    /// Connects to an `amqp` URL, in the default virtual host.
+    /// Connects to an `amqp` URL, in its virtual host.
     pub(crate) fn connect(url: &str) -> Client {
         let url = url::Url::parse(url).expect("the broker's URL is one");
         let stream = open_stream(&url);
+        let vhost = url.path().strip_prefix('/').filter(|it| !it.is_empty()).unwrap_or("/");
         let options = ConnectionOptions::default()
             .auth(login(&url))
+            .virtual_host(vhost)
             .heartbeat(0)
             .connection_timeout(Some(PATIENCE));
         let stream = mio::net::TcpStream::from_stream(stream).expect("a stream for amiquip");
