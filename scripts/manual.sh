@@ -6,11 +6,12 @@
 #   PREFIX/share/zsh/site-functions/_NAME
 #   PREFIX/share/fish/vendor_completions.d/NAME.fish
 # Usage: scripts/manual.sh [FOLDER] | scripts/manual.sh --install [PREFIX]
+# RABBIT_WORK_BIN set: what is built in that folder is used, and nothing is built.
 set -eu
 
 case "${1:-}" in
 -h | --help)
-	sed -n '2,9s/^# \{0,1\}//p' "$0"
+	sed -n '2,10s/^# \{0,1\}//p' "$0"
 	exit 0
 	;;
 --install)
@@ -43,7 +44,11 @@ if [ -n "$prefix" ]; then
 	trap 'rm -rf "$folder"' EXIT
 fi
 folder=${folder:-$PWD/target/manual}
-cargo run --quiet --example manual -- "$folder"
+if [ -n "${RABBIT_WORK_BIN:-}" ]; then
+	"$RABBIT_WORK_BIN/examples/manual" "$folder"
+else
+	cargo run --quiet --example manual -- "$folder"
+fi
 if [ -z "$prefix" ]; then
 	echo "$folder"
 	exit 0

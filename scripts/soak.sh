@@ -4,8 +4,6 @@
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-minutes=1
-seed=$RANDOM$RANDOM
 
 usage() {
     cat <<'TEXT'
@@ -19,20 +17,42 @@ Exit: 0 nothing was lost and each task ended where it belongs, 1 not so, or hung
 TEXT
 }
 
+main() {
+    local minutes=1 seed=$RANDOM$RANDOM
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --minutes) [[ ${2-} =~ ^[0-9]+([.][0-9]+)?$ ]] || misused "--minutes takes a number"; minutes=$2; shift 2 ;;
+            --seed) [[ ${2-} =~ ^[0-9]{1,18}$ ]] || misused "--seed takes a whole number"; seed=$2; shift 2 ;;
+            --help | -h) usage; exit 0 ;;
+            *) misused "what is $1?" ;;
+        esac
+    done
+    cd "$here"
+    local program=("${RABBIT_WORK_IT:-}")
+    if [ -z "${program[0]}" ]; then
+        cargo build --locked --tests --bins
+        program=(cargo test --locked --quiet --test it)
+    fi
+    # What the faults, the deaths and the drain at the end may take on a slow machine, and more.
+    local limit
+    limit=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 600 }')
+    export SOAK_MINUTES=$minutes SOAK_SEED=$seed
+    echo "soak: $minutes minutes, seed $seed"
+    export RABBIT_WORK_TEST_RUN=${RABBIT_WORK_TEST_RUN:-soak.$$}
+    # In a process group of its own, which a Ctrl-C does not reach.
+    timeout -k 10 "$limit" "${program[@]}" soak::soak -- --exact --ignored --nocapture &
+    running=$!
+    trap 'interrupted 129' HUP
+    trap 'interrupted 130' INT
+    trap 'interrupted 143' TERM
+    wait $running || { echo "soak: FAILED; run it again with --seed $seed" >&2; exit 1; }
+}
+
 misused() {
     echo "soak: $1" >&2
     usage >&2
     exit 2
 }
-
-while [ $# -gt 0 ]; do
-    case $1 in
-        --minutes) [[ ${2-} =~ ^[0-9]+([.][0-9]+)?$ ]] || misused "--minutes takes a number"; minutes=$2; shift 2 ;;
-        --seed) [[ ${2-} =~ ^[0-9]{1,18}$ ]] || misused "--seed takes a whole number"; seed=$2; shift 2 ;;
-        --help | -h) usage; exit 0 ;;
-        *) misused "what is $1?" ;;
-    esac
-done
 
 interrupted() {
     kill -TERM "$running" 2>/dev/null || true
@@ -41,21 +61,4 @@ interrupted() {
     exit "$1"
 }
 
-cd "$here"
-cargo build --locked --tests --bins
-# What the faults, the deaths and the drain at the end may take on a slow machine, and more.
-limit=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 600 }')
-export SOAK_MINUTES=$minutes SOAK_SEED=$seed
-echo "soak: $minutes minutes, seed $seed"
-export RABBIT_WORK_TEST_RUN=${RABBIT_WORK_TEST_RUN:-soak.$$}
-# In a process group of its own, which a Ctrl-C does not reach.
-timeout -k 10 "$limit" cargo test --locked --quiet --test it soak::soak -- --exact --ignored --nocapture &
-running=$!
-trap 'interrupted 129' HUP
-trap 'interrupted 130' INT
-trap 'interrupted 143' TERM
-if wait $running; then
-    exit 0
-fi
-echo "soak: FAILED; run it again with --seed $seed" >&2
-exit 1
+main "$@"

@@ -11,8 +11,10 @@ COMMANDS="producer queuectl worker"
 main() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
-    PATH=${CARGO_TARGET_DIR:-$here/target}/debug:$PATH
+    if [ -z "${RABBIT_WORK_BIN:-}" ]; then
+        cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
+    fi
+    PATH=${RABBIT_WORK_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
     share=$(cd "$work" && "$here/scripts/manual.sh" --install prefix)
     [ "$share" = "$work/prefix/share" ] || fail "it did not say where it installed them"
     local command
@@ -51,9 +53,10 @@ check_pages() {
 # What the pages refer to as NAME(1).
 check_references() {
     local name
-    for name in $(sed 's/\\-/-/g' "$share"/man/man1/*.1 | grep -oE '[a-z][a-z-]*\(1\)' | sort -u); do
+    sed 's/\\-/-/g' "$share"/man/man1/*.1 | grep -oE '[a-z][a-z-]*\(1\)' | sort -u >"$work/references"
+    while read -r name; do
         [ -e "$share/man/man1/${name%(1)}.1" ] || fail "$name is referred to and not there"
-    done
+    done <"$work/references"
 }
 
 check_completions() {

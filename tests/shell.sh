@@ -18,8 +18,10 @@ main() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
-    PATH=${CARGO_TARGET_DIR:-$here/target}/debug:$PATH
+    if [ -z "${RABBIT_WORK_BIN:-}" ]; then
+        cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
+    fi
+    PATH=${RABBIT_WORK_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
     AMQP_URL=${AMQP_URL:-${RABBIT_WORK_TEST_URL:-}}
     if [ -z "$AMQP_URL" ]; then
         AMQP_URL=$("$here/scripts/broker.sh" --dir "$work/broker" start)

@@ -1,0 +1,120 @@
+# shellcheck shell=bash
+# Runs the steps of a check, says how each ended, and tabulates them at the end. Sourced by
+# scripts/check.sh and scripts/test.sh. The steps of a lane run one after the other, and the lanes
+# side by side, as most of what is checked waits most of the time.
+
+# What a step ends with that cannot be done on this machine.
+SKIPPED=77
+
+begin_steps() {
+    said=$(mktemp -d)
+    lanes='' passed=0 failed=0
+    : >"$said/table"
+    mkfifo "$said/ended"
+    # For both directions, because an open for one waits for the other.
+    exec 3<>"$said/ended"
+    trap 'interrupted 129' HUP
+    trap 'interrupted 130' INT
+    trap 'interrupted 143' TERM
+}
+
+# side_by_side LANE...: runs these functions, and waits for the end of all. The first step that
+# fails ends the script, and its exit the lanes.
+side_by_side() {
+    local lane open=$#
+    for lane in "$@"; do
+        # In a process group of its own, so that all of it can be ended.
+        set -m
+        run_lane "$lane" </dev/null &
+        set +m
+        lanes="$lanes $!"
+    done
+    local status seconds name
+    while [ "$open" -gt 0 ]; do
+        read -r status seconds name <&3
+        if [ "$status" = end ]; then
+            open=$((open - 1))
+        else
+            conclude "$status" "$seconds" "$name"
+        fi
+    done
+    lanes=
+}
+
+run_lane() {
+    trap 'echo "end of a lane" >&3' EXIT
+    # The signal is for the step, too, and that cleans up first.
+    trap 'exit 143' HUP INT TERM
+    "$1"
+}
+
+# step NAME COMMAND...
+step() {
+    local name=$1 begun=$SECONDS status
+    shift
+    echo "== $name"
+    echo "$*" >"$(record "$name").command"
+    # Not behind a ||, which would have a function go on after what fails in it.
+    set +e
+    (set -e; "$@") >"$(record "$name")" 2>&1 3>&-
+    status=$?
+    set -e
+    echo "$status $((SECONDS - begun)) $name" >&3
+    [ $status = 0 ] || [ $status = $SKIPPED ] || exit 1
+}
+
+# step_if TOOL NAME COMMAND...
+step_if() {
+    local tool=$1 name=$2
+    shift
+    command -v "$tool" >/dev/null || set -- "$name" skip "$tool is not installed"
+    step "$@"
+}
+
+skip() {
+    echo "skipped, for $1"
+    return $SKIPPED
+}
+
+record() {
+    echo "$said/${1//[^a-zA-Z]/-}"
+}
+
+# What a step said comes in one piece, when it has ended.
+conclude() {
+    local status=$1 seconds=$2 name=$3 how
+    cat "$(record "$name")"
+    case $status in
+        0) how=passed passed=$((passed + 1)) ;;
+        "$SKIPPED") how=SKIPPED ;;
+        *) how=FAILED failed=1 ;;
+    esac
+    echo "-- $name: $how after $seconds s"
+    printf '%5d s  %-7s  %s\n' "$seconds" "$how" "$name" >>"$said/table"
+    [ $how != FAILED ] || give_up "FAILED: $name, with status $status: $(cat "$(record "$name").command")"
+}
+
+give_up() {
+    echo "${0##*/}: $1" >&2
+    exit 1
+}
+
+interrupted() {
+    trap '' HUP INT TERM
+    echo "${0##*/}: interrupted: cleaning up" >&2
+    exit "$1"
+}
+
+end_lanes() {
+    local lane
+    for lane in $lanes; do kill -TERM -- "-$lane" 2>/dev/null || true; done
+    for lane in $lanes; do wait "$lane" 2>/dev/null || true; done
+}
+
+# tell_steps: the table, and as the last line the count.
+tell_steps() {
+    sort -rn "$said/table"
+    printf '%5d s  in all\n' "$SECONDS"
+    echo "$passed passed, $failed failed"
+    rm -rf "$said"
+}
