@@ -21,6 +21,17 @@ pub(crate) enum End {
     Unreadable(io::Error),
 }
 
+/// What is read at a time.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// A task's body.
+    Body(Vec<u8>),
+    /// The start of a task that is too long to be published.
+    TooLong(Vec<u8>),
+    /// More of that task. The last piece of it has the byte that ends the task.
+    Rest(Vec<u8>),
+}
+
 /// Where the tasks' bodies come from.
 #[derive(Debug)]
 pub(crate) enum Source {
@@ -37,6 +48,15 @@ impl Source {
         match self {
             Source::Words(..) => None,
             Source::Whole(path, _) | Source::Pieces(path, _) => Some(path),
+        }
+    }
+
+    /// What the input is counted in, where it can be gone on with in the middle.
+    pub(crate) fn unit(&self) -> Option<&'static str> {
+        match self {
+            Source::Words(..) | Source::Whole(..) => None,
+            Source::Pieces(_, b'\n') => Some("line"),
+            Source::Pieces(..) => Some("task"),
         }
     }
 
@@ -66,27 +86,30 @@ impl Source {
 /// The bodies as they are read, by a thread of its own: reading may block for ever, and a stop
 /// must not.
 pub(crate) struct Bodies {
-    receiver: Receiver<io::Result<Vec<u8>>>,
-    /// Tells the reader the length of each body that was asked for.
+    receiver: Receiver<io::Result<Piece>>,
+    /// Tells the reader the length of each piece that was asked for.
     taken: Sender<usize>,
 }
 
 /// The reader's end of it.
 struct Feed {
-    sender: Sender<io::Result<Vec<u8>>>,
+    sender: Sender<io::Result<Piece>>,
     taken: Receiver<usize>,
-    /// The bytes of the bodies that were sent and not taken.
+    /// The bytes of the pieces that were sent and not taken.
     ahead: usize,
 }
 
-/// The most bodies that are read ahead.
+/// The most pieces that are read ahead.
 const MOST_AHEAD: usize = 256;
-/// The most bytes of bodies that are read ahead, unless it is a single one; as many as may be in
+/// The most bytes of pieces that are read ahead, unless it is a single one; as many as may be in
 /// flight.
 const BYTES_AHEAD: usize = 8 * 1024 * 1024;
 
 /// The longest body taken; RabbitMQ takes no longer one either.
-const LONGEST_BODY: u64 = 128 * 1024 * 1024;
+pub(crate) const LONGEST_BODY: u64 = 128 * 1024 * 1024;
+
+/// How much of a longer one is read at a time, so that it is never in memory as a whole.
+const REST: u64 = 1024 * 1024;
 
 /// An input that pauses for longer than this is not a stream of tasks in full flow.
 const LULL: Duration = Duration::from_millis(50);
@@ -114,16 +137,16 @@ impl Bodies {
         Ok(Bodies { receiver, taken })
     }
 
-    /// The next body, or why there is none.
-    pub(crate) fn next(&self, shutdown: &Shutdown) -> Result<Vec<u8>, End> {
-        let body = select_biased! {
+    /// The next piece, or why there is none.
+    pub(crate) fn next(&self, shutdown: &Shutdown) -> Result<Piece, End> {
+        let piece = select_biased! {
             recv(shutdown.stopping()) -> _ => return Err(End::Stopped),
-            recv(self.receiver) -> body => body.map_err(|_| End::Finished)?,
+            recv(self.receiver) -> piece => piece.map_err(|_| End::Finished)?,
         };
-        let body = body.map_err(End::Unreadable)?;
+        let piece = piece.map_err(End::Unreadable)?;
         // The reader may have read all there is, and ended.
-        let _ = self.taken.send(body.len());
-        Ok(body)
+        let _ = self.taken.send(piece.bytes().len());
+        Ok(piece)
     }
 
     /// Waits a moment for the input to go on or to end; says whether it does.
@@ -135,27 +158,36 @@ impl Bodies {
     }
 
     /// What was read and not asked for.
-    pub(crate) fn read_ahead(&self) -> impl Iterator<Item = Vec<u8>> {
+    pub(crate) fn read_ahead(&self) -> impl Iterator<Item = Piece> {
         // No more than that: the reader goes on while there is room.
         let count = self.receiver.len();
         self.receiver.try_iter().take(count).filter_map(Result::ok)
     }
 }
 
+impl Piece {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Body(bytes) | Piece::TooLong(bytes) | Piece::Rest(bytes) => bytes,
+        }
+    }
+}
+
 impl Feed {
-    /// Waits for room for a body of this length; `None` once nobody takes any.
-    fn wait_for_room(&mut self, length: usize) -> Option<()> {
+    /// Sends a piece once there is room for it; `None` when nobody takes any.
+    fn send(&mut self, piece: Piece) -> Option<()> {
+        let length = piece.bytes().len();
         self.ahead -= self.taken.try_iter().sum::<usize>();
         while self.ahead > 0 && self.ahead + length > BYTES_AHEAD {
             self.ahead -= self.taken.recv().ok()?;
         }
         self.ahead += length;
-        Some(())
+        self.sender.send(Ok(piece)).ok()
     }
 
-    /// Sends a body that there is room for; `None` once nobody takes any.
-    fn send(&self, body: io::Result<Vec<u8>>) -> Option<()> {
-        self.sender.send(body).ok()
+    /// The last that is sent.
+    fn fail(&self, error: io::Error) -> Option<()> {
+        self.sender.send(Err(error)).ok()
     }
 }
 
@@ -165,8 +197,7 @@ fn spawn_reader(read: impl FnOnce() -> Option<()> + Send + 'static) -> io::Resul
 
 fn repeat(body: &[u8], count: u64, mut feed: Feed) -> Option<()> {
     for _ in 0..count {
-        feed.wait_for_room(body.len())?;
-        feed.send(Ok(body.to_vec()))?;
+        feed.send(Piece::Body(body.to_vec()))?;
     }
     Some(())
 }
@@ -212,28 +243,48 @@ fn read_whole(path: &Path) -> Result<Vec<u8>, Error> {
 
 fn send_pieces(mut input: impl BufRead, end: u8, mut feed: Feed) -> Option<()> {
     loop {
-        match next_piece(&mut input, end) {
-            Ok(Some(piece)) => {
-                feed.wait_for_room(piece.len())?;
-                feed.send(Ok(piece))?;
-            }
-            Ok(None) => return Some(()),
-            Err(error) => return feed.send(Err(error)),
+        match send_next(&mut input, end, &mut feed) {
+            Ok(more) => more?,
+            Err(error) => return feed.fail(error),
         }
     }
 }
 
-/// The next piece of the input without the byte that ends it; all others as they are.
-fn next_piece(input: &mut impl BufRead, end: u8) -> io::Result<Option<Vec<u8>>> {
-    let mut piece = Vec::new();
-    let read = input.take(LONGEST_BODY + 1).read_until(end, &mut piece)?;
-    if piece.last() == Some(&end) {
-        piece.pop();
-    } else if read as u64 > LONGEST_BODY {
-        let error = format!("a task has more than {LONGEST_BODY} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+/// Sends the next task of the input without the byte that ends it, all others as they are; `None`
+/// at the end of the input, or when nobody takes any more.
+fn send_next(input: &mut impl BufRead, end: u8, feed: &mut Feed) -> io::Result<Option<()>> {
+    let mut bytes = Vec::new();
+    let read = input.take(LONGEST_BODY + 1).read_until(end, &mut bytes)? as u64;
+    if bytes.last() == Some(&end) {
+        bytes.pop();
+    } else if read > LONGEST_BODY {
+        return send_too_long(bytes, input, end, feed);
+    } else if read == 0 {
+        return Ok(None);
     }
-    Ok((read > 0).then_some(piece))
+    Ok(feed.send(Piece::Body(bytes)))
+}
+
+/// Sends a task bit by bit, and ends it where the input does not.
+fn send_too_long(
+    start: Vec<u8>,
+    input: &mut impl BufRead,
+    end: u8,
+    feed: &mut Feed,
+) -> io::Result<Option<()>> {
+    let mut sent = feed.send(Piece::TooLong(start));
+    while sent.is_some() {
+        let mut bytes = Vec::new();
+        if input.take(REST).read_until(end, &mut bytes)? == 0 {
+            bytes.push(end);
+        }
+        let is_last = bytes.last() == Some(&end);
+        sent = feed.send(Piece::Rest(bytes));
+        if is_last {
+            break;
+        }
+    }
+    Ok(sent)
 }
 
 /// How many bytes the input has, where it is a file.

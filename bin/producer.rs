@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration};
-use input::{Bodies, End, Source};
+use input::{Bodies, End, Piece, Source};
 use rabbit_work::{Error, Producer, Shutdown, Task};
 use report::{Report, Summary};
 
@@ -88,16 +88,13 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Write the tasks that were not confirmed to FILE, byte for byte and ready to be fed again:
-    /// one for each line; with --null, a NUL after each; with --body-file, the body alone. What was
-    /// there before is gone: feed it from another name. When the broker is not reached, or a task
-    /// runs out of time, the rest of the input is written there unpublished. After a signal the
-    /// rest is not read: the log says how many tasks were
+    /// Write the tasks that were not confirmed to FILE, ready to be fed again. What was there
+    /// before is gone
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
 
     /// Print one summary object on standard output: published confirmed nacked returned
-    /// unconfirmed seconds. What was read and not published any more is unconfirmed, too
+    /// unconfirmed seconds read
     #[arg(long)]
     json: bool,
 
@@ -191,7 +188,11 @@ fn publish_all(
             }
         }
         let body = match bodies.next(shutdown) {
-            Ok(body) => body,
+            Ok(Piece::Body(body)) => body,
+            Ok(too_long) => {
+                report.note_unsent([too_long].into_iter());
+                continue;
+            }
             Err(end) => break end,
         };
         report.note_read();

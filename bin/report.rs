@@ -15,7 +15,7 @@ use rabbit_work::{Error, Outcome, Receipt, Shutdown, Task};
 use serde_json::json;
 
 use super::cli::{self, Exit, print_line};
-use super::input::{Bodies, End, Source, is_same_file, show};
+use super::input::{Bodies, End, LONGEST_BODY, Piece, Source, is_same_file, show};
 use super::progress::Progress;
 #[cfg(unix)]
 use super::streams::refuse_where_a_stream_goes;
@@ -28,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) failed: Option<BufWriter<File>>,
     /// What follows each task there.
     failed_end: &'static [u8],
+    /// What the input is counted in.
+    unit: Option<&'static str>,
     progress: Progress,
     reached: Arc<Reached>,
     published: u64,
@@ -37,6 +39,8 @@ pub(crate) struct Report {
     unconfirmed: u64,
     /// A task ran out of time: there is no sense in reading on.
     pub(crate) gave_up: bool,
+    /// A task that failed was told.
+    told: bool,
     unwritable: Option<io::Error>,
 }
 
@@ -86,6 +90,7 @@ impl Report {
             summary,
             failed,
             failed_end: source.end(),
+            unit: source.unit(),
             progress: if shown { Progress::hidden() } else { Progress::new(source) },
             reached,
             published: 0,
@@ -94,8 +99,13 @@ impl Report {
             returned: 0,
             unconfirmed: 0,
             gave_up: false,
+            told: false,
             unwritable: None,
         })
+    }
+
+    fn read(&self) -> u64 {
+        self.reached.read.load(Ordering::SeqCst)
     }
 
     pub(crate) fn note_read(&self) {
@@ -105,7 +115,6 @@ impl Report {
     /// What failed is written down before anything is told: whoever is told may not listen, and
     /// a signal then ends this where it stands.
     pub(crate) fn note(&mut self, receipts: Vec<Receipt>) {
-        let is_first = self.not_confirmed() == 0;
         let is_confirmed = |it: &Receipt| it.outcome == Outcome::Confirmed;
         let (confirmed, failed): (Vec<_>, Vec<_>) = receipts.into_iter().partition(is_confirmed);
         for receipt in &failed {
@@ -116,7 +125,8 @@ impl Report {
         }
         self.note_known(confirmed.len() + failed.len());
         // One line says it; a million would bury it.
-        if let Some(receipt) = failed.first().filter(|_| is_first) {
+        if let (Some(receipt), false) = (failed.first(), self.told) {
+            self.told = true;
             let id = receipt.task.id().unwrap_or("without an id");
             error!("task {id}: {}", receipt.outcome);
         }
@@ -128,14 +138,34 @@ impl Report {
         }
     }
 
-    /// Tasks that were read, and not sent any more.
-    pub(crate) fn note_unsent(&mut self, bodies: impl Iterator<Item = Vec<u8>>) {
-        for body in bodies {
-            self.note_read();
-            self.unconfirmed += 1;
-            self.write_failed(&body);
-            self.note_known(1);
+    /// What was read and is not sent.
+    pub(crate) fn note_unsent(&mut self, pieces: impl Iterator<Item = Piece>) {
+        for piece in pieces {
+            match &piece {
+                Piece::Body(body) => {
+                    self.note_one_unsent(body);
+                    self.write_failed(self.failed_end);
+                }
+                Piece::TooLong(start) => {
+                    self.note_one_unsent(start);
+                    self.tell_too_long();
+                }
+                Piece::Rest(more) => self.write_failed(more),
+            }
         }
+    }
+
+    fn note_one_unsent(&mut self, bytes: &[u8]) {
+        self.note_read();
+        self.unconfirmed += 1;
+        self.write_failed(bytes);
+        self.note_known(1);
+    }
+
+    fn tell_too_long(&self) {
+        let unit = self.unit.unwrap_or("task");
+        let number = self.read();
+        error!("{unit} {number} is not published: it has more than {LONGEST_BODY} bytes");
     }
 
     /// Reads on where somebody wants to have the rest, once nothing is published any more.
@@ -145,7 +175,7 @@ impl Report {
         }
         while self.failed.is_some() {
             match bodies.next(shutdown) {
-                Ok(body) => self.note_unsent([body].into_iter()),
+                Ok(piece) => self.note_unsent([piece].into_iter()),
                 Err(End::Finished) => return why,
                 Err(end) => {
                     self.note_unsent(bodies.read_ahead());
@@ -184,12 +214,12 @@ impl Report {
             }
         }
         self.write_failed(receipt.task.body());
+        self.write_failed(self.failed_end);
     }
 
-    fn write_failed(&mut self, body: &[u8]) {
+    fn write_failed(&mut self, bytes: &[u8]) {
         let Some(failed) = &mut self.failed else { return };
-        let written = failed.write_all(body).and_then(|()| failed.write_all(self.failed_end));
-        if let Err(error) = written {
+        if let Err(error) = failed.write_all(bytes) {
             error!("--failed cannot be written: {error}");
             self.failed = None;
         }
@@ -224,21 +254,29 @@ impl Report {
     }
 
     pub(crate) fn tell_end(&self, end: &End) {
-        let read = self.reached.read.load(Ordering::SeqCst);
+        let read = self.read();
         match end {
             End::Finished => {}
-            End::Stopped => warn!("stopped after {read} tasks were read"),
+            End::Stopped => warn!("stopped after {read} tasks were read{}", self.next()),
             End::GaveUp if self.failed.is_some() => {
                 warn!("gave up; all {read} tasks were read, and --failed has those not confirmed");
             }
-            End::GaveUp => error!("gave up after {read} tasks were read; the rest was not"),
-            End::Unreadable(error) => error!("stopped after {read} tasks were read: {error}"),
+            End::GaveUp => error!("gave up after {read} tasks were read{}", self.next()),
+            End::Unreadable(error) => {
+                error!("stopped after {read} tasks were read{}: {error}", self.next());
+            }
         }
         if self.sent == Sent::Nothing {
             let (confirmed, failed) = (self.confirmed, self.not_confirmed());
             let seconds = self.started.elapsed().as_secs_f64();
             info!("{confirmed} tasks confirmed and {failed} not, in {seconds:.1} s");
         }
+    }
+
+    /// Where to go on another time.
+    fn next(&self) -> String {
+        let next = self.read() + 1;
+        self.unit.map_or_else(String::new, |unit| format!("; go on at {unit} {next}"))
     }
 
     pub(crate) fn print_summary(&mut self) {
@@ -254,6 +292,7 @@ impl Report {
             "nacked": self.nacked,
             "returned": self.returned,
             "unconfirmed": self.unconfirmed,
+            "read": self.read(),
             "seconds": self.started.elapsed().as_secs_f64(),
         })
     }

@@ -1,5 +1,6 @@
 //! The commands as a shell uses them: a program for each task, any bytes in, honest ends.
 
+mod feed_test;
 mod input_test;
 mod progress_test;
 mod run_test;

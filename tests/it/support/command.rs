@@ -170,6 +170,13 @@ impl Running {
         stdin.write_all(bytes).expect("the command reads its input");
     }
 
+    /// Adds all of a file to an input that was kept open.
+    pub(crate) fn feed(&mut self, file: &mut fs::File) {
+        let stdin = self.stdin.as_mut();
+        let stdin = stdin.expect("the command was started with its input open");
+        io::copy(file, stdin).expect("the command reads its input");
+    }
+
     pub(crate) fn end_input(&mut self) {
         self.stdin = None;
     }
