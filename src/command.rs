@@ -12,6 +12,8 @@ use std::process::{self, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use crossbeam_channel::RecvTimeoutError;
+use log::debug;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
@@ -31,7 +33,7 @@ use crate::task::printable;
 /// | exits with 65 (`EX_DATAERR` of sysexits) | can never succeed: [`Failure::Reject`] |
 /// | exits with any other status, dies of a signal, runs past the [time limit](Command::time_limit) | may succeed another time: [`Failure::Retry`] |
 /// | could not be started for lack of memory, processes or descriptors, or was cancelled by a stop | [`Failure::Postpone`] |
-/// | cannot be executed any more, such as one that was removed | [`Failure::Stop`] |
+/// | cannot be executed any more, such as one that was removed, nor within 5 s | [`Failure::Stop`] |
 ///
 /// No shell is involved. `{}` in an argument is replaced by the body; an argument that begins
 /// with it may then look like an option, so put `--` before it where the program knows that. A
@@ -103,6 +105,9 @@ const NEVER_RETRY: i32 = 65;
 const LARGE: usize = 64 << 10;
 /// What a killed program may take until it is gone.
 const DYING: Duration = Duration::from_millis(500);
+/// The pauses before further tries to start a program that cannot be executed: it may be about to
+/// be replaced. In milliseconds, 5 s in all.
+const PAUSES: [u64; 8] = [50, 100, 200, 400, 800, 1000, 1000, 1450];
 
 impl Command {
     /// A handler that runs this program with these arguments. A program without a `/` in its
@@ -193,6 +198,25 @@ impl Command {
         }
     }
 
+    /// Starts the program for one task, also where it is about to be replaced.
+    fn start(&self, delivery: &Delivery) -> Result<Process, Failure> {
+        let mut command = self.prepare(delivery)?;
+        let mut start = || Process::start(&mut command, self.time_limit, &self.passing(delivery));
+        for pause in PAUSES {
+            match start() {
+                Err(error) if is_not_executable(&error) || is_being_written(&error) => {
+                    debug!("{} cannot be executed: {error}", self.name.to_string_lossy());
+                }
+                started => return started.map_err(|error| self.not_executed(&error)),
+            }
+            let pause = Duration::from_millis(pause);
+            if delivery.cancelled().recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+                return Err(Failure::postpone("a stop came before its start"));
+            }
+        }
+        start().map_err(|error| self.not_executed(&error))
+    }
+
     /// What the start of the program failed of: a task too large for it fails each time, a
     /// program that cannot be executed fails with each task, and all else may pass by itself.
     fn not_executed(&self, error: &io::Error) -> Failure {
@@ -200,16 +224,7 @@ impl Command {
             Some(Errno::TOOBIG) => {
                 Failure::reject("the body or the headers are too long for the command line")
             }
-            Some(
-                Errno::NOENT
-                | Errno::ACCESS
-                | Errno::PERM
-                | Errno::NOEXEC
-                | Errno::NOTDIR
-                | Errno::ISDIR
-                | Errno::LOOP
-                | Errno::INVAL,
-            ) => {
+            _ if is_not_executable(error) => {
                 let name = self.name.to_string_lossy();
                 Failure::stop(format!("the command {name} cannot be executed: {error}"))
             }
@@ -241,10 +256,7 @@ impl Handler for Command {
             return Err(Failure::postpone("a stop came before its start"));
         }
         let bell = self.bell(delivery).map_err(|error| not_started(&error))?;
-        let mut command = self.prepare(delivery)?;
-        let started = Process::start(&mut command, self.time_limit, &self.passing(delivery));
-        drop(command); // It holds the body's file.
-        let process = started.map_err(|error| self.not_executed(&error))?;
+        let process = self.start(delivery)?;
         let ended = process
             .attend(&bell, &self.leftovers)
             .map_err(|error| Failure::postpone(format!("killed, it cannot be watched: {error}")))?;
@@ -393,6 +405,28 @@ fn file_in_memory() -> io::Result<File> {
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
 fn file_in_memory() -> io::Result<File> {
     tempfile::tempfile()
+}
+
+/// Whether it is the program that is missing or cannot be executed.
+fn is_not_executable(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::NOENT
+                | Errno::ACCESS
+                | Errno::PERM
+                | Errno::NOEXEC
+                | Errno::NOTDIR
+                | Errno::ISDIR
+                | Errno::LOOP
+                | Errno::INVAL
+        )
+    )
+}
+
+/// Whether somebody is writing the program's file.
+fn is_being_written(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::TXTBSY)
 }
 
 /// Not the task's fault, but the system's matter; unless it is too large for the limit of files.

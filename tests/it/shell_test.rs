@@ -4,6 +4,7 @@ mod feed_test;
 mod input_test;
 mod progress_test;
 mod run_test;
+mod start_test;
 mod stop_test;
 mod verdict_test;
 

@@ -158,7 +158,7 @@ fn a_script_that_the_system_cannot_execute_is_told_before_anything_is_consumed()
     assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
 }
 
-fn executable(bench: &Bench, name: &str, content: &[u8]) {
+pub(super) fn executable(bench: &Bench, name: &str, content: &[u8]) {
     fs::write(bench.path(name), content).expect("written");
     Command::program("chmod", &["+x", &bench.path(name).to_string_lossy()]).run(SOON).success();
 }
