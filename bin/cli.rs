@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 #[cfg(unix)]
 use anstream::AutoStream;
 use clap::{Args, Parser, ValueEnum};
-use log::{LevelFilter, Log, Metadata, Record, error, warn};
+use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
 #[cfg(unix)]
 use rabbit_work::Stream;
 #[cfg(feature = "tls")]
@@ -255,6 +255,8 @@ fn without_logins(text: &str) -> String {
 }
 
 /// Logs to stderr as RUST_LOG says, default `info`. Why a connection ended, our own records tell.
+/// What the command itself has an error for, its exit status comes from: that is written whatever
+/// RUST_LOG says, where it leaves it out in a plain line.
 pub(crate) fn init_logging() {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Info).parse_default_env();
@@ -266,7 +268,7 @@ pub(crate) fn init_logging() {
         writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
     });
     let logger = Logger(builder.build());
-    log::set_max_level(logger.0.filter());
+    log::set_max_level(logger.0.filter().max(LevelFilter::Error));
     // There is no other one.
     let _ = log::set_boxed_logger(Box::new(logger));
 }
@@ -308,16 +310,24 @@ pub(crate) fn log_by_way_of(way: impl Fn(&mut dyn FnMut()) + Send + Sync + 'stat
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        !is_the_client_library(metadata.target()) && self.0.enabled(metadata)
+        !is_the_client_library(metadata.target())
+            && (self.0.enabled(metadata) || is_an_error_of_ours(metadata))
     }
 
     fn log(&self, record: &Record<'_>) {
         if is_the_client_library(record.target()) {
             return;
         }
-        match WAY.get().filter(|_| self.0.matches(record)) {
-            Some(way) => way(&mut || self.0.log(record)),
-            None => self.0.log(record),
+        let mut write: Box<dyn FnMut()> = if self.0.matches(record) {
+            Box::new(|| self.0.log(record))
+        } else if is_an_error_of_ours(record.metadata()) {
+            Box::new(|| write_plainly(record))
+        } else {
+            return;
+        };
+        match WAY.get() {
+            Some(way) => way(&mut write),
+            None => write(),
         }
     }
 
@@ -331,6 +341,24 @@ impl Log for Logger {
 /// thread that they come from must not wait for whoever reads standard error: it sends heartbeats.
 fn is_the_client_library(target: &str) -> bool {
     ["amiquip", "mio"].iter().any(|library| target.starts_with(library))
+}
+
+/// The command's name, in which its own records are.
+fn name() -> &'static str {
+    module_path!().split("::").next().unwrap_or_default()
+}
+
+fn is_an_error_of_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.level() == Level::Error && metadata.target().split("::").next() == Some(name())
+}
+
+fn write_plainly(record: &Record<'_>) {
+    let line = format!("{}: {}\n", name(), record.args());
+    // Whoever is not told by this is told by the exit status.
+    #[cfg(unix)]
+    let _ = Stream::Stderr.write_all(line.as_bytes());
+    #[cfg(not(unix))]
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// How long a command may take to stop.

@@ -19,7 +19,7 @@ use clap::Parser;
 use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
 use crossbeam_channel::{Receiver, bounded};
 use events::EventLog;
-use log::{error, info, warn};
+use log::{Level, error, info, log_enabled, warn};
 use rabbit_work::{
     Command, Delivery, Ended, Error, Failure, Handler, RetryPolicy, Summary, Trigger, Worker,
     shutdown,
@@ -164,8 +164,12 @@ fn run(options: &Options) -> Result<Exit, Error> {
     if let Some(events) = events.clone() {
         worker = worker.observer(move |event| events.note(event));
     }
+    let unfit = Arc::<OnceLock<String>>::default();
     let ended = match command {
-        Some(command) => worker.run(Job { command, output: output.clone() }, &shutdown),
+        Some(command) => {
+            let job = Job { command, output: output.clone(), unfit: Arc::clone(&unfit) };
+            worker.run(job, &shutdown)
+        }
         None => worker.run(Dots { output: output.clone() }, &shutdown),
     };
     drop(health);
@@ -177,6 +181,10 @@ fn run(options: &Options) -> Result<Exit, Error> {
         if options.json && output.error().is_none() {
             let _ = output.written(print_line(as_json(&summary)));
         }
+    }
+    // The library's own record of it, where RUST_LOG does not leave that out.
+    if let (Some(why), false) = (unfit.get(), log_enabled!(target: "rabbit_work", Level::Error)) {
+        error!("{why}");
     }
     ended.map(|summary| exit_for(&summary, options.max_tasks, output.error()))
 }
@@ -311,6 +319,8 @@ impl Output {
 struct Job {
     command: Command,
     output: Output,
+    /// Why no task can be done here, once that is so.
+    unfit: Arc<OnceLock<String>>,
 }
 
 impl Handler for Job {
@@ -319,6 +329,10 @@ impl Handler for Job {
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
         let failed = match self.command.handle(delivery) {
             Err(failure) if has_no_reader(&io::stdout()) => failure,
+            Err(Failure::Stop { reason, .. }) => {
+                let _ = self.unfit.set(reason.clone());
+                return Err(Failure::stop(reason));
+            }
             answer => return answer,
         };
         let _ = self.output.written(Err(io::ErrorKind::BrokenPipe.into()));

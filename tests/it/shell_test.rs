@@ -6,6 +6,7 @@ mod progress_test;
 mod run_test;
 mod start_test;
 mod stop_test;
+mod told_test;
 mod verdict_test;
 
 use std::fs::{self, DirEntry, File};
