@@ -421,7 +421,7 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
 
 /// Whoever started us may have kept them from us: a mask is passed on.
 #[cfg(unix)]
-fn unblock_signals() -> io::Result<()> {
+pub(crate) fn unblock_signals() -> io::Result<()> {
     use nix::sys::signal::{SigSet, Signal};
     let ours = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     Ok(ours.thread_unblock()?)

@@ -2,6 +2,7 @@
 
 mod cli;
 mod events;
+mod init;
 mod streams;
 
 use std::convert::Infallible;
@@ -138,6 +139,11 @@ must not write to standard error for long: its pipe is closed with the worker, o
 fn main() -> ExitCode {
     let options: Options = cli::parse();
     cli::init_logging();
+    if !options.command.is_empty() {
+        if let Some(status) = init::status_as_first_process() {
+            return status.into();
+        }
+    }
     run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
 }
 

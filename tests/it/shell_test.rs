@@ -1,6 +1,7 @@
 //! The commands as a shell uses them: a program for each task, any bytes in, honest ends.
 
 mod feed_test;
+mod first_test;
 mod input_test;
 mod progress_test;
 mod run_test;

@@ -1,0 +1,84 @@
+//! A worker as the first process of a container: what commands leave behind comes to it.
+
+use super::{Bench, SOON, children, state};
+use crate::support::broker::poll;
+use crate::support::command::{Command, Running};
+
+/// What the system has to allow.
+const APART: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+
+/// The words that begin a process tree of its own, where that is permitted: to root, and elsewhere
+/// to whoever may be root in a name space.
+fn apart() -> Option<Vec<&'static str>> {
+    let ways = [&APART[..], &[&["--user", "--map-root-user"], &APART[..]].concat()];
+    let mut permitted = ways.into_iter().map(<[_]>::to_vec).filter(|way| {
+        Command::program("unshare", &[&way[..], &["true"]].concat()).run(SOON).code == Some(0)
+    });
+    let way = permitted.next();
+    if way.is_none() {
+        eprintln!("skipped: this system permits no process tree of its own (unshare --pid)");
+    }
+    way
+}
+
+/// The first process there, a worker, by the number that it has here.
+struct First {
+    unshare: Running,
+    id: String,
+}
+
+impl First {
+    fn start(bench: &Bench, options: &[&str], command: &[&str]) -> Option<First> {
+        let worker = env!("CARGO_BIN_EXE_worker");
+        let address = [worker, "--url", bench.broker.url(), "--queue", &bench.queue];
+        let words = [&apart()?[..], &address, options, &["--"], command].concat();
+        let unshare = Command::program("unshare", &words).current_dir(bench.dir.path()).start();
+        unshare.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+        let id = children(unshare.id()).pop().expect("the first process");
+        Some(First { unshare, id })
+    }
+
+    fn zombies(&self) -> usize {
+        let id = self.id.parse().expect("a number");
+        children(id).iter().filter(|it| state(it) == Some('Z')).count()
+    }
+
+    fn signal(&self, name: &str) {
+        Command::program("kill", &[&format!("-{name}"), &self.id]).run(SOON).success();
+    }
+}
+
+#[test]
+fn what_commands_leave_behind_is_reaped_and_each_has_its_own_status() {
+    let bench = Bench::new("first");
+    let bodies: Vec<String> = (0..60).map(|n| (n % 2).to_string()).collect();
+    bench.publish(&bodies.iter().map(String::as_bytes).collect::<Vec<_>>());
+    // Some end before they are looked at, some after.
+    let script = "(setsid sh -c 'sleep 0.05; : >>left.$$' <&- >&- 2>&- &); exit $(cat)";
+    let options = ["--threads", "4", "--json", "--max-attempts", "1"];
+    let Some(first) = First::start(&bench, &options, &["sh", "-c", script]) else { return };
+    let left = || std::fs::read_dir(bench.dir.path()).expect("a folder").count();
+
+    poll("all have ended", SOON, || (left() == 60).then_some(()));
+    poll("nothing is left of them", SOON, || (first.zombies() == 0).then_some(()));
+    first.signal("TERM");
+    let output = first.unshare.wait(SOON);
+
+    output.assert_code(0);
+    let summary = output.stdout();
+    assert!(summary.contains(r#""dead":30,"done":30,"retried":0,"returned":0"#), "{summary}");
+}
+
+#[test]
+fn signals_and_statuses_go_through_the_first_process() {
+    let bench = Bench::new("firststop");
+    bench.publish(&[b"x"]);
+    let script = ["sh", "-c", "echo begun; exec sleep 600"];
+    let Some(first) = First::start(&bench, &["--threads", "1"], &script) else { return };
+    first.unshare.wait_for_stdout_line(|line| line == "begun", SOON);
+    first.signal("INT");
+    first.unshare.wait_for_stderr_line(|line| line.contains("stopping; a second signal"), SOON);
+    first.signal("INT");
+    first.unshare.wait(SOON).assert_code(130);
+    assert_eq!(bench.left().len(), 1);
+}
