@@ -415,7 +415,12 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
             }
         }
     };
-    ctrlc::set_handler(handle).map_err(|error| Error::setting("signals", error.to_string()))?;
+    ctrlc::set_handler(handle).map_err(|error| match error {
+        ctrlc::Error::System(error) => {
+            Error::setting("signals", format!("the system gave no thread for them: {error}"))
+        }
+        error => Error::setting("signals", error.to_string()),
+    })?;
     Ok((handed_out, shutdown))
 }
 

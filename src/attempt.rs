@@ -15,6 +15,7 @@ use crate::cause::Cause;
 use crate::connection::{Connection, Refused};
 use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
+use crate::panics::caught;
 use crate::patience::{Told, telling};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 
@@ -64,7 +65,8 @@ impl Attempt {
         thread::Builder::new()
             .name("rw-connect".into())
             .spawn(move || {
-                let _ = result.send(round.run());
+                let opened = caught(|| round.run());
+                let _ = result.send(opened.unwrap_or_else(|panicked| Err(of_a_panic(panicked))));
             })
             .map_err(|source| Error::NoThread { source })?;
         Ok(Attempt { opened, progress, _wanted: wanted })
@@ -166,6 +168,15 @@ fn placed(address: &Address, error: &Error) -> String {
     if error.contains(&address) { error } else { format!("{address}: {error}") }
 }
 
+/// The client library panics where the system gives no thread for its timer (mio-extras 2.0.6,
+/// timer.rs:488).
+fn of_a_panic(panicked: String) -> Error {
+    if panicked.contains("failed to spawn thread") {
+        return Error::NoThread { source: io::Error::other(panicked) };
+    }
+    Error::Unreachable { attempts: vec![format!("the attempt {panicked}")] }
+}
+
 fn open_at(broker: &Broker, address: &Address, time: Duration) -> Result<Connection, Refused> {
     let limits = broker.limits(address);
     let deadline = deadline_after(time);
@@ -187,7 +198,7 @@ fn within(limit: Duration, deadline: Instant) -> Duration {
     limit.min(Duration::from_millis(100) * u32::try_from(tenths).unwrap_or(u32::MAX))
 }
 
-fn resolve(address: &Address, limit: Duration) -> Result<Vec<SocketAddr>, Cause> {
+fn resolve(address: &Address, limit: Duration) -> Result<Vec<SocketAddr>, Refused> {
     let (host, port) = (address.host.clone(), address.port);
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -200,17 +211,18 @@ fn resolve(address: &Address, limit: Duration) -> Result<Vec<SocketAddr>, Cause>
 fn look_up(
     name: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
     limit: Duration,
-) -> Result<Vec<SocketAddr>, Cause> {
+) -> Result<Vec<SocketAddr>, Refused> {
     let (tell, told) = bounded(1);
     let thread = thread::Builder::new().name("rw-lookup".into()).spawn(move || {
         let _ = tell.send(name());
     });
-    thread.map_err(|error| Cause::Lost(format!("the system gave no further thread: {error}")))?;
-    match told.recv_timeout(limit) {
-        Ok(Ok(targets)) => Ok(targets),
-        Ok(Err(error)) => Err(Cause::Lost(format!("the host name does not resolve: {error}"))),
-        Err(_) => Err(Cause::TimedOut { doing: "looking up the host name", limit }),
-    }
+    thread.map_err(Refused::for_want_of_a_thread)?;
+    let cause = match told.recv_timeout(limit) {
+        Ok(Ok(targets)) => return Ok(targets),
+        Ok(Err(error)) => Cause::Lost(format!("the host name does not resolve: {error}")),
+        Err(_) => Cause::TimedOut { doing: "looking up the host name", limit },
+    };
+    Err(cause.into())
 }
 
 /// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
@@ -266,7 +278,10 @@ mod tests {
         };
         let limit = Duration::from_millis(20);
         let doing = "looking up the host name";
-        assert_eq!(look_up(hanging, limit), Err(Cause::TimedOut { doing, limit }));
+        let Err(Refused::Transient(cause)) = look_up(hanging, limit) else {
+            panic!("it is not left behind")
+        };
+        assert_eq!(cause, Cause::TimedOut { doing, limit });
     }
 
     #[test]

@@ -81,8 +81,8 @@ impl Connection {
         limit: Duration,
     ) -> Result<Connection, Refused> {
         let limits = Limits { handshake: limit, ..broker.limits(address) };
-        let watchdog =
-            socket.try_clone().and_then(Watchdog::start).map_err(|error| lost(&error))?;
+        let watched = socket.try_clone().map_err(|error| lost(&error))?;
+        let watchdog = Watchdog::start(watched).map_err(Refused::for_want_of_a_thread)?;
         let handshake = Handshake {
             #[cfg(feature = "tls")]
             certificates: broker.certificates(),
@@ -237,6 +237,13 @@ pub(crate) enum Refused {
     Lasting(Error),
 }
 
+impl Refused {
+    /// What no address can help.
+    pub(crate) fn for_want_of_a_thread(source: std::io::Error) -> Refused {
+        Refused::Lasting(Error::NoThread { source })
+    }
+}
+
 impl From<Cause> for Refused {
     fn from(cause: Cause) -> Refused {
         Refused::Transient(cause)
@@ -272,7 +279,10 @@ impl Handshake<'_> {
             (heard, pulse, spoke) = (stream.heard(), stream.pulse(), Instant::now());
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
-            opened.map_err(|error| Refused::Transient(error.into()))
+            opened.map_err(|error| match error {
+                amiquip::Error::ForkFailed { source } => Refused::for_want_of_a_thread(source),
+                error => Refused::Transient(error.into()),
+            })
         });
         let refused = match opened {
             Ok(inner) => return Ok((inner, pulse, heard)),

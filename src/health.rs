@@ -15,18 +15,25 @@ pub struct Health {
 struct State {
     consuming: bool,
     busy_since: Option<Instant>,
+    /// When the last task could not be tried, where that is so.
+    unable_since: Option<Instant>,
 }
+
+/// How long a thread counts as one that cannot try tasks, if none shows that it can: longer than
+/// the longest pause before the next.
+const UNABLE: Duration = Duration::from_secs(90);
 
 impl Health {
     /// Whether every thread consumes, or works on a task and has for at most `limit`, also on one
     /// of a lost connection. A thread without a task is not sound before the worker runs, while it
-    /// has no connection, and once it stops.
+    /// has no connection, and once it stops; nor is one whose last task could not be tried
+    /// ([`Failure::Postpone`](crate::Failure::Postpone)), for 90 s or until another could.
     #[must_use]
     pub fn is_sound(&self, limit: Option<Duration>) -> bool {
         let threads = self.lock();
         let sound = |state: &State| match state.busy_since {
             Some(since) => limit.is_none_or(|limit| since.elapsed() <= limit),
-            None => state.consuming,
+            None => state.consuming && state.unable_since.is_none_or(|at| at.elapsed() > UNABLE),
         };
         !threads.is_empty() && threads.iter().all(sound)
     }
@@ -49,7 +56,12 @@ impl Health {
     }
 
     pub(crate) fn works_no_more(&self, thread: usize) {
-        self.change(thread, |state| state.busy_since = None);
+        self.change(thread, |state| (state.busy_since, state.unable_since) = (None, None));
+    }
+
+    pub(crate) fn could_not_work(&self, thread: usize) {
+        let now = Some(Instant::now());
+        self.change(thread, |state| (state.busy_since, state.unable_since) = (None, now));
     }
 
     /// Threads count from 1.
@@ -84,5 +96,21 @@ mod tests {
         assert!(health.is_sound(Some(Duration::ZERO)));
         health.consumes_no_more(1);
         assert!(!health.is_sound(None));
+    }
+
+    #[test]
+    fn a_thread_that_cannot_try_tasks_is_not_sound_until_it_can() {
+        let health = Health::default();
+        health.expect(1);
+        health.consumes(1);
+        health.works(1);
+        health.could_not_work(1);
+        assert!(!health.is_sound(None), "it consumes, and nothing can be tried");
+        health.works(1);
+        health.works_no_more(1);
+        assert!(health.is_sound(None));
+        let long_ago = Instant::now().checked_sub(UNABLE + Duration::from_secs(1));
+        health.change(1, |state| state.unable_since = long_ago);
+        assert!(health.is_sound(None), "there was no other task to show that it can");
     }
 }

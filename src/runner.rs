@@ -317,7 +317,10 @@ impl Running {
             }
             Err(panicked) => JobResult::Failed(Failure::retry(panicked)),
         };
-        self.work.health.works_no_more(thread);
+        match &result {
+            JobResult::Failed(Failure::Postpone { .. }) => self.work.health.could_not_work(thread),
+            _ => self.work.health.works_no_more(thread),
+        }
         Ran { job, result, elapsed: started.elapsed() }
     }
 
