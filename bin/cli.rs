@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 #[cfg(unix)]
 use anstream::AutoStream;
-use clap::{Args, Parser, ValueEnum};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Args, Parser, ValueEnum};
 use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
 #[cfg(unix)]
 use rabbit_work::Stream;
@@ -45,6 +46,9 @@ pub(crate) enum Exit {
 }
 
 const URL_VARIABLE: &str = "AMQP_URL";
+
+/// The tutorial's queue, on which its tasks may be tried out without a word more.
+const TUTORIAL_QUEUE: &str = "task_queue";
 
 #[derive(Args, Debug)]
 pub(crate) struct BrokerArgs {
@@ -80,7 +84,7 @@ pub(crate) struct BrokerArgs {
 #[derive(Args, Debug)]
 pub(crate) struct QueueArgs {
     /// The queue's name
-    #[arg(long, global = true, value_name = "NAME", default_value = "task_queue")]
+    #[arg(long, global = true, value_name = "NAME", default_value = TUTORIAL_QUEUE)]
     queue: String,
 
     /// The queue's type
@@ -151,7 +155,18 @@ impl BrokerArgs {
 }
 
 impl QueueArgs {
+    pub(crate) fn is_the_tutorial_s(&self) -> bool {
+        self.queue == TUTORIAL_QUEUE
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.queue
+    }
+
     pub(crate) fn queue(&self) -> Queue {
+        if self.queue.contains(',') {
+            warn!("--queue names one queue, '{}', with a comma in its name", self.queue);
+        }
         let kind = match self.queue_type {
             QueueType::Classic => QueueKind::Classic,
             QueueType::Quorum => QueueKind::Quorum,
@@ -229,8 +244,12 @@ pub(crate) fn parse<T: Parser>() -> T {
         // In files of variables that is how none is given.
         command = command.mut_arg("url", |url| url.env(None));
     }
+    let runs_a_command = command.get_positionals().any(Arg::is_last_set);
     let parsed = command.try_get_matches().and_then(|matches| T::from_arg_matches(&matches));
-    parsed.unwrap_or_else(|error| {
+    parsed.unwrap_or_else(|mut error| {
+        if runs_a_command {
+            hint_at_dashes(&mut error);
+        }
         if !error.use_stderr() {
             // --help and --version, which repeat nothing that was given.
             error.exit();
@@ -238,6 +257,15 @@ pub(crate) fn parse<T: Parser>() -> T {
         let _ = write!(io::stderr(), "{}", without_logins(&error.render().to_string()));
         std::process::exit(i32::from(Exit::Usage.status()))
     })
+}
+
+/// A word that is no option is most likely the command.
+fn hint_at_dashes(error: &mut clap::Error) {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return };
+    if error.kind() == ErrorKind::UnknownArgument && !word.starts_with('-') {
+        let hint = format!("put -- before the command: -- {word}").into();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+    }
 }
 
 /// The text without what is between `://` and the `@` that ends it, the last one: a password may

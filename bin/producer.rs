@@ -94,7 +94,7 @@ pub(crate) struct Options {
     failed: Option<PathBuf>,
 
     /// Print one summary object on standard output: published confirmed nacked returned
-    /// unconfirmed seconds read
+    /// unconfirmed seconds, and read (tasks), where it did not come to the end of the input
     #[arg(long)]
     json: bool,
 
@@ -167,7 +167,7 @@ fn not_connected(
         report.tell_end(&end);
     }
     if exit != Exit::Usage {
-        report.print_summary();
+        report.print_summary(&end);
     }
     Ok(if cli::is_interrupted() { Exit::Interrupted } else { exit })
 }
@@ -225,7 +225,9 @@ fn source(options: &Options) -> Source {
     }
 }
 
-/// An input that was meant to be read, or a MESSAGE that was empty, is not to end as Hello World.
+/// An input that was meant to be read, or a MESSAGE that was empty, is not to end as Hello World:
+/// a file or a pipe is refused. To the tutorial's queue it goes where the pipe brings nothing:
+/// whoever tries that out may have been started with one.
 #[cfg(unix)]
 fn refuse_unread_input(options: &Options) -> Result<(), Error> {
     use std::os::unix::fs::FileTypeExt;
@@ -234,17 +236,23 @@ fn refuse_unread_input(options: &Options) -> Result<(), Error> {
     if reads || !options.message.is_empty() {
         return Ok(());
     }
-    let unread = "there is none, and standard input is not read without --lines or --null";
     if cli::has_two_dashes() {
         return Err(Error::setting("MESSAGE", "there is none after --"));
     }
-    match streams::what_it_is(&std::io::stdin()) {
-        Some(kind) if kind.is_file() => return Err(Error::setting("MESSAGE", unread)),
-        Some(kind) if kind.is_fifo() => log::warn!("a MESSAGE: {unread}"),
-        _ => {}
+    let stdin = std::io::stdin();
+    let kind = streams::what_it_is(&stdin);
+    let is_pipe = kind.is_some_and(|kind| kind.is_fifo() || kind.is_socket());
+    if !is_pipe && !kind.is_some_and(|kind| kind.is_file()) {
+        return Ok(());
     }
-    Ok(())
+    if is_pipe && options.queue.is_the_tutorial_s() && !streams::has_something(&stdin) {
+        log::warn!("a MESSAGE: {UNREAD}");
+        return Ok(());
+    }
+    Err(Error::setting("MESSAGE", UNREAD))
 }
+
+const UNREAD: &str = "there is none, and standard input is not read without --lines or --null";
 
 /// Any bytes, as a body is.
 fn join(words: &[OsString]) -> Vec<u8> {

@@ -233,7 +233,7 @@ impl Report {
         self.flush_failed();
         self.end_progress();
         self.tell_end(end);
-        self.print_summary();
+        self.print_summary(end);
         Ok(match end {
             _ if cli::is_interrupted() => Exit::Interrupted,
             End::Finished if self.not_confirmed() == 0 => self.exit_as_printed(),
@@ -279,22 +279,25 @@ impl Report {
         self.unit.map_or_else(String::new, |unit| format!("; go on at {unit} {next}"))
     }
 
-    pub(crate) fn print_summary(&mut self) {
+    pub(crate) fn print_summary(&mut self, end: &End) {
         if self.summary == Summary::Json && self.unwritable.is_none() {
-            self.unwritable = print_line(self.as_json()).err();
+            self.unwritable = print_line(self.as_json(end)).err();
         }
     }
 
-    fn as_json(&self) -> serde_json::Value {
-        json!({
+    fn as_json(&self, end: &End) -> serde_json::Value {
+        let mut object = json!({
             "published": self.published,
             "confirmed": self.confirmed,
             "nacked": self.nacked,
             "returned": self.returned,
             "unconfirmed": self.unconfirmed,
-            "read": self.read(),
             "seconds": self.started.elapsed().as_secs_f64(),
-        })
+        });
+        if !matches!(end, End::Finished) {
+            object["read"] = json!(self.read());
+        }
+        object
     }
 
     /// Every task is confirmed, but whoever reads our output may not know: a reader that went

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rabbit_work::Error;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 
 /// Whether it is closed, or not open for reading.
@@ -38,6 +39,16 @@ fn was_closed(stream: &impl AsFd) -> bool {
 /// What kind of file it is.
 pub(crate) fn what_it_is(stream: &impl AsFd) -> Option<fs::FileType> {
     metadata(stream).ok().map(|it| it.file_type())
+}
+
+/// How long whoever feeds a stream may take to begin.
+const BEGINNING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Whether there is something to read, within a moment.
+pub(crate) fn has_something(stream: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let polled = poll(&mut fds, Some(&BEGINNING));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::IN)
 }
 
 /// What tells one file from another, whatever their names. Terminals and other devices may be

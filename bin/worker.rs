@@ -119,6 +119,11 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 
+    /// Print each task, as the tutorial does, and sleep a second for each dot in it. Without a
+    /// COMMAND, other queues than task_queue need it: what is printed is acked
+    #[arg(long, conflicts_with = "command")]
+    print: bool,
+
     /// The command to run for each task, and its arguments; {} in an argument is the body
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -215,6 +220,13 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
         return if cli::has_two_dashes() {
             // `-- $JOB` with an empty JOB is not to have the tasks done by something else.
             Err(Error::setting("command", "there is no command after --"))
+        } else if !options.print && !options.queue.is_the_tutorial_s() {
+            let reason = format!(
+                "there is none for the tasks of '{}'; put -- and a command behind the options, or \
+                 say --print: then each task is printed, and gone",
+                options.queue.name()
+            );
+            Err(Error::setting("command", reason))
         } else if is_read_only(&io::stdout()) {
             let reason = "it is not open for writing: what is received would be acked and not \
                           shown; where it may be lost, use >/dev/null";

@@ -360,7 +360,7 @@ start_worker() {
     local part=$1 number=$2 dir=$scratch/$1
     shift 2
     mkdir -p "$dir"
-    AMQP_URL=$url RUST_LOG=info "$worker" --queue "$queues.$part" --threads 1 \
+    AMQP_URL=$url RUST_LOG=info "$worker" --queue "$queues.$part" --print --threads 1 \
         --no-reconnect --events "$dir/events.$number" "$@" \
         </dev/null >"$dir/out.$number" 2>"$dir/log.$number" &
     echo $! >"$dir/pid.$number"

@@ -38,7 +38,7 @@ check() {
     shift 3
     pika send "$queue" "$kind" "from pika" >"$work/out" 2>&1 || fail "$what: pika publishes"
     said "$what: worker takes from pika" "Received 'from pika'" \
-        timeout 60 "$bin/worker" --url "$url" --queue "$queue" "$@" --threads 1 --max-tasks 1
+        timeout 60 "$bin/worker" --url "$url" --queue "$queue" "$@" --print --threads 1 --max-tasks 1
     said "$what: producer publishes" "Sent 'from us'" \
         timeout 60 "$bin/producer" --url "$url" --queue "$queue" "$@" from us
     said "$what: pika takes from producer" "received from us" pika receive "$queue" "$kind"

@@ -4,6 +4,7 @@ mod feed_test;
 mod first_test;
 mod input_test;
 mod limit_test;
+mod meant_test;
 mod progress_test;
 mod run_test;
 mod start_test;

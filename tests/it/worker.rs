@@ -164,7 +164,7 @@ fn events_that_nobody_reads_hold_up_no_task_and_are_counted() {
         "mkfifo events; exec 3<>events; exec '{}' --events events \"$@\" >/dev/null",
         env!("CARGO_BIN_EXE_worker")
     );
-    let options = ["--threads", "4", "--prefetch", "10", "--max-tasks", "1500"];
+    let options = ["--print", "--threads", "4", "--prefetch", "10", "--max-tasks", "1500"];
     let broker = ["--url", shared_broker().url(), "--queue", &queue];
     let arguments = [&["-c", &script, "sh"][..], &options, &broker].concat();
 
@@ -504,7 +504,7 @@ fn row_64_a_worker_whose_output_is_lost_gives_the_task_back_and_exits_1() {
     client.declare(&queue);
     client.publish_id(&queue, "kept");
     let script = format!(
-        "exec '{}' --url '{}' --queue '{queue}' --threads 1 >/dev/full",
+        "exec '{}' --url '{}' --queue '{queue}' --print --threads 1 >/dev/full",
         env!("CARGO_BIN_EXE_worker"),
         shared_broker().url()
     );
@@ -522,7 +522,7 @@ fn row_63_a_worker_whose_reader_goes_away_gives_the_task_back_and_exits_1() {
     let mut client = shared_broker().client();
     client.declare(&queue);
     let script = format!(
-        "'{}' --url '{}' --queue '{queue}' --threads 1 | head -n 1; exit ${{PIPESTATUS[0]}}",
+        "'{}' --url '{}' --queue '{queue}' --print --threads 1 | head -n 1; exit ${{PIPESTATUS[0]}}",
         env!("CARGO_BIN_EXE_worker"),
         shared_broker().url()
     );
@@ -544,7 +544,7 @@ fn row_63_a_worker_whose_reader_goes_away_gives_the_task_back_and_exits_1() {
 fn row_18_without_file_descriptors_it_says_so_and_does_not_spin() {
     let queue = unique_queue("nofile");
     let script = format!(
-        "ulimit -n 7; exec '{}' --url '{}' --queue '{queue}'",
+        "ulimit -n 7; exec '{}' --url '{}' --queue '{queue}' --print",
         env!("CARGO_BIN_EXE_worker"),
         shared_broker().url()
     );

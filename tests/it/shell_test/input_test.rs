@@ -134,11 +134,11 @@ fn what_the_broker_would_not_take_is_refused_here() {
         (["--header", "BCC=foo"], "BCC"),
         (["--delay", "100d"], "42 days"),
     ] {
-        let output = bench.producer(&options).run(SOON);
+        let output = bench.producer(&options).arg("x").run(SOON);
         output.assert_code(2);
         assert!(output.stderr().contains(why), "{}", output.stderr());
     }
-    bench.producer(&["--expiration", "3650d"]).run(SOON).assert_code(0);
+    bench.producer(&["--expiration", "3650d", "x"]).run(SOON).assert_code(0);
     assert_eq!(bench.left().len(), 1);
 }
 

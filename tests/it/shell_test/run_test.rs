@@ -592,7 +592,7 @@ fn standard_output_that_cannot_be_written_is_no_place_for_what_is_received() {
         let script = format!("{setting}; exec \"$0\" \"$@\"");
         let worker = env!("CARGO_BIN_EXE_worker");
         let address = ["-c", &script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
-        Command::program("bash", &[&address[..], &["--drain"]].concat()).run(SOON)
+        Command::program("bash", &[&address[..], &["--print", "--drain"]].concat()).run(SOON)
     };
 
     let output = after("exec 1</dev/null");

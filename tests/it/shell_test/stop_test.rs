@@ -54,7 +54,7 @@ fn a_signal_stops_it_also_where_whoever_started_it_had_blocked_that() {
     let bench = Bench::new("masked");
     for signal in ["INT", "TERM", "HUP"] {
         let worker = env!("CARGO_BIN_EXE_worker");
-        let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
+        let address = ["--print", "--url", bench.broker.url(), "--queue", &bench.queue];
         let masked = ["--block-signal", worker];
         let running = Command::program("env", &[&masked[..], &address].concat()).start();
         running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
@@ -184,7 +184,7 @@ fn two_signals_at_once_are_one() {
 #[test]
 fn a_full_stderr_that_nobody_reads_does_not_keep_it_from_ending() {
     let bench = Bench::new("blocked");
-    let worker = bench.unread_worker("--grace 0s").start();
+    let worker = bench.unread_worker("--print --grace 0s").start();
     poll("it heeds signals", SOON, || heeds_sigterm(worker.id()).then_some(()));
     worker.signal("TERM");
     worker.wait(SOON).assert_code(3);
@@ -194,7 +194,7 @@ fn a_full_stderr_that_nobody_reads_does_not_keep_it_from_ending() {
 fn the_health_file_is_removed_also_where_there_is_no_orderly_end() {
     let bench = Bench::new("lastresort");
     let file = bench.path("health");
-    let worker = bench.unread_worker("--grace 0s --health-file health").start();
+    let worker = bench.unread_worker("--print --grace 0s --health-file health").start();
     poll("the health file", SOON, || file.exists().then_some(()));
 
     worker.signal("TERM");

@@ -22,6 +22,15 @@ use signal_hook::consts::{SIGINT, SIGQUIT};
 pub(crate) struct Command {
     command: std::process::Command,
     input: Input,
+    kind: Kind,
+}
+
+/// What is to be added to its arguments.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A worker that prints its tasks unless it has a command for them.
+    Worker,
+    Other,
 }
 
 /// A running command. Dropping it kills its process group.
@@ -51,9 +60,10 @@ impl Command {
         Command::program(env!("CARGO_BIN_EXE_producer"), arguments)
     }
 
-    /// The `worker`, with empty input.
+    /// The `worker`, with empty input, and with `--print` where it has no command.
     pub(crate) fn worker(arguments: &[&str]) -> Command {
-        Command::program(env!("CARGO_BIN_EXE_worker"), arguments)
+        let command = Command::program(env!("CARGO_BIN_EXE_worker"), arguments);
+        Command { kind: Kind::Worker, ..command }
     }
 
     /// The `queuectl`, with empty input.
@@ -71,7 +81,7 @@ impl Command {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        Command { command, input: Input::Bytes(Vec::new()) }
+        Command { command, input: Input::Bytes(Vec::new()), kind: Kind::Other }
     }
 
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Command {
@@ -114,6 +124,9 @@ impl Command {
 
     pub(crate) fn start(mut self) -> Running {
         hear_signals();
+        if self.kind == Kind::Worker && !self.command.get_args().any(|it| it == "--") {
+            self.command.arg("--print");
+        }
         let name = self.command.get_program().to_string_lossy().into_owned();
         let spawned = self.command.stdin(Stdio::piped()).spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
