@@ -2,6 +2,7 @@
 
 mod cli;
 mod input;
+mod manual;
 mod progress;
 mod report;
 #[cfg(unix)]
@@ -19,11 +20,8 @@ use rabbit_work::{Error, Producer, Shutdown, Task};
 use report::{Report, Summary};
 
 /// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
-///
-/// Exit status: 0 every task confirmed and routed; 1 at least one was not; 2 usage or
-/// configuration; 69 broker unreachable; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
-#[command(name = "producer", version)]
+#[command(name = "producer", version, after_long_help = manual::sections(MANUAL, "", LAST))]
 pub(crate) struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
@@ -102,6 +100,43 @@ pub(crate) struct Options {
     #[arg(value_name = "MESSAGE")]
     message: Vec<OsString>,
 }
+
+const MANUAL: &str = "\
+Exit status:
+  0    every task is confirmed and routed
+  1    at least one is not, or the input was not read to its end
+  2    usage or configuration: a bad URL, a refused login, a queue declared
+       otherwise
+  69   no broker was reached within --timeout
+  130  a second signal ended it
+
+Signals:
+  first   no further task is read; those in flight are waited for, for
+          --timeout at most. The log, and read in --json, say how far it came:
+          go on with the next line
+  second  ends it now
+";
+
+const LAST: &str = "
+Files:
+  --lines   a line of more than 128 MiB, which no broker takes, is named,
+            counted as not confirmed, and those behind it go on; so is a task
+            of --null
+  --failed  has the tasks that were not confirmed, byte for byte: one for each
+            line; with --null, a NUL after each; with --body-file, the body
+            alone. When the broker is not reached, or a task runs out of time,
+            it gets the rest of the input, too. Feed it from another name: what
+            is there at the start is gone
+
+Examples:
+  producer First message.
+  find photos -name '*.jpg' -print0 | producer --queue photos --null
+  producer --queue mail --lines list --failed not-sent --timeout 5m
+  producer --queue reports --delay 10m --header kind=weekly '2026 week 1'
+
+See also:
+  worker(1), queuectl(1)
+";
 
 fn main() -> ExitCode {
     let options: Options = cli::parse();

@@ -1,6 +1,7 @@
 //! `queuectl`: looks at a RabbitMQ queue, checks a set-up, shows and replays dead letters.
 
 mod cli;
+mod manual;
 
 use std::io;
 use std::process::ExitCode;
@@ -13,11 +14,8 @@ use rabbit_work::{Broker, Error, Inspector, Letter, Letters, Queue, Record, Repl
 use serde_json::{Value, json};
 
 /// Look at a RabbitMQ queue, check a set-up, show and replay dead letters.
-///
-/// Exit status: 0 done, or all is well; 1 something is not as asked; 2 usage or configuration;
-/// 69 broker unreachable.
 #[derive(Debug, Parser)]
-#[command(name = "queuectl", version)]
+#[command(name = "queuectl", version, after_long_help = manual::sections(MANUAL, "", LAST))]
 pub(crate) struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
@@ -98,6 +96,29 @@ enum Dead {
         yes: bool,
     },
 }
+
+const MANUAL: &str = "\
+Exit status:
+  0   done, or all is well
+  1   something is not as asked: no such queue or letter, blocked publishers, a
+      replay that was not confirmed
+  2   usage or configuration
+  69  no broker was reached
+";
+
+const LAST: &str = "
+Files:
+  --ca, --cert, --key  are read at the start; there are no others
+
+Examples:
+  queuectl check
+  queuectl --queue mail status --json
+  queuectl --queue mail dead list
+  queuectl --queue mail dead replay --dry-run
+
+See also:
+  producer(1), worker(1)
+";
 
 fn main() -> ExitCode {
     let options: Options = cli::parse();

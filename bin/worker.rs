@@ -3,6 +3,7 @@
 mod cli;
 mod events;
 mod init;
+mod manual;
 mod streams;
 
 use std::convert::Infallible;
@@ -35,15 +36,12 @@ use streams::{is_read_only, is_unwritable, refuse_where_a_stream_goes};
 ///
 /// A task that fails is tried again after a delay, and ends in the queue NAME.dead when it has
 /// failed too often; queuectl shows and replays what is there.
-///
-/// Exit status: 0 stopped, drained, or as many tasks as asked for; 1 drained or as many tasks as
-/// asked for, but this run made a dead letter or may have (the broker had not confirmed it in its
-/// time, or when its session was lost), lost its session before the last of them was acked, or
-/// could not start one of the last; or standard output could not be written; 2 usage,
-/// configuration, or a command that cannot be found or executed; 3 the grace ended with tasks
-/// still running; 69 broker unreachable, with --no-reconnect; 130 stopped by a second signal.
 #[derive(Debug, Parser)]
-#[command(name = "worker", version, after_help = COMMAND_HELP)]
+#[command(
+    name = "worker",
+    version,
+    after_long_help = manual::sections(MANUAL, ENVIRONMENT, LAST)
+)]
 pub(crate) struct Options {
     #[command(flatten)]
     broker: BrokerArgs,
@@ -129,17 +127,77 @@ pub(crate) struct Options {
     command: Vec<OsString>,
 }
 
-const COMMAND_HELP: &str = "\
-COMMAND's exit status: 0 done; 65 never to be tried again; any other, a signal, or running past
---task-timeout: to be tried again. No shell is involved; put -- before {} where a body may begin
-with a dash. Its environment has TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
-TASK_REDELIVERED TASK_CONTENT_TYPE TASK_PRIORITY TASK_ENQUEUED_AT TASK_CORRELATION_ID
-TASK_REPLY_TO TASK_WORKER and TASK_HEADER_<NAME>.
+const MANUAL: &str = "\
+Exit status:
+  0    stopped; or drained, or --max-tasks reached, and no dead letter made
+  1    drained, or --max-tasks reached, but this run made a dead letter or may
+       have, lost its session during the last tasks, or could not start one of
+       them; or standard output could not be written, or the system gave no
+       thread
+  2    usage or configuration; a command that cannot be found, or could not be
+       executed for 5 s; a message that no worker can read
+  3    the grace ended with tasks still running; they go back to the queue
+  69   no broker, or the connection lost, with --no-reconnect
+  130  a second signal ended it
 
-Signals: the first stops, with --grace for what runs; the second ends that with SIGTERM, and
-SIGKILL 5 s later; the third with SIGKILL at once. What was not finished goes back to the queue.
-Commands outlive a worker that is killed with SIGKILL or SIGQUIT. What they leave in the background
-must not write to standard error for long: its pipe is closed with the worker, or sooner.";
+Command:
+  standard input  the body, without the newline that ended its line: read it
+                  with x=$(cat), for read x fails at an end without a newline.
+                  The body takes the place of {}, too; put -- before {} where
+                  it may begin with a dash. No shell is involved
+  status 0        the task is done
+  status 65       the task can never succeed: it is a dead letter at once
+  any other       a status, a signal, or running past --task-timeout: it is
+                  tried again later
+  environment     TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
+                  TASK_REDELIVERED TASK_WORKER, and what the task has of
+                  TASK_CONTENT_TYPE TASK_PRIORITY TASK_ENQUEUED_AT
+                  TASK_CORRELATION_ID TASK_REPLY_TO TASK_HEADER_<NAME>
+  background      what it leaves there must not write to standard error for
+                  long: the pipe is closed with the worker, or sooner. As the
+                  first process of a container, the worker reaps it
+
+Signals:
+  first   nothing new is started, and what runs has --grace to finish
+  second  what runs gets SIGTERM, and SIGKILL 5 s later
+  third   what runs gets SIGKILL. What was not finished goes back to the queue;
+          SIGKILL or SIGQUIT to the worker leaves its commands running
+
+Events:
+  started   a task is begun
+  done      it is done, and acked
+  retried   it failed, and waits for its next attempt
+  dead      it failed for good, and is a dead letter
+  failed    it failed and could not be handed over, so it goes back to the
+            queue, uncounted; with --auto-ack it is lost
+  returned  it is not finished here, and goes back to the queue
+  orphaned  it ended after its session was lost, and may run twice
+";
+
+const ENVIRONMENT: &str = "  PATH            where COMMAND is looked for, unless it has a /
+  TMPDIR          holds bodies of 64 KiB or more while their commands run; /tmp
+                  by default
+";
+
+const LAST: &str = "
+Files:
+  --health-file  holds the process id, and is touched every 2 s while all is
+                 well: every thread consumes, or works within --task-timeout,
+                 and could start its last task. Older than 10 s it is stale
+  --events       one object for each line: time (Unix seconds), event, task
+                 (its id), attempt, thread, queue, ms (how long it ran), and
+                 the reason of a failure. Where nobody reads a pipe for 2 s,
+                 events are left out
+
+Examples:
+  worker
+  worker --queue mail --threads 4 -- ./send
+  worker --queue convert --drain --task-timeout 5m -- gzip -9 -- {}
+  worker --queue mail --health-file /tmp/worker.health --events events -- ./send
+
+See also:
+  producer(1), queuectl(1)
+";
 
 fn main() -> ExitCode {
     let options: Options = cli::parse();

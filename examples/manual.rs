@@ -8,6 +8,7 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
@@ -35,14 +36,58 @@ fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {
     let (pages, completions) = (folder.join("man"), folder.join("completions"));
     fs::create_dir_all(&pages)?;
     fs::create_dir_all(&completions)?;
+    let sections = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     // One for each subcommand, too: the command's own page names them.
-    clap_mangen::generate_to(command.clone(), &pages)?;
+    let bare = command.clone().after_long_help(Resettable::Reset);
+    clap_mangen::generate_to(bare, &pages)?;
     command.build();
     correct_synopses(&mut command, &name, &pages)?;
+    for page in pages_of(&command, &name) {
+        add_sections(&pages.join(format!("{page}.1")), &as_roff(&sections))?;
+    }
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut command, &name, &completions)?;
     }
     Ok(())
+}
+
+/// The command's own page, and those of its subcommands.
+fn pages_of(command: &Command, page: &str) -> Vec<String> {
+    let subcommands = command.get_subcommands().filter(|it| it.get_name() != "help");
+    let below = subcommands.flat_map(|it| pages_of(it, &format!("{page}-{}", it.get_name())));
+    [page.to_string()].into_iter().chain(below).collect()
+}
+
+/// Puts them before the last section, the version.
+fn add_sections(page: &Path, sections: &str) -> Result<(), Box<dyn Error>> {
+    let text = fs::read_to_string(page)?;
+    let end = text.find(".SH VERSION\n").unwrap_or(text.len());
+    fs::write(page, format!("{}{sections}{}", &text[..end], &text[end..]))?;
+    Ok(())
+}
+
+/// The form of the text is that of bin/manual.rs.
+fn as_roff(text: &str) -> String {
+    let mut roff = String::new();
+    let mut section = "";
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let shown = line.trim_start().replace('\\', "\\\\").replace('-', "\\-");
+        // What begins with a dot or a quote would be a request.
+        let shown = if shown.starts_with(['.', '\'']) { format!("\\&{shown}") } else { shown };
+        roff += &match line.strip_prefix("  ") {
+            None => {
+                section = line.trim_end_matches(':');
+                format!(".SH {:?}\n", section.to_uppercase())
+            }
+            Some(_) if section == "Examples" => format!(".PP\n.nf\n{shown}\n.fi\n"),
+            Some(more) if more.starts_with(' ') => format!("{shown}\n"),
+            Some(_) => match shown.split_once("  ") {
+                Some((term, meaning)) => format!(".TP\n\\fB{term}\\fR\n{}\n", meaning.trim_start()),
+                None => format!("{shown}\n"),
+            },
+        };
+    }
+    roff
 }
 
 /// Puts what `--help` says of the usage in place of clap_mangen's list, which knows neither `--`

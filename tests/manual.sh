@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the man pages and completions below a temporary prefix, and holds them against what the
-# commands themselves say: a page for each command and subcommand, every option of --help in it, no
-# reference to a page that is not there, and completions that bash takes.
+# commands themselves say: a page for each command and subcommand, every option of --help in it, the
+# sections that a page has, every kind of event, no reference to a page that is not there, and
+# completions that bash takes.
 # Usage: tests/manual.sh
 set -eu -o pipefail
 
@@ -22,13 +23,14 @@ main() {
         check_pages "$command"
         check_completions "$command"
     done
+    check_events
     check_references
     echo "manual: every command, subcommand and option has its place"
 }
 
 # A command's page, and those of its subcommands; its words are the arguments.
 check_pages() {
-    local name page option subcommand
+    local name page option section subcommand
     name=$(IFS=-; echo "$*")
     page=$share/man/man1/$name.1
     [ -e "$page" ] || fail "there is no page $name.1"
@@ -43,10 +45,23 @@ check_pages() {
     for option in $options; do
         grep -qE "^(-[a-zA-Z], )?$option( |\[|$)" "$work/page" || fail "$name.1 has no $option"
     done
+    for section in "EXIT STATUS" DURATIONS ENVIRONMENT FILES EXAMPLES "SEE ALSO"; do
+        grep -qxF ".SH \"$section\"" "$page" || fail "$name.1 has no section $section"
+    done
     [ ! -e "${page%.1}-help.1" ] || fail "$name-help.1 is a page about help"
     subcommands=$(sed -nE '/^Commands:$/,/^$/s/^  ([a-z]+) .*/\1/p' "$work/help")
     for subcommand in $subcommands; do
         [ "$subcommand" = help ] || check_pages "$@" "$subcommand"
+    done
+}
+
+# As src/event.rs names them.
+check_events() {
+    local kind kinds
+    kinds=$(sed -nE 's/^ *EventKind::[A-Z][a-z]+ => "([a-z]+)",$/\1/p' "$here/src/event.rs")
+    [ -n "$kinds" ] || fail "src/event.rs names no kinds of event"
+    for kind in $kinds; do
+        grep -qxF "\\fB$kind\\fR" "$share/man/man1/worker.1" || fail "worker.1 has no event $kind"
     done
 }
 

@@ -6,6 +6,7 @@ mod input_test;
 mod limit_test;
 mod meant_test;
 mod progress_test;
+mod rights_test;
 mod run_test;
 mod start_test;
 mod stop_test;

@@ -236,21 +236,6 @@ fn programs_that_have_ended_are_gone_while_others_run() {
 }
 
 #[test]
-fn a_program_that_vanished_ends_the_worker_and_is_not_the_fault_of_the_task() {
-    let bench = Bench::new("vanished");
-    bench.publish(&[b"first", b"second"]);
-    executable(&bench, "once", b"#!/bin/sh\nrm once\n");
-
-    let output = bench.worker(&["--threads", "1", "--json"], &["./once"]).run(SOON);
-
-    output.assert_code(2);
-    assert!(output.stderr().contains("./once cannot be executed"), "{}", output.stderr());
-    let summary = output.stdout();
-    assert!(summary.contains(r#""dead":0,"done":1,"retried":0,"returned":1"#), "{summary}");
-    assert_eq!(bench.left().len(), 1);
-}
-
-#[test]
 fn a_program_that_the_system_does_not_know_ends_the_worker() {
     let bench = Bench::new("unknown");
     bench.publish(&[b"x"]);
