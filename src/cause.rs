@@ -19,7 +19,7 @@ pub(crate) enum Cause {
     ChannelClosed { code: u16, text: String },
     /// The broker cancelled the consumer: its queue was deleted, moved, or timed it out.
     ConsumerCancelled,
-    /// The broker cut the connection while we were logging in.
+    /// The connection was lost during the login, and the broker did not say why.
     LoginCut,
     /// The broker does not know the way in which we log in.
     NoSuchLogin(String),
@@ -144,11 +144,7 @@ impl fmt::Display for Cause {
             }
             Cause::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
             Cause::LoginCut => {
-                write!(
-                    f,
-                    "the connection was cut during the login, as by a broker that starts or stops, \
-                     or that takes long to refuse a user or a password"
-                )
+                write!(f, "the connection was cut during the login; the broker did not say why")
             }
             Cause::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
             Cause::TimedOut { doing, limit } => {

@@ -2,7 +2,6 @@
 //! buries what came of it, each in bounded time.
 
 use std::net::TcpStream;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,11 +49,6 @@ pub(crate) enum Notice {
 /// How many messages of the client library may wait for its I/O thread, for each channel: a
 /// publish is three. Its default of 16 has the two threads change places at every fifth task.
 const HANDOVER_BOUND: usize = 1024;
-
-/// RabbitMQ refuses a login by holding the cut back for 3 s, against guessing (measured on 3.10.8
-/// and 4.3.6). What is cut sooner after the login was sent is a broker that stops or starts; what
-/// is cut later, one that stood still, or something in between with a limit of its own.
-const REFUSAL: RangeInclusive<Duration> = Duration::from_millis(2500)..=Duration::from_millis(3500);
 
 /// How much later than ours the client library's own limit on the handshake ends.
 const BEYOND: Duration = Duration::from_secs(5);
@@ -272,11 +266,10 @@ impl Handshake<'_> {
         // Stays empty until the broker has begun.
         let mut heard = Arc::<Heard>::default();
         let mut pulse = Pulse::new(0);
-        let mut spoke = Instant::now();
         let limit = self.limits.handshake;
         let opened = leash.within(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
-            (heard, pulse, spoke) = (stream.heard(), stream.pulse(), Instant::now());
+            (heard, pulse) = (stream.heard(), stream.pulse());
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
             opened.map_err(|error| match error {
@@ -289,14 +282,9 @@ impl Handshake<'_> {
             Err(refused) => refused,
         };
         let Refused::Transient(cause) = refused else { return Err(refused) };
-        // Less the way there and back.
-        let held = heard
-            .begun
-            .get()
-            .map_or(Duration::ZERO, |begun| begun.elapsed().saturating_sub(*begun - spoke));
         // The client library takes a close that it does not expect for a protocol error.
         let closed = heard.closed.get().map(Cause::closed_with);
-        Err(self.judge(leash.cause().or(closed).unwrap_or(cause), held))
+        Err(self.judge(closed.or(leash.cause()).unwrap_or(cause), &heard))
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
@@ -339,12 +327,17 @@ impl Handshake<'_> {
     }
 
     /// Tells a refusal that a person has to act on from one that may pass by itself.
-    fn judge(&self, cause: Cause, held: Duration) -> Refused {
+    fn judge(&self, cause: Cause, heard: &Heard) -> Refused {
         match cause {
-            Cause::LoginCut if REFUSAL.contains(&held) => Refused::Lasting(Error::LoginRefused {
-                address: self.address.to_string(),
-                user: self.address.user.clone(),
-            }),
+            // What follows a login that was taken begins with what the broker proposes.
+            Cause::ConnectionClosed { code: cause::ACCESS_REFUSED, .. }
+                if heard.frame.get().is_none() =>
+            {
+                Refused::Lasting(Error::LoginRefused {
+                    address: self.address.to_string(),
+                    user: self.address.user.clone(),
+                })
+            }
             Cause::NoSuchLogin(text) => {
                 let reason = format!("{}: {text}", self.address);
                 Refused::Lasting(Error::setting("auth_mechanism", reason))

@@ -36,7 +36,8 @@ pub enum Error {
         /// One line for each address: the address and why.
         attempts: Vec<String>,
     },
-    /// The broker refused the user name or the password, or cut the connection at that point.
+    /// The broker refused the login: the user or the password is wrong, or the user may not log
+    /// in from here.
     #[non_exhaustive]
     LoginRefused {
         /// The broker's address.
@@ -220,7 +221,7 @@ impl fmt::Display for Error {
             Error::LoginRefused { address, user } => write!(
                 f,
                 "the broker at {address} refused the login of user '{user}'; check the user and \
-                 the password in the URL"
+                 the password in the URL, the broker's log says more"
             ),
             Error::VhostRefused { vhost, text } => {
                 write!(f, "the broker refused the virtual host '{vhost}': {text}")

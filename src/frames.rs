@@ -180,11 +180,6 @@ impl Frames {
         length
     }
 
-    /// Whether the first frame, which is the broker's start, is here.
-    pub(crate) fn has_begun(&self) -> bool {
-        !self.first
-    }
-
     fn pass(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let (passed, _) = bytes.split_at_mut(bytes.len().min(self.rest));
         self.rest -= passed.len();

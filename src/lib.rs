@@ -116,6 +116,7 @@ mod broker;
 mod cause;
 mod census;
 mod channel;
+mod client_properties;
 #[cfg(all(unix, feature = "command"))]
 mod command;
 mod confirms;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
+use crate::client_properties::Opening;
 use crate::frames::{Frames, Objection, Proposal};
 use crate::pulse::Pulse;
 
@@ -16,6 +17,7 @@ use crate::pulse::Pulse;
 pub(crate) struct Stream {
     line: Line,
     intake: Intake,
+    opening: Opening,
 }
 
 #[derive(Debug)]
@@ -38,8 +40,6 @@ struct Intake {
 /// What its broker said that the client library keeps to itself, or loses.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
-    /// When the broker's start was here: the next word, which is the login, is ours.
-    pub(crate) begun: OnceLock<Instant>,
     /// The largest frame that it takes; 0 where it sets no limit.
     pub(crate) frame: OnceLock<u32>,
     /// With what words it has closed the connection.
@@ -88,7 +88,7 @@ impl Stream {
     }
 
     fn over(line: Line, heartbeat: u16) -> Stream {
-        Stream { line, intake: Intake::new(heartbeat) }
+        Stream { line, intake: Intake::new(heartbeat), opening: Opening::default() }
     }
 
     pub(crate) fn heard(&self) -> Arc<Heard> {
@@ -188,17 +188,13 @@ impl Intake {
 
     /// Says how many of the bytes that came to pass on.
     fn look(&mut self, bytes: &mut [u8]) -> usize {
-        let now = Instant::now();
-        let looked = self.frames.look(bytes, now);
+        let looked = self.frames.look(bytes, Instant::now());
         if let Some(Proposal { heartbeat, frame }) = self.frames.proposed.take() {
             self.pulse.agree(heartbeat);
             let _ = self.heard.frame.set(frame);
         }
         if let Some(closed) = self.frames.closed.take() {
             let _ = self.heard.closed.set(closed);
-        }
-        if self.frames.has_begun() && self.heard.begun.get().is_none() {
-            let _ = self.heard.begun.set(now);
         }
         looked.unwrap_or_else(|Objection { sound, error }| {
             self.objection = Some(error);
@@ -210,9 +206,9 @@ impl Intake {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.line {
-            Line::Plain(socket) => socket.write(bytes),
+            Line::Plain(socket) => self.opening.write(bytes, socket),
             #[cfg(feature = "tls")]
-            Line::Tls(line) => line.write(bytes),
+            Line::Tls(line) => self.opening.write(bytes, line),
         }
     }
 

@@ -1,7 +1,6 @@
 //! The way to a broker: silent, slow and unsure ones, what is said of them, and who comes next.
 
 use std::net::TcpListener;
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -9,7 +8,6 @@ use crossbeam_channel::bounded;
 use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
-use crate::support::proxy::{Proxy, Toxic};
 use crate::support::scripted::{ScriptedBroker, Tuning};
 use crate::support::wire::Call;
 
@@ -141,62 +139,6 @@ fn a_limit_on_connections_that_is_reached_is_waited_out() {
 
     output.assert_code(0);
     assert!(output.stderr().contains("connection limit (1) is reached"), "{}", output.stderr());
-}
-
-/// What it is known by, the time that the broker holds the cut back for, comes with a long way.
-#[test]
-fn a_refused_login_is_one_on_a_far_line_too() {
-    let proxy = Proxy::start(shared_broker().address());
-    proxy.set_both(Toxic::Latency(Duration::from_millis(500)));
-    let url = proxy.url().replace("guest:guest", "guest:wrong");
-
-    let output = Command::worker(&["--url", &url]).run(SOON);
-
-    output.assert_code(2);
-    assert!(output.stderr().contains("refused the login"), "{output:?}");
-}
-
-/// Half of what a real broker holds a refusal back for.
-const SLOW: Duration = Duration::from_millis(1500);
-
-/// Well above it.
-const FROZEN: Duration = Duration::from_millis(4500);
-
-#[test]
-fn a_slow_broker_that_is_cut_at_the_login_has_not_refused_it() {
-    cut_at_the_login(SLOW, SLOW);
-}
-
-#[test]
-fn a_broker_that_is_cut_while_it_stands_still_at_the_login_has_not_refused_it() {
-    cut_at_the_login(Duration::ZERO, FROZEN);
-}
-
-/// After these times before and after our login.
-fn cut_at_the_login(before: Duration, after: Duration) {
-    let broker = ScriptedBroker::start(move |session, number| {
-        if number > 0 {
-            session.handshake();
-            session.accept_consumer();
-            let _ = session.answer_rpcs();
-            return;
-        }
-        session.expect_protocol_header();
-        // The fault itself: what is slow here was taken for a login that is held back.
-        thread::sleep(before);
-        session.send_start();
-        let start_ok = session.expect_method();
-        assert!(matches!(start_ok.call, Call::StartOk { .. }), "{start_ok:?}");
-        thread::sleep(after);
-        session.hang_up();
-    });
-
-    let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
-    running.wait_for_stderr_line(|line| line.contains("cut during the login"), SOON);
-    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
-
-    running.signal("INT");
-    running.wait(SOON).assert_code(0);
 }
 
 #[test]

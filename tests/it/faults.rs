@@ -152,8 +152,7 @@ fn row_25_a_cut_after_every_byte_of_a_publish_loses_nothing() {
     assert!(messages.len() <= 2 * wanted, "{} messages of {wanted} tasks", messages.len());
 }
 
-/// A broker that is never slow: a cut that comes a second after the login began is taken for the
-/// way in which RabbitMQ refuses one.
+/// A broker that is faster than a real one: this is done some hundred times.
 fn prompt_broker() -> ScriptedBroker {
     ScriptedBroker::start(|session, _| session.serve())
 }

@@ -8,6 +8,7 @@ mod guarantees;
 mod handover;
 mod letters;
 mod library;
+mod login;
 mod node;
 mod nonsense;
 mod producer;
