@@ -52,8 +52,8 @@ const TUTORIAL_QUEUE: &str = "task_queue";
 
 #[derive(Args, Debug)]
 pub(crate) struct BrokerArgs {
-    /// Broker URL, amqp://user:password@host:port/vhost; repeated or comma-separated, the
-    /// addresses are tried in order
+    /// Broker URL, amqp://user:password@host:port/vhost; several, repeated or comma-separated, are
+    /// the nodes of one cluster
     #[arg(
         long,
         global = true,
@@ -64,6 +64,11 @@ pub(crate) struct BrokerArgs {
         default_value = "amqp://guest:guest@localhost:5672"
     )]
     url: Vec<String>,
+
+    /// Try several addresses shuffled, so that a fleet spreads over the nodes, or as given; one that
+    /// fails comes last from then on
+    #[arg(long, global = true, value_enum, value_name = "ORDER", default_value = "shuffled")]
+    url_order: UrlOrder,
 
     /// Trust this authority's certificate (PEM, or several in one file) for amqps://
     #[cfg(feature = "tls")]
@@ -116,6 +121,12 @@ pub(crate) struct QueueArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum UrlOrder {
+    Shuffled,
+    Given,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum QueueType {
     Classic,
     Quorum,
@@ -123,7 +134,10 @@ enum QueueType {
 
 impl BrokerArgs {
     pub(crate) fn broker(&self) -> Result<Broker, Error> {
-        let broker = Broker::new(&self.url)?;
+        let mut broker = Broker::new(&self.url)?;
+        if matches!(self.url_order, UrlOrder::Given) {
+            broker = broker.in_order();
+        }
         #[cfg(feature = "tls")]
         let broker = broker.tls(self.tls()?);
         Ok(broker)

@@ -1,6 +1,8 @@
-//! Owns the attempt to connect: one address after the other, in a thread of its own, until one of
-//! them takes us.
+//! Owns the attempt to connect: one address after the other, and each address of a host name, in a
+//! thread of its own, until one of them takes us.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,11 +12,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::warn;
 
-use crate::broker::{Address, Broker};
+use crate::broker::{Address, Broker, Limits};
 use crate::cause::Cause;
 use crate::connection::{Connection, Refused};
 use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
+use crate::failures::Failure;
 use crate::panics::caught;
 use crate::patience::{Told, telling};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
@@ -46,8 +49,10 @@ struct Round {
     unwanted: Signal,
 }
 
-/// The least time that an address gets.
+/// The least time that an address gets, and the most while others are left to try: one that is
+/// slower than that gets more when it is the last.
 const SHORTEST_SHARE: Duration = Duration::from_secs(1);
+const LONGEST_SHARE: Duration = Duration::from_secs(5);
 
 impl Attempt {
     /// Begins. The addresses share `budget`, so that each of them has its turn within it.
@@ -98,27 +103,80 @@ impl Attempt {
     }
 }
 
+/// What is tried next.
+struct Candidate<'a> {
+    address: &'a Address,
+    host: Host,
+}
+
+#[derive(Clone, Copy)]
+enum Host {
+    /// A name that is to be looked up.
+    Name,
+    /// One of so many targets that the host has.
+    Target(SocketAddr, usize),
+}
+
+impl Candidate<'_> {
+    fn new(address: &Address) -> Candidate<'_> {
+        let host = match address.host.parse::<IpAddr>() {
+            Ok(ip) => Host::Target(SocketAddr::new(ip, address.port), 1),
+            Err(_) => Host::Name,
+        };
+        Candidate { address, host }
+    }
+
+    fn target_among_several(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Target(target, 2..) => Some(target),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Candidate<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target_among_several() {
+            Some(target) => write!(f, "{} ({})", self.address, target.ip()),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
 impl Round {
     fn run(&self) -> Result<Connection, Error> {
         let mut refusal = None;
         let mut untold = Vec::new();
-        let mut left = self.broker.addresses();
-        while let Some((address, others)) = left.split_first() {
-            left = if is_closed(&self.unwanted) { &[] } else { others };
-            let (opened, told) = self.try_address(address, left.len());
-            let failed = match opened {
-                Ok(connection) => {
+        let addresses = self.broker.addresses_in_turn();
+        let mut left: VecDeque<_> = addresses.into_iter().map(Candidate::new).collect();
+        while let Some(candidate) = left.pop_front() {
+            if is_closed(&self.unwanted) {
+                left.clear();
+            }
+            let (tried, told) = self.try_candidate(&candidate, left.len());
+            let (failed, failure) = match tried {
+                Ok(Tried::Opened(connection)) => {
                     untold.iter().for_each(pass_over);
-                    return Ok(connection);
+                    return Ok(*connection);
                 }
-                Err(Refused::Transient(cause)) => format!("{address}: {cause}"),
+                Ok(Tried::Resolved(targets)) => {
+                    let several = targets.len();
+                    for target in self.broker.targets_in_turn(targets).into_iter().rev() {
+                        let host = Host::Target(target, several);
+                        left.push_front(Candidate { address: candidate.address, host });
+                    }
+                    continue;
+                }
+                Err(Refused::Transient(cause)) => {
+                    (format!("{candidate}: {cause}"), cause.failure())
+                }
                 Err(Refused::Lasting(error)) => {
-                    let failed = placed(address, &error);
+                    let failed = placed(candidate.address, &error);
                     refusal.get_or_insert(error);
-                    failed
+                    (failed, Failure::Lost)
                 }
             };
-            self.note_failed(&failed);
+            self.note_failed(&candidate, &failed, failure);
             if told == Told::No {
                 // Should there be no connection at all, the error says it, too.
                 untold.push(failed);
@@ -131,11 +189,20 @@ impl Round {
         Err(refusal.unwrap_or(Error::Unreachable { attempts }))
     }
 
-    fn try_address(&self, address: &Address, behind: usize) -> (Result<Connection, Refused>, Told) {
-        lock(&self.progress).trying = Some(address.to_string());
-        let time = self.time(behind);
-        let doing = format!("connecting to {address}");
-        telling(&self.unwanted, &doing, || open_at(&self.broker, address, time))
+    fn try_candidate(
+        &self,
+        candidate: &Candidate<'_>,
+        behind: usize,
+    ) -> (Result<Tried, Refused>, Told) {
+        lock(&self.progress).trying = Some(candidate.to_string());
+        let deadline = deadline_after(self.time(behind));
+        let doing = format!("connecting to {candidate}");
+        telling(&self.unwanted, &doing, || match candidate.host {
+            Host::Name => resolve(&self.broker, candidate.address, deadline),
+            Host::Target(target, of) => {
+                open_at(&self.broker, candidate.address, target, of, deadline)
+            }
+        })
     }
 
     /// The time for one address, with so many behind it. The last may take what it needs: whoever
@@ -143,11 +210,16 @@ impl Round {
     fn time(&self, behind: usize) -> Duration {
         match behind {
             0 => LONGEST,
-            _ => share(self.deadline, behind + 1).max(SHORTEST_SHARE),
+            _ => share(self.deadline, behind + 1).clamp(SHORTEST_SHARE, LONGEST_SHARE),
         }
     }
 
-    fn note_failed(&self, failed: &str) {
+    /// Of a host name, one of its targets failed, and the others are tried first the next time.
+    fn note_failed(&self, candidate: &Candidate<'_>, failed: &str, failure: Failure) {
+        self.broker.failures().note(&candidate.address.to_string(), failure);
+        if let Some(target) = candidate.target_among_several() {
+            self.broker.failures().note(&target.to_string(), failure);
+        }
         let mut progress = lock(&self.progress);
         progress.trying = None;
         progress.failed.push(failed.to_owned());
@@ -177,12 +249,25 @@ fn of_a_panic(panicked: String) -> Error {
     Error::Unreachable { attempts: vec![format!("the attempt {panicked}")] }
 }
 
-fn open_at(broker: &Broker, address: &Address, time: Duration) -> Result<Connection, Refused> {
-    let limits = broker.limits(address);
-    let deadline = deadline_after(time);
-    let targets = resolve(address, within(limits.connect, deadline))?;
-    let socket = connect(&targets, limits.connect, deadline)?;
-    Connection::over(socket, broker, address, within(limits.handshake, deadline))
+/// What came of a candidate.
+enum Tried {
+    Opened(Box<Connection>),
+    /// Its host name stands for these.
+    Resolved(Vec<SocketAddr>),
+}
+
+fn open_at(
+    broker: &Broker,
+    address: &Address,
+    target: SocketAddr,
+    of: usize,
+    deadline: Instant,
+) -> Result<Tried, Refused> {
+    let limits = broker.limits(address, of);
+    let socket = connect(target, within(limits.connect, deadline))?;
+    let limits = Limits { handshake: within(limits.handshake, deadline), ..limits };
+    let opened = Connection::over(socket, broker, address, limits)?;
+    Ok(Tried::Opened(Box::new(opened)))
 }
 
 /// One of so many equal parts of the time that is left.
@@ -198,12 +283,11 @@ fn within(limit: Duration, deadline: Instant) -> Duration {
     limit.min(Duration::from_millis(100) * u32::try_from(tenths).unwrap_or(u32::MAX))
 }
 
-fn resolve(address: &Address, limit: Duration) -> Result<Vec<SocketAddr>, Refused> {
+fn resolve(broker: &Broker, address: &Address, deadline: Instant) -> Result<Tried, Refused> {
     let (host, port) = (address.host.clone(), address.port);
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    look_up(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()), limit)
+    let limit = within(broker.limits(address, 1).connect, deadline);
+    let targets = look_up(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()), limit)?;
+    Ok(Tried::Resolved(targets))
 }
 
 /// Looks a name up in a thread that may be left behind: the system's own limit for that may be
@@ -227,21 +311,16 @@ fn look_up(
 
 /// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
 /// publish waits 40 ms for its confirm, nor any timeout (amiquip 0.4.2 connection.rs:446).
-fn connect(targets: &[SocketAddr], limit: Duration, deadline: Instant) -> Result<TcpStream, Cause> {
-    let mut failures = Vec::new();
-    for (target, left) in targets.iter().zip((1..=targets.len()).rev()) {
-        let limit = within(limit, deadline_after(share(deadline, left)));
-        // Zero is an error to the system.
-        let limit = limit.max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(target, limit) {
-            Ok(socket) => {
-                socket.set_nodelay(true).map_err(|error| Cause::Lost(error.to_string()))?;
-                return Ok(socket);
-            }
-            Err(error) => failures.push(format!("{} {error}", target.ip())),
-        }
-    }
-    Err(Cause::Lost(failures.join(", ")))
+fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, Cause> {
+    let lost = |error: io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => Cause::TimedOut { doing: "connecting", limit },
+        _ => Cause::Lost(error.to_string()),
+    };
+    // Zero is an error to the system.
+    let at_least = limit.max(Duration::from_millis(1));
+    let socket = TcpStream::connect_timeout(&target, at_least).map_err(lost)?;
+    socket.set_nodelay(true).map_err(lost)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -252,7 +331,7 @@ mod tests {
     #[test]
     fn an_error_names_its_address_once() {
         let broker: Broker = "amqp://rabbit-1".parse().expect("a broker");
-        let address = &broker.addresses()[0];
+        let address = broker.addresses_in_turn()[0];
         let text = "NOT_FOUND - vhost x not found".to_string();
         let refused = placed(address, &Error::VhostRefused { vhost: "x".into(), text });
         assert!(refused.starts_with("rabbit-1:5672: the broker refused"), "{refused}");
@@ -265,7 +344,7 @@ mod tests {
     fn small_frames_are_sent_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
-        let socket = connect(&[address], LONGEST, deadline_after(LONGEST)).expect("connected");
+        let socket = connect(address, LONGEST).expect("connected");
         assert!(socket.nodelay().expect("an option"));
     }
 
@@ -289,7 +368,8 @@ mod tests {
         let silent = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
         let [first, second] = silent.each_ref().map(|it| it.local_addr().expect("its address"));
         let broker = Broker::new([first, second].map(|address| format!("amqp://{address}")));
-        let attempt = Attempt::start(&broker.expect("a broker"), LONGEST).expect("a thread");
+        let broker = broker.expect("a broker").in_order();
+        let attempt = Attempt::start(&broker, LONGEST).expect("a thread");
         let soon = deadline_after(Duration::from_secs(2));
         let opened = attempt.wait(&crossbeam_channel::never(), Some(soon));
         assert!(matches!(opened, Ok(None)), "nobody answers");

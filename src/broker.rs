@@ -2,6 +2,7 @@
 //! password.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,9 +10,14 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use crate::error::Error;
+use crate::failures::Failures;
 
-/// One RabbitMQ, as one or more addresses that are tried in order, with the limits of every
-/// wait for it.
+/// One RabbitMQ, as one or more addresses, with the limits of every wait for it.
+///
+/// The addresses are tried in a random order, which [`Broker::new`] draws, so that the programs of
+/// a fleet spread over the nodes of a cluster; [`in_order`](Broker::in_order) keeps the order
+/// given. An address that fails, or that loses a connection, is tried after the others from then
+/// on. So is each address of a host name that has several. Clones of a `Broker` share this order.
 ///
 /// ```
 /// # fn main() -> Result<(), rabbit_work::Error> {
@@ -25,10 +31,22 @@ use crate::error::Error;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Broker {
+    /// In the order given.
     addresses: Vec<Address>,
+    order: Order,
+    failures: Failures,
     limits: Limits,
+    heartbeat: Option<Duration>,
     #[cfg(feature = "tls")]
     tls: Tls,
+}
+
+/// In which order addresses are tried that have not failed.
+#[derive(Clone, Debug)]
+enum Order {
+    Given,
+    /// By their places in what was given.
+    Shuffled(Vec<usize>),
 }
 
 /// The certificates of an `amqps://` connection, each in PEM.
@@ -82,14 +100,21 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             call: Duration::from_secs(20),
             close: Duration::from_secs(2),
-            heartbeat: Duration::from_secs(10),
+            heartbeat: HEARTBEAT,
         }
     }
 }
 
+/// The heartbeat of the only address.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The heartbeat of one of several addresses: a dead one is left soon, because another can be
+/// tried. RabbitMQ advises against less (<https://www.rabbitmq.com/docs/heartbeats>).
+const HEARTBEAT_AMONG_SEVERAL: Duration = Duration::from_secs(5);
+
 impl Broker {
-    /// A broker by its URLs, tried in the order given. Each may itself be a comma-separated
-    /// list. `amqp://` has the default port 5672, `amqps://` 5671; an absent user or password is
+    /// A broker by its URLs. Each may itself be a comma-separated list. In a user, a password or a
+    /// virtual host, percent-encode the characters `/ ? # @ , :`. `amqp://` has the default port 5672, `amqps://` 5671; an absent user or password is
     /// `guest`, an absent virtual host `/`. Of the query parameters, `heartbeat` (seconds),
     /// `connection_timeout` (milliseconds) and `auth_mechanism=external` are known
     /// (<https://www.rabbitmq.com/docs/uri-spec>).
@@ -103,22 +128,38 @@ impl Broker {
         if urls.is_empty() {
             return Err(invalid("no URL was given"));
         }
+        let addresses = parse_addresses(&urls)?;
+        let mut order: Vec<usize> = (0..addresses.len()).collect();
+        fastrand::shuffle(&mut order);
         Ok(Broker {
-            addresses: parse_addresses(&urls)?,
+            addresses,
+            order: Order::Shuffled(order),
+            failures: Failures::default(),
             limits: Limits::default(),
+            heartbeat: None,
             #[cfg(feature = "tls")]
             tls: Tls::default(),
         })
     }
 
-    /// Sets how long one address may take to accept a TCP connection. Default: 10 s.
+    /// Tries the addresses in the order given, as long as none of them fails. Default: in a random
+    /// order.
+    #[must_use]
+    pub fn in_order(mut self) -> Broker {
+        self.order = Order::Given;
+        self
+    }
+
+    /// Sets how long one address may take to accept a TCP connection. While others are left to
+    /// try, it gets 5 s at most. Default: 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, limit: Duration) -> Broker {
         self.limits.connect = limit;
         self
     }
 
-    /// Sets how long the AMQP and TLS handshakes with one address may take. Default: 10 s.
+    /// Sets how long the AMQP and TLS handshakes with one address may take. While others are left
+    /// to try, it gets 5 s at most, with its connection. Default: 10 s.
     #[must_use]
     pub fn handshake_timeout(mut self, limit: Duration) -> Broker {
         self.limits.handshake = limit;
@@ -143,13 +184,14 @@ impl Broker {
 
     /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. The broker's own
     /// value counts where it is smaller, but not where it is none: then it is what is asked for
-    /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s.
+    /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s, and 5 s if
+    /// there are several addresses, in the URLs or of a host name.
     ///
     /// Source: <https://www.rabbitmq.com/docs/heartbeats>.
     #[must_use]
     pub fn heartbeat(mut self, interval: Duration) -> Broker {
         let part = u64::from(interval.subsec_nanos() > 0);
-        self.limits.heartbeat = Duration::from_secs(interval.as_secs().saturating_add(part));
+        self.heartbeat = Some(Duration::from_secs(interval.as_secs().saturating_add(part)));
         self
     }
 
@@ -162,22 +204,40 @@ impl Broker {
         self
     }
 
-    /// The same, but this address is tried first, which has just been reached.
-    pub(crate) fn beginning_at(&self, reached: &str) -> Broker {
-        let mut broker = self.clone();
-        let place = broker.addresses.iter().position(|it| it.to_string() == reached);
-        broker.addresses.rotate_left(place.unwrap_or_default());
-        broker
+    /// The addresses in the order in which to try them now.
+    pub(crate) fn addresses_in_turn(&self) -> Vec<&Address> {
+        let mut addresses: Vec<_> = match &self.order {
+            Order::Given => self.addresses.iter().collect(),
+            Order::Shuffled(places) => {
+                places.iter().filter_map(|place| self.addresses.get(*place)).collect()
+            }
+        };
+        self.failures.sort(&mut addresses);
+        addresses
     }
 
-    pub(crate) fn addresses(&self) -> &[Address] {
-        &self.addresses
+    /// What the host name of an address resolved to, in the order in which to try it now. The
+    /// families stay as the system's resolver orders them.
+    pub(crate) fn targets_in_turn(&self, mut targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        if matches!(self.order, Order::Shuffled(_)) {
+            let families = targets.chunk_by_mut(|a, b| a.is_ipv4() == b.is_ipv4());
+            families.for_each(fastrand::shuffle);
+        }
+        self.failures.sort(&mut targets);
+        targets
     }
 
-    pub(crate) fn limits(&self, address: &Address) -> Limits {
+    pub(crate) fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// The limits for an address whose host has so many targets.
+    pub(crate) fn limits(&self, address: &Address, targets: usize) -> Limits {
+        let is_only_one = self.addresses.len() == 1 && targets == 1;
+        let heartbeat = if is_only_one { HEARTBEAT } else { HEARTBEAT_AMONG_SEVERAL };
         Limits {
             connect: address.connect_timeout.unwrap_or(self.limits.connect),
-            heartbeat: address.heartbeat.unwrap_or(self.limits.heartbeat),
+            heartbeat: address.heartbeat.or(self.heartbeat).unwrap_or(heartbeat),
             ..self.limits
         }
     }
@@ -277,6 +337,10 @@ fn parse_address(text: &str) -> Result<Address, Error> {
     if path.is_some_and(|rest| rest.starts_with('/') && rest.contains('@')) {
         return Err(invalid("there is a third / before the login, or an @ that is not %40"));
     }
+    // Or the beginning of a password would be taken for a port, which is logged.
+    if path.is_some_and(has_an_at_sign_after_the_host) {
+        return Err(invalid("there is an @ after a / or a ?; percent-encode all three in a login"));
+    }
     let mut address = Address {
         host: host(&url),
         port: url.port().unwrap_or(default_port),
@@ -292,6 +356,10 @@ fn parse_address(text: &str) -> Result<Address, Error> {
         apply_parameter(&mut address, &key, &value)?;
     }
     Ok(address)
+}
+
+fn has_an_at_sign_after_the_host(rest: &str) -> bool {
+    rest.split_once(['/', '?', '#']).is_some_and(|(_, after)| after.contains('@'))
 }
 
 /// A password that is there and empty is empty; the URL as it was read no longer tells it from
@@ -366,6 +434,7 @@ fn invalid(reason: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failures::Failure;
 
     fn address(url: &str) -> Address {
         parse_address(url).unwrap_or_else(|error| panic!("{url}: {error}"))
@@ -399,29 +468,84 @@ mod tests {
             ("amqp://u:@h", ""),
             ("amqp://:@h/v?heartbeat=1", ""),
             ("amqp://u:x@h", "x"),
-            ("amqp://h:5672/a:@b", "guest"),
+            ("amqp://h:5672/a:%40b", "guest"),
         ] {
             assert_eq!(address(url).password, password, "{url}");
         }
     }
 
+    fn in_turn(broker: &Broker) -> String {
+        let addresses = broker.addresses_in_turn();
+        addresses.iter().map(|it| it.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    const SIX: &str = "amqp://a,amqp://b,amqp://c,amqp://d,amqp://e,amqp://f";
+    const SIX_IN_ORDER: &str = "a:5672 b:5672 c:5672 d:5672 e:5672 f:5672";
+
     #[test]
-    fn what_was_reached_is_tried_first_and_the_others_after_it() {
-        let broker = Broker::new(["amqp://a,amqp://b:1,amqp://[::1]"]).expect("addresses");
-        let order = |reached| {
-            let broker = broker.beginning_at(reached);
-            broker.addresses().iter().map(Address::to_string).collect::<Vec<_>>().join(" ")
+    fn a_list_keeps_its_order_where_that_is_asked_for() {
+        let broker: Broker = SIX.parse().expect("addresses");
+        assert_eq!(in_turn(&broker.in_order()), SIX_IN_ORDER);
+    }
+
+    #[test]
+    fn a_list_is_shuffled_once() {
+        let orders = (0..100).map(|_| {
+            let broker: Broker = SIX.parse().expect("addresses");
+            let order = in_turn(&broker);
+            assert_eq!(in_turn(&broker.clone()), order, "by the same broker");
+            assert_eq!(broker.to_string().replace(',', ""), SIX_IN_ORDER, "and shown as given");
+            order
+        });
+        let orders: std::collections::HashSet<_> = orders.collect();
+        assert!(orders.len() > 50, "of 720: {}", orders.len());
+    }
+
+    #[test]
+    fn an_address_that_failed_is_tried_after_the_others() {
+        let broker: Broker = "amqp://a,amqp://b:1,amqp://[::1]".parse().expect("addresses");
+        let broker = broker.in_order();
+        broker.failures().note("a:5672", Failure::Lost);
+        assert_eq!(in_turn(&broker), "b:1 [::1]:5672 a:5672");
+        broker.clone().failures().note("b:1", Failure::Lost);
+        assert_eq!(in_turn(&broker), "[::1]:5672 a:5672 b:1", "clones share it");
+    }
+
+    #[test]
+    fn the_targets_of_a_host_name_are_tried_as_addresses_are() {
+        let targets = ["[::1]:1", "[::2]:1", "127.0.0.1:1", "127.0.0.2:1"];
+        let targets = targets.map(|it| it.parse::<SocketAddr>().expect("a target"));
+        let broker: Broker = "amqp://name:1".parse().expect("a broker");
+        let orders = (0..100).map(|_| broker.targets_in_turn(targets.to_vec()));
+        let orders: std::collections::HashSet<_> = orders.collect();
+        assert_eq!(orders.len(), 4, "each family by itself: {orders:?}");
+        assert!(orders.iter().all(|order| order[0].is_ipv6() && order[2].is_ipv4()));
+
+        let broker = broker.in_order();
+        assert_eq!(broker.targets_in_turn(targets.to_vec()), targets);
+        broker.failures().note("[::1]:1", Failure::Lost);
+        let [first, others @ ..] = targets;
+        assert_eq!(broker.targets_in_turn(targets.to_vec()), [&others[..], &[first]].concat());
+    }
+
+    #[test]
+    fn one_of_several_addresses_has_a_shorter_heartbeat() {
+        let heartbeat = |broker: &Broker, targets| {
+            broker.limits(&broker.addresses[0], targets).heartbeat.as_secs()
         };
-        assert_eq!(order("b:1"), "b:1 [::1]:5672 a:5672");
-        assert_eq!(order("[::1]:5672"), "[::1]:5672 a:5672 b:1");
-        assert_eq!(order("gone:1"), "a:5672 b:1 [::1]:5672");
+        let [one, two] = ["amqp://a", "amqp://a,amqp://b"].map(|it| it.parse().expect("it"));
+        assert_eq!((heartbeat(&one, 1), heartbeat(&one, 2), heartbeat(&two, 1)), (10, 5, 5));
+        let asked = two.heartbeat(Duration::from_secs(7));
+        assert_eq!(heartbeat(&asked, 1), 7);
+        let asked: Broker = "amqp://a?heartbeat=8,amqp://b".parse().expect("addresses");
+        assert_eq!(heartbeat(&asked, 1), 8);
     }
 
     #[test]
     fn a_heartbeat_below_a_second_is_a_second_and_not_none() {
         let asked = |interval| {
             let broker = "amqp://h".parse::<Broker>().expect("a broker").heartbeat(interval);
-            broker.limits(&broker.addresses()[0]).heartbeat.as_secs()
+            broker.limits(&broker.addresses[0], 1).heartbeat.as_secs()
         };
         assert_eq!(asked(Duration::from_millis(500)), 1);
         assert_eq!(asked(Duration::from_millis(2001)), 3);
@@ -439,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_tried_in_its_order() {
+    fn a_list_is_shown_in_its_order() {
         let broker = Broker::new(["amqp://a, amqp://b:1", "amqp://c"]).expect("three addresses");
         assert_eq!(broker.to_string(), "a:5672, b:1, c:5672");
     }
@@ -462,10 +586,23 @@ mod tests {
             "amqp://u:s3cret%ff@host",
             "amqp://u:s3cret@host#x",
             "amqp://u:s3cret@ho st",
+            "amqp://u:47/s3cret@host",
+            "amqp://u:s3cret/47@host",
+            "amqp://u:47?s3cret@host",
+            "amqp://u:s3cret?47@host",
+            "amqp://u:47#s3cret@host",
+            "amqp://u:s3cret#47@host",
+            "amqp://u:47,s3cret@host",
+            "amqp://u:s3cret,47@host",
+            "amqp://u:47/?#,s3cret@host",
+            "amqp://47/s3cret:x@host",
+            "amqp://u:s3cret@host/vhost@s3cret",
         ] {
             let error = url.parse::<Broker>().expect_err(url);
             assert!(matches!(error, Error::InvalidUrl { .. }), "{url}: {error:?}");
             assert!(!format!("{error} {error:?}").contains("s3cret"), "{url}: {error}");
+            assert!(!error.to_string().contains("47"), "{url}: {error}");
+            assert!(error.to_string().contains("percent-encode"), "{url}: {error}");
         }
     }
 

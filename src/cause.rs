@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use crate::failures::Failure;
 use crate::frames::Excessive;
 #[cfg(feature = "tls")]
 use crate::stream::TlsRefusal;
@@ -28,6 +29,8 @@ pub(crate) enum Cause {
     /// What came is not an AMQP frame that the client library can parse, or larger or deeper than
     /// any that is taken; in words.
     Malformed(String),
+    /// The system, or our own watch on heartbeats, gave a read up; in words.
+    Unheard(String),
     /// A wait of ours passed its limit, and the socket was aborted for it.
     TimedOut { doing: &'static str, limit: Duration },
     /// The broker allows no further channel on this connection.
@@ -52,6 +55,14 @@ impl Cause {
     /// The broker's own words, where it has closed the connection.
     pub(crate) fn closed_with((code, text): &(u16, String)) -> Cause {
         Cause::ConnectionClosed { code: *code, text: in_one_line(text) }
+    }
+
+    /// What it means for the address that it happened at.
+    pub(crate) fn failure(&self) -> Failure {
+        match self {
+            Cause::HeartbeatMissed | Cause::Unheard(_) | Cause::TimedOut { .. } => Failure::Silent,
+            _ => Failure::Lost,
+        }
     }
 
     /// Whether the connection outlives this: it took a channel or a consumer only.
@@ -153,9 +164,10 @@ impl fmt::Display for Cause {
             Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
             Cause::Tls(text) => write!(f, "TLS: {text}"),
             Cause::Gone => write!(f, "the connection is gone"),
-            Cause::NoSuchLogin(text) | Cause::Malformed(text) | Cause::Lost(text) => {
-                write!(f, "{text}")
-            }
+            Cause::NoSuchLogin(text)
+            | Cause::Malformed(text)
+            | Cause::Unheard(text)
+            | Cause::Lost(text) => write!(f, "{text}"),
         }
     }
 }
@@ -186,6 +198,9 @@ impl From<amiquip::Error> for Cause {
             #[cfg(feature = "tls")]
             E::IoErrorReadingSocket { source } if is_tls_alert(&source) => {
                 Cause::Tls(explain_tls(&source.to_string()))
+            }
+            E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::TimedOut => {
+                Cause::Unheard(format!("reading failed: {source}"))
             }
             E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
             E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),

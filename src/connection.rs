@@ -17,6 +17,7 @@ use crate::cause::{self, Cause};
 use crate::channel::Channel;
 use crate::deadline::{LONGEST, deadline_after};
 use crate::error::Error;
+use crate::failures::Failures;
 use crate::frames::LARGEST_FRAME;
 use crate::pulse::Pulse;
 use crate::shutdown::Signal;
@@ -33,6 +34,9 @@ pub(crate) struct Connection {
     pulse: Pulse,
     heard: Arc<Heard>,
     address: String,
+    /// The address that its host name stands for.
+    peer: String,
+    failures: Failures,
     limits: Limits,
 }
 
@@ -67,14 +71,15 @@ impl Connection {
         Attempt::start(broker, LONGEST)?.wait(interrupt, deadline)
     }
 
-    /// Shakes hands over a socket that is connected. Waits for the broker, at most for `limit`.
+    /// Shakes hands over a socket that is connected. Waits for the broker, at most the handshake
+    /// limit.
     pub(crate) fn over(
         socket: TcpStream,
         broker: &Broker,
         address: &Address,
-        limit: Duration,
+        limits: Limits,
     ) -> Result<Connection, Refused> {
-        let limits = Limits { handshake: limit, ..broker.limits(address) };
+        let peer = socket.peer_addr().map_err(|error| lost(&error))?.to_string();
         let watched = socket.try_clone().map_err(|error| lost(&error))?;
         let watchdog = Watchdog::start(watched).map_err(Refused::for_want_of_a_thread)?;
         let handshake = Handshake {
@@ -88,8 +93,17 @@ impl Connection {
         pulse.start();
         watchdog.leash().heed(&pulse);
         debug!("connected to {address}");
-        let address = address.to_string();
-        Ok(Connection { inner: Some(inner), notices, watchdog, pulse, heard, address, limits })
+        Ok(Connection {
+            inner: Some(inner),
+            notices,
+            watchdog,
+            pulse,
+            heard,
+            address: address.to_string(),
+            peer,
+            failures: broker.failures().clone(),
+            limits,
+        })
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit.
@@ -191,7 +205,11 @@ impl Connection {
         };
         let known = known.filter(|cause| *cause != Cause::Gone);
         let closed = self.heard.closed.get().map(Cause::closed_with);
-        leash.cause().or(closed).or(known).unwrap_or(last_words)
+        let cause = leash.cause().or(closed).or(known).unwrap_or(last_words);
+        for address in [&self.address, &self.peer] {
+            self.failures.note(address, cause.failure());
+        }
+        cause
     }
 }
 

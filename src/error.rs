@@ -211,7 +211,9 @@ impl fmt::Display for Error {
         match self {
             Error::InvalidUrl { reason } => write!(
                 f,
-                "not a broker URL: {reason}; it has the form amqp://user:password@host:port/vhost"
+                "not a broker URL: {reason}; it has the form amqp://user:password@host:port/vhost; \
+                 in the user and the password, percent-encode / ? # , @ : as %2F %3F %23 %2C \
+                 %40 %3A"
             ),
             Error::InvalidSetting { setting, reason } => write!(f, "{setting}: {reason}"),
             Error::Tls { reason } => write!(f, "TLS: {reason}"),

@@ -127,6 +127,7 @@ mod delays;
 mod drain;
 mod error;
 mod event;
+mod failures;
 mod frames;
 mod handler;
 mod handover;

@@ -342,8 +342,6 @@ impl<'a> Watch<'a> {
         unnoticed: Option<Instant>,
     ) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, work, .. } = self.session;
-        // Others may be silent, and cost each connection their time limits.
-        let broker = &broker.beginning_at(self.connection.address());
         let frame = self.connection.largest_frame();
         let policy = &settings.policy;
         let handover = Handover::start(broker, queue, policy, frame, &work.tally, &self.leave.1)?;
