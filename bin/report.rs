@@ -204,7 +204,11 @@ impl Report {
         // What is refused here is not sent.
         self.published += u64::from(!matches!(receipt.outcome, Outcome::Refused { .. }));
         match receipt.outcome {
-            Outcome::Nacked => self.nacked += 1,
+            // Refused for all of its time: so would be what follows.
+            Outcome::Nacked { .. } => {
+                self.nacked += 1;
+                self.gave_up = true;
+            }
             Outcome::Returned { .. } => self.returned += 1,
             // A matter of this task alone.
             Outcome::Refused { .. } => self.unconfirmed += 1,

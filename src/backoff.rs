@@ -3,18 +3,28 @@
 use std::time::Duration;
 
 const SHORTEST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(30);
 
-/// Growing pauses with jitter, from 0.5 s to 30 s, so that a fleet that lost its broker at one
-/// moment does not come back at one moment.
+/// Growing pauses with jitter, from 0.5 s to a longest one, so that a fleet that lost its broker at
+/// one moment does not come back at one moment.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     last: Duration,
+    longest: Duration,
 }
 
 impl Backoff {
-    pub(crate) fn new() -> Backoff {
-        Backoff { last: SHORTEST }
+    /// For what consumes: a fleet of thousands does not keep a broker busy that starts.
+    pub(crate) fn of_a_worker() -> Backoff {
+        Backoff::up_to(Duration::from_secs(10))
+    }
+
+    /// For what publishes: its tasks have a time limit.
+    pub(crate) fn of_a_publisher() -> Backoff {
+        Backoff::up_to(Duration::from_secs(2))
+    }
+
+    fn up_to(longest: Duration) -> Backoff {
+        Backoff { last: SHORTEST, longest }
     }
 
     /// The next pause: somewhere between the shortest and twice the last one.
@@ -23,7 +33,7 @@ impl Backoff {
     }
 
     fn pause_at(&mut self, point: f64) -> Duration {
-        let ceiling = (self.last * 2).min(LONGEST);
+        let ceiling = (self.last * 2).min(self.longest);
         let pause = SHORTEST + (ceiling - SHORTEST).mul_f64(point);
         self.last = ceiling;
         pause
@@ -36,13 +46,17 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_stay_within_their_bounds() {
-        for point in [0.0, 0.3, 0.999_999] {
-            let mut backoff = Backoff::new();
-            let pauses: Vec<_> = (0..20).map(|_| backoff.pause_at(point)).collect();
-            assert!(pauses.iter().all(|pause| (SHORTEST..=LONGEST).contains(pause)));
-            assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
+        for (make, longest) in
+            [(Backoff::of_a_worker as fn() -> Backoff, 10), (Backoff::of_a_publisher, 2)]
+        {
+            let longest = Duration::from_secs(longest);
+            for point in [0.0, 0.3, 0.999_999] {
+                let mut backoff = make();
+                let pauses: Vec<_> = (0..20).map(|_| backoff.pause_at(point)).collect();
+                assert!(pauses.iter().all(|pause| (SHORTEST..=longest).contains(pause)));
+                assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
+            }
+            assert!(make().pause_at(0.999) < Duration::from_secs(1), "the first is short");
         }
-        let mut backoff = Backoff::new();
-        assert!(backoff.pause_at(0.999) < Duration::from_secs(1), "the first is short");
     }
 }

@@ -50,6 +50,11 @@ impl<T, K> Confirms<T, K> {
     }
 
     /// Those that somebody waits for, in the order of publishing.
+    pub(crate) fn outstanding(&self) -> impl Iterator<Item = &T> {
+        self.outstanding.values()
+    }
+
+    /// The same, to be changed.
     pub(crate) fn outstanding_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.outstanding.values_mut()
     }

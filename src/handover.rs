@@ -80,7 +80,7 @@ impl Handover {
     ) -> Result<Handover, Error> {
         let (orders, inbox) = unbounded();
         let (alive, ended) = bounded(0);
-        let mut publisher = Publisher::new(broker, queue, LIMITS).proven();
+        let mut publisher = Publisher::new(broker, queue, LIMITS).proven().giving_up_at_a_nack();
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();

@@ -19,6 +19,8 @@ use crate::task::Task;
 ///
 /// When the connection dies, a new one is made, and what was not confirmed is published again
 /// under the same message id: a task may then be on the queue twice, and is never silently lost.
+/// A task that the broker refuses (nack) is published again, too, until its timeout; tasks that
+/// were handed in later may overtake it.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), rabbit_work::Error> {
@@ -61,8 +63,14 @@ pub enum Outcome {
     /// It is on the queue, and the broker answers for it
     /// (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>).
     Confirmed,
-    /// The broker refused it: the queue is full, or an internal error occurred.
-    Nacked,
+    /// The broker refused it, again and again, until its time was up: a queue with a length limit
+    /// that stays full, a queue whose node is down, or an internal error. The broker does not say
+    /// which.
+    #[non_exhaustive]
+    Nacked {
+        /// How often, and for which queue.
+        reason: String,
+    },
     /// It could not be routed: there is no such queue.
     #[non_exhaustive]
     Returned {
@@ -166,8 +174,8 @@ impl Producer {
     /// come in, of this task or others.
     ///
     /// # Blocking
-    /// While the window is full, the broker blocks publishers or the connection is being made
-    /// again; at most until the oldest task in flight is out of time.
+    /// While the window is full, the broker blocks publishers or refuses a task, or the connection
+    /// is being made again; at most until the oldest task in flight is out of time.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
         match self.validate(&task) {
@@ -230,7 +238,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Confirmed => write!(f, "confirmed"),
-            Outcome::Nacked => write!(f, "nacked: the broker refused it; the queue may be full"),
+            Outcome::Nacked { reason } => write!(f, "nacked: {reason}"),
             Outcome::Returned { reason } => write!(f, "returned: {reason}; is the queue there?"),
             Outcome::Refused { reason } => write!(f, "refused: {reason}"),
             Outcome::Unconfirmed { reason } => write!(f, "unconfirmed: {reason}"),

@@ -47,6 +47,10 @@ pub(crate) struct Publisher<T> {
     /// What is to be published, oldest first.
     backlog: VecDeque<Pending<T>>,
     settled: Vec<Settled<T>>,
+    /// What becomes of a task that the broker refuses by a nack.
+    on_nack: OnNack,
+    /// When it refused one last.
+    nacked_at: Option<Instant>,
     backoff: Backoff,
     /// No connection is tried before this moment.
     not_before: Option<Instant>,
@@ -62,6 +66,14 @@ pub(crate) struct Limits {
     pub(crate) window: usize,
     /// How long each task is tried.
     pub(crate) timeout: Duration,
+}
+
+/// What becomes of a task that the broker refuses by a nack, for which it gives no reason.
+#[derive(Clone, Copy, Debug)]
+enum OnNack {
+    /// It is published again, until its time is up: what refuses it may pass.
+    TryAgain,
+    GiveUp,
 }
 
 /// A task, and what became of it.
@@ -89,6 +101,12 @@ struct Link<T> {
     places: Places,
     /// When to look again at what waits for a new queue to settle.
     settles_at: Option<Instant>,
+    /// What the broker has refused by a nack.
+    nacked: Vec<Pending<T>>,
+    /// When to publish the next of those again.
+    again_at: Option<Instant>,
+    /// Whether a task may be in flight behind others that have more time left.
+    out_of_order: bool,
     /// The bytes in flight.
     in_flight: usize,
     /// How many returns of tasks that were given up, and why, whose confirms have not come yet.
@@ -129,6 +147,10 @@ struct Pending<T> {
     deadline: Instant,
     /// Why it was returned, if it was.
     returned: Option<String>,
+    /// How often it was refused by a nack.
+    nacks: u32,
+    /// When to publish it again, if it was refused last.
+    again_at: Option<Instant>,
     ticket: T,
     sent: bool,
 }
@@ -145,6 +167,16 @@ const PASSED_AT_ONCE: usize = 1024 * 1024;
 /// does not take the connection with it.
 const SHORTEST_CALL: Duration = Duration::from_secs(1);
 
+/// How long before the end of its time a task gets another try to connect, whatever the pause.
+const LAST_TRY: Duration = Duration::from_secs(1);
+
+/// How long a task waits after its first nack. Each further one doubles that, up to the longest.
+const SHORTEST_REFUSAL: Duration = Duration::from_millis(100);
+const LONGEST_REFUSAL: Duration = Duration::from_secs(2);
+
+/// How long no task may have been refused before a refusal is told again.
+const QUIET: Duration = Duration::from_secs(60);
+
 impl<T> Publisher<T> {
     /// A publisher that connects when it is first used.
     pub(crate) fn new(broker: &Broker, queue: &Queue, limits: Limits) -> Publisher<T> {
@@ -160,7 +192,9 @@ impl<T> Publisher<T> {
             attempt: None,
             backlog: VecDeque::new(),
             settled: Vec::new(),
-            backoff: Backoff::new(),
+            on_nack: OnNack::TryAgain,
+            nacked_at: None,
+            backoff: Backoff::of_a_publisher(),
             not_before: None,
             proven: false,
             refusal: None,
@@ -170,6 +204,12 @@ impl<T> Publisher<T> {
     /// A publisher to a broker that has taken us already: what refuses us may pass.
     pub(crate) fn proven(mut self) -> Publisher<T> {
         self.proven = true;
+        self
+    }
+
+    /// A publisher whose caller deals with a nack itself: the task is settled at once.
+    pub(crate) fn giving_up_at_a_nack(mut self) -> Publisher<T> {
+        self.on_nack = OnNack::GiveUp;
         self
     }
 
@@ -202,6 +242,8 @@ impl<T> Publisher<T> {
             target,
             deadline,
             returned: None,
+            nacks: 0,
+            again_at: None,
             ticket,
             sent: false,
         });
@@ -243,6 +285,8 @@ impl<T> Publisher<T> {
         if let Some(Err(cause)) = link.as_mut().map(|link| link.collect(queue, settled)) {
             self.lose_link(Some(cause));
         }
+        let nacked = self.link.as_mut().map(|link| mem::take(&mut link.nacked));
+        self.take_back(nacked.unwrap_or_default());
         self.give_up_expired();
     }
 
@@ -307,9 +351,41 @@ impl<T> Publisher<T> {
         }
     }
 
+    /// Takes back what was refused by a nack, to be published again, or settles it.
+    fn take_back(&mut self, nacked: Vec<Pending<T>>) {
+        for mut pending in nacked {
+            self.tell_refusal(&pending);
+            pending.nacks += 1;
+            pending.again_at = Some(Instant::now() + pause_after(pending.nacks));
+            match self.on_nack {
+                OnNack::GiveUp => {
+                    let outcome = pending.nacked(&self.queue);
+                    self.settled.push(pending.settled(outcome));
+                }
+                OnNack::TryAgain => {
+                    let place = self.backlog.partition_point(|it| it.deadline <= pending.deadline);
+                    self.backlog.insert(place, pending);
+                }
+            }
+        }
+    }
+
+    /// Says that tasks are refused, unless it was said and has gone on since.
+    fn tell_refusal(&mut self, pending: &Pending<T>) {
+        let last = self.nacked_at.replace(Instant::now());
+        if matches!(self.on_nack, OnNack::TryAgain) && last.is_none_or(|at| at.elapsed() > QUIET) {
+            warn!(
+                "the broker refuses tasks for queue '{}' (nack); each is published again until its \
+                 timeout",
+                self.queue.name_of(pending.target)
+            );
+        }
+    }
+
     /// Tries once to connect, after the pause that is due. `Ok(false)`: no time was left.
     fn try_connect(&mut self, deadline: Instant, interrupt: &Signal) -> Result<bool, Error> {
         if let Some(not_before) = self.not_before {
+            let not_before = next_try(Instant::now(), not_before, deadline);
             select_biased! {
                 recv(interrupt) -> _ => return Ok(false),
                 recv(at(not_before.min(deadline))) -> _ => {},
@@ -359,8 +435,11 @@ impl<T> Publisher<T> {
     ) -> Result<Option<Connection>, Error> {
         let attempt = match self.attempt.take() {
             Some(under_way) => under_way,
-            // Not until the oldest task's deadline: the attempt outlives that.
-            None => Attempt::start(&self.broker, self.limits.timeout)?,
+            // Each address has its turn before then; the attempt itself outlives it.
+            None => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                Attempt::start(&self.broker, left)?
+            }
         };
         let opened = attempt.wait(interrupt, Some(deadline))?;
         if opened.is_none() {
@@ -398,13 +477,15 @@ impl<T> Publisher<T> {
         }
         let known = known.or(objection);
         if link.has_confirmed {
-            self.backoff = Backoff::new();
+            self.backoff = Backoff::of_a_publisher();
         }
         let outstanding = link.confirms.take_all();
         let again = outstanding.len();
         for pending in outstanding.into_iter().rev() {
             self.backlog.push_front(Pending { returned: None, ..pending });
         }
+        self.backlog.make_contiguous().sort_by_key(|pending| pending.deadline);
+        self.take_back(mem::take(&mut link.nacked));
         let looked_at = link.places.looks_at();
         let (address, cause) = link.bury(known);
         if let (Some(delay), Cause::Malformed(_)) = (looked_at, &cause) {
@@ -485,14 +566,16 @@ impl<T> Publisher<T> {
         self.backlog = left;
         let over: VecDeque<Pending<T>> = over;
         for pending in over {
-            self.settled.push(pending.settled(outcome.clone()));
+            let was_refused = pending.again_at.is_some();
+            let outcome = if was_refused { pending.nacked(&self.queue) } else { outcome.clone() };
+            self.settled.push(pending.settled(outcome));
         }
     }
 
     fn oldest_deadline(&self) -> Option<Instant> {
-        let in_flight = self.link.as_ref().and_then(|link| link.confirms.oldest());
-        let waiting = self.backlog.front();
-        in_flight.into_iter().chain(waiting).map(|pending| pending.deadline).min()
+        let in_flight = self.link.as_ref().and_then(Link::oldest_deadline);
+        let waiting = self.backlog.front().map(|pending| pending.deadline);
+        in_flight.into_iter().chain(waiting).min()
     }
 }
 
@@ -543,6 +626,9 @@ impl<T> Link<T> {
                 confirms: Confirms::new(),
                 places,
                 settles_at: None,
+                nacked: Vec::new(),
+                again_at: None,
+                out_of_order: false,
                 in_flight: 0,
                 returned: HashMap::new(),
                 objection: None,
@@ -570,9 +656,15 @@ impl<T> Link<T> {
     ) -> Result<(), Cause> {
         let mut held = Vec::new();
         let mut settles_at: Option<Instant> = None;
+        let mut again_at: Option<Instant> = None;
         let mut published = Ok(());
         while published.is_ok() && self.has_room(backlog.front(), window) {
             let Some(pending) = backlog.pop_front() else { break };
+            if let Some(later) = pending.again_at.filter(|at| *at > Instant::now()) {
+                again_at = again_at.into_iter().chain([later]).min();
+                held.push(pending);
+                continue;
+            }
             if let Some(reason) = self.too_large(&pending.task) {
                 settled.push(pending.settled(Outcome::Refused { reason }));
                 continue;
@@ -599,6 +691,7 @@ impl<T> Link<T> {
             }
         }
         self.settles_at = settles_at;
+        self.again_at = again_at;
         for pending in held.into_iter().rev() {
             backlog.push_front(pending);
         }
@@ -646,6 +739,8 @@ impl<T> Link<T> {
         };
         // Also when it failed: part of it may be on its way.
         pending.sent = true;
+        pending.again_at = None;
+        self.out_of_order = (self.out_of_order && !self.confirms.is_empty()) || pending.nacks > 0;
         self.in_flight += pending.task.size_on_the_wire();
         if self.confirms.is_empty() {
             self.impatient_at = Some(Instant::now() + PATIENCE);
@@ -680,10 +775,8 @@ impl<T> Link<T> {
         settled: &mut Vec<Settled<T>>,
     ) -> Result<(), Cause> {
         self.collect_returns(queue)?;
-        let (reach, acked) = match verdict {
-            Verdict::Acked(reach) => (reach, Outcome::Confirmed),
-            Verdict::Nacked(reach) => (reach, Outcome::Nacked),
-        };
+        let (Verdict::Acked(reach) | Verdict::Nacked(reach)) = verdict;
+        let is_acked = matches!(verdict, Verdict::Acked(_));
         if !self.confirms.allows(reach) {
             return Err(self.object("the broker confirmed what was not published"));
         }
@@ -692,14 +785,14 @@ impl<T> Link<T> {
         for mut pending in confirmed {
             self.in_flight -= pending.task.size_on_the_wire();
             let returned = pending.returned.take();
-            let outcome = match returned.or_else(|| self.late_return_of(&pending, queue)) {
+            match returned.or_else(|| self.late_return_of(&pending, queue)) {
                 Some(reason) => {
                     self.places.forget(pending.target);
-                    Outcome::Returned { reason }
+                    settled.push(pending.settled(Outcome::Returned { reason }));
                 }
-                None => acked.clone(),
-            };
-            settled.push(pending.settled(outcome));
+                None if is_acked => settled.push(pending.settled(Outcome::Confirmed)),
+                None => self.nacked.push(pending),
+            }
         }
         self.impatient_at = (!self.confirms.is_empty()).then(|| Instant::now() + PATIENCE);
         // After the others: where one confirm is for both, the return may be of either, and one
@@ -761,6 +854,13 @@ impl<T> Link<T> {
         }
     }
 
+    fn oldest_deadline(&self) -> Option<Instant> {
+        if self.out_of_order {
+            return self.confirms.outstanding().map(|pending| pending.deadline).min();
+        }
+        self.confirms.oldest().map(|pending| pending.deadline)
+    }
+
     fn object(&mut self, text: &str) -> Cause {
         self.objection.insert(Cause::Lost(text.into())).clone()
     }
@@ -804,7 +904,8 @@ impl<T> Link<T> {
         aborting: &Signal,
         wake: &Receiver<W>,
     ) -> Woken<W> {
-        let deadline = deadline.into_iter().chain(self.settles_at).chain(self.impatient_at).min();
+        let deadlines = [deadline, self.settles_at, self.again_at, self.impatient_at];
+        let deadline = deadlines.into_iter().flatten().min();
         select_biased! {
             recv(aborting) -> _ => Woken::Time,
             recv(self.ends.confirms) -> confirm => {
@@ -852,9 +953,33 @@ impl<T> Pending<T> {
         Address::new(queue.name_of(self.target), id, self.task.body())
     }
 
+    /// What became of it, if its last answer was a nack.
+    fn nacked(&self, queue: &Queue) -> Outcome {
+        let name = queue.name_of(self.target);
+        let reason = match self.nacks {
+            1 => format!("the broker refused it for queue '{name}'"),
+            times => format!("the broker refused it {times} times for queue '{name}'"),
+        };
+        Outcome::Nacked { reason }
+    }
+
     fn settled(self, outcome: Outcome) -> Settled<T> {
         Settled { task: self.task, outcome, ticket: self.ticket, sent: self.sent }
     }
+}
+
+/// When to try to connect next: after the pause, but once more before the time is up.
+fn next_try(now: Instant, not_before: Instant, deadline: Instant) -> Instant {
+    match deadline.checked_sub(LAST_TRY) {
+        Some(last) if now < last => not_before.min(last),
+        _ => not_before,
+    }
+}
+
+/// How long a task waits that was refused so many times.
+fn pause_after(nacks: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(nacks.saturating_sub(1));
+    SHORTEST_REFUSAL.saturating_mul(doubled).min(LONGEST_REFUSAL)
 }
 
 fn avoid(delay: Duration, queue: &Queue, silent: &mut SilentDelays) {
@@ -866,4 +991,33 @@ fn avoid(delay: Duration, queue: &Queue, silent: &mut SilentDelays) {
 
 fn unconfirmed(reason: impl Into<String>) -> Outcome {
     Outcome::Unconfirmed { reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_tried_once_more_before_its_time_ends() {
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        for (not_before, deadline, at) in [
+            (2000, 10_000, 2000),
+            (2000, 3000, 2000),
+            (2000, 2500, 1500),
+            (2000, 1500, 500),
+            // It had its last try.
+            (2000, 1000, 2000),
+            (2000, 0, 2000),
+        ] {
+            let next = next_try(now, after(not_before), after(deadline));
+            assert_eq!(next, after(at), "{not_before} of {deadline}");
+        }
+    }
+
+    #[test]
+    fn a_refused_task_waits_longer_each_time_and_not_for_long() {
+        let pauses = [1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|it| pause_after(it).as_millis());
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000, 2000, 2000]);
+    }
 }

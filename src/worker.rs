@@ -406,7 +406,7 @@ impl History {
     fn new() -> History {
         History {
             ever_consumed: false,
-            backoff: Backoff::new(),
+            backoff: Backoff::of_a_worker(),
             malformed_in_a_row: 0,
             unnoticed: None,
         }
@@ -418,7 +418,7 @@ impl History {
         self.unnoticed = self.unnoticed.max(course.unnoticed);
         let held = course.consumed && lasted >= HELD;
         if held {
-            self.backoff = Backoff::new();
+            self.backoff = Backoff::of_a_worker();
         }
         if held && settled > 0 {
             self.malformed_in_a_row = 0;
