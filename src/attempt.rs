@@ -145,10 +145,13 @@ impl fmt::Display for Candidate<'_> {
 
 impl Round {
     fn run(&self) -> Result<Connection, Error> {
+        let addresses = self.broker.addresses_in_turn();
+        self.try_all(addresses.into_iter().map(Candidate::new).collect())
+    }
+
+    fn try_all(&self, mut left: VecDeque<Candidate<'_>>) -> Result<Connection, Error> {
         let mut refusal = None;
         let mut untold = Vec::new();
-        let addresses = self.broker.addresses_in_turn();
-        let mut left: VecDeque<_> = addresses.into_iter().map(Candidate::new).collect();
         while let Some(candidate) = left.pop_front() {
             if is_closed(&self.unwanted) {
                 left.clear();
@@ -326,6 +329,7 @@ fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, Cause> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::net::TcpListener;
 
     #[test]
@@ -361,6 +365,42 @@ mod tests {
             panic!("it is not left behind")
         };
         assert_eq!(cause, Cause::TimedOut { doing, limit });
+    }
+
+    /// A listener that accepts and says this.
+    fn saying(words: &'static [u8]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        thread::spawn(move || {
+            let clients = listener.incoming().map_while(Result::ok);
+            clients.for_each(|mut client| drop(client.write_all(words)));
+        });
+        address
+    }
+
+    #[test]
+    fn each_target_of_a_host_name_has_its_turn_in_the_handshake() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let silent_at = silent.local_addr().expect("its address");
+        let broker: Broker = "amqp://name".parse().expect("a broker");
+        let (_wanted, unwanted) = closer();
+        let round = Round {
+            broker: broker.clone().in_order(),
+            deadline: deadline_after(Duration::from_secs(2)),
+            progress: Arc::default(),
+            unwanted,
+        };
+        let address = broker.addresses_in_turn()[0];
+        let targets = [silent_at, saying(b"HTTP/1.1 400\r\n")];
+        let left = targets.map(|target| Candidate { address, host: Host::Target(target, 2) });
+
+        let Err(error) = round.try_all(left.into()) else { panic!("there is no broker") };
+
+        let Error::Unreachable { attempts } = error else { panic!("{error:?}") };
+        assert!(attempts[0].starts_with("name:5672 (127.0.0.1): no answer within"), "{attempts:?}");
+        assert!(attempts[1].contains("this is not AMQP"), "{attempts:?}");
+        let [first, second] = targets;
+        assert_eq!(round.broker.targets_in_turn(targets.into()), [second, first]);
     }
 
     #[test]

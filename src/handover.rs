@@ -80,7 +80,8 @@ impl Handover {
     ) -> Result<Handover, Error> {
         let (orders, inbox) = unbounded();
         let (alive, ended) = bounded(0);
-        let mut publisher = Publisher::new(broker, queue, LIMITS).proven().giving_up_at_a_nack();
+        let mut publisher =
+            Publisher::new(broker, queue, LIMITS).proven().giving_up_what_is_refused();
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();

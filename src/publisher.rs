@@ -47,10 +47,8 @@ pub(crate) struct Publisher<T> {
     /// What is to be published, oldest first.
     backlog: VecDeque<Pending<T>>,
     settled: Vec<Settled<T>>,
-    /// What becomes of a task that the broker refuses by a nack.
-    on_nack: OnNack,
-    /// When it refused one last.
-    nacked_at: Option<Instant>,
+    /// What becomes of a task that the broker refuses.
+    on_refusal: OnRefusal,
     backoff: Backoff,
     /// No connection is tried before this moment.
     not_before: Option<Instant>,
@@ -68,12 +66,31 @@ pub(crate) struct Limits {
     pub(crate) timeout: Duration,
 }
 
-/// What becomes of a task that the broker refuses by a nack, for which it gives no reason.
+/// What becomes of a task that the broker refuses, in a way that may pass.
 #[derive(Clone, Copy, Debug)]
-enum OnNack {
-    /// It is published again, until its time is up: what refuses it may pass.
+enum OnRefusal {
+    /// It is published again, until its time is up.
     TryAgain,
     GiveUp,
+}
+
+/// How the broker refused a task.
+#[derive(Debug)]
+enum Refusal {
+    /// By a nack, for which it gives no reason.
+    Nack,
+    /// It was returned with these words. Its queue may be down: that is to be asked.
+    Returned(String),
+    /// Its queue is down, in the broker's words.
+    Down(String),
+}
+
+/// What has become of a queue to which a task could not be routed.
+#[derive(Clone)]
+enum Whereabouts {
+    Here,
+    Gone,
+    Down(String),
 }
 
 /// A task, and what became of it.
@@ -101,9 +118,12 @@ struct Link<T> {
     places: Places,
     /// When to look again at what waits for a new queue to settle.
     settles_at: Option<Instant>,
-    /// What the broker has refused by a nack.
-    nacked: Vec<Pending<T>>,
-    /// When to publish the next of those again.
+    on_refusal: OnRefusal,
+    /// What the broker has refused, to be published again.
+    refused: Vec<Pending<T>>,
+    /// When it refused a task last.
+    refused_at: Option<Instant>,
+    /// When to publish the next of those again that wait.
     again_at: Option<Instant>,
     /// Whether a task may be in flight behind others that have more time left.
     out_of_order: bool,
@@ -147,9 +167,10 @@ struct Pending<T> {
     deadline: Instant,
     /// Why it was returned, if it was.
     returned: Option<String>,
-    /// How often it was refused by a nack.
-    nacks: u32,
-    /// When to publish it again, if it was refused last.
+    /// How often it was refused.
+    refusals: u32,
+    /// The last answer, if that was a refusal, and when to publish it again.
+    refusal: Option<Refusal>,
     again_at: Option<Instant>,
     ticket: T,
     sent: bool,
@@ -170,7 +191,7 @@ const SHORTEST_CALL: Duration = Duration::from_secs(1);
 /// How long before the end of its time a task gets another try to connect, whatever the pause.
 const LAST_TRY: Duration = Duration::from_secs(1);
 
-/// How long a task waits after its first nack. Each further one doubles that, up to the longest.
+/// How long a task waits after its first refusal. Each further one doubles that, up to the longest.
 const SHORTEST_REFUSAL: Duration = Duration::from_millis(100);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(2);
 
@@ -192,8 +213,7 @@ impl<T> Publisher<T> {
             attempt: None,
             backlog: VecDeque::new(),
             settled: Vec::new(),
-            on_nack: OnNack::TryAgain,
-            nacked_at: None,
+            on_refusal: OnRefusal::TryAgain,
             backoff: Backoff::of_a_publisher(),
             not_before: None,
             proven: false,
@@ -207,9 +227,9 @@ impl<T> Publisher<T> {
         self
     }
 
-    /// A publisher whose caller deals with a nack itself: the task is settled at once.
-    pub(crate) fn giving_up_at_a_nack(mut self) -> Publisher<T> {
-        self.on_nack = OnNack::GiveUp;
+    /// A publisher whose caller deals with refusals itself: the task is settled at once.
+    pub(crate) fn giving_up_what_is_refused(mut self) -> Publisher<T> {
+        self.on_refusal = OnRefusal::GiveUp;
         self
     }
 
@@ -242,7 +262,8 @@ impl<T> Publisher<T> {
             target,
             deadline,
             returned: None,
-            nacks: 0,
+            refusals: 0,
+            refusal: None,
             again_at: None,
             ticket,
             sent: false,
@@ -285,8 +306,8 @@ impl<T> Publisher<T> {
         if let Some(Err(cause)) = link.as_mut().map(|link| link.collect(queue, settled)) {
             self.lose_link(Some(cause));
         }
-        let nacked = self.link.as_mut().map(|link| mem::take(&mut link.nacked));
-        self.take_back(nacked.unwrap_or_default());
+        let refused = self.link.as_mut().map(|link| mem::take(&mut link.refused));
+        self.take_back(refused.unwrap_or_default());
         self.give_up_expired();
     }
 
@@ -351,34 +372,11 @@ impl<T> Publisher<T> {
         }
     }
 
-    /// Takes back what was refused by a nack, to be published again, or settles it.
-    fn take_back(&mut self, nacked: Vec<Pending<T>>) {
-        for mut pending in nacked {
-            self.tell_refusal(&pending);
-            pending.nacks += 1;
-            pending.again_at = Some(Instant::now() + pause_after(pending.nacks));
-            match self.on_nack {
-                OnNack::GiveUp => {
-                    let outcome = pending.nacked(&self.queue);
-                    self.settled.push(pending.settled(outcome));
-                }
-                OnNack::TryAgain => {
-                    let place = self.backlog.partition_point(|it| it.deadline <= pending.deadline);
-                    self.backlog.insert(place, pending);
-                }
-            }
-        }
-    }
-
-    /// Says that tasks are refused, unless it was said and has gone on since.
-    fn tell_refusal(&mut self, pending: &Pending<T>) {
-        let last = self.nacked_at.replace(Instant::now());
-        if matches!(self.on_nack, OnNack::TryAgain) && last.is_none_or(|at| at.elapsed() > QUIET) {
-            warn!(
-                "the broker refuses tasks for queue '{}' (nack); each is published again until its \
-                 timeout",
-                self.queue.name_of(pending.target)
-            );
+    /// Takes back what was refused, to be published again in the order of the deadlines.
+    fn take_back(&mut self, refused: Vec<Pending<T>>) {
+        for pending in refused {
+            let place = self.backlog.partition_point(|it| it.deadline <= pending.deadline);
+            self.backlog.insert(place, pending);
         }
     }
 
@@ -421,7 +419,9 @@ impl<T> Publisher<T> {
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
         let places = Places::default().foresee(self.delays.clone());
         let doing = format!("setting up the channel at {}", connection.address());
-        let set_up = || leash.unless(interrupt, || Link::open(connection, &self.queue, places));
+        let set_up = || {
+            leash.unless(interrupt, || Link::open(connection, &self.queue, places, self.on_refusal))
+        };
         let bounded = || leash.within(left, "setting up the channel", set_up);
         telling(interrupt, &doing, bounded).0.map(Some)
     }
@@ -485,7 +485,7 @@ impl<T> Publisher<T> {
             self.backlog.push_front(Pending { returned: None, ..pending });
         }
         self.backlog.make_contiguous().sort_by_key(|pending| pending.deadline);
-        self.take_back(mem::take(&mut link.nacked));
+        self.take_back(mem::take(&mut link.refused));
         let looked_at = link.places.looks_at();
         let (address, cause) = link.bury(known);
         if let (Some(delay), Cause::Malformed(_)) = (looked_at, &cause) {
@@ -566,8 +566,8 @@ impl<T> Publisher<T> {
         self.backlog = left;
         let over: VecDeque<Pending<T>> = over;
         for pending in over {
-            let was_refused = pending.again_at.is_some();
-            let outcome = if was_refused { pending.nacked(&self.queue) } else { outcome.clone() };
+            let refused = pending.refusal.as_ref().map(|it| pending.refused_with(it, &self.queue));
+            let outcome = refused.unwrap_or_else(|| outcome.clone());
             self.settled.push(pending.settled(outcome));
         }
     }
@@ -576,6 +576,15 @@ impl<T> Publisher<T> {
         let in_flight = self.link.as_ref().and_then(Link::oldest_deadline);
         let waiting = self.backlog.front().map(|pending| pending.deadline);
         in_flight.into_iter().chain(waiting).min()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Nack => write!(f, "nack, without a reason"),
+            Refusal::Returned(text) | Refusal::Down(text) => write!(f, "{text}"),
+        }
     }
 }
 
@@ -605,6 +614,7 @@ impl<T> Link<T> {
         mut connection: Connection,
         queue: &Queue,
         mut places: Places,
+        on_refusal: OnRefusal,
     ) -> Result<Link<T>, Error> {
         let mut set_up = |connection: &mut Connection| {
             let channel = match queue.declaration() {
@@ -626,7 +636,9 @@ impl<T> Link<T> {
                 confirms: Confirms::new(),
                 places,
                 settles_at: None,
-                nacked: Vec::new(),
+                on_refusal,
+                refused: Vec::new(),
+                refused_at: None,
                 again_at: None,
                 out_of_order: false,
                 in_flight: 0,
@@ -657,9 +669,29 @@ impl<T> Link<T> {
         let mut held = Vec::new();
         let mut settles_at: Option<Instant> = None;
         let mut again_at: Option<Instant> = None;
+        let mut asked = HashMap::new();
         let mut published = Ok(());
         while published.is_ok() && self.has_room(backlog.front(), window) {
-            let Some(pending) = backlog.pop_front() else { break };
+            let Some(mut pending) = backlog.pop_front() else { break };
+            if let Some(Refusal::Returned(reason)) = &pending.refusal {
+                let reason = reason.clone();
+                match self.whereabouts(&pending, queue, aborting, &mut asked) {
+                    Ok(Whereabouts::Down(text)) => {
+                        pending.refuse(Refusal::Down(text), queue, &mut self.refused_at);
+                    }
+                    // It was down a moment ago.
+                    Ok(Whereabouts::Here) if is_recent(self.refused_at) => {}
+                    Ok(Whereabouts::Here | Whereabouts::Gone) => {
+                        settled.push(pending.settled(Outcome::Returned { reason }));
+                        continue;
+                    }
+                    Err(cause) => {
+                        held.push(pending);
+                        published = Err(cause);
+                        continue;
+                    }
+                }
+            }
             if let Some(later) = pending.again_at.filter(|at| *at > Instant::now()) {
                 again_at = again_at.into_iter().chain([later]).min();
                 held.push(pending);
@@ -739,8 +771,9 @@ impl<T> Link<T> {
         };
         // Also when it failed: part of it may be on its way.
         pending.sent = true;
-        pending.again_at = None;
-        self.out_of_order = (self.out_of_order && !self.confirms.is_empty()) || pending.nacks > 0;
+        (pending.refusal, pending.again_at) = (None, None);
+        let is_again = pending.refusals > 0;
+        self.out_of_order = is_again || (self.out_of_order && !self.confirms.is_empty());
         self.in_flight += pending.task.size_on_the_wire();
         if self.confirms.is_empty() {
             self.impatient_at = Some(Instant::now() + PATIENCE);
@@ -754,7 +787,8 @@ impl<T> Link<T> {
         let fits = self.in_flight + next.task.size_on_the_wire() <= WINDOW_BYTES;
         // Behind a publish, a broker in alarm reads nothing more: a question would wait in vain,
         // and the connection be given up, before the broker's notice is seen.
-        let need_not_ask = self.places.known(next.target).is_some();
+        let was_returned = matches!(next.refusal, Some(Refusal::Returned(_)));
+        let need_not_ask = self.places.known(next.target).is_some() && !was_returned;
         self.blocked.is_none()
             && self.confirms.len() < window
             && (fits && need_not_ask || self.confirms.is_empty())
@@ -785,14 +819,18 @@ impl<T> Link<T> {
         for mut pending in confirmed {
             self.in_flight -= pending.task.size_on_the_wire();
             let returned = pending.returned.take();
-            match returned.or_else(|| self.late_return_of(&pending, queue)) {
+            let refusal = match returned.or_else(|| self.late_return_of(&pending, queue)) {
                 Some(reason) => {
                     self.places.forget(pending.target);
-                    settled.push(pending.settled(Outcome::Returned { reason }));
+                    Refusal::Returned(reason)
                 }
-                None if is_acked => settled.push(pending.settled(Outcome::Confirmed)),
-                None => self.nacked.push(pending),
-            }
+                None if is_acked => {
+                    settled.push(pending.settled(Outcome::Confirmed));
+                    continue;
+                }
+                None => Refusal::Nack,
+            };
+            self.refuse(pending, refusal, queue, settled);
         }
         self.impatient_at = (!self.confirms.is_empty()).then(|| Instant::now() + PATIENCE);
         // After the others: where one confirm is for both, the return may be of either, and one
@@ -824,6 +862,47 @@ impl<T> Link<T> {
             }
         }
         Ok(())
+    }
+
+    fn refuse(
+        &mut self,
+        mut pending: Pending<T>,
+        refusal: Refusal,
+        queue: &Queue,
+        settled: &mut Vec<Settled<T>>,
+    ) {
+        match (self.on_refusal, refusal) {
+            (OnRefusal::GiveUp, refusal) => {
+                let outcome = pending.refused_with(&refusal, queue);
+                settled.push(pending.settled(outcome));
+                return;
+            }
+            (OnRefusal::TryAgain, Refusal::Returned(reason)) => {
+                pending.refusal = Some(Refusal::Returned(reason));
+            }
+            (OnRefusal::TryAgain, refusal) => pending.refuse(refusal, queue, &mut self.refused_at),
+        }
+        self.refused.push(pending);
+    }
+
+    /// Asks what has become of the queue to which a task could not be routed, once for all tasks
+    /// that were returned together.
+    fn whereabouts(
+        &mut self,
+        pending: &Pending<T>,
+        queue: &Queue,
+        aborting: &Signal,
+        asked: &mut HashMap<Target, Whereabouts>,
+    ) -> Result<Whereabouts, Cause> {
+        if let Some(known) = asked.get(&pending.target) {
+            return Ok(known.clone());
+        }
+        let leash = self.connection.leash().clone();
+        let ask = || find(&mut self.connection, &queue.name_of(pending.target));
+        let bounded = || leash.within(pending.call_limit(), "asking for its queue", ask);
+        let found = leash.unless(aborting, bounded)?;
+        asked.insert(pending.target, found.clone());
+        Ok(found)
     }
 
     fn note(&mut self, notice: &Notice) {
@@ -953,13 +1032,34 @@ impl<T> Pending<T> {
         Address::new(queue.name_of(self.target), id, self.task.body())
     }
 
-    /// What became of it, if its last answer was a nack.
-    fn nacked(&self, queue: &Queue) -> Outcome {
-        let name = queue.name_of(self.target);
-        let reason = match self.nacks {
-            1 => format!("the broker refused it for queue '{name}'"),
-            times => format!("the broker refused it {times} times for queue '{name}'"),
+    /// Notes a refusal that may pass, and when to try again. Says so, unless it was said and has
+    /// gone on since.
+    fn refuse(&mut self, refusal: Refusal, queue: &Queue, last: &mut Option<Instant>) {
+        if !is_recent(*last) {
+            warn!(
+                "queue '{}' takes no tasks at present: {refusal}; each is published again until its \
+                 timeout",
+                queue.name_of(self.target)
+            );
+        }
+        let now = Instant::now();
+        *last = Some(now);
+        self.refusals += 1;
+        self.again_at = Some(now + pause_after(self.refusals));
+        self.refusal = Some(refusal);
+    }
+
+    /// What becomes of it, if this refusal is the last answer.
+    fn refused_with(&self, refusal: &Refusal, queue: &Queue) -> Outcome {
+        if let Refusal::Returned(reason) = refusal {
+            return Outcome::Returned { reason: reason.clone() };
+        }
+        let times = match self.refusals {
+            0 | 1 => String::new(),
+            times => format!(" {times} times"),
         };
+        let name = queue.name_of(self.target);
+        let reason = format!("the broker refused it for queue '{name}'{times}: {refusal}");
         Outcome::Nacked { reason }
     }
 
@@ -976,9 +1076,25 @@ fn next_try(now: Instant, not_before: Instant, deadline: Instant) -> Instant {
     }
 }
 
+fn find(connection: &mut Connection, name: &str) -> Result<Whereabouts, Cause> {
+    // Not the channel that publishes: a refusal takes its channel with it.
+    let channel = connection.open_channel()?;
+    match channel.count(name) {
+        Ok(_) => channel.close().map(|()| Whereabouts::Here),
+        Err(lost) if !lost.spares_the_connection() => Err(lost),
+        Err(cause) if cause.may_pass() => Ok(Whereabouts::Down(cause.to_string())),
+        Err(_) => Ok(Whereabouts::Gone),
+    }
+}
+
+/// Whether a refusal is part of one that was told.
+fn is_recent(refused_at: Option<Instant>) -> bool {
+    refused_at.is_some_and(|at| at.elapsed() < QUIET)
+}
+
 /// How long a task waits that was refused so many times.
-fn pause_after(nacks: u32) -> Duration {
-    let doubled = 2_u32.saturating_pow(nacks.saturating_sub(1));
+fn pause_after(refusals: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(refusals.saturating_sub(1));
     SHORTEST_REFUSAL.saturating_mul(doubled).min(LONGEST_REFUSAL)
 }
 

@@ -37,7 +37,7 @@ fn a_producer_reaches_the_healthy_host_behind_three_silent_ones_in_time() {
     let urls = silent.iter().map(Silent::url).chain([shared_broker().url().to_owned()]);
     let urls = urls.collect::<Vec<_>>().join(",");
 
-    let producer = ["--url", &urls, "--queue", &queue, "hello"];
+    let producer = ["--url", &urls, "--url-order", "given", "--queue", &queue, "hello"];
     let output = Command::producer(&producer).run(SOON);
 
     output.assert_code(0);
@@ -55,7 +55,8 @@ fn of_silent_hosts_each_that_was_tried_is_named_with_its_own_cause() {
     let [first, second] = [0, 1].map(|place: usize| silent[place].address());
     let urls = format!("{},{}", silent[0].url(), silent[1].url());
 
-    let output = Command::producer(&["--url", &urls, "--timeout", "6s", "hello"]).run(SOON);
+    let producer = ["--url", &urls, "--url-order", "given", "--timeout", "6s", "hello"];
+    let output = Command::producer(&producer).run(SOON);
 
     output.assert_code(69);
     let stderr = output.stderr();
@@ -73,10 +74,11 @@ fn a_host_that_does_not_answer_is_named_while_it_is_waited_for_and_when_it_is_pa
     let address = silent.address();
     let steps = [
         format!("connecting to {address} takes longer than 2s"),
-        format!("passed over {address}: no answer within 10s"),
+        format!("passed over {address}: no answer within 5s"),
         "consuming from".to_owned(),
     ];
-    let running = Command::worker(&["--url", &urls, "--queue", &queue]).start();
+    let worker = ["--url", &urls, "--url-order", "given", "--queue", &queue];
+    let running = Command::worker(&worker).start();
     // A slow machine may tell of other waits between them.
     for step in &steps {
         running.wait_for_stderr_line(|line| line.contains(step), SOON);

@@ -1,5 +1,6 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
+mod addresses;
 mod child;
 mod connecting;
 mod faults;
@@ -13,6 +14,7 @@ mod node;
 mod nonsense;
 mod producer;
 mod queue_type;
+mod refusals;
 mod retry;
 mod shell_test;
 mod soak;

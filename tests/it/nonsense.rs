@@ -330,11 +330,10 @@ fn more_deliveries_than_the_prefetch_allows_end_the_session() {
 
 #[test]
 fn the_first_word_on_a_task_counts_and_none_on_another() {
-    let table: [(&str, Vec<Answer>); 6] = [
+    let table: [(&str, Vec<Answer>); 5] = [
         ("unconfirmed", vec![ack_another]),
         ("unconfirmed", vec![nack_another]),
         ("confirmed", vec![ack, ack, nack]),
-        ("nacked", vec![nack, nack, ack]),
         ("returned", vec![give_back, ack]),
         ("returned", vec![give_back, give_back, ack]),
     ];

@@ -185,7 +185,8 @@ fn row_44_refused_tasks_are_nacked_exit_1_and_written_to_failed_exactly() {
     let failed = dir.path().join("failed");
     let failed_at = failed.to_string_lossy();
 
-    let arguments = ["--no-declare", "--lines", "--json", "--failed", &failed_at];
+    let arguments =
+        ["--no-declare", "--lines", "--json", "--timeout", "2s", "--failed", &failed_at];
     let input: String = (0..200).map(|number| format!("task {number}\n")).collect();
     let output = producer(&queue, &arguments).stdin(input.clone()).run(SOON);
 
@@ -575,12 +576,17 @@ fn row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own() {
         let channel = publishes[0].channel;
         session.nack(channel, 3);
         session.ack_up_to(channel, 5);
-        assert_eq!(session.answer_rpcs(), None);
+        for tag in 6.. {
+            let Some(again) = session.try_read_publish() else { return };
+            assert_eq!(again.body, b"3");
+            session.nack(channel, tag);
+        }
     });
     let dir = tempfile::tempdir().expect("a directory");
     let failed = dir.path().join("failed");
 
     let output = Command::producer(&["--url", &broker.url(), "--lines", "--json"])
+        .args(&["--timeout", "2s"])
         .arg("--failed")
         .arg(&failed)
         .stdin("1\n2\n3\n4\n5\n")
@@ -883,7 +889,8 @@ fn the_second_of_two_urls_is_used_when_the_first_is_down() {
     let queue = unique_queue("failover");
     let urls = format!("amqp://127.0.0.1:1,{}", shared_broker().url());
 
-    let output = Command::producer(&["--url", &urls, "--queue", &queue, "x"]).run(SOON);
+    let producer = ["--url", &urls, "--url-order", "given", "--queue", &queue, "x"];
+    let output = Command::producer(&producer).run(SOON);
 
     output.assert_code(0);
     assert_eq!(shared_broker().client().count(&queue), 1);
@@ -1047,17 +1054,19 @@ fn row_64_a_limit_on_files_is_told_as_a_full_disk_is_and_exit_1() {
 fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
-        session.read_publish();
+        let first = session.read_publish();
         let channel = session.read_publish().channel;
-        session.nack(channel, 1);
+        session.return_message(&first, 312, "NO_ROUTE");
+        session.ack(channel, 1);
         session.ack(channel, 2);
+        let _ = session.answer_rpcs();
         session.stay_silent();
     });
     let dir = tempfile::tempdir().expect("a directory");
     // dd fills the pipe and fails; fd 3 keeps it open.
     let script = format!(
         "mkfifo full; exec 3<>full; dd if=/dev/zero of=full bs=4096 oflag=nonblock 2>&-; \
-         exec '{}' --url '{}' --repeat 200000 --timeout 1s --failed failed task >full",
+         exec '{}' --url '{}' --repeat 200000 --window 2 --timeout 1s --failed failed task >full",
         env!("CARGO_BIN_EXE_producer"),
         broker.url()
     );
