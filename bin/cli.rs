@@ -39,6 +39,9 @@ pub(crate) enum Exit {
     /// The grace ended with tasks still running.
     #[allow(dead_code)] // The producer runs none.
     GraceOver,
+    /// A signal ended a batch before it was through.
+    #[allow(dead_code)] // The worker's.
+    Unfinished,
     /// No broker, EX_UNAVAILABLE of sysexits.
     Unreachable,
     /// Stopped by a second signal.
@@ -238,6 +241,7 @@ impl Exit {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::GraceOver => 3,
+            Exit::Unfinished => 4,
             Exit::Unreachable => 69,
             Exit::Interrupted => 130,
         }

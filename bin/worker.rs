@@ -112,8 +112,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
-    /// Print one summary object on standard output at exit: done retried dead returned seconds, and
-    /// where there are any, doubtful (dead letters that may be there) and lost (by --auto-ack)
+    /// Print one summary object on standard output at exit: done retried dead returned seconds ended
+    /// (drained, max-tasks, signal or error), and if there are any, doubtful (dead letters that may be there) and lost (by --auto-ack)
     #[arg(long)]
     json: bool,
 
@@ -255,7 +255,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
     if let (Some(why), false) = (unfit.get(), log_enabled!(target: "rabbit_work", Level::Error)) {
         error!("{why}");
     }
-    ended.map(|summary| exit_for(&summary, options.max_tasks, output.error()))
+    ended.map(|summary| exit_for(&summary, options, output.error()))
 }
 
 /// Where a file is or would be, however its path is spelt.
@@ -551,6 +551,7 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "dead": summary.dead,
         "returned": summary.returned + summary.failed,
         "seconds": summary.elapsed.as_secs_f64(),
+        "ended": ended_by(summary.ended),
     });
     // What hardly any run has, and a status of 1 may come from.
     for (name, count) in [("doubtful", summary.doubtful), ("lost", summary.lost)] {
@@ -561,9 +562,19 @@ fn as_json(summary: &Summary) -> serde_json::Value {
     object
 }
 
-fn exit_for(summary: &Summary, asked: Option<u64>, unwritable: Option<&io::Error>) -> Exit {
+fn ended_by(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Drained => "drained",
+        Ended::MaxTasks => "max-tasks",
+        Ended::Stopped | Ended::GraceOver | Ended::Aborted => "signal",
+        _ => "error",
+    }
+}
+
+fn exit_for(summary: &Summary, options: &Options, unwritable: Option<&io::Error>) -> Exit {
     let Summary { done, retried, dead, doubtful, failed, lost, .. } = summary;
     let ran = done + retried + dead + failed + lost;
+    let is_batch = options.drain || options.max_tasks.is_some();
     if let Some(error) = unwritable {
         error!("standard output cannot be written: {error}");
     }
@@ -572,9 +583,10 @@ fn exit_for(summary: &Summary, asked: Option<u64>, unwritable: Option<&io::Error
         Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
         Ended::Unfit => Exit::Usage,
         _ if unwritable.is_some() => Exit::Failed,
+        Ended::Stopped if is_batch => Exit::Unfinished,
         Ended::Drained | Ended::MaxTasks if dead + doubtful + lost > 0 => Exit::Failed,
         // What could not be started, or may run twice, is not known to have run.
-        Ended::MaxTasks if asked.is_some_and(|asked| ran < asked) => Exit::Failed,
+        Ended::MaxTasks if options.max_tasks.is_some_and(|asked| ran < asked) => Exit::Failed,
         _ => Exit::Success,
     }
 }

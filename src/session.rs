@@ -45,6 +45,8 @@ pub(crate) struct Course {
     /// Until when the broker may not have noticed that the connection is lost, and keep tasks for
     /// it.
     pub(crate) unnoticed: Option<Instant>,
+    /// Until when what still runs may go on, if a stop was asked for.
+    pub(crate) deadline: Option<Instant>,
     pub(crate) end: SessionEnd,
 }
 
@@ -55,8 +57,8 @@ struct Refused {
 }
 
 pub(crate) enum SessionEnd {
-    /// Asked to stop; what still runs may go on until the deadline.
-    Stopped { deadline: Instant },
+    /// Asked to stop, before anything else ended it.
+    Stopped,
     /// No further task may be started.
     Exhausted,
     /// The queue is empty, and nothing is on its way back to it.
@@ -107,26 +109,25 @@ impl Session<'_> {
             Ok(opened) => opened,
             Err(Refused { target, cause }) => {
                 let lost = self.end(connection, target, Some(cause));
-                let deadline = deadline_after(self.settings.grace);
-                let end = if is_closed(stopping) {
-                    SessionEnd::Stopped { deadline }
+                let (deadline, end) = if is_closed(stopping) {
+                    (Some(deadline_after(self.settings.grace)), SessionEnd::Stopped)
                 } else {
-                    SessionEnd::Lost(lost)
+                    (None, SessionEnd::Lost(lost))
                 };
-                return Course { consumed: false, unnoticed: None, end };
+                return Course { consumed: false, unnoticed: None, deadline, end };
             }
         };
         let noticed_within = noticed_within(connection.pulse());
         let heard = connection.heard();
         let mut watch = Watch::new(self, &connection);
         watch.consume(channels, &queue, unnoticed);
-        let Watch { standing, told, lost, in_hand, .. } = watch;
-        let end = self.wind_up(connection, told, lost, in_hand.taken());
+        let Watch { standing, told, deadline, lost, in_hand, .. } = watch;
+        let end = self.wind_up(connection, told, deadline, lost, in_hand.taken());
         let unnoticed = match &end {
             SessionEnd::Lost(_) if !heard.the_end() => Some(deadline_after(noticed_within)),
             _ => None,
         };
-        Course { consumed: standing > 0, unnoticed, end }
+        Course { consumed: standing > 0, unnoticed, deadline, end }
     }
 
     /// All of them up front: opening one needs the connection to itself. Returns the queue as the
@@ -151,6 +152,7 @@ impl Session<'_> {
         &self,
         connection: Connection,
         told: Option<Told>,
+        deadline: Option<Instant>,
         lost: Lost,
         taken: u64,
     ) -> SessionEnd {
@@ -164,18 +166,18 @@ impl Session<'_> {
             }
             Lost::Consumer(cause) => Some(self.end(connection, Target::Work, cause)),
         };
-        match (told, error) {
-            (Some(Told::Stop { deadline }), error) => {
-                if let Some(error) = error {
-                    warn!("while stopping: {}", error.chain());
-                }
-                SessionEnd::Stopped { deadline }
+        let is_exhausted = is_closed(self.exhausted);
+        match (error, told) {
+            (Some(error), _) if deadline.is_some() => {
+                warn!("while stopping: {}", error.chain());
+                if is_exhausted { SessionEnd::Exhausted } else { SessionEnd::Stopped }
             }
-            (_, Some(error)) => SessionEnd::Lost(error),
-            (Some(Told::Drained { before }), None) if taken > before => SessionEnd::NotDrained,
-            (Some(Told::Drained { .. }), None) => SessionEnd::Drained,
-            (Some(Told::Exhausted), None) => SessionEnd::Exhausted,
-            (None, None) => {
+            (Some(error), _) => SessionEnd::Lost(error),
+            (None, Some(Told::Drained { before })) if taken <= before => SessionEnd::Drained,
+            (None, _) if is_exhausted => SessionEnd::Exhausted,
+            (None, _) if deadline.is_some() => SessionEnd::Stopped,
+            (None, Some(Told::Drained { .. })) => SessionEnd::NotDrained,
+            (None, _) => {
                 let cause = Cause::Lost("the consumers ended by themselves".into());
                 SessionEnd::Lost(Error::session_lost(&address, cause))
             }
@@ -227,17 +229,12 @@ fn declare_dead_letters(
     }
 }
 
-/// What the session was told to do.
+/// Why the session ends by itself.
 #[derive(Clone, Copy)]
 enum Told {
-    Stop {
-        deadline: Instant,
-    },
     Exhausted,
     /// When this many deliveries had been taken.
-    Drained {
-        before: u64,
-    },
+    Drained { before: u64 },
 }
 
 /// What the session has lost.
@@ -256,6 +253,8 @@ struct Watch<'a> {
     /// How many consumers stood so far.
     standing: usize,
     told: Option<Told>,
+    /// Until when what runs may go on, once a stop was asked for.
+    deadline: Option<Instant>,
     lost: Lost,
     in_hand: Arc<InHand>,
 }
@@ -270,6 +269,7 @@ impl<'a> Watch<'a> {
             leave: closer(),
             standing: 0,
             told: None,
+            deadline: None,
             lost: Lost::Nothing,
             in_hand: Arc::default(),
         }
@@ -397,7 +397,7 @@ impl<'a> Watch<'a> {
                 recv(stopping) -> _ => {
                     stopping = never();
                     let deadline = deadline_after(self.session.settings.grace);
-                    self.told = Some(Told::Stop { deadline });
+                    self.deadline = Some(deadline);
                     self.stop_in_a_hurry();
                     out_of_grace = at(deadline);
                 },
@@ -479,7 +479,8 @@ impl<'a> Watch<'a> {
 
     fn tell_who_is_missing(&self) {
         let threads = self.session.crew.runners().len();
-        if self.standing == threads || self.told.is_some() || self.has_lost() {
+        let ends = self.told.is_some() || self.deadline.is_some() || self.has_lost();
+        if self.standing == threads || ends {
             return;
         }
         info!(

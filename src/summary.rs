@@ -38,7 +38,9 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ended {
-    /// It was asked to stop, and everything that ran was finished.
+    /// It was asked to stop, and everything that ran was finished. With
+    /// [`drain`](crate::Worker::drain) or [`max_tasks`](crate::Worker::max_tasks): before it was
+    /// through.
     Stopped,
     /// It started as many tasks as it was allowed to.
     MaxTasks,

@@ -300,7 +300,7 @@ impl Worker {
             };
             if is_closed(session.exhausted) {
                 warn!("{}", error.chain());
-                return Ok(self.finished(By::Limit));
+                return Ok(self.finished(By::Limit, None));
             }
             if self.gives_up(&error, &history) {
                 return Err(error);
@@ -331,11 +331,9 @@ impl Worker {
         let settled = session.work.tally.settled() - settled_before;
         history.note(&course, began.elapsed(), settled);
         match course.end {
-            SessionEnd::Stopped { deadline } => {
-                Ok(Some(Finish { patience: Patience::Until(deadline), by: By::Stop }))
-            }
-            SessionEnd::Exhausted => Ok(Some(self.finished(By::Limit))),
-            SessionEnd::Drained => Ok(Some(self.finished(By::Drain))),
+            SessionEnd::Stopped => Ok(Some(self.finished(By::Stop, course.deadline))),
+            SessionEnd::Exhausted => Ok(Some(self.finished(By::Limit, course.deadline))),
+            SessionEnd::Drained => Ok(Some(self.finished(By::Drain, course.deadline))),
             SessionEnd::NotDrained => {
                 info!("tasks were on their way all the same: works on");
                 Ok(None)
@@ -349,12 +347,14 @@ impl Worker {
     }
 
     fn stopped_now(&self) -> Finish {
-        Finish { patience: Patience::Until(deadline_after(self.settings.grace)), by: By::Stop }
+        self.finished(By::Stop, Some(deadline_after(self.settings.grace)))
     }
 
-    /// Nobody has asked for a stop: what still runs, of an earlier session, is finished.
-    fn finished(&self, by: By) -> Finish {
-        Finish { patience: Patience::AfterStop(self.settings.grace), by }
+    /// With a deadline if a stop was asked for. Without, what still runs of an earlier session is
+    /// finished.
+    fn finished(&self, by: By, deadline: Option<Instant>) -> Finish {
+        let until_stopped = Patience::AfterStop(self.settings.grace);
+        Finish { patience: deadline.map_or(until_stopped, Patience::Until), by }
     }
 }
 
@@ -445,7 +445,7 @@ mod tests {
 
     fn died(cause: Cause) -> Course {
         let end = SessionEnd::Lost(Error::session_lost("b:5672", cause));
-        Course { consumed: true, unnoticed: None, end }
+        Course { consumed: true, unnoticed: None, deadline: None, end }
     }
 
     /// After which of these sessions, each so long and with so many tasks settled, all of which
