@@ -71,8 +71,8 @@ pub(crate) enum Settlement {
     Ack,
     /// Given back unharmed. RabbitMQ 4.3 does not count this as a failed attempt.
     GiveBack,
-    /// It failed: back to the queue.
-    Requeue,
+    /// The same, together with everything unsettled that came before it on its channel.
+    GiveBackUpTo,
 }
 
 /// What the broker tells of a queue.
@@ -261,7 +261,7 @@ impl Channel {
         self.tell_within(self.limit, "settling a delivery", |inner| match how {
             Settlement::Ack => shell.ack(inner),
             Settlement::GiveBack => shell.nack(inner, true),
-            Settlement::Requeue => shell.reject(inner, true),
+            Settlement::GiveBackUpTo => shell.nack_multiple(inner, true),
         })
     }
 

@@ -234,7 +234,9 @@ fn declare_dead_letters(
 enum Told {
     Exhausted,
     /// When this many deliveries had been taken.
-    Drained { before: u64 },
+    Drained {
+        before: u64,
+    },
 }
 
 /// What the session has lost.
