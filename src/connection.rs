@@ -40,6 +40,9 @@ pub(crate) struct Connection {
     limits: Limits,
 }
 
+/// Where a connection's notices come in, to be read with [`read_notice`].
+pub(crate) type Notices = Receiver<ConnectionBlockedNotification>;
+
 /// What the broker says about the whole connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -118,7 +121,7 @@ impl Connection {
     }
 
     /// The broker's notices; disconnected once the connection is dead.
-    pub(crate) fn notices(&self) -> &Receiver<ConnectionBlockedNotification> {
+    pub(crate) fn notices(&self) -> &Notices {
         &self.notices
     }
 

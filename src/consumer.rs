@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select_biased, unbounded};
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use crate::cause::Cause;
 use crate::channel::{
@@ -17,19 +17,23 @@ use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
 use crate::handover::{Order, Reply, Slip};
 use crate::health::Health;
+use crate::late::LateTasks;
+use crate::opener::Opener;
 use crate::producer::Outcome;
 use crate::pulse::Pulse;
-use crate::queue::Target;
+use crate::queue::{Queue, Target};
 use crate::record::{Scene, attempt_of, to_letter, to_retry};
 use crate::retry::{Fate, RetryPolicy};
-use crate::runner::{Assignment, Cancellation, Job, JobResult, Ran, Runner, event, orphaned};
+use crate::runner::{
+    Assignment, Cancellation, Job, JobResult, Ran, Runner, Tickets, event, orphaned,
+};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 use crate::summary::Tally;
-use crate::task::name_of;
+use crate::task::{Task, name_of};
 
 /// What a consumer works for and with; the same for all of one session but for the runner.
 pub(crate) struct Post<'a> {
-    pub(crate) queue: &'a str,
+    pub(crate) queue: &'a Queue,
     pub(crate) prefetch: u16,
     pub(crate) acks: Acks,
     pub(crate) policy: &'a RetryPolicy,
@@ -49,8 +53,28 @@ pub(crate) struct Post<'a> {
     pub(crate) cancellation: &'a Cancellation,
     pub(crate) pulse: &'a Pulse,
     pub(crate) health: &'a Health,
-    /// Told once, when the subscription stands.
-    pub(crate) consuming: Sender<()>,
+    pub(crate) late: &'a LateTasks,
+    pub(crate) tickets: &'a Tickets,
+    /// How many consumers share the tickets.
+    pub(crate) sharers: usize,
+    /// Of this thread, over all its consumers.
+    pub(crate) stuck: &'a Stuck,
+    /// Where further channels come from.
+    pub(crate) opener: &'a Opener,
+    pub(crate) redelivered: &'a Redelivered,
+    /// What the session is told.
+    pub(crate) reports: Sender<Report>,
+}
+
+/// What a consumer tells its session.
+pub(crate) enum Report {
+    /// Its subscription stands.
+    Consumes { number: usize },
+    /// It keeps tasks that cannot be handed over, and takes no more: another consumer is to take
+    /// over this thread's runner, on this channel.
+    Successor { number: usize, channel: Channel },
+    /// Its last word.
+    Ended(End),
 }
 
 /// How much all consumers of a session have in their hands, for whoever waits for the end of it.
@@ -81,6 +105,8 @@ pub(crate) enum End {
     Told,
     /// Its channel or connection ended; with the cause, where that was told.
     Lost(Option<Cause>),
+    /// Its channel ended after another consumer had taken its place.
+    Replaced,
 }
 
 impl From<Cause> for End {
@@ -88,6 +114,64 @@ impl From<Cause> for End {
         End::Lost(Some(cause))
     }
 }
+
+/// The tasks of one thread that cannot be handed over.
+#[derive(Debug, Default)]
+pub(crate) struct Stuck {
+    /// How many of this thread's consumers keep some, and take nothing else.
+    keepers: AtomicUsize,
+    /// How many in a row were not handed over.
+    in_a_row: AtomicU32,
+}
+
+/// One of the keepers, while it lasts.
+struct Keeping<'p>(&'p Stuck);
+
+impl<'p> Keeping<'p> {
+    fn begin(stuck: &'p Stuck) -> Keeping<'p> {
+        stuck.keepers.fetch_add(1, Ordering::AcqRel);
+        Keeping(stuck)
+    }
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.0.keepers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How many consumers of a thread keep tasks that cannot be handed over while another one takes
+/// the next ones. Beyond that the thread takes none until a pause is over.
+const MOST_KEEPERS: usize = 8;
+
+/// How long a hand-over may take before the thread goes on with other tasks. A new delay queue is
+/// trusted after 1.5 s.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(3);
+
+/// How many tasks of a session that were delivered before are told of one by one.
+#[derive(Debug, Default)]
+pub(crate) struct Redelivered(AtomicUsize);
+
+impl Redelivered {
+    const MOST: usize = 10;
+
+    fn note(&self, thread: usize, task: &Task) {
+        let task = task.name();
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            told if told < Self::MOST => info!(
+                "thread {thread}: task {task} was delivered before: its worker died, lost its \
+                 connection, or gave it back"
+            ),
+            Self::MOST => {
+                info!("more tasks were delivered before; the log names them at level debug")
+            }
+            _ => debug!("thread {thread}: task {task} was delivered before"),
+        }
+    }
+}
+
+/// Why a task fails that the broker takes away while it runs.
+const OUTLIVED: &str = "it ran longer than the broker waits for an ack (consumer_timeout)";
 
 /// The pause before a task that could not be handed over goes back, after this many in a row.
 fn pause_after(failures: u32) -> Duration {
@@ -97,10 +181,29 @@ fn pause_after(failures: u32) -> Duration {
 }
 
 impl Post<'_> {
-    /// Consumes until told otherwise or until the channel is lost.
-    pub(crate) fn work(&self, channel: Channel) -> End {
-        if let End::Lost(cause) = self.consume(&channel) {
-            return End::Lost(cause);
+    /// Consumes until told otherwise or until the channel is lost, and goes on with another one
+    /// if the broker took it for a task that is late.
+    pub(crate) fn work(&self, mut channel: Channel) -> End {
+        loop {
+            let cause = match self.work_on(channel) {
+                End::Lost(Some(cause)) if may_be_late(&cause) && !is_closed(self.stop) => cause,
+                end => return end,
+            };
+            channel = match self.open_again() {
+                Ok(channel) => channel,
+                Err(lost) => {
+                    debug!("thread {}: no channel in its place: {lost}", self.runner.number);
+                    return End::Lost(Some(cause));
+                }
+            };
+            self.note_late(&cause);
+        }
+    }
+
+    fn work_on(&self, channel: Channel) -> End {
+        match self.consume(&channel) {
+            End::Told => {}
+            end => return end,
         }
         let acked = channel.has_settled();
         let closed = channel.close();
@@ -114,6 +217,25 @@ impl Post<'_> {
         closed.map_or_else(End::from, |()| End::Told)
     }
 
+    /// Another channel, if the queue still exists: a consumer is cancelled also when it does not.
+    fn open_again(&self) -> Result<Channel, Cause> {
+        let channel = self.opener.open_channel()?;
+        channel.count(self.queue.name())?;
+        Ok(channel)
+    }
+
+    fn note_late(&self, cause: &Cause) {
+        let number = self.runner.number;
+        let next = if self.late.note(number) {
+            "the task ran longer than the broker waits for an ack, and may run twice: raise \
+             consumer_timeout in rabbitmq.conf, or make the task shorter. The thread consumes \
+             again after it; the others go on"
+        } else {
+            "the thread consumes again"
+        };
+        warn!("thread {number}: its consumer was lost: {cause}: {next}");
+    }
+
     fn consume(&self, channel: &Channel) -> End {
         let (mut hands, assignment) = Hands::new(self, channel);
         match self.engage(assignment) {
@@ -121,15 +243,25 @@ impl Post<'_> {
             Err(Finish::Told(_)) => return End::Told,
             Err(Finish::Lost(cause)) => return End::Lost(cause),
         }
-        let subscription = match channel.consume(self.queue, self.prefetch, self.acks) {
+        let Some(prefetch) = self.claim(self.prefetch) else { return End::Told };
+        let subscription = match channel.consume(self.queue.name(), prefetch, self.acks) {
             Ok(subscription) => subscription,
             Err(cause) => return cause.into(),
         };
-        let _ = self.consuming.send(());
+        hands.prefetch = prefetch;
+        let _ = self.reports.send(Report::Consumes { number: self.runner.number });
         self.health.consumes(self.runner.number);
         let end = hands.work(&subscription);
         self.health.consumes_no_more(self.runner.number);
         hands.let_go(subscription, end)
+    }
+
+    /// With automatic acks the broker heeds no prefetch.
+    fn claim(&self, most: u16) -> Option<u16> {
+        match self.acks {
+            Acks::Manual => self.tickets.claim(most, self.sharers),
+            Acks::Automatic => Some(most),
+        }
     }
 
     /// Waits for the runner, which may still be busy with a task of an earlier session.
@@ -148,6 +280,12 @@ impl Post<'_> {
             },
         }
     }
+}
+
+/// Whether a consumer that was lost for this may have been so for a task that is late: RabbitMQ
+/// closes the channel, and from 4.3 on cancels the consumer of a quorum queue without a reason.
+fn may_be_late(cause: &Cause) -> bool {
+    cause.is_delivery_timeout() || *cause == Cause::ConsumerCancelled
 }
 
 /// An idle runner takes an assignment at once; one that has not after this long is busy.
@@ -174,6 +312,8 @@ fn runner_ended() -> Finish {
 enum Told {
     Stop,
     Leave,
+    /// What it has taken is all that it is to take.
+    Enough,
 }
 
 /// How many deliveries are given back one by one at most: RabbitMQ needs the square of their number
@@ -206,6 +346,8 @@ impl From<Cause> for Finish {
 struct Hands<'p> {
     post: &'p Post<'p>,
     channel: &'p Channel,
+    /// How many deliveries the broker may have unsettled here; 0 is no limit.
+    prefetch: u16,
     /// `None` once nothing more is handed to the runner, which then lets go of the assignment.
     jobs: Option<Sender<Job>>,
     /// The other end of `jobs`, to take back what the runner has not started.
@@ -223,14 +365,24 @@ struct Hands<'p> {
     unsettled: BTreeMap<u64, Held>,
     /// What is to be given back, by delivery tag; the job of one that was not started.
     going_back: BTreeMap<u64, Option<Job>>,
+    /// A result that is settled only after the subscription has ended, so that nothing comes in
+    /// its place.
+    last: Option<Ran>,
     /// Failed tasks that are being handed over, by delivery tag: what to tell when they are.
     leaving: HashMap<u64, Event>,
     replies: Sender<Reply>,
     replied: Receiver<Reply>,
     /// What goes back when its pause is over, by that moment and its tag.
     pausing: BTreeSet<(Instant, u64)>,
+    /// Those of them that could not be handed over.
+    refused: BTreeSet<u64>,
     /// Pauses in a row in which nothing was done.
     failures: u32,
+    /// Since when everything that the broker sends here is being handed over or was refused.
+    stuck_since: Option<Instant>,
+    /// There if this keeps what cannot be handed over, and the channel for its successor.
+    keeping: Option<Keeping<'p>>,
+    successor: Option<Channel>,
 }
 
 /// A delivery that is not settled.
@@ -259,6 +411,7 @@ impl<'p> Hands<'p> {
         let hands = Hands {
             post,
             channel,
+            prefetch: post.prefetch,
             jobs: Some(jobs),
             queued,
             ran,
@@ -268,11 +421,16 @@ impl<'p> Hands<'p> {
             last_tag: 0,
             unsettled: BTreeMap::new(),
             going_back: BTreeMap::new(),
+            last: None,
             leaving: HashMap::new(),
             replies,
             replied,
             pausing: BTreeSet::new(),
+            refused: BTreeSet::new(),
             failures: 0,
+            stuck_since: None,
+            keeping: None,
+            successor: None,
         };
         (hands, assignment)
     }
@@ -288,6 +446,7 @@ impl<'p> Hands<'p> {
 
     fn step(&mut self, subscription: &Subscription<'_>) -> Result<(), Finish> {
         self.give_back_together()?;
+        let stuck = self.stuck();
         let inbox = subscription.inbox();
         select_biased! {
             recv(self.post.leave) -> _ => Err(Finish::Told(Told::Leave)),
@@ -304,19 +463,70 @@ impl<'p> Hands<'p> {
             recv(self.replied) -> reply => match reply {
                 Ok(reply) => {
                     self.stands(subscription)?;
+                    if reply.outcome == Outcome::Confirmed && !self.may_take_another() {
+                        let _ = self.replies.send(reply);
+                        return Err(Finish::Told(Told::Enough));
+                    }
                     self.handed_over(reply).map_err(Finish::from)
                 }
                 Err(_) => Ok(()), // Never: `replies` is a sender too.
             },
             recv(self.next_pause_over()) -> _ => {
                 self.stands(subscription)?;
+                if !self.may_take_another() {
+                    return Err(Finish::Told(Told::Enough));
+                }
                 self.requeue_due().map_err(Finish::from)
             },
+            recv(stuck) -> _ => self.keep(),
             recv(inbox) -> message => match message {
                 Ok(message) => self.take(read_message(message)),
                 Err(_) => Err(Finish::Lost(None)),
             },
         }
+    }
+
+    /// Whether the broker may send another delivery for one that is settled.
+    fn may_take_another(&self) -> bool {
+        self.post.claim(1).is_some()
+    }
+
+    /// Told when the broker sends nothing more here because of what cannot be handed over.
+    fn stuck(&mut self) -> Receiver<Instant> {
+        let away = self.leaving.len() + self.refused.len();
+        if away == 0 || away < usize::from(self.prefetch) || self.prefetch == 0 {
+            self.stuck_since = None;
+            return never();
+        }
+        let since = *self.stuck_since.get_or_insert_with(Instant::now);
+        let patience = if self.refused.is_empty() { HANDED_OVER_WITHIN } else { Duration::ZERO };
+        if self.post.stuck.keepers.load(Ordering::Acquire) >= MOST_KEEPERS {
+            return never();
+        }
+        crossbeam_channel::at(since + patience)
+    }
+
+    /// Keeps what cannot be handed over, and has another consumer take the next tasks.
+    fn keep(&mut self) -> Result<(), Finish> {
+        let number = self.post.runner.number;
+        let channel = match self.post.opener.open_channel() {
+            Ok(channel) => channel,
+            Err(cause) if cause.spares_the_connection() => {
+                // It is asked for again when something has changed.
+                debug!("thread {number}: no further channel: {cause}");
+                self.stuck_since = Some(Instant::now() + HANDED_OVER_WITHIN);
+                return Ok(());
+            }
+            Err(cause) => return Err(cause.into()),
+        };
+        self.keeping = Some(Keeping::begin(self.post.stuck));
+        info!(
+            "thread {number}: {} of its tasks cannot be handed over at present: it goes on with \
+             others",
+            self.leaving.len() + self.refused.len()
+        );
+        self.successor = Some(channel);
+        Err(Finish::Told(Told::Enough))
     }
 
     /// Looks whether the subscription is over before anything is settled on it: what the broker
@@ -359,7 +569,7 @@ impl<'p> Hands<'p> {
             max_attempts,
             task: received.task,
             redelivered: received.redelivered,
-            queue: self.post.queue.to_string(),
+            queue: self.post.queue.name().to_string(),
             thread: self.post.runner.number,
             cancelled: self.post.cancellation.cancelled.clone(),
             killed: self.post.cancellation.killed.clone(),
@@ -367,6 +577,15 @@ impl<'p> Hands<'p> {
         let wanted = self.post.observer.is_set();
         let event = wanted.then(|| event(EventKind::Returned, &delivery, Duration::ZERO));
         self.unsettled.insert(tag, Held { duty, event });
+        if delivery.redelivered && !self.post.queue.counts_deliveries() {
+            self.post.redelivered.note(delivery.thread, &delivery.task);
+        }
+        let is_ours = self.post.acks == Acks::Manual;
+        if is_ours && self.post.late.counts(&delivery.task, delivery.redelivered) {
+            self.post.tickets.unclaim();
+            self.dispose(Job { tag, delivery }, &Failure::retry(OUTLIVED), Duration::ZERO);
+            return Ok(());
+        }
         if let Some(jobs) = &self.jobs {
             // Cannot fail: `queued` is a receiver too.
             let _ = jobs.send(Job { tag, delivery });
@@ -378,7 +597,7 @@ impl<'p> Hands<'p> {
     /// Whether there is room for one more. What is settled is taken out before the broker can hear
     /// of it: one that sends more heeds no prefetch, and nothing else bounds what is in memory.
     fn check_prefetch(&self) -> Result<(), Cause> {
-        let Post { prefetch, acks, .. } = *self.post;
+        let (prefetch, acks) = (self.prefetch, self.post.acks);
         if acks == Acks::Automatic || prefetch == 0 || self.unsettled.len() < prefetch.into() {
             return Ok(());
         }
@@ -408,6 +627,10 @@ impl<'p> Hands<'p> {
             if let Err(finish) = self.stands(subscription) {
                 self.orphaned(&ran);
                 return Err(finish);
+            }
+            if !matches!(ran.result, JobResult::Failed(_)) && !self.may_take_another() {
+                self.last = Some(ran);
+                return Err(Finish::Told(Told::Enough));
             }
             self.settle(ran)?;
         }
@@ -497,7 +720,8 @@ impl<'p> Hands<'p> {
 
     fn hand_over(&self, job: Job, target: Target, failure: &Failure) {
         let Job { tag, delivery } = job;
-        let scene = Scene { queue: self.post.queue, host: self.post.host, now: SystemTime::now() };
+        let scene =
+            Scene { queue: self.post.queue.name(), host: self.post.host, now: SystemTime::now() };
         let failed = if target == Target::Dead { to_letter } else { to_retry };
         let task = failed(delivery.task, delivery.attempt, failure.reason(), scene);
         let receipt = Slip { tag, target, replies: self.replies.clone() };
@@ -509,13 +733,25 @@ impl<'p> Hands<'p> {
         }
     }
 
-    /// Keeps a delivery for a while before it goes back: so long.
+    /// Keeps a task that could not be tried for a while before it goes back: so long.
     fn pause(&mut self, tag: u64) -> Duration {
         // What fails while others wait shares their cause, and their pause.
         if self.pausing.is_empty() {
             self.failures = self.failures.saturating_add(1);
         }
         let pause = pause_after(self.failures);
+        self.pausing.insert((Instant::now() + pause, tag));
+        pause
+    }
+
+    /// The same for a task that could not be handed over.
+    fn pause_refused(&mut self, tag: u64) -> Duration {
+        let in_a_row = &self.post.stuck.in_a_row;
+        if self.refused.is_empty() {
+            in_a_row.fetch_add(1, Ordering::AcqRel);
+        }
+        let pause = pause_after(in_a_row.load(Ordering::Acquire));
+        self.refused.insert(tag);
         self.pausing.insert((Instant::now() + pause, tag));
         pause
     }
@@ -537,18 +773,20 @@ impl<'p> Hands<'p> {
                 return Err(cause);
             }
             self.failures = 0;
+            self.post.stuck.in_a_row.store(0, Ordering::Release);
             if target == Target::Dead {
                 event.kind = EventKind::Dead;
             } else {
                 self.post.tally.retried();
             }
         } else {
-            let pause = self.pause(tag);
+            let pause = self.pause_refused(tag);
             let thread = self.post.runner.number;
             let task = name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()));
+            let to = self.post.queue.name_of(target);
             warn!(
-                "thread {thread}: task {task} could not be handed over and goes back to the \
-                 queue in {pause:?}, its failure uncounted: {outcome}"
+                "thread {thread}: task {task} could not be handed over to '{to}' and goes back to \
+                 the queue in {pause:?}, its failure uncounted: {outcome}"
             );
             self.post.tally.failed();
             event.kind = EventKind::Failed;
@@ -579,13 +817,19 @@ impl<'p> Hands<'p> {
     fn requeue_due(&mut self) -> Result<(), Cause> {
         let later = self.pausing.split_off(&(Instant::now(), u64::MAX));
         let due = mem::replace(&mut self.pausing, later);
-        self.going_back.extend(due.into_iter().map(|(_, tag)| (tag, None)));
-        self.give_back_together()
+        self.requeue(due)
     }
 
     fn requeue_pausing(&mut self) -> Result<(), Cause> {
         let pausing = mem::take(&mut self.pausing);
-        self.going_back.extend(pausing.into_iter().map(|(_, tag)| (tag, None)));
+        self.requeue(pausing)
+    }
+
+    fn requeue(&mut self, paused: BTreeSet<(Instant, u64)>) -> Result<(), Cause> {
+        for (_, tag) in paused {
+            self.refused.remove(&tag);
+            self.going_back.insert(tag, None);
+        }
         self.give_back_together()
     }
 
@@ -640,28 +884,38 @@ impl<'p> Hands<'p> {
 
     /// Ends the subscription, and settles or gives back what is left, as far as `finish` allows.
     fn let_go(mut self, subscription: Subscription<'_>, finish: Finish) -> End {
-        self.shutter.close();
+        if !matches!(finish, Finish::Told(Told::Enough)) {
+            self.shutter.close();
+        }
         let Left { arrived, ended } = subscription.leave();
-        let settled = match finish {
+        let told = match finish {
             Finish::Lost(cause) => return self.abandon(cause),
             Finish::Told(_) if ended.is_some() => return self.abandon(ended),
-            Finish::Told(Told::Stop) => {
-                self.give_back_unstarted(arrived).and_then(|()| self.finish_running())
-            }
-            Finish::Told(Told::Leave) => {
-                self.give_back_unstarted(arrived).and_then(|()| self.give_back_all())
-            }
+            Finish::Told(told) => told,
         };
+        let settled = arrived
+            .into_iter()
+            .try_for_each(|(unsettled, received)| self.dispatch(unsettled, received))
+            .and_then(|()| match told {
+                Told::Leave => self.give_back_unstarted().and_then(|()| self.give_back_all()),
+                Told::Stop | Told::Enough => self.finish_running(),
+            });
         match settled {
             Ok(()) => End::Told,
+            Err(cause) if self.keeping.is_some() && cause.spares_the_connection() => {
+                warn!(
+                    "thread {}: tasks that could not be handed over go back to the queue: {cause}",
+                    self.post.runner.number
+                );
+                self.abandon(None);
+                End::Replaced
+            }
             Err(cause) => self.abandon(Some(cause)),
         }
     }
 
-    fn give_back_unstarted(&mut self, arrived: Vec<(Unsettled, Received)>) -> Result<(), Cause> {
-        for (unsettled, received) in arrived {
-            self.dispatch(unsettled, received)?;
-        }
+    fn give_back_unstarted(&mut self) -> Result<(), Cause> {
+        self.shutter.close();
         let unstarted: Vec<Job> = self.queued.try_iter().collect();
         if self.post.acks == Acks::Automatic {
             self.note_dropped(unstarted.len());
@@ -671,17 +925,27 @@ impl<'p> Hands<'p> {
     }
 
     /// Settles what the runner is still busy with, what is being handed over and what pauses,
-    /// until there is nothing left of it or no more time.
+    /// until there is nothing left of it or no more time. At a stop, what the runner has not
+    /// started goes back.
     fn finish_running(&mut self) -> Result<(), Cause> {
         self.jobs = None;
+        let number = self.post.runner.number;
+        if let Some(channel) = self.successor.take() {
+            let _ = self.post.reports.send(Report::Successor { number, channel });
+        }
+        if let Some(ran) = self.last.take() {
+            self.settle(ran)?;
+        }
         let mut running = Some(self.ran.clone());
-        let mut hurry = self.post.hurry.clone();
+        let (mut stop, mut hurry) = (self.post.stop.clone(), self.post.hurry.clone());
         loop {
-            if is_closed(self.post.hurry) {
+            if is_closed(&stop) {
+                stop = never();
+                self.give_back_unstarted()?;
+            }
+            if is_closed(&hurry) {
                 hurry = never();
-                if !self.pausing.is_empty() {
-                    self.requeue_pausing()?;
-                }
+                self.requeue_pausing()?;
             }
             if running.is_none() {
                 self.give_back_together()?;
@@ -691,6 +955,7 @@ impl<'p> Hands<'p> {
             }
             select_biased! {
                 recv(self.post.leave) -> _ => return self.give_back_all(),
+                recv(stop) -> _ => {},
                 recv(hurry) -> _ => {},
                 recv(running.clone().unwrap_or_else(never)) -> ran => match ran {
                     Ok(ran) => self.settle(ran)?,
@@ -752,8 +1017,11 @@ impl<'p> Hands<'p> {
             event.kind = EventKind::Orphaned;
             self.post.observer.tell(|| event);
         }
+        // The broker has them. Of what is still running, nobody here is to wait for the ack.
+        self.post.in_hand.settled.fetch_add(self.unsettled.len() as u64, Ordering::AcqRel);
         // Last: what ends while the observer is told is among them.
-        for ran in self.ran.try_iter() {
+        let last = self.last.take();
+        for ran in last.into_iter().chain(self.ran.try_iter()) {
             if self.post.acks == Acks::Automatic && matches!(ran.result, JobResult::NotStarted) {
                 self.note_dropped(1);
             }

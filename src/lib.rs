@@ -133,9 +133,11 @@ mod handler;
 mod handover;
 mod health;
 mod inspect;
+mod late;
 mod letters;
 mod looks;
 mod nesting;
+mod opener;
 #[cfg(all(unix, feature = "command"))]
 mod output;
 mod panics;

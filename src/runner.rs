@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure, Handler};
 use crate::health::Health;
+use crate::late::LateTasks;
 use crate::panics::caught;
 use crate::pulse::Pulse;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
@@ -78,9 +79,11 @@ pub(crate) enum Patience {
     AfterStop(Duration),
 }
 
-/// How many tasks may still be started.
+/// How many tasks may still be started, and how many of those no consumer has taken yet or has
+/// made room for.
 pub(crate) struct Tickets {
     left: Option<AtomicU64>,
+    unclaimed: AtomicU64,
     void: AtomicBool,
     exhausted: Closer,
 }
@@ -94,6 +97,7 @@ pub(crate) struct Work {
     pub(crate) observer: Observer,
     pub(crate) cancellation: Arc<Cancellation>,
     pub(crate) health: Health,
+    pub(crate) late: Arc<LateTasks>,
 }
 
 impl Work {
@@ -212,7 +216,40 @@ impl Tickets {
     pub(crate) fn new(limit: Option<u64>) -> (Tickets, Signal) {
         let (exhausted, signal) = closer();
         let left = limit.map(AtomicU64::new);
-        (Tickets { left, void: AtomicBool::new(false), exhausted }, signal)
+        let (unclaimed, void) = (AtomicU64::new(0), AtomicBool::new(false));
+        (Tickets { left, unclaimed, void, exhausted }, signal)
+    }
+
+    pub(crate) fn are_limited(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// Has a new session's consumers share what is left.
+    pub(crate) fn share_out(&self) {
+        if let Some(left) = &self.left {
+            self.unclaimed.store(left.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
+
+    /// Claims tickets for a consumer, one of so many that share them: at most this many, and
+    /// without a limit as many as it asks for. `None` if there are none to claim.
+    pub(crate) fn claim(&self, most: u16, sharers: usize) -> Option<u16> {
+        let Some(left) = &self.left else { return Some(most) };
+        let sharers = u64::try_from(sharers).unwrap_or(u64::MAX).max(1);
+        let share = (left.load(Ordering::Acquire) / sharers).max(1);
+        // 0 is no limit.
+        let most = if most == 0 { u16::MAX } else { most };
+        let most = u64::from(most).min(share);
+        let rest = |unclaimed: u64| (unclaimed > 0).then(|| unclaimed - unclaimed.min(most));
+        let before = self.unclaimed.fetch_update(Ordering::AcqRel, Ordering::Acquire, rest).ok()?;
+        u16::try_from(before.min(most)).ok()
+    }
+
+    /// Returns a claim whose delivery was not for the handler.
+    pub(crate) fn unclaim(&self) {
+        if self.left.is_some() {
+            self.unclaimed.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// From now on there are none, since no task can be done here.
@@ -245,7 +282,9 @@ impl Tickets {
     fn take_back(&self) {
         if let Some(left) = &self.left {
             let one_more = |n: u64| (n > 0).then_some(n + 1);
-            let _ = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+            if left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok() {
+                self.unclaim();
+            }
         }
     }
 }
@@ -303,6 +342,7 @@ impl Running {
         let thread = job.delivery.thread;
         self.busy.fetch_add(1, Ordering::SeqCst);
         self.work.health.works(thread);
+        self.work.late.begins(thread, &job.delivery.task);
         self.work.observer.tell(|| event(EventKind::Started, &job.delivery, Duration::ZERO));
         let started = Instant::now();
         let result = match caught(|| self.work.handler.handle(&job.delivery)) {
@@ -317,6 +357,7 @@ impl Running {
             }
             Err(panicked) => JobResult::Failed(Failure::retry(panicked)),
         };
+        self.work.late.ends(thread);
         match &result {
             JobResult::Failed(Failure::Postpone { .. }) => self.work.health.could_not_work(thread),
             _ => self.work.health.works_no_more(thread),
@@ -335,7 +376,7 @@ impl Running {
     }
 }
 
-/// Notes that a task ended after the session that brought it was lost, and the broker has
+/// Notes that a task ended after the channel that brought it was lost, and the broker has
 /// requeued it. At least once: a task runs again when its ack does not reach the broker.
 pub(crate) fn orphaned(ran: &Ran, tally: &Tally, observer: &Observer) {
     if matches!(ran.result, JobResult::NotStarted) {
@@ -345,7 +386,7 @@ pub(crate) fn orphaned(ran: &Ran, tally: &Tally, observer: &Observer) {
     tally.orphaned();
     observer.tell(|| event(EventKind::Orphaned, delivery, ran.elapsed));
     let (thread, task) = (delivery.thread, delivery.task.name());
-    warn!("thread {thread}: task {task} ended after its session was lost, and may run twice");
+    warn!("thread {thread}: task {task} ended after its channel was lost, and may run twice");
 }
 
 pub(crate) fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
@@ -393,6 +434,7 @@ mod tests {
             observer: Observer::default(),
             cancellation: Arc::new(Cancellation::new(&never())),
             health: Health::default(),
+            late: Arc::default(),
         }
     }
 
@@ -479,6 +521,29 @@ mod tests {
         assert!(tickets.take() && is_closed(&exhausted));
         tickets.take_back();
         assert!(!tickets.take());
+    }
+
+    #[test]
+    fn no_more_is_claimed_than_may_be_started() {
+        let (tickets, _exhausted) = Tickets::new(Some(10));
+        assert_eq!(tickets.claim(1, 4), None, "no session shares them yet");
+        tickets.share_out();
+        let shares = [tickets.claim(9, 4), tickets.claim(0, 4), tickets.claim(1, 4)];
+        assert_eq!(shares, [Some(2), Some(2), Some(1)], "a quarter each at most");
+        assert_eq!([2, 2, 2].map(|most| tickets.claim(most, 4)), [Some(2), Some(2), Some(1)]);
+        assert_eq!(tickets.claim(1, 4), None);
+        tickets.unclaim();
+        assert_eq!(tickets.claim(1, 1), Some(1));
+        assert!(tickets.take());
+        tickets.take_back();
+        assert_eq!(tickets.claim(1, 1), Some(1), "one that was not used may be claimed again");
+    }
+
+    #[test]
+    fn without_a_limit_a_consumer_claims_what_it_asks_for() {
+        let (tickets, _exhausted) = Tickets::new(None);
+        tickets.share_out();
+        assert_eq!([0, 1, 500].map(|most| tickets.claim(most, 4)), [Some(0), Some(1), Some(500)]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Owns one connection's life in a worker: opens its channels, starts a consumer on each, ends
 //! them all at the first death or at a stop, joins them, and closes the connection last.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -12,12 +13,13 @@ use log::{debug, info, warn};
 use crate::broker::Broker;
 use crate::cause::Cause;
 use crate::channel::Channel;
-use crate::connection::{Connection, Notice, read_notice};
-use crate::consumer::{End, InHand, Post};
+use crate::connection::{Connection, Notice, Notices, read_notice};
+use crate::consumer::{End, InHand, Post, Redelivered, Report, Stuck};
 use crate::deadline::deadline_after;
 use crate::drain::{Drain, Seen};
 use crate::error::Error;
 use crate::handover::Handover;
+use crate::opener::Opener;
 use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
 use crate::pulse::Pulse;
@@ -25,6 +27,7 @@ use crate::queue::{Declaration, Queue, Target};
 use crate::runner::{Crew, Work};
 use crate::settling::open_channel_to;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
+use crate::watchdog::Leash;
 use crate::worker::{RunUntil, Settings};
 
 /// What a worker's sessions have in common.
@@ -63,8 +66,8 @@ pub(crate) enum SessionEnd {
     Exhausted,
     /// The queue is empty, and nothing is on its way back to it.
     Drained,
-    /// It seemed to be, and was not.
-    NotDrained,
+    /// There is more to do: the next session does it.
+    Again,
     /// Something died, and why.
     Lost(Error),
 }
@@ -119,15 +122,19 @@ impl Session<'_> {
         };
         let noticed_within = noticed_within(connection.pulse());
         let heard = connection.heard();
-        let mut watch = Watch::new(self, &connection);
+        self.work.tickets.share_out();
+        let mut watch = Watch::new(self, Line::of(&connection), Opener::new(connection));
         watch.consume(channels, &queue, unnoticed);
-        let Watch { standing, told, deadline, lost, in_hand, .. } = watch;
-        let end = self.wind_up(connection, told, deadline, lost, in_hand.taken());
+        let Watch { standing, told, deadline, lost, in_hand, opener, line, .. } = watch;
+        let end = match opener.end() {
+            Some(connection) => self.wind_up(connection, told, deadline, lost, in_hand.taken()),
+            None => SessionEnd::Lost(Error::session_lost(&line.address, Cause::Gone)),
+        };
         let unnoticed = match &end {
             SessionEnd::Lost(_) if !heard.the_end() => Some(deadline_after(noticed_within)),
             _ => None,
         };
-        Course { consumed: standing > 0, unnoticed, deadline, end }
+        Course { consumed: !standing.is_empty(), unnoticed, deadline, end }
     }
 
     /// All of them up front: opening one needs the connection to itself. Returns the queue as the
@@ -176,7 +183,12 @@ impl Session<'_> {
             (None, Some(Told::Drained { before })) if taken <= before => SessionEnd::Drained,
             (None, _) if is_exhausted => SessionEnd::Exhausted,
             (None, _) if deadline.is_some() => SessionEnd::Stopped,
-            (None, Some(Told::Drained { .. })) => SessionEnd::NotDrained,
+            (None, Some(Told::Drained { .. })) => {
+                info!("tasks were on their way all the same: works on");
+                SessionEnd::Again
+            }
+            // Each has taken its share, and some of it was not to be run.
+            (None, None) if self.work.tickets.are_limited() => SessionEnd::Again,
             (None, _) => {
                 let cause = Cause::Lost("the consumers ended by themselves".into());
                 SessionEnd::Lost(Error::session_lost(&address, cause))
@@ -245,15 +257,39 @@ enum Lost {
     Consumer(Option<Cause>),
 }
 
+/// What a session's own thread knows of its connection without asking for it.
+struct Line {
+    address: String,
+    notices: Notices,
+    leash: Leash,
+    pulse: Pulse,
+    largest_frame: usize,
+}
+
+impl Line {
+    fn of(connection: &Connection) -> Line {
+        Line {
+            address: connection.address().to_string(),
+            notices: connection.notices().clone(),
+            leash: connection.leash().clone(),
+            pulse: connection.pulse().clone(),
+            largest_frame: connection.largest_frame(),
+        }
+    }
+}
+
 /// The session's own thread while its consumers work.
 struct Watch<'a> {
     session: &'a Session<'a>,
-    connection: &'a Connection,
+    line: Line,
+    opener: Opener,
     stop: (Closer, Signal),
     hurry: (Closer, Signal),
     leave: (Closer, Signal),
-    /// How many consumers stood so far.
-    standing: usize,
+    /// How many consumer threads have not ended.
+    alive: usize,
+    /// The threads that have consumed so far.
+    standing: HashSet<usize>,
     told: Option<Told>,
     /// Until when what runs may go on, once a stop was asked for.
     deadline: Option<Instant>,
@@ -262,14 +298,16 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(session: &'a Session<'a>, connection: &'a Connection) -> Watch<'a> {
+    fn new(session: &'a Session<'a>, line: Line, opener: Opener) -> Watch<'a> {
         Watch {
             session,
-            connection,
+            line,
+            opener,
             stop: closer(),
             hurry: closer(),
             leave: closer(),
-            standing: 0,
+            alive: 0,
+            standing: HashSet::new(),
             told: None,
             deadline: None,
             lost: Lost::Nothing,
@@ -282,8 +320,7 @@ impl<'a> Watch<'a> {
         let Session { settings, work, crew, .. } = *self.session;
         let [stop, hurry, leave] =
             [&self.stop, &self.hurry, &self.leave].map(|(_, signal)| signal.clone());
-        let (consuming, standing) = unbounded();
-        let (ends, ended) = unbounded();
+        let (reports, reported) = unbounded();
         let in_hand = Arc::clone(&self.in_hand);
         let (handover, drain) = match self.start_helpers(queue, unnoticed) {
             Ok(started) => started,
@@ -292,10 +329,14 @@ impl<'a> Watch<'a> {
                 return;
             }
         };
+        let (opener, pulse) = (self.opener.clone(), self.line.pulse.clone());
+        let redelivered = Redelivered::default();
+        let stuck: Vec<Stuck> = crew.runners().iter().map(|_| Stuck::default()).collect();
+        let posts = || crew.runners().iter().zip(&stuck);
         thread::scope(|scope| {
-            for (runner, channel) in crew.runners().iter().zip(channels) {
+            let start = |runner, stuck, channel| {
                 let post = Post {
-                    queue: settings.queue.name(),
+                    queue,
                     prefetch: settings.prefetch,
                     acks: settings.acks,
                     policy: &settings.policy,
@@ -309,32 +350,51 @@ impl<'a> Watch<'a> {
                     hurry: &hurry,
                     leave: &leave,
                     cancellation: &work.cancellation,
-                    pulse: self.connection.pulse(),
+                    pulse: &pulse,
                     health: &work.health,
-                    consuming: consuming.clone(),
+                    late: &work.late,
+                    tickets: &work.tickets,
+                    sharers: crew.runners().len(),
+                    stuck,
+                    opener: &opener,
+                    redelivered: &redelivered,
+                    reports: reports.clone(),
                 };
-                let end = ends.clone();
-                let thread = thread::Builder::new()
-                    .name(format!("rw-consumer-{}", runner.number))
-                    .spawn_scoped(scope, move || {
-                        let worked = caught(|| post.work(channel));
-                        let _ = end.send(worked.unwrap_or_else(|panicked| {
-                            Cause::Lost(format!("a consumer {panicked}")).into()
-                        }));
+                let thread = thread::Builder::new().name(format!("rw-consumer-{}", runner.number));
+                let consume = move || {
+                    let worked = caught(|| post.work(channel));
+                    let end = worked.unwrap_or_else(|panicked| {
+                        Cause::Lost(format!("a consumer {panicked}")).into()
                     });
-                if let Err(error) = thread {
-                    self.no_thread(&error);
-                }
+                    let _ = post.reports.send(Report::Ended(end));
+                };
+                thread.spawn_scoped(scope, consume).map(drop)
+            };
+            for ((runner, stuck), channel) in posts().zip(channels) {
+                self.note_started(start(runner, stuck, channel));
             }
-            drop((ends, consuming));
             let drained = drain.as_ref().map_or_else(never, |drain| drain.drained.clone());
-            self.until_all_ended(&ended, standing, drained);
+            let successor = |number, channel| {
+                let post = posts().find(|(runner, _)| runner.number == number);
+                post.map_or(Ok(()), |(runner, stuck)| start(runner, stuck, channel))
+            };
+            self.until_all_ended(&reported, drained, successor);
         });
         if self.has_lost() {
             // Nobody is left to ack what it still hands over.
             self.leave.0.close();
         }
         handover.end(LEAVING);
+    }
+
+    fn note_started(&mut self, started: io::Result<()>) {
+        match started {
+            Ok(()) => self.alive += 1,
+            Err(error) => {
+                let cause = Cause::Lost(format!("the system gave no further thread: {error}"));
+                self.consumer_lost(Some(cause));
+            }
+        }
     }
 
     /// Starts what the consumers have done by others.
@@ -344,7 +404,7 @@ impl<'a> Watch<'a> {
         unnoticed: Option<Instant>,
     ) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, work, .. } = self.session;
-        let frame = self.connection.largest_frame();
+        let frame = self.line.largest_frame;
         let policy = &settings.policy;
         let handover = Handover::start(broker, queue, policy, frame, &work.tally, &self.leave.1)?;
         let drain = match settings.until {
@@ -352,7 +412,7 @@ impl<'a> Watch<'a> {
             RunUntil::Drained => {
                 let seen = Seen {
                     in_hand: Arc::clone(&self.in_hand),
-                    pulse: self.connection.pulse().clone(),
+                    pulse: self.line.pulse.clone(),
                     unnoticed,
                 };
                 Some(Drain::start(broker, queue, seen)?)
@@ -364,11 +424,11 @@ impl<'a> Watch<'a> {
     /// Watches over the consumers: passes on what they have to know, and notes what happens.
     fn until_all_ended(
         &mut self,
-        ended: &Receiver<End>,
-        mut standing: Receiver<()>,
+        reported: &Receiver<Report>,
         mut drained: Receiver<u64>,
+        start_successor: impl Fn(usize, Channel) -> io::Result<()>,
     ) {
-        let mut notices = self.connection.notices().clone();
+        let mut notices = self.line.notices.clone();
         let mut stopping = self.session.shutdown.stopping().clone();
         let mut aborting = self.session.shutdown.aborting().clone();
         let mut exhausted = self.session.exhausted.clone();
@@ -377,20 +437,23 @@ impl<'a> Watch<'a> {
         let (mut out_of_grace, mut out_of_time) = (never(), never());
         let (mut idle, mut wound_down) = (never(), never());
         let out_of_patience = after(PATIENCE);
-        loop {
+        while self.alive > 0 {
             select_biased! {
-                recv(ended) -> end => match end {
-                    Ok(End::Told) => {}
-                    Ok(End::Lost(cause)) => {
+                recv(reported) -> report => match report {
+                    Ok(Report::Consumes { number }) => self.consumer_stands(number),
+                    Ok(Report::Successor { number, channel }) => {
+                        if !is_closed(&self.stop.1) {
+                            self.note_started(start_successor(number, channel));
+                        }
+                    }
+                    Ok(Report::Ended(End::Lost(cause))) => {
+                        self.alive -= 1;
                         if !self.has_lost() {
                             mending = after(MENDING);
                         }
                         self.consumer_lost(cause);
                     }
-                    Err(_) => {
-                        self.standing += standing.try_iter().count();
-                        return;
-                    }
+                    Ok(Report::Ended(End::Told | End::Replaced)) | Err(_) => self.alive -= 1,
                 },
                 recv(aborting) -> _ => {
                     (aborting, out_of_grace) = (never(), never());
@@ -427,10 +490,6 @@ impl<'a> Watch<'a> {
                         self.leave.0.close();
                     }
                 },
-                recv(standing) -> stands => match stands {
-                    Ok(()) => self.consumer_stands(),
-                    Err(_) => standing = never(),
-                },
                 recv(out_of_patience) -> _ => self.tell_who_is_missing(),
                 recv(mending) -> _ => out_of_time = self.leave_now(),
                 recv(out_of_grace) -> _ => (idle, wound_down) = self.cancel(),
@@ -439,7 +498,7 @@ impl<'a> Watch<'a> {
                     out_of_time = self.leave_now();
                 },
                 recv(wound_down) -> _ => out_of_time = self.leave_now(),
-                recv(out_of_time) -> _ => self.connection.leash().abort(),
+                recv(out_of_time) -> _ => self.line.leash.abort(),
             }
         }
     }
@@ -469,12 +528,11 @@ impl<'a> Watch<'a> {
         matches!(self.lost, Lost::Consumer(_))
     }
 
-    fn consumer_stands(&mut self) {
-        self.standing += 1;
+    fn consumer_stands(&mut self, number: usize) {
         let threads = self.session.crew.runners().len();
-        if self.standing == threads {
+        if self.standing.insert(number) && self.standing.len() == threads {
             let queue = self.session.settings.queue.name();
-            let address = self.connection.address();
+            let address = &self.line.address;
             info!("consuming from '{queue}' at {address} with {threads} threads");
         }
     }
@@ -482,14 +540,14 @@ impl<'a> Watch<'a> {
     fn tell_who_is_missing(&self) {
         let threads = self.session.crew.runners().len();
         let ends = self.told.is_some() || self.deadline.is_some() || self.has_lost();
-        if self.standing == threads || ends {
+        if self.standing.len() == threads || ends {
             return;
         }
         info!(
             "{} of {threads} threads consume at {} after {PATIENCE:?}; the others wait for the \
              broker, or for their tasks of a lost session",
-            self.standing,
-            self.connection.address()
+            self.standing.len(),
+            self.line.address
         );
     }
 
@@ -506,11 +564,6 @@ impl<'a> Watch<'a> {
         if !matches!(self.lost, Lost::Consumer(Some(_))) {
             self.lost = Lost::Consumer(cause);
         }
-    }
-
-    fn no_thread(&mut self, error: &io::Error) {
-        let cause = Cause::Lost(format!("the system gave no further thread: {error}"));
-        self.consumer_lost(Some(cause));
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{error, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::Broker;
@@ -240,9 +240,11 @@ impl Worker {
             observer: self.observer.clone(),
             health: self.health.clone(),
             cancellation: Arc::new(Cancellation::new(shutdown.killing())),
+            late: Arc::default(),
         };
-        self.health.expect(self.threads);
-        let crew = Crew::start(self.threads, &work)?;
+        let threads = self.threads_needed();
+        self.health.expect(threads);
+        let crew = Crew::start(threads, &work)?;
         let session = Session {
             broker: &self.broker,
             settings: &self.settings,
@@ -270,6 +272,13 @@ impl Worker {
     #[must_use]
     pub fn last_run(&self) -> Option<Summary> {
         *self.last_run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that takes no task would only hold one that it has to give back.
+    fn threads_needed(&self) -> usize {
+        let most =
+            self.max_tasks.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        self.threads.min(most)
     }
 
     fn validate(&self) -> Result<(), Error> {
@@ -334,10 +343,7 @@ impl Worker {
             SessionEnd::Stopped => Ok(Some(self.finished(By::Stop, course.deadline))),
             SessionEnd::Exhausted => Ok(Some(self.finished(By::Limit, course.deadline))),
             SessionEnd::Drained => Ok(Some(self.finished(By::Drain, course.deadline))),
-            SessionEnd::NotDrained => {
-                info!("tasks were on their way all the same: works on");
-                Ok(None)
-            }
+            SessionEnd::Again => Ok(None),
             SessionEnd::Lost(error) => Err(error),
         }
     }
