@@ -14,6 +14,7 @@ use crossbeam_channel::Receiver;
 
 use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::confirms::Reach;
+use crate::deadline::LONGEST;
 use crate::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::task::Task;
 use crate::watchdog::Leash;
@@ -131,6 +132,12 @@ const LEAVING: Duration = Duration::from_secs(5);
 impl Channel {
     pub(crate) fn new(inner: amiquip::Channel, leash: Leash, limit: Duration) -> Channel {
         Channel { inner: Some(inner), leash, limit, settled: Cell::new(false) }
+    }
+
+    /// Has its questions wait for as long as the connection lasts.
+    pub(crate) fn without_limit(mut self) -> Channel {
+        self.limit = LONGEST;
+        self
     }
 
     /// Declares the queue as it is described, or checks that it is there at all.

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
 use log::{info, warn};
 
-use crate::broker::Broker;
-use crate::census::Left;
+use crate::cause::Cause;
+use crate::census::{Census, Channels, Left};
+use crate::channel::Channel;
 use crate::consumer::InHand;
 use crate::error::Error;
-use crate::inspect::Inspector;
+use crate::inspect::Delayed;
+use crate::opener::Opener;
+use crate::patience::telling;
 use crate::pulse::{Pulse, are_more_than_heartbeats};
-use crate::queue::Queue;
+use crate::queue::{Queue, Target};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
 
 /// Watches one session's queue. Ends with the session.
@@ -34,26 +37,40 @@ pub(crate) struct Seen {
     pub(crate) unnoticed: Option<Instant>,
 }
 
-/// What was seen of the queue and its delay queues.
+/// Looks at the queue and its delay queues, on channels of the session's connection: a drain that
+/// waited for a further one could wait for ever, where all that the broker allows are taken.
 struct Looks {
-    inspector: Inspector,
-    /// What kept the last look from telling, so that the same is not said each second.
-    hindrance: Option<String>,
+    queue: Queue,
+    census: Census,
+    channels: Patient,
+    /// What the last look had to say, so that the same is not said each second.
+    said: Option<String>,
+}
+
+/// Opens channels whose questions have no time limit of their own: one that the broker does not
+/// answer must not end the connection, which the tasks of others depend on. The end of the session
+/// ends them.
+struct Patient(Opener);
+
+impl Channels for Patient {
+    fn open(&mut self) -> Result<Channel, Cause> {
+        self.0.open_channel().map(Channel::without_limit)
+    }
 }
 
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Drain {
-    pub(crate) fn start(broker: &Broker, queue: &Queue, seen: Seen) -> Result<Drain, Error> {
+    pub(crate) fn start(opener: &Opener, queue: &Queue, seen: Seen) -> Result<Drain, Error> {
         let (done, drained) = bounded(1);
         let (end, over) = closer();
-        let inspector = Inspector::interrupted_by(broker, queue, &over);
+        let (queue, census) = (queue.clone(), Census::new(queue));
+        let mut looks = Looks { queue, census, channels: Patient(opener.clone()), said: None };
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
-                let looks = Looks { inspector, hindrance: None };
-                if let Some(taken) = until_empty(looks, seen, &over) {
+                if let Some(taken) = until_empty(&mut looks, seen, &over) {
                     info!("the queue and its delay queues are empty");
                     let _ = done.send(taken);
                 }
@@ -67,7 +84,7 @@ impl Drain {
 /// between: what is just leaving a delay queue is in neither for a moment. And with no more come
 /// than heartbeats: a large task on a slow line is neither in the queue nor taken for long. Says
 /// how many were taken.
-fn until_empty(mut looks: Looks, seen: Seen, over: &Signal) -> Option<u64> {
+fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
     let Seen { in_hand, pulse, mut unnoticed } = seen;
     let mut before = None;
     let mut bytes = pulse.bytes();
@@ -80,6 +97,10 @@ fn until_empty(mut looks: Looks, seen: Seen, over: &Signal) -> Option<u64> {
         let came = all - mem::replace(&mut bytes, all);
         let settled = in_hand.all_settled().filter(|_| !are_more_than_heartbeats(came, LOOK_EVERY));
         let empty = settled.is_some() && looks.is_empty(over);
+        if settled.is_some() {
+            // The answers came on the same connection: they are no sign of a task.
+            bytes = pulse.bytes();
+        }
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {
             let Some(until) = unnoticed.take().filter(|until| Instant::now() < *until) else {
@@ -103,17 +124,49 @@ fn until_empty(mut looks: Looks, seen: Seen, over: &Signal) -> Option<u64> {
 
 impl Looks {
     fn is_empty(&mut self, over: &Signal) -> bool {
-        let (empty, hindrance) = match self.inspector.left() {
-            Ok(left) => (left == Left::Nothing, None),
-            Err(error) => (false, Some(error.chain())),
+        let doing = format!("looking at '{}' and its delay queues", self.queue.name());
+        let (left, _) = telling(over, &doing, || self.census.left(&mut self.channels));
+        let (is_empty, saying) = match left {
+            Ok(Some(Left::Nothing)) => (true, None),
+            Ok(Some(Left::Ready(_))) => (false, None),
+            Ok(Some(Left::Delayed(waiting))) => (false, Some(awaited(&waiting))),
+            Ok(Some(Left::Hidden(delay))) => (false, Some(self.hidden(delay))),
+            Ok(None) => (false, Some(unknown("the queue does not exist"))),
+            Err(cause) => {
+                self.census.forget_channel();
+                // Of a connection that is lost the session tells.
+                let why = cause.spares_the_connection().then(|| unknown(&cause.to_string()));
+                (false, why)
+            }
         };
-        let news = hindrance != self.hindrance && !is_closed(over);
-        if let Some(why) = hindrance.as_ref().filter(|_| news) {
-            warn!(
-                "cannot tell whether the queue is empty, and works on until that is known: {why}"
-            );
+        if let Some(line) = saying.as_ref().filter(|_| saying != self.said && !is_closed(over)) {
+            warn!("{line}");
         }
-        self.hindrance = hindrance;
-        empty
+        self.said = saying;
+        is_empty
     }
+
+    fn hidden(&self, delay: Duration) -> String {
+        let name = self.queue.name_of(Target::Delay(delay));
+        format!("waits for a task in '{name}', which does not say how many it holds (no leader?)")
+    }
+}
+
+fn unknown(why: &str) -> String {
+    format!("cannot tell whether the queue is empty, and works on until that is known: {why}")
+}
+
+/// Says what is waited for, without what changes from look to look.
+fn awaited(waiting: &[Delayed]) -> String {
+    let longest = waiting.iter().map(|it| it.delay).max().unwrap_or_default();
+    let tasks: u64 = waiting.iter().map(|it| it.tasks).sum();
+    format!("waits for {tasks} delayed tasks, the last of them due in at most {}", said(longest))
+}
+
+/// A delay as people name it.
+fn said(delay: Duration) -> String {
+    let units = [(24 * 3600, "days"), (3600, "h"), (60, "min"), (1, "s")];
+    let seconds = delay.as_secs();
+    let unit = units.iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{delay:?}"), |(unit, name)| format!("{} {name}", seconds / unit))
 }

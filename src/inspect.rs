@@ -8,7 +8,7 @@ use log::debug;
 
 use crate::broker::Broker;
 use crate::cause::{Cause, PRECONDITION_FAILED};
-use crate::census::{Census, Channels, Left};
+use crate::census::{Census, Channels};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::{Error, read_mismatch};
@@ -126,12 +126,6 @@ impl Inspector {
         let delayed = self.counted(Census::delayed)?;
         let dead = self.count(Target::Dead)?.map_or(0, |count| count.ready);
         Ok(Status { ready: count.ready, consumers: count.consumers, delayed, dead })
-    }
-
-    /// What is left to do in the queue and in its delay queues.
-    pub(crate) fn left(&mut self) -> Result<Left, Error> {
-        let left = self.counted(Census::left)?;
-        left.ok_or_else(|| missing(self.queue.name()))
     }
 
     /// Checks one thing after the other, up to the first that is wrong: `connect`, `login`,

@@ -415,7 +415,7 @@ impl<'a> Watch<'a> {
                     pulse: self.line.pulse.clone(),
                     unnoticed,
                 };
-                Some(Drain::start(broker, queue, seen)?)
+                Some(Drain::start(&self.opener, queue, seen)?)
             }
         };
         Ok((handover, drain))
