@@ -137,6 +137,7 @@ Exit status:
   2    usage or configuration; a command that cannot be found, or could not be
        executed for 5 s; a message that no worker can read
   3    the grace ended with tasks still running; they go back to the queue
+  4    a signal ended --drain or --max-tasks before it was through
   69   no broker, or the connection lost, with --no-reconnect
   130  a second signal ended it
 

@@ -2,7 +2,7 @@
 //! buries what came of it, each in bounded time.
 
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use amiquip::{
@@ -26,11 +26,13 @@ use crate::watchdog::{Leash, Watchdog};
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
 pub(crate) struct Connection {
-    /// `None` only while it is being closed.
-    inner: Option<amiquip::Connection>,
+    /// `None` once it is being closed. Whoever it is lent to has the same.
+    inner: Arc<Mutex<Option<amiquip::Connection>>>,
     /// Disconnects when the client library's I/O thread ends, whatever the cause.
     notices: Receiver<ConnectionBlockedNotification>,
-    watchdog: Watchdog,
+    leash: Leash,
+    /// Ends with the connection; `None` where that is lent.
+    watchdog: Option<Watchdog>,
     pulse: Pulse,
     heard: Arc<Heard>,
     address: String,
@@ -97,9 +99,10 @@ impl Connection {
         watchdog.leash().heed(&pulse);
         debug!("connected to {address}");
         Ok(Connection {
-            inner: Some(inner),
+            inner: Arc::new(Mutex::new(Some(inner))),
             notices,
-            watchdog,
+            leash: watchdog.leash().clone(),
+            watchdog: Some(watchdog),
             pulse,
             heard,
             address: address.to_string(),
@@ -109,10 +112,36 @@ impl Connection {
         })
     }
 
-    /// Opens a channel. Waits for the broker, at most the call limit.
-    pub(crate) fn open_channel(&mut self) -> Result<Channel, Cause> {
-        let leash = self.watchdog.leash().clone();
-        let Some(inner) = self.inner.as_mut() else {
+    /// The same connection for another thread, to open channels on. It ends with the owner's alone.
+    pub(crate) fn lend(&self) -> Connection {
+        Connection {
+            inner: Arc::clone(&self.inner),
+            notices: self.notices.clone(),
+            leash: self.leash.clone(),
+            watchdog: None,
+            pulse: self.pulse.clone(),
+            heard: Arc::clone(&self.heard),
+            address: self.address.clone(),
+            peer: self.peer.clone(),
+            failures: self.failures.clone(),
+            limits: self.limits,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<amiquip::Connection>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be ended; `None` where the connection is lent, or has been ended.
+    fn take(&self) -> Option<amiquip::Connection> {
+        self.watchdog.as_ref().and_then(|_| self.lock().take())
+    }
+
+    /// Opens a channel. Waits for the broker, at most the call limit, and for others that do.
+    pub(crate) fn open_channel(&self) -> Result<Channel, Cause> {
+        let leash = self.leash.clone();
+        let mut held = self.lock();
+        let Some(inner) = held.as_mut() else {
             return Err(Cause::Lost("the connection is closed".into()));
         };
         let limit = self.limits.call;
@@ -126,7 +155,7 @@ impl Connection {
     }
 
     pub(crate) fn leash(&self) -> &Leash {
-        self.watchdog.leash()
+        &self.leash
     }
 
     pub(crate) fn pulse(&self) -> &Pulse {
@@ -155,7 +184,8 @@ impl Connection {
 
     /// The broker's version, major and minor, where it tells.
     pub(crate) fn broker_version(&self) -> Option<(u32, u32)> {
-        let properties = self.inner.as_ref()?.server_properties();
+        let held = self.lock();
+        let properties = held.as_ref()?.server_properties();
         let AmqpValue::LongString(version) = properties.get("version")? else { return None };
         let mut parts = version.split('.').map_while(|part| part.parse().ok());
         Some((parts.next()?, parts.next()?))
@@ -164,9 +194,9 @@ impl Connection {
     /// Closes a live connection in order. Every channel must have been closed before: what is
     /// still queued on one is discarded without an error (amiquip 0.4.2 io_loop/mod.rs:768).
     /// Waits for the broker, at most the close limit.
-    pub(crate) fn close(mut self) -> Result<(), Cause> {
-        let Some(inner) = self.inner.take() else { return Ok(()) };
-        let leash = self.watchdog.leash();
+    pub(crate) fn close(self) -> Result<(), Cause> {
+        let Some(inner) = self.take() else { return Ok(()) };
+        let leash = &self.leash;
         let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
         if closed.is_ok() {
             let _ = self.heard.parted.set(());
@@ -193,11 +223,11 @@ impl Connection {
     ///
     /// Nothing is asked of the I/O thread before it has ended: a request that meets the broker's
     /// close makes it panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
-    fn bury(mut self, known: Option<Cause>) -> Cause {
-        let Some(inner) = self.inner.take() else {
-            return Cause::Lost("the connection is closed".into());
+    fn bury(self, known: Option<Cause>) -> Cause {
+        let Some(inner) = self.take() else {
+            return known.unwrap_or_else(|| Cause::Lost("the connection is closed".into()));
         };
-        let leash = self.watchdog.leash();
+        let leash = &self.leash;
         if !ends_within(&self.notices, Duration::from_millis(200)) {
             leash.abort();
             ends_within(&self.notices, BURIAL);
@@ -220,8 +250,8 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // The client library's own drop waits for the broker without a limit, and may meet its
         // dying I/O thread; see `bury`.
-        if let Some(inner) = self.inner.take() {
-            self.watchdog.leash().abort();
+        if let Some(inner) = self.take() {
+            self.leash.abort();
             ends_within(&self.notices, BURIAL);
             drop(inner);
         }

@@ -13,12 +13,12 @@ use crate::cause::Cause;
 use crate::channel::{
     Acks, Channel, Incoming, Left, Received, Settlement, Subscription, Unsettled, read_message,
 };
+use crate::connection::Connection;
 use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
 use crate::handover::{Order, Reply, Slip};
 use crate::health::Health;
 use crate::late::LateTasks;
-use crate::opener::Opener;
 use crate::producer::Outcome;
 use crate::pulse::Pulse;
 use crate::queue::{Queue, Target};
@@ -60,7 +60,7 @@ pub(crate) struct Post<'a> {
     /// Of this thread, over all its consumers.
     pub(crate) stuck: &'a Stuck,
     /// Where further channels come from.
-    pub(crate) opener: &'a Opener,
+    pub(crate) connection: &'a Connection,
     pub(crate) redelivered: &'a Redelivered,
     /// What the session is told.
     pub(crate) reports: Sender<Report>,
@@ -219,7 +219,7 @@ impl Post<'_> {
 
     /// Another channel, if the queue still exists: a consumer is cancelled also when it does not.
     fn open_again(&self) -> Result<Channel, Cause> {
-        let channel = self.opener.open_channel()?;
+        let channel = self.connection.open_channel()?;
         channel.count(self.queue.name())?;
         Ok(channel)
     }
@@ -509,7 +509,7 @@ impl<'p> Hands<'p> {
     /// Keeps what cannot be handed over, and has another consumer take the next tasks.
     fn keep(&mut self) -> Result<(), Finish> {
         let number = self.post.runner.number;
-        let channel = match self.post.opener.open_channel() {
+        let channel = match self.post.connection.open_channel() {
             Ok(channel) => channel,
             Err(cause) if cause.spares_the_connection() => {
                 // It is asked for again when something has changed.

@@ -12,10 +12,10 @@ use log::{info, warn};
 use crate::cause::Cause;
 use crate::census::{Census, Channels, Left};
 use crate::channel::Channel;
+use crate::connection::Connection;
 use crate::consumer::InHand;
 use crate::error::Error;
 use crate::inspect::Delayed;
-use crate::opener::Opener;
 use crate::patience::telling;
 use crate::pulse::{Pulse, are_more_than_heartbeats};
 use crate::queue::{Queue, Target};
@@ -50,7 +50,7 @@ struct Looks {
 /// Opens channels whose questions have no time limit of their own: one that the broker does not
 /// answer must not end the connection, which the tasks of others depend on. The end of the session
 /// ends them.
-struct Patient(Opener);
+struct Patient(Connection);
 
 impl Channels for Patient {
     fn open(&mut self) -> Result<Channel, Cause> {
@@ -62,11 +62,11 @@ impl Channels for Patient {
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Drain {
-    pub(crate) fn start(opener: &Opener, queue: &Queue, seen: Seen) -> Result<Drain, Error> {
+    pub(crate) fn start(lent: Connection, queue: &Queue, seen: Seen) -> Result<Drain, Error> {
         let (done, drained) = bounded(1);
         let (end, over) = closer();
         let (queue, census) = (queue.clone(), Census::new(queue));
-        let mut looks = Looks { queue, census, channels: Patient(opener.clone()), said: None };
+        let mut looks = Looks { queue, census, channels: Patient(lent), said: None };
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {

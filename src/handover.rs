@@ -3,7 +3,8 @@
 //! deliveries the broker now answers for elsewhere.
 //!
 //! On a connection of its own: during a memory alarm the broker reads nothing more from
-//! connections that publish, and acks must still get through.
+//! connections that publish, and acks must still get through. Where no second connection is to be
+//! had, on a channel of the session's own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::warn;
 
 use crate::broker::Broker;
+use crate::connection::Connection;
 use crate::error::Error;
 use crate::producer::Outcome;
 use crate::publisher::{Limits, Publisher, Settled};
@@ -67,14 +69,14 @@ const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) }
 const GATHERING: Duration = Duration::from_millis(1);
 
 impl Handover {
-    /// Starts the thread, for a broker that takes frames of this size. Once `leave` closes, what is
+    /// Starts the thread, for the session of this connection. Once `leave` closes, what is
     /// outstanding is given up, and the connection cut: whoever leaves waits for the consumers
     /// already.
     pub(crate) fn start(
         broker: &Broker,
+        connection: &Connection,
         queue: &Queue,
         policy: &RetryPolicy,
-        largest_frame: usize,
         tally: &Arc<Tally>,
         leave: &Signal,
     ) -> Result<Handover, Error> {
@@ -82,12 +84,13 @@ impl Handover {
         let (alive, ended) = bounded(0);
         let mut publisher =
             Publisher::new(broker, queue, LIMITS).proven().giving_up_what_is_refused();
+        publisher.lent = Some(connection.lend());
         publisher.stopping = leave.clone();
         publisher.aborting = leave.clone();
         publisher.delays = policy.series();
         let mut desk = Desk {
             publisher,
-            largest_frame: largest_frame.min(USUAL_FRAME),
+            largest_frame: connection.largest_frame().min(USUAL_FRAME),
             tally: Arc::clone(tally),
             leave: leave.clone(),
         };

@@ -221,7 +221,7 @@ impl Letters {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
         let opened = Connection::open(&self.broker, &crossbeam_channel::never(), None)?;
-        let Some(mut connection) = opened else { return Ok(None) };
+        let Some(connection) = opened else { return Ok(None) };
         let worked = connection.open_channel().and_then(|channel| {
             let done = work(&channel)?;
             channel.close()?;

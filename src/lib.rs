@@ -137,7 +137,6 @@ mod late;
 mod letters;
 mod looks;
 mod nesting;
-mod opener;
 #[cfg(all(unix, feature = "command"))]
 mod output;
 mod panics;

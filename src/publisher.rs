@@ -38,6 +38,8 @@ pub(crate) struct Publisher<T> {
     pub(crate) stopping: Signal,
     /// Once closed, everything is given up.
     pub(crate) aborting: Signal,
+    /// The connection of somebody else, to publish on where there is none of its own to be had.
+    pub(crate) lent: Option<Connection>,
     /// The delays that tasks may need one after the other.
     pub(crate) delays: Vec<Duration>,
     silent: SilentDelays,
@@ -188,6 +190,9 @@ const PASSED_AT_ONCE: usize = 1024 * 1024;
 /// does not take the connection with it.
 const SHORTEST_CALL: Duration = Duration::from_secs(1);
 
+/// How long a connection of its own may take where another one is lent.
+const OWN_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long before the end of its time a task gets another try to connect, whatever the pause.
 const LAST_TRY: Duration = Duration::from_secs(1);
 
@@ -207,6 +212,7 @@ impl<T> Publisher<T> {
             limits,
             stopping: never(),
             aborting: never(),
+            lent: None,
             delays: Vec::new(),
             silent: SilentDelays::default(),
             link: None,
@@ -441,11 +447,25 @@ impl<T> Publisher<T> {
                 Attempt::start(&self.broker, left)?
             }
         };
-        let opened = attempt.wait(interrupt, Some(deadline))?;
-        if opened.is_none() {
-            self.attempt = Some(attempt);
-        }
-        Ok(opened)
+        let Some(lent) = &self.lent else {
+            let opened = attempt.wait(interrupt, Some(deadline))?;
+            if opened.is_none() {
+                self.attempt = Some(attempt);
+            }
+            return Ok(opened);
+        };
+        let soon = deadline.min(deadline_after(OWN_WITHIN));
+        let why = match attempt.wait(interrupt, Some(soon)) {
+            Ok(None) if is_closed(interrupt) => return Ok(None),
+            Ok(None) => attempt.so_far().join(", "),
+            Ok(opened) => return Ok(opened),
+            Err(error) => error.chain(),
+        };
+        warn!(
+            "no connection for failed tasks: {why}; they are handed over on the connection that \
+             tasks come in on: during an alarm of the broker, acks wait with them"
+        );
+        Ok(Some(lent.lend()))
     }
 
     /// Nothing was reached, in the time that there was.

@@ -13,13 +13,12 @@ use log::{debug, info, warn};
 use crate::broker::Broker;
 use crate::cause::Cause;
 use crate::channel::Channel;
-use crate::connection::{Connection, Notice, Notices, read_notice};
+use crate::connection::{Connection, Notice, read_notice};
 use crate::consumer::{End, InHand, Post, Redelivered, Report, Stuck};
 use crate::deadline::deadline_after;
 use crate::drain::{Drain, Seen};
 use crate::error::Error;
 use crate::handover::Handover;
-use crate::opener::Opener;
 use crate::panics::caught;
 use crate::patience::{PATIENCE, telling};
 use crate::pulse::Pulse;
@@ -27,7 +26,6 @@ use crate::queue::{Declaration, Queue, Target};
 use crate::runner::{Crew, Work};
 use crate::settling::open_channel_to;
 use crate::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
-use crate::watchdog::Leash;
 use crate::worker::{RunUntil, Settings};
 
 /// What a worker's sessions have in common.
@@ -123,13 +121,10 @@ impl Session<'_> {
         let noticed_within = noticed_within(connection.pulse());
         let heard = connection.heard();
         self.work.tickets.share_out();
-        let mut watch = Watch::new(self, Line::of(&connection), Opener::new(connection));
+        let mut watch = Watch::new(self, &connection);
         watch.consume(channels, &queue, unnoticed);
-        let Watch { standing, told, deadline, lost, in_hand, opener, line, .. } = watch;
-        let end = match opener.end() {
-            Some(connection) => self.wind_up(connection, told, deadline, lost, in_hand.taken()),
-            None => SessionEnd::Lost(Error::session_lost(&line.address, Cause::Gone)),
-        };
+        let Watch { standing, told, deadline, lost, in_hand, .. } = watch;
+        let end = self.wind_up(connection, told, deadline, lost, in_hand.taken());
         let unnoticed = match &end {
             SessionEnd::Lost(_) if !heard.the_end() => Some(deadline_after(noticed_within)),
             _ => None,
@@ -257,32 +252,10 @@ enum Lost {
     Consumer(Option<Cause>),
 }
 
-/// What a session's own thread knows of its connection without asking for it.
-struct Line {
-    address: String,
-    notices: Notices,
-    leash: Leash,
-    pulse: Pulse,
-    largest_frame: usize,
-}
-
-impl Line {
-    fn of(connection: &Connection) -> Line {
-        Line {
-            address: connection.address().to_string(),
-            notices: connection.notices().clone(),
-            leash: connection.leash().clone(),
-            pulse: connection.pulse().clone(),
-            largest_frame: connection.largest_frame(),
-        }
-    }
-}
-
 /// The session's own thread while its consumers work.
 struct Watch<'a> {
     session: &'a Session<'a>,
-    line: Line,
-    opener: Opener,
+    connection: &'a Connection,
     stop: (Closer, Signal),
     hurry: (Closer, Signal),
     leave: (Closer, Signal),
@@ -298,11 +271,10 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(session: &'a Session<'a>, line: Line, opener: Opener) -> Watch<'a> {
+    fn new(session: &'a Session<'a>, connection: &'a Connection) -> Watch<'a> {
         Watch {
             session,
-            line,
-            opener,
+            connection,
             stop: closer(),
             hurry: closer(),
             leave: closer(),
@@ -329,7 +301,7 @@ impl<'a> Watch<'a> {
                 return;
             }
         };
-        let (opener, pulse) = (self.opener.clone(), self.line.pulse.clone());
+        let connection = self.connection;
         let redelivered = Redelivered::default();
         let stuck: Vec<Stuck> = crew.runners().iter().map(|_| Stuck::default()).collect();
         let posts = || crew.runners().iter().zip(&stuck);
@@ -350,13 +322,13 @@ impl<'a> Watch<'a> {
                     hurry: &hurry,
                     leave: &leave,
                     cancellation: &work.cancellation,
-                    pulse: &pulse,
+                    pulse: connection.pulse(),
                     health: &work.health,
                     late: &work.late,
                     tickets: &work.tickets,
                     sharers: crew.runners().len(),
                     stuck,
-                    opener: &opener,
+                    connection,
                     redelivered: &redelivered,
                     reports: reports.clone(),
                 };
@@ -404,18 +376,18 @@ impl<'a> Watch<'a> {
         unnoticed: Option<Instant>,
     ) -> Result<(Handover, Option<Drain>), Error> {
         let Session { broker, settings, work, .. } = self.session;
-        let frame = self.line.largest_frame;
         let policy = &settings.policy;
-        let handover = Handover::start(broker, queue, policy, frame, &work.tally, &self.leave.1)?;
+        let handover =
+            Handover::start(broker, self.connection, queue, policy, &work.tally, &self.leave.1)?;
         let drain = match settings.until {
             RunUntil::Stopped => None,
             RunUntil::Drained => {
                 let seen = Seen {
                     in_hand: Arc::clone(&self.in_hand),
-                    pulse: self.line.pulse.clone(),
+                    pulse: self.connection.pulse().clone(),
                     unnoticed,
                 };
-                Some(Drain::start(&self.opener, queue, seen)?)
+                Some(Drain::start(self.connection.lend(), queue, seen)?)
             }
         };
         Ok((handover, drain))
@@ -428,7 +400,7 @@ impl<'a> Watch<'a> {
         mut drained: Receiver<u64>,
         start_successor: impl Fn(usize, Channel) -> io::Result<()>,
     ) {
-        let mut notices = self.line.notices.clone();
+        let mut notices = self.connection.notices().clone();
         let mut stopping = self.session.shutdown.stopping().clone();
         let mut aborting = self.session.shutdown.aborting().clone();
         let mut exhausted = self.session.exhausted.clone();
@@ -498,7 +470,7 @@ impl<'a> Watch<'a> {
                     out_of_time = self.leave_now();
                 },
                 recv(wound_down) -> _ => out_of_time = self.leave_now(),
-                recv(out_of_time) -> _ => self.line.leash.abort(),
+                recv(out_of_time) -> _ => self.connection.leash().abort(),
             }
         }
     }
@@ -532,7 +504,7 @@ impl<'a> Watch<'a> {
         let threads = self.session.crew.runners().len();
         if self.standing.insert(number) && self.standing.len() == threads {
             let queue = self.session.settings.queue.name();
-            let address = &self.line.address;
+            let address = self.connection.address();
             info!("consuming from '{queue}' at {address} with {threads} threads");
         }
     }
@@ -547,7 +519,7 @@ impl<'a> Watch<'a> {
             "{} of {threads} threads consume at {} after {PATIENCE:?}; the others wait for the \
              broker, or for their tasks of a lost session",
             self.standing.len(),
-            self.line.address
+            self.connection.address()
         );
     }
 
