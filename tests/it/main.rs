@@ -20,6 +20,7 @@ mod shell_test;
 mod soak;
 mod support;
 mod support_test;
+mod threads;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls;
 mod worker;

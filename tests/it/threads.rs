@@ -1,0 +1,292 @@
+//! What a worker's threads take, give back and leave to others, and how its run ends.
+
+use std::time::Duration;
+
+use amiquip::{AmqpValue, FieldTable};
+use crossbeam_channel::bounded;
+use serde_json::Value;
+
+use crate::support::broker::{breakable_broker, poll, shared_broker};
+use crate::support::client::unique_queue;
+use crate::support::command::{Command, Output};
+use crate::support::scripted::{ScriptedBroker, Session};
+use crate::support::wire::{Call, Delivery, Properties};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// How a worker with these options exits, and by its own words ended, whose first task a signal
+/// meets; it is told to end the task after that.
+fn interrupted(options: &[&str], tasks: usize) -> (Output, Value) {
+    let queue = unique_queue("interrupted");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    for _ in 0..tasks {
+        client.publish_id(&queue, "task");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let go_on = dir.path().join("go-on").to_string_lossy().into_owned();
+    let script = r#"echo begun; until [ -e "$0" ]; do sleep 0.1; done"#;
+    let running = Command::worker(&["--url", shared_broker().url(), "--queue", &queue, "--json"])
+        .args(&["--threads", "1"])
+        .args(options)
+        .args(&["--", "sh", "-c", script, &go_on])
+        .start();
+    running.wait_for_stdout_line(|line| line == "begun", SOON);
+    running.signal("TERM");
+    running.wait_for_stderr_line(|line| line.contains("stopping"), SOON);
+    std::fs::write(&go_on, "").expect("the task is told");
+    let output = running.wait(SOON);
+    client.delete(&queue);
+    let stdout = output.stdout();
+    let json = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    (output, json.expect("a summary"))
+}
+
+#[test]
+fn a_batch_that_a_signal_ends_before_it_is_through_exits_with_4() {
+    for options in [&["--drain"][..], &["--max-tasks", "2"], &["--drain", "--max-tasks", "9"]] {
+        let (output, json) = interrupted(options, 2);
+        output.assert_code(4);
+        assert_eq!((&json["ended"], &json["done"]), (&"signal".into(), &1.into()), "{options:?}");
+    }
+}
+
+#[test]
+fn a_worker_without_an_end_of_its_own_is_stopped_with_0() {
+    let (output, json) = interrupted(&[], 2);
+    output.assert_code(0);
+    assert_eq!(json["ended"], "signal");
+}
+
+#[test]
+fn a_signal_after_the_last_of_max_tasks_has_begun_changes_nothing() {
+    let (output, json) = interrupted(&["--max-tasks", "1"], 2);
+    output.assert_code(0);
+    assert_eq!((&json["ended"], &json["done"]), (&"max-tasks".into(), &1.into()));
+}
+
+#[test]
+fn a_drain_says_that_it_drained_and_meanwhile_what_it_waits_for() {
+    let queue = unique_queue("awaited");
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    Command::producer(&to).args(&["--delay", "3s", "later"]).run(SOON).assert_code(0);
+    let drained = Command::worker(&to).args(&["--drain", "--json", "--", "true"]).run(SOON);
+    drained.assert_code(0);
+    let stderr = drained.stderr();
+    let told = "waits for 1 delayed tasks, the last of them due in at most 3 s";
+    assert_eq!(stderr.matches(told).count(), 1, "{stderr}");
+    let stdout = drained.stdout();
+    assert!(stdout.contains("\"ended\":\"drained\""), "{stdout}");
+    shared_broker().client().delete(&queue);
+}
+
+/// A broker that sends so many tasks at once; the signal comes when the first of them runs, which
+/// goes on until what `given_back` waits for has come.
+fn stopped_in_the_first_of(tasks: u64, given_back: impl Fn(&mut Session) + Send + Sync + 'static) {
+    let (tell, told) = bounded::<()>(1);
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        for tag in 1..=tasks {
+            let body = if tag == 1 { "." } else { "" };
+            session.deliver(&Delivery::new(consumer.channel, &consumer.tag, tag).body(body));
+        }
+        let _ = told.recv_timeout(SOON);
+        let cancel = session.expect_cancel(&consumer);
+        session.answer(&cancel);
+        given_back(session);
+        assert_eq!(session.answer_rpcs(), None, "nothing more is settled");
+    });
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--prefetch", "0"];
+    let running = Command::worker(&arguments).start();
+    running.wait_for_stdout_line(|line| line.contains("Received"), SOON);
+    running.signal("INT");
+    tell.send(()).expect("the script waits");
+    running.wait(SOON).assert_code(0);
+    broker.finish(SOON);
+}
+
+fn settled(session: &mut Session) -> Call {
+    session.answer_rpcs().expect("something is settled").call
+}
+
+#[test]
+fn many_that_a_stop_gives_back_go_by_one_nack_that_covers_no_task_that_runs() {
+    stopped_in_the_first_of(3000, |session| {
+        let acked = settled(session);
+        assert!(matches!(acked, Call::Ack { delivery_tag: 1, .. }), "{acked:?}");
+        let nacked = settled(session);
+        let all = Call::Nack { delivery_tag: 3000, multiple: true, requeue: true };
+        assert_eq!(nacked, all);
+    });
+}
+
+#[test]
+fn a_few_that_a_stop_gives_back_do_not_wait_for_the_task_that_runs() {
+    stopped_in_the_first_of(3, |session| {
+        for delivery_tag in [2, 3] {
+            let one = Call::Nack { delivery_tag, multiple: false, requeue: true };
+            assert_eq!(settled(session), one);
+        }
+        let acked = settled(session);
+        assert!(matches!(acked, Call::Ack { delivery_tag: 1, .. }), "{acked:?}");
+    });
+}
+
+#[test]
+fn no_more_is_taken_than_max_tasks_allows() {
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let deliver = |session: &mut Session, tag| {
+            session.deliver(&Delivery::new(consumer.channel, &consumer.tag, tag).body("task"));
+        };
+        deliver(session, 1);
+        let acked = settled(session);
+        assert!(matches!(acked, Call::Ack { delivery_tag: 1, .. }), "{acked:?}");
+        deliver(session, 2);
+        // Only then is there room for another one.
+        let cancel = session.expect_cancel(&consumer);
+        session.answer(&cancel);
+        let acked = settled(session);
+        assert!(matches!(acked, Call::Ack { delivery_tag: 2, .. }), "{acked:?}");
+        assert_eq!(session.answer_rpcs(), None);
+    });
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--max-tasks", "2", "--json"];
+    let output = Command::worker(&arguments).run(SOON);
+    output.assert_code(0);
+    assert!(output.stdout().contains("\"ended\":\"max-tasks\""), "{}", output.stdout());
+    broker.finish(SOON);
+}
+
+#[test]
+fn workers_of_many_threads_that_do_some_tasks_each_return_none_of_them() {
+    let queue = unique_queue("some-each");
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--queue-type", "quorum"];
+    let tasks = Command::producer(&to).args(&["--repeat", "12", "task"]).run(SOON);
+    tasks.assert_code(0);
+    for most in ["1", "5", "6"] {
+        let options = ["--threads", "8", "--prefetch", "3", "--max-tasks", most, "--json"];
+        let output = Command::worker(&to).args(&options).args(&["--", "true"]).run(SOON);
+        output.assert_code(0);
+        let stdout = output.stdout();
+        let json: Value =
+            stdout.lines().last().and_then(|it| serde_json::from_str(it).ok()).expect("a summary");
+        assert_eq!(json["done"].to_string(), most);
+        assert_eq!(json["returned"], 0);
+    }
+    let client = shared_broker().client();
+    assert_eq!(client.count(&queue), 0);
+    client.delete(&queue);
+}
+
+/// The queue of dead letters is full, and refuses.
+#[test]
+fn tasks_behind_one_that_cannot_be_handed_over_go_on() {
+    let queue = unique_queue("refused");
+    let dead = format!("{queue}.dead");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let mut full = FieldTable::new();
+    full.insert("x-max-length".into(), AmqpValue::LongLongInt(0));
+    full.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    client.declare_with(&dead, full);
+    for id in ["bad", "bad too", "good", "good", "good"] {
+        client.publish_id(&queue, id);
+    }
+    let script = r#"x=$(cat); echo "$x"; case $x in good) ;; *) exit 1;; esac"#;
+    let running = Command::worker(&["--url", shared_broker().url(), "--queue", &queue])
+        .args(&["--threads", "1", "--max-attempts", "1", "--", "sh", "-c", script])
+        .start();
+    for _ in 0..3 {
+        running.wait_for_stdout_line(|line| line == "good", SOON);
+    }
+    let refused = |line: &str| line.contains(&format!("could not be handed over to '{dead}'"));
+    running.wait_for_stderr_line(refused, SOON);
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+    assert_eq!(client.count(&queue), 2, "nothing is lost");
+    client.delete(&queue);
+    client.delete(&dead);
+}
+
+#[test]
+fn a_task_that_was_delivered_before_is_told() {
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let delivery = Delivery::new(consumer.channel, &consumer.tag, 1).redelivered();
+        session.deliver(&delivery.properties(Properties::with_message_id("again")));
+        let _ = session.answer_rpcs();
+        assert_eq!(session.answer_rpcs(), None);
+    });
+    let running = Command::worker(&["--url", &broker.url(), "--threads", "1"]).start();
+    let told = |line: &str| line.contains("task again was delivered before");
+    running.wait_for_stderr_line(told, SOON);
+    running.wait_for_stdout_line(|line| line == " [x] Done", SOON);
+    running.signal("INT");
+    running.wait(SOON).assert_code(0);
+    broker.finish(SOON);
+}
+
+#[test]
+fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_one_thread() {
+    let broker = breakable_broker();
+    let queue = unique_queue("late");
+    let to = ["--url", broker.url(), "--queue", &queue, "--queue-type", "quorum"];
+    Command::producer(&to).arg("late").run(SOON).assert_code(0);
+    broker.shorten_consumer_timeout();
+    let dir = tempfile::tempdir().expect("a directory");
+    let go_on = dir.path().join("go-on").to_string_lossy().into_owned();
+    let script = r#"x=$(cat); echo "$x"; [ "$x" = late ] || exit 0
+        until [ -e "$0" ]; do sleep 0.1; done"#;
+    let running = Command::worker(&to)
+        .args(&["--threads", "2", "--max-attempts", "2", "--retry-delay", "100ms"])
+        .args(&["--", "sh", "-c", script, &go_on])
+        .start();
+    running.wait_for_stdout_line(|line| line == "late", SOON);
+    running.wait_for_stderr_line(|line| line.contains("its consumer was lost"), SOON * 3);
+    let dead = format!("{queue}.dead");
+    let client = broker.client();
+    let letters = poll("a dead letter", SOON, || {
+        let letters = client.get_all(&dead);
+        (!letters.is_empty()).then_some(letters)
+    });
+    broker.restore_consumer_timeout();
+    Command::producer(&to).arg("other").run(SOON).assert_code(0);
+    running.wait_for_stdout_line(|line| line == "other", SOON);
+    std::fs::write(&go_on, "").expect("the task is told");
+    running.wait_for_stderr_line(|line| line.contains("may run twice"), SOON);
+    client.wait_for_consumers(&queue, 2, SOON);
+    running.signal("INT");
+    let output = running.wait(SOON);
+    output.assert_code(0);
+
+    let reason = &letters[0].headers["x-rabbit-work-reason"];
+    let AmqpValue::LongString(reason) = reason else { panic!("{reason:?}") };
+    assert!(reason.contains("consumer_timeout"), "{reason}");
+    let stderr = output.stderr();
+    assert_eq!(stderr.matches("lost the session").count(), 0, "{stderr}");
+    assert_eq!(output.stdout().matches("late").count(), 1, "it does not run beside itself");
+    client.delete(&queue);
+    client.delete(&dead);
+}
+
+#[test]
+fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
+    let broker = breakable_broker();
+    let vhost = unique_queue("limited");
+    broker.ctl(&["add_vhost", &vhost]);
+    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let url = format!("{}/{vhost}", broker.url());
+    let to = ["--url", &url, "--queue", "q"];
+    Command::producer(&to).args(&["--repeat", "3", "task"]).run(SOON).assert_code(0);
+    broker.ctl(&["set_vhost_limits", "-p", &vhost, "{\"max-connections\": 1}"]);
+    let options = ["--max-attempts", "2", "--retry-delay", "100ms", "--drain", "--json"];
+    let output = Command::worker(&to).args(&options).args(&["--", "false"]).run(SOON * 2);
+    broker.ctl(&["delete_vhost", &vhost]);
+    output.assert_code(1);
+    let stdout = output.stdout();
+    assert!(stdout.contains("\"dead\":3"), "{stdout}");
+    assert!(output.stderr().contains("no connection for failed tasks"), "{}", output.stderr());
+}
