@@ -1,8 +1,8 @@
 //! Hello World, the sending side: puts one task on the queue `hello`.
 //!
-//! The queue is not durable, as the tutorial for RabbitMQ 3.13 declares it. RabbitMQ 4.3 refuses
-//! that, unless `deprecated_features.permit.transient_nonexcl_queues = true` is set; there, leave out
-//! `.transient()` at both ends.
+//! The queue is not durable, as the tutorial for RabbitMQ 3.13 declares it. RabbitMQ from 4.3 on may
+//! refuse that, unless `deprecated_features.permit.transient_nonexcl_queues = true` is set; there,
+//! leave out `.transient()` at both ends.
 
 use rabbit_work::{Broker, Error, Producer, Queue, Task};
 
