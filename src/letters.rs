@@ -160,7 +160,8 @@ impl Letters {
             if next.is_none() && channel.count(&dead)?.ready == 0 {
                 return Ok(Ok(()));
             }
-            let mut publisher = Publisher::new(&self.broker, &self.queue, LIMITS);
+            let mut publisher =
+                Publisher::new(&self.broker, &self.queue, LIMITS).giving_up_what_is_refused();
             if let Err(error) = publisher.connect() {
                 return Ok(Err(error));
             }

@@ -193,7 +193,7 @@ const SHORTEST_CALL: Duration = Duration::from_secs(1);
 /// How long a connection of its own may take where another one is lent.
 const OWN_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long before the end of its time a task gets another try to connect, whatever the pause.
+/// How long before the end of its time a task gets its last try, whatever the pause.
 const LAST_TRY: Duration = Duration::from_secs(1);
 
 /// How long a task waits after its first refusal. Each further one doubles that, up to the longest.
@@ -366,9 +366,20 @@ impl<T> Publisher<T> {
 
     fn has_reached(&self, until: Until) -> bool {
         match until {
-            Until::Published => self.backlog.is_empty(),
+            Until::Published => self.backlog.is_empty() || self.has_room_beside_refused(),
             Until::Settled => self.unsettled() == 0,
         }
+    }
+
+    /// Whether nothing but refused tasks waits, and more may join them: each has its own answer
+    /// coming.
+    fn has_room_beside_refused(&self) -> bool {
+        let bytes: usize = self.backlog.iter().map(|it| it.task.size_on_the_wire()).sum();
+        let waits_for_another_try = |it: &Pending<T>| it.again_at.is_some();
+        self.link.is_some()
+            && bytes < WINDOW_BYTES
+            && self.unsettled() < self.limits.window
+            && self.backlog.iter().all(waits_for_another_try)
     }
 
     fn apply(&mut self, verdict: Verdict) {
@@ -1065,7 +1076,7 @@ impl<T> Pending<T> {
         let now = Instant::now();
         *last = Some(now);
         self.refusals += 1;
-        self.again_at = Some(now + pause_after(self.refusals));
+        self.again_at = Some(publish_again(now, pause_after(self.refusals), self.deadline));
         self.refusal = Some(refusal);
     }
 
@@ -1112,6 +1123,15 @@ fn is_recent(refused_at: Option<Instant>) -> bool {
     refused_at.is_some_and(|at| at.elapsed() < QUIET)
 }
 
+/// When to publish a refused task again: after a pause, and once more just before its time is up,
+/// but not so late that its time is up before the answer.
+fn publish_again(now: Instant, pause: Duration, deadline: Instant) -> Instant {
+    match deadline.checked_sub(LAST_TRY) {
+        Some(last) if now < last => (now + pause).min(last),
+        _ => deadline + LAST_TRY,
+    }
+}
+
 /// How long a task waits that was refused so many times.
 fn pause_after(refusals: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(refusals.saturating_sub(1));
@@ -1148,6 +1168,18 @@ mod tests {
         ] {
             let next = next_try(now, after(not_before), after(deadline));
             assert_eq!(next, after(at), "{not_before} of {deadline}");
+        }
+    }
+
+    #[test]
+    fn a_refused_task_is_not_in_flight_when_its_time_ends() {
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        for (pause, deadline, at) in
+            [(2000, 10_000, 2000), (2000, 2500, 1500), (100, 1050, 50), (100, 1000, 2000)]
+        {
+            let again = publish_again(now, Duration::from_millis(pause), after(deadline));
+            assert_eq!(again, after(at), "{pause} of {deadline}");
         }
     }
 
