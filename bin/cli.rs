@@ -52,6 +52,9 @@ const URL_VARIABLE: &str = "AMQP_URL";
 
 /// The tutorial's queue, on which its tasks may be tried out without a word more.
 const TUTORIAL_QUEUE: &str = "task_queue";
+/// In the help of a subcommand its own options come first, under no heading of theirs.
+const BROKER: &str = "Broker";
+const QUEUE: &str = "Queue";
 
 #[derive(Args, Debug)]
 pub(crate) struct BrokerArgs {
@@ -60,6 +63,7 @@ pub(crate) struct BrokerArgs {
     #[arg(
         long,
         global = true,
+        help_heading = BROKER,
         value_name = "URL",
         env = URL_VARIABLE,
         hide_env_values = true,
@@ -70,56 +74,95 @@ pub(crate) struct BrokerArgs {
 
     /// Try several addresses shuffled, so that a fleet spreads over the nodes, or as given; one that
     /// fails comes last from then on
-    #[arg(long, global = true, value_enum, value_name = "ORDER", default_value = "shuffled")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = BROKER,
+        value_enum,
+        value_name = "ORDER",
+        default_value = "shuffled"
+    )]
     url_order: UrlOrder,
 
     /// Trust this authority's certificate (PEM, or several in one file) for amqps://
     #[cfg(feature = "tls")]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = BROKER, value_name = "FILE")]
     ca: Option<PathBuf>,
 
     /// Show this certificate (PEM) to the broker; needs --key
     #[cfg(feature = "tls")]
-    #[arg(long, global = true, value_name = "FILE", requires = "key")]
+    #[arg(long, global = true, help_heading = BROKER, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
     /// The key of --cert (PEM, PKCS#8)
     #[cfg(feature = "tls")]
-    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    #[arg(long, global = true, help_heading = BROKER, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct QueueArgs {
     /// The queue's name
-    #[arg(long, global = true, value_name = "NAME", default_value = TUTORIAL_QUEUE)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "NAME",
+        default_value = TUTORIAL_QUEUE
+    )]
     queue: String,
 
     /// The queue's type
-    #[arg(long, global = true, value_enum, value_name = "TYPE", default_value = "classic")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_enum,
+        value_name = "TYPE",
+        default_value = "classic"
+    )]
     queue_type: QueueType,
 
     /// Declare the queue as not durable: a broker restart removes it
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = QUEUE)]
     transient_queue: bool,
 
     /// After how many deliveries that ended in a crash a quorum queue makes a dead letter of a
     /// task; part of its declaration. Before RabbitMQ 4.3 a task given back counts, too, as at each
     /// stop; and so does what a worker that crashed had in hand beside, so use --prefetch 1. A
     /// classic queue does not count
-    #[arg(long, global = true, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "N",
+        default_value = "20",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     delivery_limit: u32,
 
     /// Declare the queue with this argument, for instance x-single-active-consumer=true
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = parse_argument)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "KEY=VALUE",
+        value_parser = parse_argument
+    )]
     queue_arg: Vec<(String, Argument)>,
 
     /// Declare a classic queue with the priorities 0 to N (x-max-priority)
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..)
+    )]
     max_priority: Option<u8>,
 
     /// Use the queue as it is, without declaring it
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = QUEUE)]
     no_declare: bool,
 }
 
@@ -180,6 +223,14 @@ impl QueueArgs {
         &self.queue
     }
 
+    /// The type that was asked for, as in `x-queue-type`.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.queue_type {
+            QueueType::Classic => "classic",
+            QueueType::Quorum => "quorum",
+        }
+    }
+
     pub(crate) fn queue(&self) -> Queue {
         if self.queue.contains(',') {
             warn!("--queue names one queue, '{}', with a comma in its name", self.queue);
@@ -235,6 +286,11 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
+    /// This, or what comes after a success.
+    pub(crate) fn then(self, next: impl FnOnce() -> Exit) -> Exit {
+        if self == Exit::Success { next() } else { self }
+    }
+
     fn status(self) -> u8 {
         match self {
             Exit::Success => 0,
@@ -531,15 +587,20 @@ fn end_after(limit: Duration, exit: Exit, trigger: Trigger) {
 }
 
 /// Writes one line to stdout.
-#[cfg(unix)]
 pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
-    Stream::Stdout.write_all(format!("{line}\n").as_bytes())
+    write_out(format!("{line}\n").as_bytes())
+}
+
+/// Writes bytes to stdout.
+#[cfg(unix)]
+pub(crate) fn write_out(bytes: &[u8]) -> io::Result<()> {
+    Stream::Stdout.write_all(bytes)
 }
 
 #[cfg(not(unix))]
-pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
+pub(crate) fn write_out(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{line}")?;
+    stdout.write_all(bytes)?;
     stdout.flush()
 }
 
