@@ -1,16 +1,20 @@
 //! `queuectl`: looks at a RabbitMQ queue, checks a set-up, shows and replays dead letters.
 
 mod cli;
+mod letter;
 mod manual;
 
+use std::fs;
 use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
-use cli::{BrokerArgs, Exit, QueueArgs, print_line};
-use log::error;
-use rabbit_work::{Broker, Error, Inspector, Letter, Letters, Queue, Record, Replay, Selection};
+use clap::{Args, Parser, Subcommand};
+use cli::{BrokerArgs, Exit, QueueArgs, print_line, write_out};
+use log::{error, warn};
+use rabbit_work::{Broker, Error, Inspector, Letters, Queue, Replay, Selection};
 use serde_json::{Value, json};
 
 /// Look at a RabbitMQ queue, check a set-up, show and replay dead letters.
@@ -18,10 +22,10 @@ use serde_json::{Value, json};
 #[command(name = "queuectl", version, after_long_help = manual::sections(MANUAL, "", LAST))]
 pub(crate) struct Options {
     #[command(flatten)]
-    broker: BrokerArgs,
+    queue: QueueArgs,
 
     #[command(flatten)]
-    queue: QueueArgs,
+    broker: BrokerArgs,
 
     #[command(subcommand)]
     command: Command,
@@ -64,33 +68,45 @@ enum Dead {
     /// Show dead letters, the oldest first; they stay where they are
     ///
     /// Each letter is taken and given back. A quorum queue that would drop it for that, made by
-    /// hand with a delivery limit (RabbitMQ 4.0 to 4.2: also without), is refused.
+    /// hand with a delivery limit (RabbitMQ 4.0 to 4.2: also without), is refused. While JSON is
+    /// printed, nobody else sees the letters.
     List {
-        /// Show this many at most
-        #[arg(long, value_name = "N")]
-        limit: Option<u64>,
+        #[command(flatten)]
+        select: SelectArgs,
 
-        /// Print a JSON array
+        /// Print a JSON array; a body that is not UTF-8 as body_base64
         #[arg(long)]
         json: bool,
     },
+    /// Show one dead letter with all its headers; looks, as `dead list`
+    Show {
+        /// The task's id; of several with this id the oldest is shown
+        #[arg(value_name = "ID", allow_hyphen_values = true)]
+        id: String,
+
+        /// Print the body only, byte for byte
+        #[arg(long)]
+        raw: bool,
+    },
     /// Put tasks back on their queue, each confirmed before its letter is acked; their attempts
     /// start again
+    ///
+    /// To choose tasks by --id, --reason or --older takes a look at each letter, as `dead list`.
     Replay {
-        /// Replay this many at most, the oldest first
-        #[arg(long, value_name = "N")]
-        limit: Option<u64>,
-
-        /// Replay the task with this id; looks at those before it, as `dead list`
-        #[arg(long, value_name = "ID", allow_hyphen_values = true)]
-        id: Option<String>,
+        #[command(flatten)]
+        select: SelectArgs,
 
         /// Show what would be replayed, and change nothing; looks, as `dead list`
         #[arg(long)]
         dry_run: bool,
     },
-    /// Throw all dead letters away
+    /// Throw dead letters away, all or some
+    ///
+    /// To choose tasks by --id, --reason or --older takes a look at each letter, as `dead list`.
     Purge {
+        #[command(flatten)]
+        select: SelectArgs,
+
         /// Do it
         #[arg(long)]
         yes: bool,
@@ -119,6 +135,66 @@ Examples:
 See also:
   producer(1), worker(1)
 ";
+/// Which letters. What is said in different options must all be true of a letter.
+#[derive(Args, Debug)]
+struct SelectArgs {
+    /// Only letters whose reason contains this text
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    reason: Option<String>,
+
+    /// Only letters that died at least so long ago, as 90s, 12h or 7d
+    #[arg(long, value_name = "DUR", value_parser = cli::parse_duration)]
+    older: Option<Duration>,
+
+    /// Only tasks with the ids in this file, one a line; - is standard input
+    #[arg(long, value_name = "FILE")]
+    ids_from: Option<PathBuf>,
+
+    /// Only the task with this id; repeat it for several
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    id: Vec<String>,
+
+    /// This many at most, the oldest first
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+/// How a letter is shown.
+#[derive(Clone, Copy)]
+enum Form {
+    Raw,
+    Record,
+}
+
+impl SelectArgs {
+    fn selection(&self) -> Result<Selection, Error> {
+        let mut selection = self.id.iter().fold(Selection::all(), Selection::id);
+        if let Some(file) = &self.ids_from {
+            selection = selection.ids(read_ids(file)?);
+        }
+        if let Some(text) = &self.reason {
+            selection = selection.reason(text);
+        }
+        if let Some(age) = self.older {
+            selection = selection.older(age);
+        }
+        if let Some(limit) = self.limit {
+            selection = selection.limit(limit);
+        }
+        Ok(selection)
+    }
+}
+
+fn read_ids(file: &Path) -> Result<Vec<String>, Error> {
+    let text = if file == Path::new("-") {
+        io::read_to_string(io::stdin())
+    } else {
+        fs::read_to_string(file)
+    };
+    let unreadable = |error| Error::setting("--ids-from", format!("{}: {error}", file.display()));
+    let text = text.map_err(unreadable)?;
+    Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
 
 fn main() -> ExitCode {
     let options: Options = cli::parse();
@@ -135,42 +211,40 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let queue = options.queue.queue();
     let letters = Letters::new(&broker, &queue);
     match &options.command {
-        Command::Status { json } => status(&broker, &queue, *json),
+        Command::Status { json } => status(&broker, &options.queue, *json),
         Command::Check => Ok(check(&broker, &queue)),
         Command::Purge { yes } => {
-            require_yes(*yes, queue.name())?;
-            told_purged(Inspector::new(&broker, &queue).purge()?)
+            require_yes(*yes, &format!("what is in '{}'", queue.name()))?;
+            let purged = Inspector::new(&broker, &queue).purge()?;
+            Ok(told_purged(purged, &[]))
         }
-        Command::Dead(Dead::List { limit, json }) => {
-            let letters = letters.list(&selection(*limit, None))?;
-            Ok(show_letters(&letters, *json))
+        Command::Dead(Dead::List { select, json }) => list(&letters, &select.selection()?, *json),
+        Command::Dead(Dead::Show { id, raw }) => {
+            show(&letters, id, if *raw { Form::Raw } else { Form::Record })
         }
-        Command::Dead(Dead::Replay { limit, id, dry_run: true }) => {
-            let letters = letters.list(&selection(*limit, id.as_deref()))?;
-            doubt(letters.len() as u64, &broker, &queue)?;
-            Ok(told_of_a_replay(&letters, id.as_deref()))
+        Command::Dead(Dead::Replay { select, dry_run: true }) => {
+            told_would_be_replayed(&letters, &select.selection()?)
         }
-        Command::Dead(Dead::Replay { limit, id, dry_run: false }) => {
-            let replay = letters.replay(&selection(*limit, id.as_deref()))?;
-            doubt(replay.replayed, &broker, &queue)?;
-            Ok(told_replayed(&replay, id.as_deref()))
+        Command::Dead(Dead::Replay { select, dry_run: false }) => {
+            Ok(told_replayed(&letters.replay(&select.selection()?)?))
         }
-        Command::Dead(Dead::Purge { yes }) => {
-            require_yes(*yes, &format!("{}.dead", queue.name()))?;
-            let purged = letters.purge()?;
-            doubt(purged, &broker, &queue)?;
-            told_purged(purged)
+        Command::Dead(Dead::Purge { select, yes }) => {
+            let selection = select.selection()?;
+            require_yes(*yes, &format!("dead letters of '{}'", queue.name()))?;
+            let purge = letters.purge(&selection)?;
+            Ok(told_purged(purge.purged, &purge.missing))
         }
     }
 }
 
-/// There may be no dead letters because there is no such queue.
-fn doubt(letters: u64, broker: &Broker, queue: &Queue) -> Result<(), Error> {
-    if letters == 0 { Inspector::new(broker, queue).status().map(drop) } else { Ok(()) }
-}
-
-fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> {
-    let status = Inspector::new(broker, queue).status()?;
+fn status(broker: &Broker, asked: &QueueArgs, as_json: bool) -> Result<Exit, Error> {
+    let queue = asked.queue();
+    let mut inspector = Inspector::new(broker, &queue);
+    let status = inspector.status()?;
+    let kind = inspector.queue_type()?;
+    if let Some(kind) = kind.filter(|kind| *kind != asked.type_name()) {
+        warn!("'{}' is a {kind} queue; to work it, say --queue-type {kind}", queue.name());
+    }
     if as_json {
         let queues: Vec<Value> = status
             .delayed
@@ -179,6 +253,7 @@ fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> 
             .collect();
         return Ok(print([json!({
             "queue": queue.name(),
+            "type": kind,
             "ready": status.ready,
             "unacked": null,
             "consumers": status.consumers,
@@ -189,6 +264,7 @@ fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> 
     }
     let mut lines = vec![
         format!("queue      {}", queue.name()),
+        format!("type       {}", kind.unwrap_or("not told")),
         format!("ready      {}", status.ready),
         format!("consumers  {}", status.consumers),
         format!("retry      {}", status.delayed_tasks()),
@@ -209,17 +285,17 @@ fn check(broker: &Broker, queue: &Queue) -> Exit {
     let mut lines = Vec::new();
     for check in Inspector::new(broker, queue).check() {
         match &check.result {
-            Ok(found) => lines.push(format!("ok    {:<8} {found}", check.name)),
+            Ok(found) => {
+                let sign = if check.warns { "warn" } else { "ok" };
+                lines.push(format!("{sign:<4}  {:<8} {found}", check.name));
+            }
             Err(error) => {
                 lines.push(format!("FAIL  {:<8} {}", check.name, error.chain()));
                 exit = exit_for(error);
             }
         }
     }
-    match print(lines) {
-        Exit::Success => exit,
-        unwritable => unwritable,
-    }
+    print(lines).then(|| exit)
 }
 
 fn exit_for(error: &Error) -> Exit {
@@ -230,153 +306,100 @@ fn exit_for(error: &Error) -> Exit {
     }
 }
 
-fn told_of_a_replay(letters: &[Letter], id: Option<&str>) -> Exit {
-    match show_letters(letters, false) {
-        Exit::Success => told_selected(letters.len() as u64, "would be replayed", id),
-        unwritable => unwritable,
+/// Lists the letters. Of a letter nothing is kept but its row, and the rows are printed when all
+/// letters are back: whoever reads them may take a long time. JSON has whole bodies, and is printed
+/// letter by letter.
+fn list(letters: &Letters, selection: &Selection, as_json: bool) -> Result<Exit, Error> {
+    if as_json {
+        return list_as_json(letters, selection);
     }
+    let (rows, missing) = rows(letters, selection)?;
+    let printed = print([letter::heading()].into_iter().chain(rows));
+    Ok(printed.then(|| told_missing(&missing)))
 }
 
-fn told_replayed(replay: &Replay, id: Option<&str>) -> Exit {
-    let told = told_selected(replay.replayed, "replayed", id);
+fn rows(letters: &Letters, selection: &Selection) -> Result<(Vec<String>, Vec<String>), Error> {
+    let mut rows = Vec::new();
+    let missing = letters.for_each(selection, |letter| {
+        rows.push(letter::row(&letter));
+        ControlFlow::Continue(())
+    })?;
+    Ok((rows, missing))
+}
+
+fn list_as_json(letters: &Letters, selection: &Selection) -> Result<Exit, Error> {
+    let (mut before, mut printed) = ("[", Ok(()));
+    let missing = letters.for_each(selection, |letter| {
+        printed = write_out(format!("{before}{}", letter::as_object(&letter)).as_bytes());
+        before = ",\n";
+        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    let end = if before == "[" { "[]\n" } else { "]\n" };
+    let printed = printed.and_then(|()| write_out(end.as_bytes()));
+    Ok(told_printed(printed).then(|| told_missing(&missing)))
+}
+
+fn show(letters: &Letters, id: &str, form: Form) -> Result<Exit, Error> {
+    let mut printed = Exit::Success;
+    let missing = letters.for_each(&Selection::all().id(id).limit(1), |letter| {
+        printed = match form {
+            Form::Raw => told_printed(write_out(letter.task().body())),
+            Form::Record => print(letter::record(&letter)),
+        };
+        ControlFlow::Break(())
+    })?;
+    Ok(printed.then(|| told_missing(&missing)))
+}
+
+fn told_would_be_replayed(letters: &Letters, selection: &Selection) -> Result<Exit, Error> {
+    let (rows, missing) = rows(letters, selection)?;
+    let count = format!("{} would be replayed", rows.len());
+    let printed = print([letter::heading()].into_iter().chain(rows).chain([count]));
+    Ok(printed.then(|| told_missing(&missing)))
+}
+
+fn told_replayed(replay: &Replay) -> Exit {
+    let printed = print([format!("{} replayed", replay.replayed)]);
     if let Some(reason) = &replay.stopped {
-        error!("a task was not confirmed, and its letter stays; so do those behind it: {reason}");
+        error!("a task was not confirmed, and its letter stays; so do those after it: {reason}");
         return Exit::Failed;
     }
-    told
+    printed.then(|| told_missing(&replay.missing))
 }
 
 /// None is what was asked for, unless one was asked for by its id.
-fn told_selected(count: u64, what: &str, id: Option<&str>) -> Exit {
-    match print([format!("{count} {what}")]) {
-        Exit::Success if count == 0 && id.is_some() => {
-            error!("no dead letter has this id");
-            Exit::Failed
-        }
-        exit => exit,
+fn told_missing(ids: &[String]) -> Exit {
+    if ids.is_empty() {
+        return Exit::Success;
     }
+    let ids: Vec<String> = ids.iter().map(|id| letter::printable(id, 256)).collect();
+    error!("no such dead letter: {}", ids.join(", "));
+    Exit::Failed
 }
 
-fn show_letters(letters: &[Letter], as_json: bool) -> Exit {
-    if as_json {
-        let array: Vec<Value> = letters.iter().map(as_object).collect();
-        return print([Value::from(array)]);
-    }
-    let heading =
-        format!("{:<36}  {:<20}  {:>8}  {:<40}  {}", "ID", "DIED", "ATTEMPTS", "BODY", "REASON");
-    let rows = letters.iter().map(|letter| {
-        let record = letter.record();
-        let body = String::from_utf8_lossy(letter.task().body());
-        format!(
-            "{:<36}  {:<20}  {:>8}  {:<40}  {}",
-            printable(letter.task().id().unwrap_or("-"), 255),
-            time(record.last_failure).unwrap_or_else(|| "-".into()),
-            record.attempts,
-            printable(&body, 40),
-            both_ends(&record.reason, 200),
-        )
-    });
-    print([heading].into_iter().chain(rows))
-}
-
-fn as_object(letter: &Letter) -> Value {
-    let task = letter.task();
-    let mut object = record_as_object(&letter.record());
-    object["id"] = json!(task.id());
-    object["enqueued_at"] = json!(time(task.enqueued_at()));
-    object["body"] = json!(String::from_utf8_lossy(task.body()));
-    object["bytes"] = json!(task.body().len());
-    object["history"] = letter.history().iter().map(record_as_object).collect();
-    object
-}
-
-fn record_as_object(record: &Record) -> Value {
-    json!({
-        "queue": record.queue,
-        "attempts": record.attempts,
-        "first_failure": time(record.first_failure),
-        "last_failure": time(record.last_failure),
-        "reason": record.reason,
-        "host": record.host,
-        "version": record.version,
-    })
-}
-
-fn selection(limit: Option<u64>, id: Option<&str>) -> Selection {
-    let mut selection = Selection::all();
-    if let Some(limit) = limit {
-        selection = selection.limit(limit);
-    }
-    if let Some(id) = id {
-        selection = selection.id(id);
-    }
-    selection
-}
-
-fn require_yes(yes: bool, queue: &str) -> Result<(), Error> {
+fn require_yes(yes: bool, what: &str) -> Result<(), Error> {
     if yes {
         return Ok(());
     }
-    Err(Error::setting(
-        "purge",
-        format!("it would throw away what is in '{queue}'; add --yes to do it"),
-    ))
+    Err(Error::setting("purge", format!("it would throw away {what}; add --yes to do it")))
 }
 
-fn told_purged(purged: u64) -> Result<Exit, Error> {
-    Ok(print([format!("{purged} thrown away")]))
+fn told_purged(purged: u64, missing: &[String]) -> Exit {
+    print([format!("{purged} thrown away")]).then(|| told_missing(missing))
 }
 
-/// On one line, without anything a terminal would act on, at most `width` characters.
-fn printable(text: &str, width: usize) -> String {
-    shortened(text, width.saturating_sub(1), 0)
-}
-
-/// The same, but what is left out is in the middle: a reason begins with what happened, and ends
-/// with the last lines of what a command said of it.
-fn both_ends(text: &str, width: usize) -> String {
-    let begin = width / 4;
-    shortened(text.trim_end(), begin, width.saturating_sub(begin + 1))
-}
-
-fn shortened(text: &str, begin: usize, end: usize) -> String {
-    let plain: Vec<char> =
-        text.chars().map(|it| if acts_on_a_terminal(it) { ' ' } else { it }).collect();
-    match plain.len().checked_sub(end) {
-        Some(tail) if tail > begin + 1 => {
-            plain[..begin].iter().chain(&['…']).chain(&plain[tail..]).collect()
-        }
-        _ => plain.into_iter().collect(),
-    }
-}
-
-/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
-fn acts_on_a_terminal(letter: char) -> bool {
-    letter.is_control()
-        || matches!(
-            letter,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
-        )
-}
-
-fn time(time: Option<SystemTime>) -> Option<String> {
-    // The calendar of humantime ends with the year 9999.
-    const LAST: Duration = Duration::from_secs(253_402_300_799);
-    let time = time.filter(|it| it.duration_since(UNIX_EPOCH).is_ok_and(|since| since <= LAST))?;
-    Some(humantime::format_rfc3339_seconds(time).to_string())
-}
-
-/// Prints lines; whoever stops reading them wanted no more.
+/// Prints lines, up to the first that cannot be printed.
 fn print(lines: impl IntoIterator<Item = impl std::fmt::Display>) -> Exit {
-    for line in lines {
-        match print_line(line) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Success,
-            Err(error) => {
-                error!("standard output cannot be written: {error}");
-                return Exit::Failed;
-            }
+    told_printed(lines.into_iter().try_for_each(print_line))
+}
+
+/// Whoever stops reading wanted no more.
+fn told_printed(printed: io::Result<()>) -> Exit {
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            error!("standard output cannot be written: {error}");
+            Exit::Failed
         }
+        _ => Exit::Success,
     }
-    Exit::Success
 }

@@ -125,6 +125,10 @@ pub(crate) enum Verdict {
 /// The argument of a consumer for its priority (<https://www.rabbitmq.com/docs/consumer-priority>).
 const PRIORITY: &str = "x-priority";
 
+/// What a quorum queue that has lost the majority of its nodes gives no answer to.
+const ASKING_THE_LEADER: &str =
+    "asking the quorum queue's leader, as if most of its nodes were down or out of reach";
+
 /// How long leaving may take: the cancel of a subscription, the close of a channel. Shorter
 /// than other calls, because a stop waits for it.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -190,6 +194,15 @@ impl Channel {
         Ok(got.map(|got| take_apart(got.delivery)))
     }
 
+    /// Takes the first messages of a queue, as many as there are up to `most`: three answers of the
+    /// broker for all of them, where [`get`](Channel::get) needs one for each. What the broker
+    /// sends of what is ready comes before its answer to the cancel; less than `most` is no proof
+    /// that nothing is left.
+    pub(crate) fn take(&self, name: &str, most: u16) -> Result<Vec<(Unsettled, Received)>, Cause> {
+        let Left { arrived, ended } = self.consume(name, most, Acks::Manual)?.leave();
+        ended.map_or(Ok(arrived), Err)
+    }
+
     /// Takes a message and gives it back to its place; says whether there was one.
     pub(crate) fn look(&self, name: &str) -> Result<bool, Cause> {
         let Some((unsettled, _)) = self.get(name)? else { return Ok(false) };
@@ -239,6 +252,34 @@ impl Channel {
         }
     }
 
+    /// Registers a consumer that is sent nothing, and cancels it. To register one, a quorum queue
+    /// needs the majority of its nodes. RabbitMQ before 4.0 reads the credit from this argument,
+    /// as its own AMQP 1.0 plugin sets it; a later one would send a task.
+    pub(crate) fn consume_nothing(&self, queue: &str) -> Result<(), Cause> {
+        self.ask("setting the prefetch", |inner| inner.qos(0, 1, false))?;
+        let mut credit = FieldTable::new();
+        credit.insert("credit".into(), AmqpValue::LongLongInt(0));
+        credit.insert("drain".into(), AmqpValue::Boolean(false));
+        let mut arguments = FieldTable::new();
+        arguments.insert("x-credit".into(), AmqpValue::FieldTable(credit));
+        let options = ConsumerOptions { arguments, ..ConsumerOptions::default() };
+        let asked = self.ask(ASKING_THE_LEADER, |inner| inner.basic_consume(queue, options))?;
+        let Left { arrived, ended } = Subscription { inner: asked, channel: self }.leave();
+        if !arrived.is_empty() {
+            self.give_back_all()?;
+        }
+        ended.map_or(Ok(()), Err)
+    }
+
+    /// Looks whether an empty queue is empty, which a quorum queue only knows with the majority of
+    /// its nodes.
+    pub(crate) fn look_for_nothing(&self, queue: &str) -> Result<(), Cause> {
+        match self.ask(ASKING_THE_LEADER, |inner| inner.basic_get(queue, false))? {
+            Some(_) => self.give_back_all(),
+            None => Ok(()),
+        }
+    }
+
     /// Puts the channel in confirm mode. To be called before the first publish: the listeners
     /// travel in the same queue as the publishes (amiquip 0.4.2 io_loop_handle.rs:64).
     pub(crate) fn confirm_publishes(&self) -> Result<PublishEnds, Cause> {
@@ -261,7 +302,14 @@ impl Channel {
         self.tell_within(limit, "publishing", |inner| inner.basic_publish("", publish))
     }
 
-    /// The only place that acks, nacks or rejects.
+    /// Gives back all that was taken on this channel and not settled. The broker needs the square
+    /// of their number to take back many one by one, and a moment for all together.
+    pub(crate) fn give_back_all(&self) -> Result<(), Cause> {
+        self.settled.set(true);
+        self.tell_within(self.limit, "giving back", |inner| inner.nack_all(true))
+    }
+
+    /// The only other place that acks, nacks or rejects.
     pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), Cause> {
         self.settled.set(true);
         let shell = unsettled.shell;

@@ -77,6 +77,17 @@ pub enum Error {
         /// Why, with the broker's code and text where it gave them.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// The broker was asked for a change, and the session ended before it answered: the change may
+    /// have happened, or may still happen.
+    #[non_exhaustive]
+    Unanswered {
+        /// What was asked for.
+        doing: &'static str,
+        /// The queue.
+        queue: String,
+        /// Why there was no answer.
+        source: Box<Error>,
+    },
     /// Each session that takes from the queue dies of bytes that the client library cannot parse,
     /// most likely of a message in it.
     #[non_exhaustive]
@@ -111,7 +122,10 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Error::Unreachable { .. } | Error::SessionLost { .. } | Error::NoThread { .. }
+            Error::Unreachable { .. }
+                | Error::SessionLost { .. }
+                | Error::Unanswered { .. }
+                | Error::NoThread { .. }
         )
     }
 
@@ -149,6 +163,16 @@ impl Error {
         Error::SessionLost { address: address.into(), source: Box::new(cause) }
     }
 
+    /// What this means after the broker was asked for a change of `queue`.
+    pub(crate) fn unanswered(doing: &'static str, queue: &str, error: Error) -> Error {
+        match error {
+            error @ Error::SessionLost { .. } => {
+                Error::Unanswered { doing, queue: queue.into(), source: Box::new(error) }
+            }
+            error => error,
+        }
+    }
+
     /// What the end of a channel means for the use of `queue`: a refusal that a person has to
     /// act on, or a lost session.
     pub(crate) fn from_queue_use(queue: &str, address: &str, cause: Cause) -> Error {
@@ -181,7 +205,8 @@ fn explain_mismatch(text: &str) -> String {
         Some((argument, asked, has)) => {
             // A quorum queue is declared with it here, and a classic one is not.
             let is_of_a_type = argument == "x-dead-letter-exchange";
-            let hint = if is_of_a_type { ", as where the queue type is another" } else { "" };
+            let hint =
+                if is_of_a_type { ", as if one is a quorum queue and the other not" } else { "" };
             format!("{argument} is {has} there, and {asked} was asked for{hint}")
         }
         None => text.to_string(),
@@ -237,6 +262,11 @@ impl fmt::Display for Error {
                 write!(f, "the broker refused the use of queue '{queue}': {text}")
             }
             Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),
+            Error::Unanswered { doing, queue, .. } => write!(
+                f,
+                "no answer to the {doing} of queue '{queue}'; it may still happen, so look at the \
+                 queue before you ask again"
+            ),
             Error::Poisoned { queue } => write!(
                 f,
                 "each session that takes from queue '{queue}' dies of bytes that cannot be \
@@ -256,6 +286,7 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Error::SessionLost { source, .. } => Some(source.as_ref()),
+            Error::Unanswered { source, .. } => Some(source.as_ref()),
             Error::NoThread { source } => Some(source),
             _ => None,
         }
@@ -286,8 +317,8 @@ mod tests {
         assert_eq!(explain_mismatch(text), wanted);
         let text = "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received \
                     none but current is the value '' of type 'longstr'";
-        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for, as where the \
-                      queue type is another";
+        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for, as if one \
+                      is a quorum queue and the other not";
         assert_eq!(explain_mismatch(text), wanted);
     }
 

@@ -12,6 +12,7 @@ use crate::census::{Census, Channels};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
 use crate::error::{Error, read_mismatch};
+use crate::kind::Kind;
 use crate::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
 use crate::shutdown::Signal;
@@ -58,6 +59,8 @@ pub struct Check {
     pub name: &'static str,
     /// What was found; or what is wrong.
     pub result: Result<String, Error>,
+    /// Whether what was found is no fault, but calls for attention.
+    pub warns: bool,
 }
 
 /// What the broker says to a declaration of a queue that is there.
@@ -78,6 +81,9 @@ type Step = fn(&mut Inspector) -> Result<String, Error>;
 /// The argument for how long a queue stays unused, in milliseconds, from 1
 /// (<https://www.rabbitmq.com/docs/ttl#queue-ttl>).
 const EXPIRES: &str = "x-expires";
+
+/// From this version on, a consumer cannot ask for no credit.
+const UNCREDITED_SINCE: (u32, u32) = (4, 0);
 
 /// How long the broker may take to say that it blocks publishers.
 const BLOCKED_WITHIN: Duration = Duration::from_secs(2);
@@ -151,11 +157,12 @@ impl Inspector {
         for (name, step) in steps {
             let result = step(self);
             let failed = result.is_err();
-            checks.push(Check { name, result });
+            checks.push(Check { name, result, warns: false });
             if failed {
-                break;
+                return checks;
             }
         }
+        checks.extend(self.warn_of_waiting_tasks());
         checks
     }
 
@@ -163,24 +170,28 @@ impl Inspector {
     /// queues stays.
     ///
     /// # Errors
-    /// As [`status`](Inspector::status).
+    /// As [`status`](Inspector::status). [`Error::Unanswered`] when the broker was asked for it
+    /// and gave no answer, as without a majority of the nodes of a quorum queue: it may still
+    /// happen.
     ///
     /// # Blocking
     /// For an answer of the broker.
     pub fn purge(&mut self) -> Result<u64, Error> {
-        self.purge_target(Target::Work)
+        self.purge_target(Target::Work)?.ok_or_else(|| missing(self.queue.name()))
     }
 
-    pub(crate) fn purge_target(&mut self, target: Target) -> Result<u64, Error> {
+    /// `None` when there is no such queue.
+    pub(crate) fn purge_target(&mut self, target: Target) -> Result<Option<u64>, Error> {
         let name = self.queue.name_of(target);
-        match self.ask(|channel| channel.purge(&name))? {
-            Some(purged) => Ok(purged),
-            None => Err(missing(&name)),
-        }
+        // Until then, nothing was asked for.
+        self.count(target)?;
+        let purged = self.ask(|channel| channel.purge(&name));
+        purged.map_err(|error| Error::unanswered("purge", &name, error))
     }
 
     fn check_connection(&mut self) -> Result<Vec<Check>, Vec<Check>> {
-        let ok = |name, text: &str| Check { name, result: Ok(text.to_string()) };
+        let ok = |name, text: &str| Check { name, result: Ok(text.to_string()), warns: false };
+        let fail = |name, error| Check { name, result: Err(error), warns: false };
         let opened = self
             .queue
             .validate()
@@ -190,31 +201,63 @@ impl Inspector {
                 Ok(vec![ok("connect", &address), ok("login", "accepted"), ok("vhost", "accepted")])
             }
             Err(error @ Error::LoginRefused { .. }) => {
-                let login = Check { name: "login", result: Err(error) };
-                Err(vec![ok("connect", &self.broker.to_string()), login])
+                Err(vec![ok("connect", &self.broker.to_string()), fail("login", error)])
             }
             Err(error @ Error::VhostRefused { .. }) => {
-                let vhost = Check { name: "vhost", result: Err(error) };
                 let connect = ok("connect", &self.broker.to_string());
-                Err(vec![connect, ok("login", "accepted"), vhost])
+                Err(vec![connect, ok("login", "accepted"), fail("vhost", error)])
             }
-            Err(error @ Error::InvalidSetting { .. }) => {
-                Err(vec![Check { name: "settings", result: Err(error) }])
-            }
-            Err(error) => Err(vec![Check { name: "connect", result: Err(error) }]),
+            Err(error @ Error::InvalidSetting { .. }) => Err(vec![fail("settings", error)]),
+            Err(error) => Err(vec![fail("connect", error)]),
         }
     }
 
     fn check_queue(&mut self) -> Result<String, Error> {
         let count = self.count_queue()?;
         let queue = self.queue.clone();
+        let kind = Kind::of(self, queue.name())?;
+        kind.refuse_stream(queue.name())?;
         let mut told = format!("{} ready, {} consumers", count.ready, count.consumers);
         if queue.declaration() == Declaration::Declare {
             // It is there, so this creates nothing; it compares.
-            self.ask(|channel| channel.declare(&queue))?;
+            let declared = self.ask(|channel| channel.declare(&queue));
+            let declared = declared.and_then(|_| match kind.name() {
+                // Made without a type where that is the virtual host's default.
+                Some(there) if !queue.is_of_type(there) => Err(other_type(&queue, there)),
+                _ => Ok(()),
+            });
+            declared.map_err(|error| explain_type(error, &kind, &queue))?;
             told.push_str(", declared with these arguments");
         }
+        if matches!(kind, Kind::Quorum(_)) {
+            told.push_str(", a quorum queue");
+            told.push_str(self.check_majority(Target::Work, count.ready)?);
+        }
         Ok(told)
+    }
+
+    /// Asks a quorum queue for something that takes the majority of its nodes; a count does not.
+    fn check_majority(&mut self, target: Target, ready: u64) -> Result<&'static str, Error> {
+        let name = self.queue.name_of(target);
+        let asked = if self.broker_version()?.unwrap_or_default() < UNCREDITED_SINCE {
+            self.ask_about(&name, |channel| channel.consume_nothing(&name))
+        } else if ready == 0 {
+            self.ask_about(&name, |channel| channel.look_for_nothing(&name))
+        } else {
+            return Ok("; not tried whether most of its nodes are up, as tasks wait in it");
+        };
+        match asked {
+            // Whether it may be consumed is another question.
+            Ok(_) | Err(Error::QueueRefused { .. }) => Ok(""),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn warn_of_waiting_tasks(&mut self) -> Option<Check> {
+        let waits = |count: &Count| count.ready > 0 && count.consumers == 0;
+        let count = self.count_queue().ok().filter(waits)?;
+        let text = format!("no consumer, and {} tasks wait: is a worker running?", count.ready);
+        Some(Check { name: "workers", result: Ok(text), warns: true })
     }
 
     /// Publishes a task to a queue that nobody has: the broker returns it, or says why not.
@@ -263,7 +306,12 @@ impl Inspector {
         };
         let plans = self.queue.plans(Target::Dead);
         match self.ask(|channel| plans.iter().try_for_each(|plan| channel.declare_as(plan))) {
-            Ok(_) => Ok(format!("{ready} letters, declared with these arguments")),
+            Ok(_) => {
+                let replicated = plans.iter().any(Plan::is_replicated);
+                let majority =
+                    if replicated { self.check_majority(Target::Dead, ready)? } else { "" };
+                Ok(format!("{ready} letters, declared with these arguments{majority}"))
+            }
             Err(Error::QueueMismatch { text, .. } | Error::QueueRefused { text, .. }) => {
                 Ok(format!("{ready} letters, used as it is: {text}"))
             }
@@ -319,6 +367,26 @@ impl Inspector {
         // The answer was a refusal, which took the channel with it.
         self.forget_channel();
         asked.map(drop)
+    }
+
+    /// The queue's type: `classic`, `quorum` or `stream`. `None` if the broker does not tell it, as
+    /// to a login that may not declare the queue. RabbitMQ notes in its log if it is not a plain
+    /// classic queue, nor the one that is asked for.
+    ///
+    /// # Errors
+    /// As [`status`](Inspector::status).
+    ///
+    /// # Blocking
+    /// For some answers of the broker, each bounded by its limits.
+    pub fn queue_type(&mut self) -> Result<Option<&'static str>, Error> {
+        self.count_queue()?;
+        for plan in self.queue.plans(Target::Work) {
+            if plan.is_replicated() && self.compare(&plan)? == Comparison::Same {
+                return Ok(Some("quorum"));
+            }
+        }
+        let name = self.queue.name().to_string();
+        Ok(Kind::of(self, &name)?.name())
     }
 
     /// Compares a queue that is there with a declaration.
@@ -471,6 +539,21 @@ fn read_comparison(code: u16, text: String) -> Comparison {
     }
 }
 
-fn missing(queue: &str) -> Error {
+/// Names the type if that is what differs; the broker names an argument that goes with it.
+fn explain_type(error: Error, kind: &Kind, asked: &Queue) -> Error {
+    match (error, kind.name()) {
+        (Error::QueueMismatch { .. }, Some(there)) if !asked.is_of_type(there) => {
+            other_type(asked, there)
+        }
+        (error, _) => error,
+    }
+}
+
+fn other_type(asked: &Queue, there: &str) -> Error {
+    let text = format!("it is a {there} queue there (--queue-type {there})");
+    Error::QueueMismatch { queue: asked.name().into(), text }
+}
+
+pub(crate) fn missing(queue: &str) -> Error {
     Error::QueueRefused { queue: queue.into(), text: "there is no such queue".into() }
 }

@@ -1,5 +1,6 @@
 //! Owns [`Letters`]: the dead letters of a queue, to be read, replayed and thrown away.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crate::broker::Broker;
@@ -7,13 +8,15 @@ use crate::cause::Cause;
 use crate::channel::{Channel, Settlement, Unsettled};
 use crate::connection::Connection;
 use crate::error::Error;
-use crate::inspect::Inspector;
+use crate::inspect::{Inspector, missing};
 use crate::looks::refuse_harmful_look;
 use crate::producer::Outcome;
 use crate::publisher::{Limits, Publisher, Settled, Until};
 use crate::queue::{Queue, Target};
 use crate::record::{Record, history_of, record_of, revived};
+use crate::selection::Selection;
 use crate::task::Task;
+use crate::walk::{MANY, Walk};
 
 /// The dead letters of one queue: tasks that failed for good, in `NAME.dead`.
 #[derive(Clone, Debug)]
@@ -28,21 +31,26 @@ pub struct Letter {
     task: Task,
 }
 
-/// Which letters to replay.
-#[derive(Clone, Debug, Default)]
-pub struct Selection {
-    limit: Option<u64>,
-    id: Option<String>,
-}
-
 /// How a replay went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Replay {
     /// How many tasks are on their queue again.
     pub replayed: u64,
+    /// The ids that were asked for and that no selected letter has.
+    pub missing: Vec<String>,
     /// Why it ended early, if it did: a task was not confirmed, and its letter stayed.
     pub stopped: Option<String>,
+}
+
+/// What a purge threw away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Purge {
+    /// How many letters are gone.
+    pub purged: u64,
+    /// The ids that were asked for and that no selected letter has.
+    pub missing: Vec<String>,
 }
 
 /// One at a time: whatever ends a replay, one task at most is published and its letter not acked.
@@ -69,36 +77,6 @@ impl Letter {
     }
 }
 
-impl Selection {
-    /// All letters there are.
-    #[must_use]
-    pub fn all() -> Selection {
-        Selection::default()
-    }
-
-    /// At most this many, the oldest first.
-    #[must_use]
-    pub fn limit(mut self, letters: u64) -> Selection {
-        self.limit = Some(letters);
-        self
-    }
-
-    /// Only those whose task has this id.
-    #[must_use]
-    pub fn id(mut self, id: impl Into<String>) -> Selection {
-        self.id = Some(id.into());
-        self
-    }
-
-    fn takes(&self, task: &Task) -> bool {
-        self.id.is_none() || self.id.as_deref() == task.id()
-    }
-
-    fn is_full(&self, selected: u64) -> bool {
-        self.limit.is_some_and(|limit| selected >= limit)
-    }
-}
-
 impl Letters {
     /// The dead letters of this queue.
     #[must_use]
@@ -106,8 +84,9 @@ impl Letters {
         Letters { broker: broker.clone(), queue: queue.clone() }
     }
 
-    /// Reads letters, oldest first. They stay where they are, in their order; while they are
-    /// read, nobody else sees them.
+    /// Reads letters, oldest first, one after the other, until `visit` breaks. They stay where they
+    /// are, in their order. While they are read, nobody else sees them: do not let `visit` wait.
+    /// Returns the ids that were asked for and that no selected letter has.
     ///
     /// # Errors
     /// As [`Inspector::status`]; a queue that never had a dead letter has none.
@@ -116,93 +95,123 @@ impl Letters {
     /// when the client library cannot parse one of them.
     ///
     /// # Blocking
-    /// For one answer of the broker for each letter.
-    pub fn list(&self, selection: &Selection) -> Result<Vec<Letter>, Error> {
+    /// For three answers of the broker for each 32 letters; for more, if they are larger than
+    /// 128 KiB.
+    pub fn for_each(
+        &self,
+        selection: &Selection,
+        mut visit: impl FnMut(Letter) -> ControlFlow<()>,
+    ) -> Result<Vec<String>, Error> {
         self.refuse_harmful_look()?;
-        self.with_channel(|channel| {
+        let walked = self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
-            let (mut letters, mut held) = (Vec::new(), Vec::new());
-            while !selection.is_full(letters.len() as u64) {
-                let Some((unsettled, received)) = channel.get(&dead)? else { break };
-                held.push(unsettled);
-                if selection.takes(&received.task) {
-                    letters.push(Letter { task: received.task });
-                }
-            }
-            give_back(channel, held)?;
-            Ok(Ok(letters))
-        })
-        .map(Option::unwrap_or_default)
+            let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
+            walk.go(|_, task| Ok(visit(Letter { task }))).map(|missing| Some(Ok(missing)))
+        })?;
+        Ok(walked.unwrap_or_else(|| all_ids(selection)))
     }
 
     /// Puts tasks back on their queue, as their producer sent them but for what would expire them,
     /// with their attempts at zero and their failures in their history. Each is published,
-    /// confirmed, and only then acked in the dead letters, before the next one is taken: killed at
-    /// any moment, this loses nothing, and at worst one task is in both places. Those that die
-    /// again meanwhile are not replayed twice.
+    /// confirmed, and only then acked in the dead letters, before the next one is published:
+    /// killed at any moment, this loses nothing, and at worst one task is in both places. Those
+    /// that die again meanwhile are not replayed twice.
     ///
     /// # Errors
     /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect);
-    /// [`Error::Poisoned`] as [`list`](Letters::list).
-    /// With an id, which takes a look at those before it, as [`list`](Letters::list).
+    /// [`Error::Poisoned`] as [`for_each`](Letters::for_each). With ids, a reason or an age, which
+    /// take a look at each letter, as [`for_each`](Letters::for_each). [`Error::Unanswered`] when
+    /// the session is lost after some tasks were put back.
     ///
     /// # Blocking
     /// For two answers of the broker for each letter; at most 30 s for a confirm.
     pub fn replay(&self, selection: &Selection) -> Result<Replay, Error> {
-        if selection.id.is_some() {
+        // Without a look, each letter that is taken is acked before the next one is taken.
+        let mut at_once = 1;
+        if selection.is_choosy() {
             self.refuse_harmful_look()?;
+            at_once = MANY;
         }
-        // Where the letters are deleted in the middle, those before are replayed all the same.
+        // If the letters are deleted in the middle, those before are replayed all the same.
         let mut replay = Replay::default();
-        self.with_channel(|channel| {
+        let walked = self.with_channel(|channel| {
             let dead = self.queue.name_of(Target::Dead);
-            let mut next = channel.get(&dead)?;
-            if next.is_none() && channel.count(&dead)?.ready == 0 {
-                return Ok(Ok(()));
-            }
+            let Some(walk) = Walk::begin(channel, dead, selection, at_once)? else {
+                return Ok(None);
+            };
             let mut publisher =
                 Publisher::new(&self.broker, &self.queue, LIMITS).giving_up_what_is_refused();
             if let Err(error) = publisher.connect() {
-                return Ok(Err(error));
+                return Ok(Some(Err(error)));
             }
-            let (mut selected, mut passed) = (0, Vec::new());
-            // Behind the first, whose answer waits for what others have just given back. A count
-            // overtakes that.
-            for _ in 0..=channel.count(&dead)?.ready {
-                if selection.is_full(selected) || replay.stopped.is_some() {
-                    break;
-                }
-                let letter = next.take().map_or_else(|| channel.get(&dead), |it| Ok(Some(it)))?;
-                let Some((unsettled, received)) = letter else { break };
-                if selection.takes(&received.task) {
-                    selected += 1;
-                    publisher.accept(revived(received.task), Target::Work, unsettled);
-                    publisher.pump(Until::Settled);
-                    settle(channel, publisher.take_settled(), &mut replay)?;
-                } else {
-                    passed.push(unsettled);
-                }
-            }
-            give_back(channel, passed)?;
+            let missing = walk.go(|unsettled, letter| {
+                publisher.accept(revived(letter), Target::Work, unsettled);
+                publisher.pump(Until::Settled);
+                settle(channel, publisher.take_settled(), &mut replay)
+            })?;
             publisher.close();
-            Ok(Ok(()))
-        })?;
+            Ok(Some(Ok(missing)))
+        });
+        let doing = "replay";
+        replay.missing = self.judge(walked, doing, replay.replayed, selection)?;
         Ok(replay)
     }
 
-    /// Throws all letters away; says how many.
+    /// Throws letters away; says how many. All of them at once, or those that are selected one by
+    /// one.
     ///
     /// # Errors
-    /// As [`Inspector::status`].
+    /// As [`Inspector::status`]. With ids, a reason or an age, as [`for_each`](Letters::for_each).
+    /// [`Error::Unanswered`] when the broker was asked for it and gave no answer.
     ///
     /// # Blocking
-    /// For an answer of the broker.
-    pub fn purge(&self) -> Result<u64, Error> {
+    /// For an answer of the broker; for selected letters as [`for_each`](Letters::for_each).
+    pub fn purge(&self, selection: &Selection) -> Result<Purge, Error> {
+        if selection.is_all() {
+            return self.purge_all();
+        }
+        if selection.is_choosy() {
+            self.refuse_harmful_look()?;
+        }
+        let mut purge = Purge::default();
+        let walked = self.with_channel(|channel| {
+            let dead = self.queue.name_of(Target::Dead);
+            let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
+            let missing = walk.go(|unsettled, _| {
+                channel.settle(unsettled, Settlement::Ack)?;
+                purge.purged += 1;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(Some(Ok(missing)))
+        });
+        purge.missing = self.judge(walked, "purge", purge.purged, selection)?;
+        Ok(purge)
+    }
+
+    fn purge_all(&self) -> Result<Purge, Error> {
         self.queue.validate_for_delays()?;
         let mut inspector = Inspector::new(&self.broker, &self.queue);
-        match inspector.purge_target(Target::Dead) {
-            Err(Error::QueueRefused { text, .. }) if text.contains("no such queue") => Ok(0),
-            purged => purged,
+        if let Some(purged) = inspector.purge_target(Target::Dead)? {
+            return Ok(Purge { purged, missing: Vec::new() });
+        }
+        self.refuse_missing_queue()?;
+        Ok(Purge::default())
+    }
+
+    /// The ids that were not found, or what the end of a session means after so many changes.
+    fn judge(
+        &self,
+        walked: Result<Option<Vec<String>>, Error>,
+        doing: &'static str,
+        changes: u64,
+        selection: &Selection,
+    ) -> Result<Vec<String>, Error> {
+        match walked {
+            Ok(missing) => Ok(missing.unwrap_or_else(|| all_ids(selection))),
+            Err(error) if changes > 0 => {
+                Err(Error::unanswered(doing, &self.queue.name_of(Target::Dead), error))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -213,11 +222,21 @@ impl Letters {
         refuse_harmful_look(&mut inspector, &self.queue)
     }
 
-    /// Works on a channel of its own, and closes it in order; `None` when there is no queue of
-    /// dead letters. What was taken and not settled is back when the channel is closed.
+    /// There may be no queue of dead letters because there is no such queue at all.
+    fn refuse_missing_queue(&self) -> Result<(), Error> {
+        match Inspector::new(&self.broker, &self.queue).count(Target::Work) {
+            Ok(None) => Err(missing(self.queue.name())),
+            // A login that may not see the queue may still take care of its dead letters.
+            Ok(Some(_)) | Err(Error::QueueRefused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Works on a channel of its own, and closes it in order; `None` when there are no dead
+    /// letters.
     fn with_channel<T>(
         &self,
-        work: impl FnOnce(&Channel) -> Result<Result<T, Error>, Cause>,
+        work: impl FnOnce(&Channel) -> Result<Option<Result<T, Error>>, Cause>,
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
@@ -233,10 +252,10 @@ impl Letters {
             Ok(done) => {
                 // Everything is settled and answered: how this ends changes nothing.
                 let _ = connection.close();
-                done.map(Some)
+                done.transpose()
             }
             Err(cause) => match connection.end(Some(cause)) {
-                cause if cause.is_not_there() => Ok(None),
+                cause if cause.is_not_there() => self.refuse_missing_queue().map(|()| None),
                 Cause::Malformed(_) => {
                     Err(Error::Poisoned { queue: self.queue.name_of(Target::Dead) })
                 }
@@ -249,24 +268,27 @@ impl Letters {
     }
 }
 
-/// Acks the letters whose tasks are confirmed, and gives the others back.
+fn all_ids(selection: &Selection) -> Vec<String> {
+    selection.named().cloned().collect()
+}
+
+/// Acks the letter whose task is confirmed. Another one stays, and so do those after it.
 fn settle(
     channel: &Channel,
     settled: Vec<Settled<Unsettled>>,
     replay: &mut Replay,
-) -> Result<(), Cause> {
+) -> Result<ControlFlow<()>, Cause> {
     for Settled { outcome, ticket, .. } in settled {
-        if outcome == Outcome::Confirmed {
-            channel.settle(ticket, Settlement::Ack)?;
-            replay.replayed += 1;
-        } else {
-            channel.settle(ticket, Settlement::GiveBack)?;
-            replay.stopped.get_or_insert(outcome.to_string());
+        match outcome {
+            Outcome::Confirmed => {
+                channel.settle(ticket, Settlement::Ack)?;
+                replay.replayed += 1;
+            }
+            Outcome::Unconfirmed { .. } => {
+                replay.stopped = Some(format!("{outcome}; it may be on its queue as well"));
+            }
+            outcome => replay.stopped = Some(outcome.to_string()),
         }
     }
-    Ok(())
-}
-
-fn give_back(channel: &Channel, letters: Vec<Unsettled>) -> Result<(), Cause> {
-    letters.into_iter().try_for_each(|letter| channel.settle(letter, Settlement::GiveBack))
+    Ok(if replay.stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
 }

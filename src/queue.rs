@@ -260,6 +260,14 @@ impl Queue {
         self.durability == Durability::Durable && self.declaration == Declaration::Declare
     }
 
+    /// Whether it is declared as of this type, named as in `x-queue-type`.
+    pub(crate) fn is_of_type(&self, name: &str) -> bool {
+        match self.kind {
+            QueueKind::Classic => name == CLASSIC,
+            QueueKind::Quorum => name == QUORUM,
+        }
+    }
+
     /// Whether the broker counts deliveries, and may itself make dead letters of tasks: by our
     /// declaration, or by a policy.
     pub(crate) fn counts_deliveries(&self) -> bool {

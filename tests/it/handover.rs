@@ -208,8 +208,9 @@ fn a_replay_killed_at_any_moment_loses_nothing() {
     assert_eq!(found.len() as u32, count);
     assert!(twice <= 8, "{twice} in both places after 8 kills");
     let broker = shared_broker().url().parse().expect("a URL");
-    let letters = Letters::new(&broker, &Queue::new(&queue)).list(&Selection::all());
-    assert!(letters.expect("a list").is_empty());
+    let letters = Letters::new(&broker, &Queue::new(&queue));
+    let left = letters.for_each(&Selection::all(), |letter| panic!("{letter:?} is left"));
+    assert_eq!(left.expect("a look"), Vec::<String>::new());
 }
 
 #[test]

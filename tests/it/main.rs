@@ -3,6 +3,7 @@
 mod addresses;
 mod child;
 mod connecting;
+mod dead;
 mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;

@@ -1,0 +1,178 @@
+//! How `queuectl` shows a dead letter: as a row, as a JSON object, as a record.
+
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rabbit_work::{Letter, Record, Task};
+use serde_json::{Value, json};
+
+/// What part of a body a row is made of: enough for its 40 letters.
+const BEGINNING: usize = 1024;
+
+/// What part of a body a record shows.
+const SHOWN: usize = 64 * 1024;
+
+pub(crate) fn heading() -> String {
+    format!("{:<36}  {:<20}  {:>8}  {:<40}  {}", "ID", "DIED", "ATTEMPTS", "BODY", "REASON")
+}
+
+pub(crate) fn row(letter: &Letter) -> String {
+    let record = letter.record();
+    format!(
+        "{:<36}  {:<20}  {:>8}  {:<40}  {}",
+        printable(letter.task().id().unwrap_or("-"), 255),
+        time(record.last_failure).unwrap_or_else(|| "-".into()),
+        record.attempts,
+        printable(&beginning(letter.task(), BEGINNING), 40),
+        both_ends(&record.reason, 200),
+    )
+}
+
+/// A body that is not UTF-8 has no form in JSON but that of its bytes.
+pub(crate) fn as_object(letter: &Letter) -> Value {
+    let task = letter.task();
+    let mut object = record_as_object(&letter.record());
+    object["id"] = json!(task.id());
+    object["enqueued_at"] = json!(time(task.enqueued_at()));
+    match str::from_utf8(task.body()) {
+        Ok(text) => object["body"] = json!(text),
+        Err(_) => object["body_base64"] = json!(base64(task.body())),
+    }
+    object["bytes"] = json!(task.body().len());
+    object["history"] = letter.history().iter().map(record_as_object).collect();
+    object
+}
+
+/// All that is known of a letter, one line each, its body last.
+pub(crate) fn record(letter: &Letter) -> Vec<String> {
+    let task = letter.task();
+    let mut lines = Vec::new();
+    let mut tell = |name: &str, value: Option<String>| {
+        lines.extend(value.map(|it| format!("{name:<15} {}", printable(&it, usize::MAX))));
+    };
+    tell("id", task.id().map(str::to_owned));
+    tell_record(&letter.record(), &mut tell);
+    for death in letter.history() {
+        let died = time(death.last_failure).unwrap_or_else(|| "-".into());
+        let told = format!("{died}, after {} attempts: {}", death.attempts, death.reason);
+        tell("died before", Some(told));
+    }
+    tell("enqueued at", time(task.enqueued_at()));
+    tell("content type", task.content_type().map(str::to_owned));
+    tell("priority", task.priority().map(|it| it.to_string()));
+    tell("correlation id", task.correlation_id().map(str::to_owned));
+    tell("reply to", task.reply_to().map(str::to_owned));
+    for (name, value) in task.headers_as_text() {
+        tell("header", Some(format!("{name}: {value}")));
+    }
+    tell("bytes", Some(task.body().len().to_string()));
+    tell("body", Some(beginning(task, SHOWN).into_owned()));
+    lines
+}
+
+fn tell_record(record: &Record, tell: &mut impl FnMut(&str, Option<String>)) {
+    let written = |text: &String| Some(text.clone()).filter(|it| !it.is_empty());
+    tell("queue", written(&record.queue));
+    tell("attempts", Some(record.attempts.to_string()));
+    tell("first failure", time(record.first_failure));
+    tell("last failure", time(record.last_failure));
+    tell("reason", written(&record.reason));
+    tell("host", written(&record.host));
+    tell("version", written(&record.version));
+}
+
+fn record_as_object(record: &Record) -> Value {
+    json!({
+        "queue": record.queue,
+        "attempts": record.attempts,
+        "first_failure": time(record.first_failure),
+        "last_failure": time(record.last_failure),
+        "reason": record.reason,
+        "host": record.host,
+        "version": record.version,
+    })
+}
+
+fn beginning(task: &Task, bytes: usize) -> Cow<'_, str> {
+    let body = task.body();
+    String::from_utf8_lossy(&body[..body.len().min(bytes)])
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for index in 0..4 {
+            let digit = (bits >> (18 - 6 * index)) & 63;
+            let is_padding = index > group.len();
+            text.push(if is_padding { '=' } else { char::from(ALPHABET[digit as usize]) });
+        }
+    }
+    text
+}
+
+/// On one line, without anything a terminal would act on, at most `width` characters.
+pub(crate) fn printable(text: &str, width: usize) -> String {
+    shortened(text, width.saturating_sub(1), 0)
+}
+
+/// The same, but what is left out is in the middle: a reason begins with what happened, and ends
+/// with the last lines of what a command said of it.
+fn both_ends(text: &str, width: usize) -> String {
+    let begin = width / 4;
+    shortened(text.trim_end(), begin, width.saturating_sub(begin + 1))
+}
+
+fn shortened(text: &str, begin: usize, end: usize) -> String {
+    let plain: Vec<char> =
+        text.chars().map(|it| if acts_on_a_terminal(it) { ' ' } else { it }).collect();
+    match plain.len().checked_sub(end) {
+        Some(tail) if tail > begin + 1 => {
+            plain[..begin].iter().chain(&['…']).chain(&plain[tail..]).collect()
+        }
+        _ => plain.into_iter().collect(),
+    }
+}
+
+/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
+fn acts_on_a_terminal(letter: char) -> bool {
+    letter.is_control()
+        || matches!(
+            letter,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
+        )
+}
+
+fn time(time: Option<SystemTime>) -> Option<String> {
+    // The calendar of humantime ends with the year 9999.
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    let time = time.filter(|it| it.duration_since(UNIX_EPOCH).is_ok_and(|since| since <= LAST))?;
+    Some(humantime::format_rfc3339_seconds(time).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        let pairs =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        for (text, encoded) in pairs {
+            assert_eq!(base64(text.as_bytes()), encoded);
+        }
+        assert_eq!(base64(&[0xFF, 0xFE, 0xFD]), "//79");
+    }
+
+    #[test]
+    fn what_is_left_out_of_a_reason_is_its_middle() {
+        assert_eq!(both_ends("short\n", 200), "short");
+        let long = both_ends(&format!("first{}last", "x".repeat(500)), 20);
+        assert!(long.starts_with("first…") && long.ends_with("last"), "{long}");
+        assert_eq!(long.chars().count(), 20);
+        assert_eq!(printable("a\tb\u{202e}c", 40), "a b c");
+    }
+}
