@@ -223,14 +223,6 @@ impl QueueArgs {
         &self.queue
     }
 
-    /// The type that was asked for, as in `x-queue-type`.
-    pub(crate) fn type_name(&self) -> &'static str {
-        match self.queue_type {
-            QueueType::Classic => "classic",
-            QueueType::Quorum => "quorum",
-        }
-    }
-
     pub(crate) fn queue(&self) -> Queue {
         if self.queue.contains(',') {
             warn!("--queue names one queue, '{}', with a comma in its name", self.queue);

@@ -34,7 +34,7 @@ pub(crate) fn as_object(letter: &Letter) -> Value {
     let mut object = record_as_object(&letter.record());
     object["id"] = json!(task.id());
     object["enqueued_at"] = json!(time(task.enqueued_at()));
-    match str::from_utf8(task.body()) {
+    match std::str::from_utf8(task.body()) {
         Ok(text) => object["body"] = json!(text),
         Err(_) => object["body_base64"] = json!(base64(task.body())),
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use cli::{BrokerArgs, Exit, QueueArgs, print_line, write_out};
-use log::{error, warn};
+use log::error;
 use rabbit_work::{Broker, Error, Inspector, Letters, Queue, Replay, Selection};
 use serde_json::{Value, json};
 
@@ -211,7 +211,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let queue = options.queue.queue();
     let letters = Letters::new(&broker, &queue);
     match &options.command {
-        Command::Status { json } => status(&broker, &options.queue, *json),
+        Command::Status { json } => status(&broker, &queue, *json),
         Command::Check => Ok(check(&broker, &queue)),
         Command::Purge { yes } => {
             require_yes(*yes, &format!("what is in '{}'", queue.name()))?;
@@ -237,14 +237,10 @@ fn run(options: &Options) -> Result<Exit, Error> {
     }
 }
 
-fn status(broker: &Broker, asked: &QueueArgs, as_json: bool) -> Result<Exit, Error> {
-    let queue = asked.queue();
-    let mut inspector = Inspector::new(broker, &queue);
+fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> {
+    let mut inspector = Inspector::new(broker, queue);
     let status = inspector.status()?;
     let kind = inspector.queue_type()?;
-    if let Some(kind) = kind.filter(|kind| *kind != asked.type_name()) {
-        warn!("'{}' is a {kind} queue; to work it, say --queue-type {kind}", queue.name());
-    }
     if as_json {
         let queues: Vec<Value> = status
             .delayed

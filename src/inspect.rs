@@ -15,6 +15,7 @@ use crate::error::{Error, read_mismatch};
 use crate::kind::Kind;
 use crate::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
+use crate::settling::{LIMITED_SINCE, dropping_quorum_queue};
 use crate::shutdown::Signal;
 use crate::task::Task;
 
@@ -219,14 +220,7 @@ impl Inspector {
         kind.refuse_stream(queue.name())?;
         let mut told = format!("{} ready, {} consumers", count.ready, count.consumers);
         if queue.declaration() == Declaration::Declare {
-            // It is there, so this creates nothing; it compares.
-            let declared = self.ask(|channel| channel.declare(&queue));
-            let declared = declared.and_then(|_| match kind.name() {
-                // Made without a type where that is the virtual host's default.
-                Some(there) if !queue.is_of_type(there) => Err(other_type(&queue, there)),
-                _ => Ok(()),
-            });
-            declared.map_err(|error| explain_type(error, &kind, &queue))?;
+            self.check_declaration(&kind)?;
             told.push_str(", declared with these arguments");
         }
         if matches!(kind, Kind::Quorum(_)) {
@@ -234,6 +228,32 @@ impl Inspector {
             told.push_str(self.check_majority(Target::Work, count.ready)?);
         }
         Ok(told)
+    }
+
+    /// A queue of another type than is asked for is a fault, unless a worker would use it: where a
+    /// virtual host makes quorum queues of those that are declared without a type.
+    fn check_declaration(&mut self, kind: &Kind) -> Result<(), Error> {
+        let queue = self.queue.clone();
+        // It is there, so this creates nothing; it compares.
+        let declared = self.ask(|channel| channel.declare(&queue)).map(drop);
+        let there = match kind.name() {
+            Some(there) if !queue.is_of_type(there) => there,
+            _ => return declared,
+        };
+        let made_here = queue.made_as_quorum().plans(Target::Work).swap_remove(0).without_type();
+        match declared {
+            Ok(()) if self.broker_version()?.is_some_and(|version| version >= LIMITED_SINCE) => {
+                Err(Error::setting("queue type", dropping_quorum_queue(queue.name())))
+            }
+            Err(Error::QueueMismatch { queue: name, .. }) => {
+                if queue.leaves_the_type_open() && self.compare(&made_here)? == Comparison::Same {
+                    return Ok(());
+                }
+                let text = format!("it is a {there} queue there (--queue-type {there})");
+                Err(Error::QueueMismatch { queue: name, text })
+            }
+            declared => declared,
+        }
     }
 
     /// Asks a quorum queue for something that takes the majority of its nodes; a count does not.
@@ -256,7 +276,7 @@ impl Inspector {
     fn warn_of_waiting_tasks(&mut self) -> Option<Check> {
         let waits = |count: &Count| count.ready > 0 && count.consumers == 0;
         let count = self.count_queue().ok().filter(waits)?;
-        let text = format!("no consumer, and {} tasks wait: is a worker running?", count.ready);
+        let text = format!("{} ready, and no consumer: is a worker running?", count.ready);
         Some(Check { name: "workers", result: Ok(text), warns: true })
     }
 
@@ -537,21 +557,6 @@ fn read_comparison(code: u16, text: String) -> Comparison {
         }
         None => Comparison::Refused(text),
     }
-}
-
-/// Names the type if that is what differs; the broker names an argument that goes with it.
-fn explain_type(error: Error, kind: &Kind, asked: &Queue) -> Error {
-    match (error, kind.name()) {
-        (Error::QueueMismatch { .. }, Some(there)) if !asked.is_of_type(there) => {
-            other_type(asked, there)
-        }
-        (error, _) => error,
-    }
-}
-
-fn other_type(asked: &Queue, there: &str) -> Error {
-    let text = format!("it is a {there} queue there (--queue-type {there})");
-    Error::QueueMismatch { queue: asked.name().into(), text }
 }
 
 pub(crate) fn missing(queue: &str) -> Error {

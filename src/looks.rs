@@ -7,13 +7,13 @@ use crate::error::Error;
 use crate::inspect::{Comparison, Inspector};
 use crate::kind::{Kind, Limit};
 use crate::queue::{Queue, Target};
+use crate::settling::LIMITED_SINCE;
 
 /// From this version on, giving back does not count
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
 const UNCOUNTED_SINCE: (u32, u32) = (4, 3);
 
-/// From this version on, a quorum queue that was declared without a limit has one, of 20.
-const LIMITED_SINCE: (u32, u32) = (4, 0);
+/// That of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
 const USUAL_LIMIT: &str = "20";
 
 /// Refuses dead letters that looks would destroy. Our own queue of them has no limit; a limit

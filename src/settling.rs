@@ -28,7 +28,7 @@ pub(crate) const REPLICATED: Duration = Duration::from_millis(1500);
 const UNWRITTEN: Duration = Duration::from_millis(2500);
 
 /// From this version on, a quorum queue that was declared without a delivery limit has one, of 20.
-const LIMITED_SINCE: (u32, u32) = (4, 0);
+pub(crate) const LIMITED_SINCE: (u32, u32) = (4, 0);
 
 /// A channel to a queue that exists.
 pub(crate) struct Opened {

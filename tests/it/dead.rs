@@ -304,7 +304,6 @@ fn status_and_check_name_the_type_of_a_quorum_queue() {
     right.assert_code(0);
     assert!(right.stdout().contains("a quorum queue"), "{}", right.stdout());
     assert_eq!(json(&status)["type"], "quorum");
-    assert!(status.stderr().contains("--queue-type quorum"), "{}", status.stderr());
     assert!(
         known.success().contains("type       quorum\n") && known.stderr.is_empty(),
         "{known:?}"
@@ -313,6 +312,24 @@ fn status_and_check_name_the_type_of_a_quorum_queue() {
         plain.success().contains("type       classic\n") && plain.stderr.is_empty(),
         "{plain:?}"
     );
+}
+
+/// As a worker, which declares it the same way there.
+#[test]
+fn check_takes_a_quorum_queue_that_was_made_by_the_default_of_its_virtual_host() {
+    let broker = breakable_broker();
+    let vhost = unique_queue("quorum-by-default");
+    broker.ctl(&["add_vhost", &vhost, "--default-queue-type", "quorum"]);
+    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let url = format!("{}/{vhost}", broker.url());
+    let to = ["--url", &url, "--queue", "q"];
+    let produced = Command::producer(&to).arg("x").run(SOON);
+
+    let checked = Command::queuectl(&to).arg("check").run(SOON);
+    broker.ctl(&["delete_vhost", &vhost]);
+
+    produced.assert_code(0);
+    assert!(checked.success().contains("a quorum queue"), "{checked:?}");
 }
 
 #[test]
@@ -326,7 +343,10 @@ fn check_warns_of_tasks_that_wait_with_no_consumer() {
 
     assert!(!idle.contains("warn"), "{idle}");
     let last = waiting.lines().last().unwrap_or_default();
-    assert!(last.starts_with("warn  workers") && last.contains("2 tasks wait"), "{waiting}");
+    assert!(
+        last.starts_with("warn  workers") && last.contains("2 ready, and no consumer"),
+        "{waiting}"
+    );
     assert!(client.get_all(&queue).iter().all(|it| !it.redelivered));
 }
 
@@ -351,7 +371,10 @@ fn broker_with_letters(
     })
 }
 
-fn end_at(wanted: fn(&Call) -> bool) -> ScriptedBroker {
+/// Whether the session ends at this.
+type End = fn(&Call) -> bool;
+
+fn end_at(wanted: End) -> ScriptedBroker {
     broker_with_letters(move |session, came| {
         if wanted(&came.call) {
             session.hang_up();
@@ -365,7 +388,7 @@ fn end_at(wanted: fn(&Call) -> bool) -> ScriptedBroker {
 fn what_is_asked_for_and_not_answered_may_still_happen() {
     let is_purge = |call: &Call| matches!(call, Call::QueuePurge { .. });
     let is_end = |call: &Call| matches!(call, Call::ChannelClose { .. } | Call::Nack { .. });
-    let cases: [(&str, fn(&Call) -> bool); 4] = [
+    let cases: [(&str, End); 4] = [
         ("purge --yes", is_purge),
         ("dead purge --yes", is_purge),
         ("dead purge --yes --limit 1", is_end),
