@@ -179,12 +179,12 @@ resolve_dir() {
 
 # Read, not sourced: a state file is data.
 load_state() {
-    kind='' node='' name='' port='' management_port='' distribution_port='' epmd_port='' pid='' epmd_pid='' version=''
+    kind='' node='' name='' port='' management_port='' distribution_port='' epmd_port='' pid='' epmd_pid='' lent_epmd_port='' version=''
     [ -r "$dir/node.env" ] || return 0
     local key value
     while IFS='=' read -r key value; do
         case $key in
-            kind | node | name | port | management_port | distribution_port | epmd_port | pid | epmd_pid | version)
+            kind | node | name | port | management_port | distribution_port | epmd_port | pid | epmd_pid | lent_epmd_port | version)
                 printf -v "$key" %s "$value" ;;
         esac
     done <"$dir/node.env"
@@ -192,7 +192,7 @@ load_state() {
 
 save_state() {
     local key
-    for key in kind node name port management_port distribution_port epmd_port pid epmd_pid version; do
+    for key in kind node name port management_port distribution_port epmd_port pid epmd_pid lent_epmd_port version; do
         printf '%s=%s\n' "$key" "${!key}"
     done >"$dir/node.env.new"
     mv "$dir/node.env.new" "$dir/node.env"
@@ -455,7 +455,7 @@ choose_ports() {
     [ -n "$port" ] || port=$(free_port)
     [ -n "$node" ] || node="rw-$port@localhost"
     distribution_port=$(free_port)
-    epmd_port=$(free_port)
+    epmd_port=${lent_epmd_port:-$(free_port)}
     if [ "${RABBIT_WORK_MANAGEMENT:-}" != 1 ]; then
         management_port=
     elif [ -z "$management_port" ]; then
@@ -537,8 +537,9 @@ detached() {
     fi
 }
 
-# The node's own name server: the machine's epmd is neither used nor left behind.
+# The node's own name server, or its cluster's: the machine's epmd is neither used nor left behind.
 launch_epmd() {
+    [ -z "$lent_epmd_port" ] || return 0
     detached "$erlang/epmd" -port "$epmd_port" -address 127.0.0.1 &
     epmd_pid=$!
     save_state
@@ -563,16 +564,20 @@ launch_node() {
 wait_ready() {
     local deadline=$((SECONDS + START_SECONDS))
     until grep -qs "started .*:$port\$" "$dir/node/log/$node.log" && answers "$port"; do
-        kill -0 "$pid" 2>/dev/null && kill -0 "$epmd_pid" 2>/dev/null || return 1
+        kill -0 "$pid" 2>/dev/null && has_epmd || return 1
         [ $SECONDS -lt $deadline ] || return 1
         sleep 0.1
     done
 }
 
+has_epmd() {
+    [ -n "$lent_epmd_port" ] || is_process "$epmd_pid" "-port $epmd_port "
+}
+
 # A name server ends at once, and says nothing, when its port is taken; the node
 # may have gone on with the one that has it, so this counts whatever the node says.
 collided() {
-    ! is_process "$epmd_pid" "-port $epmd_port " || grep -qsi 'eaddrinuse\|address already in use\|in use by another\|already running' "$dir/node/out" "$dir/node/log/$node.log"
+    ! has_epmd || grep -qsi 'eaddrinuse\|address already in use\|in use by another\|already running' "$dir/node/out" "$dir/node/log/$node.log"
 }
 
 # The cause is among the first errors; what follows them is the node's way down.
@@ -658,4 +663,4 @@ usage_error() {
     exit 2
 }
 
-main "$@"
+[ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

@@ -108,7 +108,7 @@ interrupted() {
 end_lanes() {
     local lane
     for lane in $lanes; do kill -TERM -- "-$lane" 2>/dev/null || true; done
-    for lane in $lanes; do wait "$lane" 2>/dev/null || true; done
+    for lane in $lanes; do wait "$lane" || true; done 2>/dev/null
 }
 
 # tell_steps: the table, and as the last line the count.

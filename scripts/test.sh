@@ -48,6 +48,7 @@ integration() {
 }
 
 endurance() {
+    step "cluster" tests/cluster.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
 }
 
@@ -68,9 +69,9 @@ cargo_alone() {
 
 # ---- what is built once, and lent ----
 
-# All targets at once and alike, and which program the integration tests are.
+# All at once and alike, and which program the integration tests are.
 build() {
-    cargo test --locked --no-run --all-targets --message-format json-render-diagnostics >"$work/built"
+    cargo test --locked --no-run --message-format json-render-diagnostics >"$work/built"
     sed -n 's/.*"executable":"\([^"]*\/it-[0-9a-f]*\)".*/\1/p' "$work/built" >"$work/it"
     [ -x "$(cat "$work/it")" ]
 }

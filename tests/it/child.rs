@@ -38,7 +38,7 @@ pub(crate) enum AtTheEnd {
 }
 
 /// What a `LedgerWorker` does in a task, for the shell; its argument is the ledger.
-const LEDGER_SCRIPT: &str = r#"echo "S $TASK_ID" >>"$0"
+pub(crate) const LEDGER_SCRIPT: &str = r#"echo "S $TASK_ID" >>"$0"
     case $TASK_ID in
         *dead) exit 1 ;;
         *once) [ "$TASK_ATTEMPT" -gt 1 ] || exit 1 ;;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod child;
+mod cluster;
 mod connecting;
 mod dead;
 mod faults;

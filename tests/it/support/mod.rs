@@ -7,6 +7,7 @@
 pub(crate) mod acceptor;
 pub(crate) mod broker;
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod command;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 pub(crate) mod front;

@@ -1,0 +1,98 @@
+//! A cluster of which a node dies, stands still or is restarted, while producers and workers that
+//! have all its addresses go on: nothing is lost, and it does not stand still. `tests/cluster.sh`
+//! runs what is here, but for the soak, which `scripts/soak.sh --cluster` runs.
+
+mod load;
+mod progress;
+mod soak;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rabbit_work::QueueKind::{Classic, Quorum};
+
+use self::load::{Load, NO_PROGRESS};
+use crate::support::client::unique_queue;
+use crate::support::cluster::{NODES, cluster};
+use crate::support::command::Command;
+
+/// Twice as long as it takes to notice.
+const FREEZE: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(60);
+
+/// All that the first address has made there is gone meanwhile: what waits for its next attempt
+/// must not depend on it.
+#[test]
+#[ignore = "tests/cluster.sh runs it"]
+fn the_node_that_leads_a_queue_dies_and_failed_tasks_go_on() {
+    let cluster = cluster();
+    let cluster = cluster.as_ref().expect("a cluster");
+    let led = Load::start(cluster, Quorum, 1, &[1, 2, 3]);
+    let elsewhere = Load::start(cluster, Classic, 2, &[1, 2, 3]);
+
+    cluster.kill(1);
+    led.goes_on();
+    elsewhere.goes_on();
+    cluster.start(1);
+    led.goes_on();
+
+    led.finish().assert_survived();
+    elsewhere.finish().assert_survived();
+}
+
+#[test]
+#[ignore = "tests/cluster.sh runs it"]
+fn a_node_stands_still_whether_it_is_the_first_address_or_another() {
+    let cluster = cluster();
+    let cluster = cluster.as_ref().expect("a cluster");
+    let first = Load::start(cluster, Quorum, 2, &[1, 2, 3]);
+    let last = Load::start(cluster, Quorum, 3, &[2, 3, 1]);
+    let queue = unique_queue("lines");
+    let url = cluster.url(&NODES);
+    let to = ["--url", &url, "--url-order", "given", "--queue", &queue];
+    let to = [&to[..], &["--queue-type", "quorum", "--timeout", "30s"]].concat();
+    let mut producer = Command::producer(&to).args(&["--lines", "--json"]).open_stdin().start();
+    producer.write(b"before\n");
+    producer.wait_for_stderr_line(|line| line.contains("connected"), SOON);
+
+    cluster.freeze(1);
+    let begun = Instant::now();
+    let mut lines = 1;
+    while begun.elapsed() < FREEZE {
+        producer.write(b"meanwhile\n");
+        lines += 1;
+        thread::sleep(Duration::from_millis(50));
+    }
+    let another = Command::producer(&to).arg("another").run(NO_PROGRESS);
+    first.goes_on();
+    last.goes_on();
+    cluster.thaw(1);
+    producer.end_input();
+
+    another.assert_code(0);
+    let output = producer.wait(SOON);
+    output.assert_code(0);
+    assert!(output.stdout().contains(&format!("\"confirmed\":{lines}")), "{}", output.stdout());
+    let client = cluster.client(2);
+    assert!(client.count(&queue) > lines, "each is there, and the other");
+    client.delete(&queue);
+    first.finish().assert_survived();
+    last.finish().assert_survived();
+}
+
+#[test]
+#[ignore = "tests/cluster.sh runs it"]
+fn all_nodes_are_restarted_one_after_the_other() {
+    let cluster = cluster();
+    let cluster = cluster.as_ref().expect("a cluster");
+    let load = Load::start(cluster, Quorum, 1, &NODES);
+
+    for node in NODES {
+        cluster.stop(node);
+        load.goes_on();
+        cluster.start(node);
+        load.goes_on();
+    }
+
+    load.finish().assert_survived();
+}
