@@ -269,7 +269,7 @@ impl Post<'_> {
         let sent = self.runner.assignments.send_timeout(assignment, BUSY_AFTER);
         let Err(busy) = sent else { return Ok(()) };
         info!(
-            "thread {}: will consume again when its task of the lost session has ended",
+            "thread {}: will consume again when its task of the lost channel has ended",
             self.runner.number
         );
         select_biased! {
@@ -327,6 +327,11 @@ fn covered_by_one<'a>(
     going_back: impl Iterator<Item = &'a u64>,
 ) -> usize {
     unsettled.zip(going_back).take_while(|(unsettled, going)| unsettled == going).count()
+}
+
+/// The tag of the last of so many that go back.
+fn last_of_first<T>(count: usize, going_back: &BTreeMap<u64, T>) -> Option<u64> {
+    count.checked_sub(1).and_then(|before| going_back.keys().nth(before).copied())
 }
 
 /// Why a consumer stops taking deliveries.
@@ -837,7 +842,7 @@ impl<'p> Hands<'p> {
     /// after something that stays goes one by one if that is little, and else waits for it.
     fn give_back_together(&mut self) -> Result<(), Cause> {
         let together = covered_by_one(self.unsettled.keys(), self.going_back.keys());
-        if let Some(last) = self.going_back.keys().copied().take(together).last() {
+        if let Some(last) = last_of_first(together, &self.going_back) {
             let others = self.going_back.split_off(&(last + 1));
             let going = mem::replace(&mut self.going_back, others);
             let others = self.unsettled.split_off(&(last + 1));

@@ -167,6 +167,6 @@ fn awaited(waiting: &[Delayed]) -> String {
 fn said(delay: Duration) -> String {
     let units = [(24 * 3600, "days"), (3600, "h"), (60, "min"), (1, "s")];
     let seconds = delay.as_secs();
-    let unit = units.iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
+    let unit = units.iter().find(|(unit, _)| seconds >= *unit && seconds % *unit == 0);
     unit.map_or_else(|| format!("{delay:?}"), |(unit, name)| format!("{} {name}", seconds / unit))
 }

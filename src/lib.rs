@@ -52,8 +52,7 @@
 //!   [`Outcome`] or an [`Error::NotConfirmed`].
 //! * **Done twice:** a task whose worker was killed or lost its connection before the ack had
 //!   reached the broker; that was still running when the grace of a stop ended; that ran longer
-//!   than the broker's `consumer_timeout` (30 minutes unless configured), or was still running
-//!   10 s after another thread of its worker had lost its channel for that. And a task is queued
+//!   than the broker's `consumer_timeout` (30 minutes unless configured). And a task is queued
 //!   twice when its confirm does not reach the producer, which then publishes it again under the
 //!   same message id. Make the work such that doing it twice does no harm.
 //! * **Failed:** a task waits in a delay queue and runs again, as often and as late as the
@@ -69,10 +68,12 @@
 //! * `rw-runner-1`, `rw-runner-2`, …: these call the handler, one task at a time each. They live
 //!   as long as the run, and never touch a channel.
 //! * `rw-consumer-1`, …: one for each runner, for as long as the connection lives. Each owns one
-//!   channel, and only it takes and settles what comes in there.
+//!   channel, and only it takes and settles what comes in there. Up to eight more for a runner keep
+//!   tasks that cannot be handed over.
 //! * `rw-handover`: one for as long as the connection lives. It publishes the tasks that failed,
 //!   on a second connection that is made when the first one does; the consumers go on meanwhile.
-//! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a connection of
+//!   If no second connection is to be had within 5 s, it uses a channel of the first one.
+//! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a channel of
 //!   its own.
 //! * `rw-watchdog`, and two of the client library: one set for each connection.
 //! * `rw-connect`, `rw-lookup`, `rw-patience` and `rw-interrupt`: only while a connection is made or

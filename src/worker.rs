@@ -36,7 +36,8 @@ use crate::summary::{Ended, Summary, Tally};
 /// | the handler returns `Ok` | acked |
 /// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
-/// | that publish is not confirmed | rejected with requeue after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted. During that pause it keeps its place in the thread's [prefetch](Worker::prefetch): with a prefetch of 1 the thread takes nothing else |
+/// | that publish is not confirmed | given back after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted. The thread goes on with other tasks meanwhile, on a further channel; if eight such channels are full, it waits for a pause to end |
+/// | it runs longer than the broker waits for an ack (`consumer_timeout`) | it goes on, its result is not acked, and its thread consumes again after it; when this worker gets the task again, that counts as a failed attempt, and so does each delivery while it still runs here |
 /// | it returns [`Failure::Stop`](crate::Failure::Stop) | given back, uncounted, and the worker ends |
 /// | prefetched but not started at a stop | given back at once |
 /// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
@@ -169,7 +170,7 @@ impl Worker {
     }
 
     /// Ends once there is nothing left to do: the queue and its delay queues are empty, and
-    /// everything that this worker took is settled. Looks once a second, on a connection of its
+    /// everything that this worker took is settled. Looks once a second, on a channel of its
     /// own. What another worker still runs does not count; when that fails, it is the other's
     /// to finish. Default: works until it is stopped.
     #[must_use]

@@ -246,6 +246,7 @@ fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_on
         .start();
     running.wait_for_stdout_line(|line| line == "late", SOON);
     running.wait_for_stderr_line(|line| line.contains("its consumer was lost"), SOON * 3);
+    running.wait_for_stderr_line(|line| line.contains("goes to the dead letters"), SOON);
     let dead = format!("{queue}.dead");
     let client = broker.client();
     let letters = poll("a dead letter", SOON, || {
