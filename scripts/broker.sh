@@ -67,6 +67,8 @@ start takes the first of these that there is:
      rabbitmq-server with apt-get, without starting the system's broker
   5. otherwise says what to install and exits 69
 
+RABBIT_WORK_QUEUE_TYPE=quorum
+                           what a queue that is declared without a type is on a new broker
 RABBIT_WORK_MANAGEMENT=1   with the management plugin (its URL goes to stderr)
 DIR/extra.conf             settings of your own, appended to the broker's
                            rabbitmq.conf at each start; stop leaves it alone
@@ -148,11 +150,16 @@ broker_pid() {
 ctl() {
     [ $# -gt 0 ] || usage_error "ctl needs the arguments of rabbitmqctl"
     need_running
+    rabbitmqctl "$@"
+}
+
+rabbitmqctl() {
     if [ "$kind" = docker ]; then
-        exec docker exec "$name" rabbitmqctl "$@"
+        docker exec "$name" rabbitmqctl "$@"
+        return
     fi
     find_native || fail "rabbitmqctl is gone: $(what_to_install)"
-    as_node "$bin/rabbitmqctl" -n "$node" "$@"
+    (as_node "$bin/rabbitmqctl" -n "$node" "$@")
 }
 
 need_running() {
@@ -427,7 +434,7 @@ start_native() {
         choose_ports
         write_node_files
         save_state
-        if launch_epmd && launch_node && wait_ready; then
+        if launch_epmd && launch_node && wait_ready && set_queue_type; then
             version=$(sed -n "s/.*Starting RabbitMQ \([0-9][^ ]*\).*/\1/p" "$dir/node/log/$node.log" | head -n 1)
             save_state
             undo=
@@ -574,6 +581,16 @@ has_epmd() {
     [ -n "$lent_epmd_port" ] || is_process "$epmd_pid" "-port $epmd_port "
 }
 
+# A virtual host gets its default when it is made, so that of a new broker is made anew.
+set_queue_type() {
+    if [ "$undo" != wipe ] || [ -z "${RABBIT_WORK_QUEUE_TYPE:-}" ]; then return; fi
+    {
+        rabbitmqctl delete_vhost / &&
+            rabbitmqctl add_vhost / --default-queue-type "$RABBIT_WORK_QUEUE_TYPE" &&
+            rabbitmqctl set_permissions -p / guest '.*' '.*' '.*'
+    } >>"$dir/node/out" 2>&1
+}
+
 # A name server ends at once, and says nothing, when its port is taken; the node
 # may have gone on with the one that has it, so this counts whatever the node says.
 collided() {
@@ -610,7 +627,7 @@ start_docker() {
     port=$(published_port 5672)
     management_port=$(published_port 15672)
     save_state
-    wait_container || { show_log; fail "the broker did not start (a start may take $START_SECONDS s)"; }
+    { wait_container && set_queue_type; } || { show_log; fail "the broker did not start (a start may take $START_SECONDS s)"; }
     version=$(docker exec "$name" printenv RABBITMQ_VERSION 2>/dev/null || true)
     save_state
     undo=

@@ -49,6 +49,7 @@ integration() {
 
 endurance() {
     step "cluster" tests/cluster.sh
+    step "quorum queues by default" tests/quorum.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
 }
 

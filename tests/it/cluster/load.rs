@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
 use crossbeam_channel::tick;
@@ -92,10 +92,16 @@ impl<'a> Load<'a> {
             [records.confirmed.len(), records.finished.len(), again]
         };
         let before = counts();
-        poll("tasks are confirmed, done, and done after a failure", NO_PROGRESS, || {
+        let deadline = Instant::now() + END;
+        loop {
             let now = counts();
-            now.iter().zip(before).all(|(now, before)| *now > before).then_some(())
-        });
+            if now.iter().zip(before).all(|(now, before)| *now > before) {
+                return;
+            }
+            let what = "confirmed, done, done after a failure";
+            assert!(Instant::now() < deadline, "{what}: {before:?}, and after {END:?} {now:?}");
+            thread::sleep(PACE);
+        }
     }
 
     pub(super) fn kill_worker(&mut self, number: usize) {
