@@ -77,14 +77,14 @@ check_references() {
 check_completions() {
     local file=$share/bash-completion/completions/$1
     bash -n "$file"
-    # As the shell asks for what may follow `COMMAND --queue-`.
+    # As the shell asks for what may follow `COMMAND --queue-t`.
     # shellcheck disable=SC2016 # It is for the shell that has them loaded.
     local ask='. "$1"; read -r _ _ function _ < <(complete -p "$2" | sed "s/.* -F /- - /")
-        COMP_WORDS=("$2" --queue-) COMP_CWORD=1
-        "$function" "$2" --queue- "$2"; echo "${COMPREPLY[@]}"'
+        COMP_WORDS=("$2" --queue-t) COMP_CWORD=1
+        "$function" "$2" --queue-t "$2"; echo "${COMPREPLY[@]}"'
     local offered
     offered=$(bash --norc -eu -c "$ask" ask "$file" "$1")
-    [ "$offered" = --queue-type ] || fail "bash offers '$offered' for $1 --queue-"
+    [ "$offered" = --queue-type ] || fail "bash offers '$offered' for $1 --queue-t"
     [ -e "$share/zsh/site-functions/_$1" ] || fail "there are no completions of $1 for zsh"
     [ -e "$share/fish/vendor_completions.d/$1.fish" ] || fail "there are none of $1 for fish"
 }

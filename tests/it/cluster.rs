@@ -53,7 +53,8 @@ fn a_node_stands_still_whether_it_is_the_first_address_or_another() {
     let to = [&to[..], &["--queue-type", "quorum", "--timeout", "30s"]].concat();
     let mut producer = Command::producer(&to).args(&["--lines", "--json"]).open_stdin().start();
     producer.write(b"before\n");
-    producer.wait_for_stderr_line(|line| line.contains("connected"), SOON);
+    producer.wait_for_stderr_line(|line| line.contains("created"), SOON);
+    cluster.client(2).wait_for_count(&queue, 1, SOON);
 
     cluster.freeze(1);
     let begun = Instant::now();
