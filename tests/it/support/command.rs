@@ -180,7 +180,9 @@ impl Running {
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         let stdin = self.stdin.as_mut();
         let stdin = stdin.expect("the command was started with its input open");
-        stdin.write_all(bytes).expect("the command reads its input");
+        if let Err(error) = stdin.write_all(bytes) {
+            self.fail(&format!("it does not read its input: {error}"));
+        }
     }
 
     /// Adds all of a file to an input that was kept open.
