@@ -135,6 +135,12 @@ fn wait_until_full(pipe: &impl AsFd) {
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
+/// How many tasks a worker's summary says were done, retried, dead and given back.
+fn counts(summary: &str) -> [u64; 4] {
+    let summary: serde_json::Value = serde_json::from_str(summary).expect("JSON");
+    ["done", "retried", "dead", "returned"].map(|name| summary[name].as_u64().expect("a count"))
+}
+
 /// Whether a process is there and not a zombie.
 fn lives(pid: &str) -> bool {
     !matches!(state(pid), Some('Z' | 'X') | None)
