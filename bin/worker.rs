@@ -117,8 +117,8 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 
-    /// Print each task, as the tutorial does, and sleep a second for each dot in it. Without a
-    /// COMMAND, other queues than task_queue need it: what is printed is acked
+    /// Print the tasks, as the tutorial does, and ack them; without a COMMAND, queues other than
+    /// task_queue need it
     #[arg(long, conflicts_with = "command")]
     print: bool,
 
