@@ -1,7 +1,7 @@
 //! The tasks that ran longer than the broker waits for an ack, as this process knows them: the
 //! broker gives such a task to somebody else, and most brokers do not count it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,8 @@ pub(crate) struct LateTasks(Mutex<Tasks>);
 struct Tasks {
     /// By the number of its thread, what runs.
     running: HashMap<usize, Mark>,
+    /// The threads that run what an earlier session has brought.
+    orphaned: HashSet<usize>,
     /// Whether each was counted. One that was counted and has ended is forgotten.
     late: HashMap<Mark, bool>,
 }
@@ -38,13 +40,28 @@ impl Mark {
     }
 }
 
+impl Tasks {
+    fn is_running(&self, mark: Mark, redelivered: bool) -> bool {
+        let is_late = self.late.contains_key(&mark);
+        let here = |thread: &usize| is_late || redelivered && !self.orphaned.contains(thread);
+        self.running.iter().any(|(thread, it)| *it == mark && here(thread))
+    }
+}
+
 impl LateTasks {
     pub(crate) fn begins(&self, thread: usize, task: &Task) {
         self.lock().running.insert(thread, Mark::of(task));
     }
 
+    /// A new session begins: the broker delivers what still runs to others, late or not.
+    pub(crate) fn begin_session(&self) {
+        let mut tasks = self.lock();
+        tasks.orphaned = tasks.running.keys().copied().collect();
+    }
+
     pub(crate) fn ends(&self, thread: usize) {
         let mut tasks = self.lock();
+        tasks.orphaned.remove(&thread);
         let Some(mark) = tasks.running.remove(&thread) else { return };
         if tasks.late.get(&mark) == Some(&true) {
             tasks.late.remove(&mark);
@@ -55,28 +72,28 @@ impl LateTasks {
     pub(crate) fn note(&self, thread: usize) -> bool {
         let mut tasks = self.lock();
         let Some(mark) = tasks.running.get(&thread).copied() else { return false };
-        tasks.late.insert(mark, false);
+        tasks.late.entry(mark).or_insert(false);
         true
     }
 
     /// Whether a delivery of this task is to count as a failure instead of being run: once for each
     /// time that it was late, and each time that it comes while it still runs here.
+    ///
+    /// A task that is delivered again while the session that brought it goes on is late, also if it
+    /// comes before the word that its first delivery is lost.
     pub(crate) fn counts(&self, task: &Task, redelivered: bool) -> bool {
         let mut tasks = self.lock();
-        if tasks.late.is_empty() {
+        if tasks.late.is_empty() && !redelivered {
             return false;
         }
         let mark = Mark::of(task);
-        if !tasks.late.contains_key(&mark) {
-            return false;
-        }
-        if tasks.running.values().any(|it| *it == mark) {
+        let is_beside_itself = tasks.is_running(mark, redelivered);
+        if is_beside_itself {
             tasks.late.insert(mark, true);
             return true;
         }
-        tasks.late.remove(&mark);
         // One that was not delivered before is another task, with the same id and body.
-        redelivered
+        tasks.late.remove(&mark).is_some() && redelivered
     }
 
     fn lock(&self) -> MutexGuard<'_, Tasks> {
@@ -96,7 +113,7 @@ mod tests {
     fn late(task: &Task) -> LateTasks {
         let late = LateTasks::default();
         late.begins(1, task);
-        assert!(!late.counts(task, true), "it is not late yet");
+        assert!(!late.counts(task, false), "it is not late yet");
         assert!(late.note(1) && !late.note(2));
         late
     }
@@ -117,6 +134,21 @@ mod tests {
         assert!(late.counts(&it, true) && late.counts(&it, false));
         late.ends(1);
         assert!(!late.counts(&it, true), "it was counted while it ran");
+    }
+
+    #[test]
+    fn a_task_that_comes_again_counts_while_it_runs_unless_its_session_was_lost() {
+        let it = task("a", b"body");
+        let late = LateTasks::default();
+        late.begins(1, &it);
+        late.begin_session();
+        assert!(!late.counts(&it, true), "the broker gives it to others");
+        late.ends(1);
+        late.begins(1, &it);
+        assert!(late.counts(&it, true), "before it is known to be late");
+        assert!(late.note(1));
+        late.ends(1);
+        assert!(!late.counts(&it, true), "it was counted");
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl Session<'_> {
         let noticed_within = noticed_within(connection.pulse());
         let heard = connection.heard();
         self.work.tickets.share_out();
+        self.work.late.begin_session();
         let mut watch = Watch::new(self, &connection);
         watch.consume(channels, &queue, unnoticed);
         let Watch { standing, told, deadline, lost, in_hand, .. } = watch;
