@@ -302,8 +302,8 @@ impl Channel {
         self.tell_within(limit, "publishing", |inner| inner.basic_publish("", publish))
     }
 
-    /// Gives back all that was taken on this channel and not settled. The broker needs the square
-    /// of their number to take back many one by one, and a moment for all together.
+    /// Gives back all that was taken on this channel and not settled, for each consumer together.
+    /// One by one, a classic queue needs the square of their number to take them back.
     pub(crate) fn give_back_all(&self) -> Result<(), Cause> {
         self.settled.set(true);
         self.tell_within(self.limit, "giving back", |inner| inner.nack_all(true))

@@ -9,7 +9,7 @@ use crate::channel::{Channel, Settlement, Unsettled};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::inspect::{Inspector, missing};
-use crate::looks::refuse_harmful_look;
+use crate::looks::{Return, refuse_harmful_look};
 use crate::producer::Outcome;
 use crate::publisher::{Limits, Publisher, Settled, Until};
 use crate::queue::{Queue, Target};
@@ -102,8 +102,8 @@ impl Letters {
         selection: &Selection,
         mut visit: impl FnMut(Letter) -> ControlFlow<()>,
     ) -> Result<Vec<String>, Error> {
-        self.refuse_harmful_look()?;
-        let walked = self.with_channel(|channel| {
+        let how = self.refuse_harmful_look()?;
+        let walked = self.with_channel(how, |channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
             walk.go(|_, task| Ok(visit(Letter { task }))).map(|missing| Some(Ok(missing)))
@@ -127,14 +127,13 @@ impl Letters {
     /// For two answers of the broker for each letter; at most 30 s for a confirm.
     pub fn replay(&self, selection: &Selection) -> Result<Replay, Error> {
         // Without a look, each letter that is taken is acked before the next one is taken.
-        let mut at_once = 1;
+        let (mut at_once, mut how) = (1, Return::Nacking);
         if selection.is_choosy() {
-            self.refuse_harmful_look()?;
-            at_once = MANY;
+            (at_once, how) = (MANY, self.refuse_harmful_look()?);
         }
         // If the letters are deleted in the middle, those before are replayed all the same.
         let mut replay = Replay::default();
-        let walked = self.with_channel(|channel| {
+        let walked = self.with_channel(how, |channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, at_once)? else {
                 return Ok(None);
@@ -170,11 +169,12 @@ impl Letters {
         if selection.is_all() {
             return self.purge_all();
         }
+        let mut how = Return::Nacking;
         if selection.is_choosy() {
-            self.refuse_harmful_look()?;
+            how = self.refuse_harmful_look()?;
         }
         let mut purge = Purge::default();
-        let walked = self.with_channel(|channel| {
+        let walked = self.with_channel(how, |channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
             let missing = walk.go(|unsettled, _| {
@@ -215,7 +215,7 @@ impl Letters {
         }
     }
 
-    fn refuse_harmful_look(&self) -> Result<(), Error> {
+    fn refuse_harmful_look(&self) -> Result<Return, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
         let mut inspector = Inspector::new(&self.broker, &self.queue);
@@ -232,10 +232,11 @@ impl Letters {
         }
     }
 
-    /// Works on a channel of its own, and closes it in order; `None` when there are no dead
-    /// letters.
+    /// Works on a channel of its own, and closes it in order, which gives back together what was
+    /// taken and not settled; `None` when there are no dead letters.
     fn with_channel<T>(
         &self,
+        how: Return,
         work: impl FnOnce(&Channel) -> Result<Option<Result<T, Error>>, Cause>,
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
@@ -244,6 +245,9 @@ impl Letters {
         let Some(connection) = opened else { return Ok(None) };
         let worked = connection.open_channel().and_then(|channel| {
             let done = work(&channel)?;
+            if how == Return::Nacking {
+                channel.give_back_all()?;
+            }
             channel.close()?;
             Ok(done)
         });

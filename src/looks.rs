@@ -16,26 +16,41 @@ const UNCOUNTED_SINCE: (u32, u32) = (4, 3);
 /// That of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
 const USUAL_LIMIT: &str = "20";
 
-/// Refuses dead letters that looks would destroy. Our own queue of them has no limit; a limit
-/// that a policy sets is beyond what a client can see.
-pub(crate) fn refuse_harmful_look(inspector: &mut Inspector, queue: &Queue) -> Result<(), Error> {
+/// How letters that were looked at are given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Return {
+    /// By the close of their channel: a moment, however many there are.
+    Closing,
+    /// By one nack for all: a classic queue takes long if they came to many consumers. From
+    /// RabbitMQ 4.3 on a quorum queue counts the other way, but not this.
+    Nacking,
+}
+
+/// Refuses dead letters that looks would destroy, and tells how the others are given back. Our own
+/// queue of them has no limit; a limit that a policy sets is beyond what a client can see.
+pub(crate) fn refuse_harmful_look(
+    inspector: &mut Inspector,
+    queue: &Queue,
+) -> Result<Return, Error> {
     let version = inspector.broker_version()?.unwrap_or_default();
-    if version >= UNCOUNTED_SINCE || inspector.count(Target::Dead)?.is_none() {
-        return Ok(());
+    if inspector.count(Target::Dead)?.is_none() {
+        return Ok(Return::Closing);
     }
     let dead = queue.name_of(Target::Dead);
-    match kind_of(inspector, queue, version)? {
-        Kind::Quorum(Limit::Usual) if version >= LIMITED_SINCE => Err(harmful(&dead, USUAL_LIMIT)),
-        Kind::Quorum(Limit::Declared(limit)) => Err(harmful(&dead, &limit)),
-        Kind::Quorum(_) | Kind::Classic | Kind::Stream => Ok(()),
+    let limit = match kind_of(inspector, queue, version)? {
+        Kind::Quorum(Limit::Usual) if version >= LIMITED_SINCE => USUAL_LIMIT.to_string(),
+        Kind::Quorum(Limit::Declared(limit)) => limit,
+        Kind::Quorum(_) | Kind::Classic | Kind::Stream => return Ok(Return::Closing),
+        Kind::Unknown(_) if version >= UNCOUNTED_SINCE => return Ok(Return::Nacking),
         Kind::Unknown(why) => {
             warn!(
                 "cannot tell whether '{dead}' has a delivery limit ({why}); if it has one, each \
                  look counts"
             );
-            Ok(())
+            return Ok(Return::Closing);
         }
-    }
+    };
+    if version >= UNCOUNTED_SINCE { Ok(Return::Nacking) } else { Err(harmful(&dead, &limit)) }
 }
 
 fn harmful(dead: &str, limit: &str) -> Error {

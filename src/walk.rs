@@ -1,5 +1,4 @@
-//! Owns the way through a queue of dead letters: takes each letter once, and gives back together
-//! what was not settled.
+//! Owns the way through a queue of dead letters: takes each letter once.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -50,8 +49,8 @@ impl<'a> Walk<'a> {
         Ok(Some(Walk { channel, dead, selection, most, at_once: 1, first, there }))
     }
 
-    /// Hands over the letters that are meant, the oldest first. What is not settled by then is
-    /// given back at the end. Returns the ids that were asked for and are not there; none if the
+    /// Hands over the letters that are meant, the oldest first. What is not settled stays taken.
+    /// Returns the ids that were asked for and are not there; none if the
     /// walk ended before its end.
     pub(crate) fn go(
         mut self,
@@ -74,7 +73,6 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        self.channel.give_back_all()?;
         Ok(missing.into_iter().cloned().collect())
     }
 
