@@ -84,6 +84,10 @@ impl<'a> Load<'a> {
         load
     }
 
+    pub(super) fn queue(&self) -> &str {
+        &self.queue
+    }
+
     /// Waits until further tasks are confirmed, done, and done after they have failed.
     pub(super) fn goes_on(&self) {
         let counts = || {

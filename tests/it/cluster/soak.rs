@@ -67,6 +67,9 @@ fn strike(cluster: &Cluster, load: &mut Load, random: &mut Rng, fault: Fault) {
             cluster.start(node);
         }
         Fault::Freeze => {
+            // RabbitMQ 3.10 finds no other leader for as long as one stands still.
+            let leads = cluster.leads(node, load.queue());
+            let node = if leads { node % NODES.len() + 1 } else { node };
             cluster.freeze(node);
             thread::sleep(pause);
             cluster.thaw(node);

@@ -68,15 +68,18 @@ impl Cluster {
 
     /// Waits until this node leads this quorum queue, or has this classic one.
     pub(crate) fn wait_for_leader(&self, queue: &str, node: usize) {
+        let what = format!("node {node} leads {queue}");
+        poll(&what, ANSWER_LIMIT, || self.leads(node, queue).then_some(()));
+    }
+
+    /// Whether this node leads this quorum queue, or has this classic one.
+    pub(crate) fn leads(&self, node: usize, queue: &str) -> bool {
         let url = self.url(&[node]);
         let port = url.rsplit(':').next().expect("a URL has a port");
-        let name = format!("rw-{port}@localhost");
-        poll(&format!("{name} leads {queue}"), ANSWER_LIMIT, || {
-            let list = ["ctl", "1", "-q", "list_queues", "--no-table-headers", "name", "pid"];
-            let rows = self.script(&list).success();
-            let row = rows.lines().find(|row| row.starts_with(queue))?;
-            row.contains(&name).then_some(())
-        });
+        let list = ["ctl", "1", "-q", "list_queues", "--no-table-headers", "name", "pid"];
+        let rows = self.script(&list).success();
+        let row = rows.lines().find(|row| row.split('\t').next() == Some(queue));
+        row.is_some_and(|row| row.contains(&format!("rw-{port}@localhost")))
     }
 
     fn mend(&self) {
