@@ -12,11 +12,11 @@ use crate::queue::{Queue, Target};
 
 /// What opens channels: a connection, or somebody who has one.
 pub(crate) trait Channels {
-    fn open(&mut self) -> Result<Channel, Cause>;
+    fn open(&self) -> Result<Channel, Cause>;
 }
 
 impl Channels for Connection {
-    fn open(&mut self) -> Result<Channel, Cause> {
+    fn open(&self) -> Result<Channel, Cause> {
         self.open_channel()
     }
 }
@@ -49,7 +49,7 @@ impl Census {
     /// Asks something of the broker; `None` when what was asked for does not exist.
     pub(crate) fn ask<T>(
         &mut self,
-        channels: &mut dyn Channels,
+        channels: &dyn Channels,
         ask: impl FnOnce(&Channel) -> Result<T, Cause>,
     ) -> Result<Option<T>, Cause> {
         let channel = match self.channel.take() {
@@ -75,7 +75,7 @@ impl Census {
     /// What is in the queue of `target`; `None` where it does not exist.
     pub(crate) fn count(
         &mut self,
-        channels: &mut dyn Channels,
+        channels: &dyn Channels,
         target: Target,
     ) -> Result<Option<Count>, Cause> {
         let name = self.queue.name_of(target);
@@ -83,12 +83,12 @@ impl Census {
     }
 
     /// The delay queues that exist, the shortest delay first.
-    pub(crate) fn delayed(&mut self, channels: &mut dyn Channels) -> Result<Vec<Delayed>, Cause> {
+    pub(crate) fn delayed(&mut self, channels: &dyn Channels) -> Result<Vec<Delayed>, Cause> {
         self.count_delays(channels, all_delays().collect())
     }
 
     /// What is left to do; `None` where the queue does not exist.
-    pub(crate) fn left(&mut self, channels: &mut dyn Channels) -> Result<Option<Left>, Cause> {
+    pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, Cause> {
         let Some(ready) = self.ready(channels)? else { return Ok(None) };
         if ready > 0 {
             return Ok(Some(Left::Ready(ready)));
@@ -110,13 +110,13 @@ impl Census {
         Ok(self.ready(channels)?.map(left))
     }
 
-    fn ready(&mut self, channels: &mut dyn Channels) -> Result<Option<u64>, Cause> {
+    fn ready(&mut self, channels: &dyn Channels) -> Result<Option<u64>, Cause> {
         Ok(self.count(channels, Target::Work)?.map(|count| count.ready))
     }
 
     fn count_delays(
         &mut self,
-        channels: &mut dyn Channels,
+        channels: &dyn Channels,
         delays: Vec<Duration>,
     ) -> Result<Vec<Delayed>, Cause> {
         let mut existing = Vec::new();
@@ -134,7 +134,7 @@ impl Census {
 
     /// A delay queue that counts as empty and holds a task all the same. One that no node leads
     /// counts as empty; to take a task from it fails then.
-    fn find_hidden(&mut self, channels: &mut dyn Channels) -> Result<Option<Duration>, Cause> {
+    fn find_hidden(&mut self, channels: &dyn Channels) -> Result<Option<Duration>, Cause> {
         for delay in self.known.clone() {
             let name = self.queue.name_of(Target::Delay(delay));
             match self.ask(channels, |channel| channel.look(&name)) {

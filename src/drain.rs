@@ -53,7 +53,7 @@ struct Looks {
 struct Patient(Connection);
 
 impl Channels for Patient {
-    fn open(&mut self) -> Result<Channel, Cause> {
+    fn open(&self) -> Result<Channel, Cause> {
         self.0.open_channel().map(Channel::without_limit)
     }
 }
@@ -125,7 +125,7 @@ fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
 impl Looks {
     fn is_empty(&mut self, over: &Signal) -> bool {
         let doing = format!("looking at '{}' and its delay queues", self.queue.name());
-        let (left, _) = telling(over, &doing, || self.census.left(&mut self.channels));
+        let (left, _) = telling(over, &doing, || self.census.left(&self.channels));
         let (is_empty, saying) = match left {
             Ok(Some(Left::Nothing)) => (true, None),
             Ok(Some(Left::Ready(_))) => (false, None),

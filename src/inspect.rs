@@ -11,19 +11,17 @@ use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::census::{Census, Channels};
 use crate::channel::{Channel, Count};
 use crate::connection::{Connection, Notice, read_notice};
-use crate::error::{Error, read_mismatch};
-use crate::kind::Kind;
+use crate::error::Error;
+use crate::kind::{Comparison, Kind, compare};
 use crate::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
 use crate::retry::RetryPolicy;
 use crate::settling::{LIMITED_SINCE, dropping_quorum_queue};
-use crate::shutdown::Signal;
 use crate::task::Task;
 
 /// Looks at a queue, its delay queues and its dead letters. Connects when it is first asked.
 pub struct Inspector {
     broker: Broker,
     queue: Queue,
-    interrupt: Signal,
     connection: Option<Connection>,
     census: Census,
 }
@@ -64,19 +62,6 @@ pub struct Check {
     pub warns: bool,
 }
 
-/// What the broker says to a declaration of a queue that is there.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Comparison {
-    Same,
-    /// One argument that differs, and what it is there.
-    Differs {
-        argument: String,
-        there: String,
-    },
-    /// Something else, and what.
-    Refused(String),
-}
-
 type Step = fn(&mut Inspector) -> Result<String, Error>;
 
 /// The argument for how long a queue stays unused, in milliseconds, from 1
@@ -101,14 +86,9 @@ impl Inspector {
     /// An inspector of this queue.
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Inspector {
-        Inspector::interrupted_by(broker, queue, &never())
-    }
-
-    pub(crate) fn interrupted_by(broker: &Broker, queue: &Queue, interrupt: &Signal) -> Inspector {
         Inspector {
             broker: broker.clone(),
             queue: queue.clone(),
-            interrupt: interrupt.clone(),
             connection: None,
             census: Census::new(queue),
         }
@@ -216,8 +196,10 @@ impl Inspector {
     fn check_queue(&mut self) -> Result<String, Error> {
         let count = self.count_queue()?;
         let queue = self.queue.clone();
-        let kind = Kind::of(self, queue.name())?;
-        kind.refuse_stream(queue.name())?;
+        let kind = Kind::of(queue.name(), &mut |plan| self.compare(plan))?;
+        if let Some(objection) = kind.objection() {
+            return Err(Error::setting("queue", format!("'{}': {objection}", queue.name())));
+        }
         let mut told = format!("{} ready, {} consumers", count.ready, count.consumers);
         if queue.declaration() == Declaration::Declare {
             self.check_declaration(&kind)?;
@@ -406,15 +388,12 @@ impl Inspector {
             }
         }
         let name = self.queue.name().to_string();
-        Ok(Kind::of(self, &name)?.name())
+        Ok(Kind::of(&name, &mut |plan| self.compare(plan))?.name())
     }
 
     /// Compares a queue that is there with a declaration.
     pub(crate) fn compare(&mut self, plan: &Plan) -> Result<Comparison, Error> {
-        let asked = self.ask_about(&plan.name, |channel| match channel.declare_as(plan) {
-            Err(Cause::ChannelClosed { code, text }) => Ok(read_comparison(code, text)),
-            declared => declared.map(|()| Comparison::Same),
-        });
+        let asked = self.ask_about(&plan.name, |channel| compare(channel, plan));
         if !matches!(asked, Ok(Some(Comparison::Same))) {
             self.forget_channel();
         }
@@ -442,7 +421,7 @@ impl Inspector {
 
     fn counted<T>(
         &mut self,
-        count: impl FnOnce(&mut Census, &mut dyn Channels) -> Result<T, Cause>,
+        count: impl FnOnce(&mut Census, &dyn Channels) -> Result<T, Cause>,
     ) -> Result<T, Error> {
         self.connection()?;
         let counted = match &mut self.connection {
@@ -496,7 +475,7 @@ impl Inspector {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let opened = Connection::open(&self.broker, &self.interrupt, None)?;
+                let opened = Connection::open(&self.broker, &never(), None)?;
                 let interrupted = || Error::Unreachable { attempts: vec!["interrupted".into()] };
                 opened.ok_or_else(interrupted)?
             }
@@ -547,15 +526,6 @@ impl fmt::Debug for Inspector {
             .field("queue", &self.queue.name())
             .field("connected", &self.connection.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-fn read_comparison(code: u16, text: String) -> Comparison {
-    match read_mismatch(&text).filter(|_| code == PRECONDITION_FAILED) {
-        Some((argument, _, there)) => {
-            Comparison::Differs { argument: argument.into(), there: there.into() }
-        }
-        None => Comparison::Refused(text),
     }
 }
 

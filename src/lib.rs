@@ -150,7 +150,6 @@ mod producer;
 mod publisher;
 mod pulse;
 mod queue;
-mod queue_type;
 mod record;
 mod retry;
 mod runner;

@@ -4,8 +4,8 @@
 use log::warn;
 
 use crate::error::Error;
-use crate::inspect::{Comparison, Inspector};
-use crate::kind::{Kind, Limit};
+use crate::inspect::Inspector;
+use crate::kind::{Comparison, Kind, Limit};
 use crate::queue::{Queue, Target};
 use crate::settling::LIMITED_SINCE;
 
@@ -71,5 +71,5 @@ fn kind_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Res
             return Ok(if replicated { Kind::Quorum(Limit::Unlimited) } else { Kind::Classic });
         }
     }
-    Kind::of(inspector, &queue.name_of(Target::Dead))
+    Kind::of(&queue.name_of(Target::Dead), &mut |plan| inspector.compare(plan))
 }

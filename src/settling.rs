@@ -14,8 +14,8 @@ use log::{info, warn};
 use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::channel::Channel;
 use crate::connection::Connection;
-use crate::queue::{Plan, Queue, Target};
-use crate::queue_type::{DefaultType, Found, ask_default_type, ask_type};
+use crate::kind::{DefaultType, Kind, ask_default_type};
+use crate::queue::{Declaration, Plan, Queue, Target};
 
 /// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
 /// other was made for half a second (measured on RabbitMQ 3.10.8, one node; the directory of its
@@ -46,10 +46,11 @@ impl Opened {
 }
 
 /// Opens a channel, and sees to it that the queue exists as it is described.
-pub(crate) fn open_channel_to(connection: &mut Connection, queue: &Queue) -> Result<Opened, Cause> {
+pub(crate) fn open_channel_to(connection: &Connection, queue: &Queue) -> Result<Opened, Cause> {
     let channel = connection.open_channel()?;
     if !queue.is_declared_durable() {
         channel.declare(queue)?;
+        let channel = refuse_stream(connection, channel, queue)?;
         return Ok(Opened::existing(channel, queue));
     }
     match channel.count(queue.name()) {
@@ -67,7 +68,23 @@ pub(crate) fn open_channel_to(connection: &mut Connection, queue: &Queue) -> Res
     }
 }
 
-fn make(connection: &mut Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
+/// A queue that is used as it is may be anything.
+fn refuse_stream(
+    connection: &Connection,
+    channel: Channel,
+    queue: &Queue,
+) -> Result<Channel, Cause> {
+    if queue.declaration() == Declaration::Declare {
+        return Ok(channel);
+    }
+    let (channel, kind) = Kind::ask(connection, channel, queue.name())?;
+    match kind.objection() {
+        Some(text) => Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() }),
+        None => Ok(channel),
+    }
+}
+
+fn make(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
     let (channel, queue) = with_default_type(connection, channel, queue)?;
     channel.declare(&queue)?;
     info!("queue '{}' did not exist: created", queue.name());
@@ -79,7 +96,7 @@ fn make(connection: &mut Connection, channel: Channel, queue: &Queue) -> Result<
 /// A queue whose type is left to the virtual host becomes what that host makes of it, with the
 /// arguments that the type needs: a quorum queue has to have a dead-letter route.
 fn with_default_type(
-    connection: &mut Connection,
+    connection: &Connection,
     channel: Channel,
     queue: &Queue,
 ) -> Result<(Channel, Queue), Cause> {
@@ -106,11 +123,7 @@ fn with_default_type(
     }
 }
 
-fn use_existing(
-    connection: &mut Connection,
-    channel: Channel,
-    queue: &Queue,
-) -> Result<Opened, Cause> {
+fn use_existing(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
     match channel.declare(queue) {
         Ok(()) if !queue.leaves_the_type_open() => Ok(Opened::existing(channel, queue)),
         Ok(()) => use_with_its_type(connection, channel, queue),
@@ -126,13 +139,12 @@ fn use_existing(
 
 /// The queue has no arguments, as we ask for; the virtual host may have made a quorum queue of it.
 fn use_with_its_type(
-    connection: &mut Connection,
+    connection: &Connection,
     channel: Channel,
     queue: &Queue,
 ) -> Result<Opened, Cause> {
-    let (channel, found) = ask_type(channel, queue)?;
-    let channel = channel.map_or_else(|| connection.open_channel(), Ok)?;
-    if found == Found::Other {
+    let (channel, kind) = Kind::ask(connection, channel, queue.name())?;
+    if !matches!(kind, Kind::Quorum(_)) {
         return Ok(Opened::existing(channel, queue));
     }
     say_once_that_it_is_a_quorum_queue(queue.name(), connection.broker_version());
@@ -185,7 +197,7 @@ fn literal(character: char) -> String {
 /// Has the queue written down that was made by this plan; says from when on it may be trusted.
 /// Gives the channel back, or another where a refusal took it.
 pub(crate) fn settle(
-    connection: &mut Connection,
+    connection: &Connection,
     channel: Channel,
     plan: &Plan,
 ) -> Result<(Channel, Instant), Cause> {
@@ -201,7 +213,7 @@ pub(crate) fn settle(
 }
 
 /// Another channel in place of one that a refusal took.
-fn another(connection: &mut Connection, refused: Channel, cause: Cause) -> Result<Channel, Cause> {
+fn another(connection: &Connection, refused: Channel, cause: Cause) -> Result<Channel, Cause> {
     drop(refused);
     if cause.spares_the_connection() { connection.open_channel() } else { Err(cause) }
 }

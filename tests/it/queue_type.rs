@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use amiquip::{AmqpValue, FieldTable};
+
 use crate::support::broker::{Lent, breakable_broker, shared_broker};
 use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
@@ -189,4 +191,23 @@ fn arguments_reach_the_broker_and_those_that_would_lose_tasks_do_not() {
     refused.assert_code(2);
     let log = refused.stderr();
     assert!(log.contains("x-message-ttl: the broker would drop confirmed tasks"), "{log}");
+}
+
+/// Its count says 0, whatever is in it.
+#[test]
+fn a_worker_refuses_a_stream_and_does_not_take_it_for_empty() {
+    let queue = unique_queue("stream");
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
+    arguments.insert("x-max-length-bytes".into(), AmqpValue::LongLongInt(100_000_000));
+    let mut client = shared_broker().client();
+    client.declare_with(&queue, arguments);
+    client.publish_id(&queue, "1");
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--no-declare"];
+
+    let refused = Command::worker(&to).args(&["--drain", "--", "true"]).run(SOON);
+    client.delete(&queue);
+
+    refused.assert_code(2);
+    assert!(refused.stderr().contains("it is a stream"), "{}", refused.stderr());
 }
