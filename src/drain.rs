@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
-use log::{info, warn};
+use log::{Level, info, log};
 
 use crate::cause::Cause;
 use crate::census::{Census, Channels, Left};
@@ -16,7 +16,7 @@ use crate::connection::Connection;
 use crate::consumer::InHand;
 use crate::error::Error;
 use crate::inspect::Delayed;
-use crate::patience::telling;
+use crate::patience::telling_after;
 use crate::pulse::{Pulse, are_more_than_heartbeats};
 use crate::queue::{Queue, Target};
 use crate::shutdown::{Closer, Signal, closer, is_closed};
@@ -44,7 +44,7 @@ struct Looks {
     census: Census,
     channels: Patient,
     /// What the last look had to say, so that the same is not said each second.
-    said: Option<String>,
+    said: Option<(Level, String)>,
 }
 
 /// Opens channels whose questions have no time limit of their own: one that the broker does not
@@ -57,6 +57,9 @@ impl Channels for Patient {
         self.0.open_channel().map(Channel::without_limit)
     }
 }
+
+/// How long a look takes at most, unless a queue does not respond: it asks some eighty questions.
+const LOOK_TAKES: Duration = Duration::from_secs(20);
 
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -125,22 +128,24 @@ fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
 impl Looks {
     fn is_empty(&mut self, over: &Signal) -> bool {
         let doing = format!("looking at '{}' and its delay queues", self.queue.name());
-        let (left, _) = telling(over, &doing, || self.census.left(&self.channels));
+        let look = || self.census.left(&self.channels);
+        let (left, _) = telling_after(LOOK_TAKES, over, &doing, look);
         let (is_empty, saying) = match left {
             Ok(Some(Left::Nothing)) => (true, None),
             Ok(Some(Left::Ready(_))) => (false, None),
-            Ok(Some(Left::Delayed(waiting))) => (false, Some(awaited(&waiting))),
-            Ok(Some(Left::Hidden(delay))) => (false, Some(self.hidden(delay))),
-            Ok(None) => (false, Some(unknown("the queue does not exist"))),
+            Ok(Some(Left::Delayed(waiting))) => (false, Some((Level::Info, awaited(&waiting)))),
+            Ok(Some(Left::Hidden(delay))) => (false, Some((Level::Warn, self.hidden(delay)))),
+            Ok(None) => (false, Some((Level::Warn, unknown("the queue does not exist")))),
             Err(cause) => {
                 self.census.forget_channel();
                 // Of a connection that is lost the session tells.
                 let why = cause.spares_the_connection().then(|| unknown(&cause.to_string()));
-                (false, why)
+                (false, why.map(|why| (Level::Warn, why)))
             }
         };
-        if let Some(line) = saying.as_ref().filter(|_| saying != self.said && !is_closed(over)) {
-            warn!("{line}");
+        let news = saying.as_ref().filter(|_| saying != self.said && !is_closed(over));
+        if let Some((level, line)) = news {
+            log!(*level, "{line}");
         }
         self.said = saying;
         is_empty
@@ -156,11 +161,10 @@ fn unknown(why: &str) -> String {
     format!("cannot tell whether the queue is empty, and works on until that is known: {why}")
 }
 
-/// Says what is waited for, without what changes from look to look.
+/// Says what is waited for, without a count, which changes from look to look.
 fn awaited(waiting: &[Delayed]) -> String {
     let longest = waiting.iter().map(|it| it.delay).max().unwrap_or_default();
-    let tasks: u64 = waiting.iter().map(|it| it.tasks).sum();
-    format!("waits for {tasks} delayed tasks, the last of them due in at most {}", said(longest))
+    format!("waits for delayed tasks, the last of them due in at most {}", said(longest))
 }
 
 /// A delay as people name it.

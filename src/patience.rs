@@ -21,6 +21,16 @@ pub(crate) enum Told {
 
 /// Runs `call`; when it takes long, says once that `doing` does, unless `unwanted` has closed.
 pub(crate) fn telling<T>(unwanted: &Signal, doing: &str, call: impl FnOnce() -> T) -> (T, Told) {
+    telling_after(PATIENCE, unwanted, doing, call)
+}
+
+/// The same for a call that takes long after this time.
+pub(crate) fn telling_after<T>(
+    patience: Duration,
+    unwanted: &Signal,
+    doing: &str,
+    call: impl FnOnce() -> T,
+) -> (T, Told) {
     let (returned, has_returned) = closer();
     let told = AtomicBool::new(false);
     let result = thread::scope(|scope| {
@@ -28,8 +38,8 @@ pub(crate) fn telling<T>(unwanted: &Signal, doing: &str, call: impl FnOnce() -> 
             select_biased! {
                 recv(has_returned) -> _ => {}
                 recv(unwanted) -> _ => {}
-                recv(after(PATIENCE)) -> _ => {
-                    warn!("{doing} takes longer than {PATIENCE:?}");
+                recv(after(patience)) -> _ => {
+                    warn!("{doing} takes longer than {patience:?}");
                     told.store(true, Ordering::Relaxed);
                 }
             }
