@@ -167,8 +167,8 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let queue = options.queue.queue();
     if options.priority.is_some() && !queue.has_priorities() {
         log::warn!(
-            "--priority has no effect: queue '{}' is declared without priorities; give producers \
-             and workers --max-priority N",
+            "--priority has no effect: queue '{}' is declared without priorities, which a classic \
+             queue needs; give producers and workers --max-priority N",
             queue.name()
         );
     }

@@ -50,7 +50,8 @@ pub(crate) enum DefaultType {
 }
 
 /// Arguments that queues of more than one type can have, so that they do not tell the type.
-const COMMON: [&str; 10] = [
+const COMMON: [&str; 13] = [
+    "x-consumer-timeout",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
     "x-expires",
@@ -61,6 +62,8 @@ const COMMON: [&str; 10] = [
     "x-message-ttl",
     "x-overflow",
     "x-queue-leader-locator",
+    "x-quorum-initial-group-size",
+    "x-single-active-consumer",
 ];
 
 /// An argument that only a quorum queue has, and that the broker names before the limit.
@@ -166,7 +169,9 @@ impl Limit {
 fn value(text: String) -> Argument {
     // How an empty text is told.
     let text = if text == "''" { String::new() } else { text };
-    text.parse().map_or(Argument::Text(text), Argument::Number)
+    let number = text.parse().map(Argument::Number);
+    let flag = text.parse().map(Argument::Flag);
+    number.or(flag).unwrap_or(Argument::Text(text))
 }
 
 /// Compares a queue that exists with a declaration. A refusal takes the channel.

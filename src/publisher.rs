@@ -1142,7 +1142,12 @@ fn avoid(delay: Duration, queue: &Queue, silent: &mut SilentDelays) {
     silent.add(delay);
     let name = queue.name_of(Target::Delay(delay));
     let instead = queue.name_of(silent.avoid(Target::Delay(delay)));
-    warn!("delay queue '{name}' does not respond (no leader?); using '{instead}'");
+    let next = if instead == name {
+        "no other is left to use".into()
+    } else {
+        format!("using '{instead}'")
+    };
+    warn!("delay queue '{name}' does not respond (no leader?); {next}");
 }
 
 fn unconfirmed(reason: impl Into<String>) -> Outcome {

@@ -48,6 +48,14 @@ impl Plan {
         self.arguments.iter().any(|(name, value)| name == TYPE && *value == text(QUORUM))
     }
 
+    /// The same declaration with the queue type named; if it is named already, the same.
+    pub(crate) fn with_type(mut self, kind: QueueKind) -> Plan {
+        if self.arguments.iter().all(|(name, _)| name != TYPE) {
+            self.arguments.push(type_argument(kind));
+        }
+        self
+    }
+
     /// The same declaration with the queue type left to the virtual host's default.
     pub(crate) fn without_type(mut self) -> Plan {
         self.arguments.retain(|(name, _)| name != TYPE);

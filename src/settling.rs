@@ -14,8 +14,8 @@ use log::{info, warn};
 use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::channel::Channel;
 use crate::connection::Connection;
-use crate::kind::{DefaultType, Kind, ask_default_type};
-use crate::queue::{Declaration, Plan, Queue, Target};
+use crate::kind::{Comparison, DefaultType, Kind, ask_default_type, compare};
+use crate::queue::{Declaration, Plan, Queue, QueueKind, Target};
 
 /// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
 /// other was made for half a second (measured on RabbitMQ 3.10.8, one node; the directory of its
@@ -85,8 +85,16 @@ fn refuse_stream(
 }
 
 fn make(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
-    let (channel, queue) = with_default_type(connection, channel, queue)?;
-    channel.declare(&queue)?;
+    let (channel, made) = with_default_type(connection, channel, queue)?;
+    match channel.declare(&made) {
+        // Somebody else has made it meanwhile.
+        Err(refusal @ Cause::ChannelClosed { code: PRECONDITION_FAILED, .. }) => {
+            let channel = another(connection, channel, refusal)?;
+            return use_existing(connection, channel, queue);
+        }
+        declared => declared?,
+    }
+    let queue = made;
     info!("queue '{}' did not exist: created", queue.name());
     let plan = queue.plans(Target::Work).swap_remove(0);
     let (channel, settled_at) = settle(connection, channel, &plan)?;
@@ -131,7 +139,7 @@ fn use_existing(connection: &Connection, channel: Channel, queue: &Queue) -> Res
             if queue.leaves_the_type_open() =>
         {
             let channel = another(connection, channel, refusal.clone())?;
-            use_as_made_here(channel, queue).ok_or(refusal)
+            use_as_made_here(connection, channel, queue, refusal)
         }
         Err(cause) => Err(cause),
     }
@@ -151,13 +159,35 @@ fn use_with_its_type(
     Ok(Opened::existing(channel, &queue.found_as_quorum()))
 }
 
-/// A quorum queue that [`make`] has declared for a virtual host with that default type. Declared
-/// without the type, it is the same only there.
-fn use_as_made_here(channel: Channel, queue: &Queue) -> Option<Opened> {
-    let queue = queue.made_as_quorum();
-    let plan = queue.plans(Target::Work).swap_remove(0).without_type();
-    channel.declare_as(&plan).ok()?;
-    Some(Opened::existing(channel, &queue))
+/// Where a virtual host has a default type, the queue may be a quorum queue that [`make`] has
+/// declared there, or a classic queue that was declared as one. Declared without its type, the
+/// first is the same only there.
+fn use_as_made_here(
+    connection: &Connection,
+    channel: Channel,
+    queue: &Queue,
+    refusal: Cause,
+) -> Result<Opened, Cause> {
+    let made = queue.made_as_quorum();
+    let plan = made.plans(Target::Work).swap_remove(0).without_type();
+    let other = match compare(&channel, &plan)? {
+        Comparison::Same => return Ok(Opened::existing(channel, &made)),
+        Comparison::Differs { argument, there } => (argument, there),
+        Comparison::Refused(_) => return Err(refusal),
+    };
+    let channel = connection.open_channel()?;
+    let classic = queue.plans(Target::Work).swap_remove(0).with_type(QueueKind::Classic);
+    if compare(&channel, &classic)? == Comparison::Same {
+        return Ok(Opened::existing(channel, queue));
+    }
+    match other {
+        // All but this is as we make it.
+        (argument, there) if argument == "x-delivery-limit" => Err(Cause::ChannelClosed {
+            code: PRECONDITION_FAILED,
+            text: format!("its delivery limit is {there} there; give the same --delivery-limit"),
+        }),
+        _ => Err(refusal),
+    }
 }
 
 /// Once for each queue, not for each connection.
