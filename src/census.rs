@@ -89,16 +89,28 @@ impl Census {
 
     /// What is left to do; `None` where the queue does not exist.
     pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, Cause> {
+        self.left_in(channels, Census::delayed)
+    }
+
+    /// What is left to do, as far as the delay queues tell that are known to exist. Each of the
+    /// others costs a channel.
+    pub(crate) fn left_in_known(&mut self, channels: &dyn Channels) -> Result<Option<Left>, Cause> {
+        self.left_in(channels, |census, channels| {
+            census.count_delays(channels, census.known.iter().copied().collect())
+        })
+    }
+
+    fn left_in(
+        &mut self,
+        channels: &dyn Channels,
+        delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<Delayed>, Cause>,
+    ) -> Result<Option<Left>, Cause> {
         let Some(ready) = self.ready(channels)? else { return Ok(None) };
         if ready > 0 {
             return Ok(Some(Left::Ready(ready)));
         }
-        // A delay queue that does not exist costs a channel: most often the known ones tell.
-        let known = self.known.iter().copied().collect();
-        let mut waiting = with_tasks(self.count_delays(channels, known)?);
-        if waiting.is_empty() {
-            waiting = with_tasks(self.delayed(channels)?);
-        }
+        let mut waiting = delayed(self, channels)?;
+        waiting.retain(|it| it.tasks > 0);
         if !waiting.is_empty() {
             return Ok(Some(Left::Delayed(waiting)));
         }
@@ -147,9 +159,4 @@ impl Census {
         }
         Ok(None)
     }
-}
-
-fn with_tasks(mut delayed: Vec<Delayed>) -> Vec<Delayed> {
-    delayed.retain(|it| it.tasks > 0);
-    delayed
 }

@@ -58,6 +58,8 @@ impl Channels for Patient {
     }
 }
 
+type Look = fn(&mut Census, &dyn Channels) -> Result<Option<Left>, Cause>;
+
 /// How long a look takes at most, unless a queue does not respond: it asks some eighty questions.
 const LOOK_TAKES: Duration = Duration::from_secs(20);
 
@@ -84,9 +86,9 @@ impl Drain {
 }
 
 /// Waits until the queue and its delay queues were empty twice in a row, with nothing taken in
-/// between: what is just leaving a delay queue is in neither for a moment. And with no more come
-/// than heartbeats: a large task on a slow line is neither in the queue nor taken for long. Says
-/// how many were taken.
+/// between: what is just leaving a delay queue is in neither for a moment. The first look asks only
+/// for the delay queues that are known, the second for all. And with no more come than heartbeats: a
+/// large task on a slow line is neither in the queue nor taken for long. Says how many were taken.
 fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
     let Seen { in_hand, pulse, mut unnoticed } = seen;
     let mut before = None;
@@ -99,7 +101,12 @@ fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
         let all = pulse.bytes();
         let came = all - mem::replace(&mut bytes, all);
         let settled = in_hand.all_settled().filter(|_| !are_more_than_heartbeats(came, LOOK_EVERY));
-        let empty = settled.is_some() && looks.is_empty(over);
+        let look = if before.is_some() && before == settled {
+            Census::left
+        } else {
+            Census::left_in_known
+        };
+        let empty = settled.is_some() && looks.is_empty(look, over);
         if settled.is_some() {
             // The answers came on the same connection: they are no sign of a task.
             bytes = pulse.bytes();
@@ -126,10 +133,10 @@ fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
 }
 
 impl Looks {
-    fn is_empty(&mut self, over: &Signal) -> bool {
+    fn is_empty(&mut self, look: Look, over: &Signal) -> bool {
         let doing = format!("looking at '{}' and its delay queues", self.queue.name());
-        let look = || self.census.left(&self.channels);
-        let (left, _) = telling_after(LOOK_TAKES, over, &doing, look);
+        let asked = || look(&mut self.census, &self.channels);
+        let (left, _) = telling_after(LOOK_TAKES, over, &doing, asked);
         let (is_empty, saying) = match left {
             Ok(Some(Left::Nothing)) => (true, None),
             Ok(Some(Left::Ready(_))) => (false, None),
