@@ -113,14 +113,16 @@ struct Candidate<'a> {
 enum Host {
     /// A name that is to be looked up.
     Name,
-    /// One of so many targets that the host has.
-    Target(SocketAddr, usize),
+    /// The only target of the host.
+    Target(SocketAddr),
+    /// One of several targets of the host, which has so many nodes.
+    OneOfTargets(SocketAddr, usize),
 }
 
 impl Candidate<'_> {
     fn new(address: &Address) -> Candidate<'_> {
         let host = match address.host.parse::<IpAddr>() {
-            Ok(ip) => Host::Target(SocketAddr::new(ip, address.port), 1),
+            Ok(ip) => Host::Target(SocketAddr::new(ip, address.port)),
             Err(_) => Host::Name,
         };
         Candidate { address, host }
@@ -128,8 +130,8 @@ impl Candidate<'_> {
 
     fn target_among_several(&self) -> Option<SocketAddr> {
         match self.host {
-            Host::Target(target, 2..) => Some(target),
-            _ => None,
+            Host::OneOfTargets(target, _) => Some(target),
+            Host::Name | Host::Target(_) => None,
         }
     }
 }
@@ -163,9 +165,14 @@ impl Round {
                     return Ok(*connection);
                 }
                 Ok(Tried::Resolved(targets)) => {
-                    let several = targets.len();
+                    let nodes = count_nodes(&targets);
+                    let several = targets.len() > 1;
                     for target in self.broker.targets_in_turn(targets).into_iter().rev() {
-                        let host = Host::Target(target, several);
+                        let host = if several {
+                            Host::OneOfTargets(target, nodes)
+                        } else {
+                            Host::Target(target)
+                        };
                         left.push_front(Candidate { address: candidate.address, host });
                     }
                     continue;
@@ -180,10 +187,11 @@ impl Round {
                 }
             };
             self.note_failed(&candidate, &failed, failure);
-            if told == Told::No {
-                // Should there be no connection at all, the error says it, too.
+            // Should there be no connection at all, the error says it, too. That one target of a
+            // host name fails is usual: localhost often has two, and a broker listens on one.
+            if told == Told::No && candidate.target_among_several().is_none() {
                 untold.push(failed);
-            } else if !left.is_empty() {
+            } else if told == Told::Yes && !left.is_empty() {
                 pass_over(&failed);
             }
         }
@@ -202,8 +210,9 @@ impl Round {
         let doing = format!("connecting to {candidate}");
         telling(&self.unwanted, &doing, || match candidate.host {
             Host::Name => resolve(&self.broker, candidate.address, deadline),
-            Host::Target(target, of) => {
-                open_at(&self.broker, candidate.address, target, of, deadline)
+            Host::Target(target) => open_at(&self.broker, candidate.address, target, 1, deadline),
+            Host::OneOfTargets(target, nodes) => {
+                open_at(&self.broker, candidate.address, target, nodes, deadline)
             }
         })
     }
@@ -263,14 +272,20 @@ fn open_at(
     broker: &Broker,
     address: &Address,
     target: SocketAddr,
-    of: usize,
+    nodes: usize,
     deadline: Instant,
 ) -> Result<Tried, Refused> {
-    let limits = broker.limits(address, of);
+    let limits = broker.limits(address, nodes);
     let socket = connect(target, within(limits.connect, deadline))?;
     let limits = Limits { handshake: within(limits.handshake, deadline), ..limits };
     let opened = Connection::over(socket, broker, address, limits)?;
     Ok(Tried::Opened(Box::new(opened)))
+}
+
+/// How many nodes the targets of a host name may be: one node often has an address of each family.
+fn count_nodes(targets: &[SocketAddr]) -> usize {
+    let of_one_family = targets.iter().filter(|it| it.is_ipv4()).count();
+    of_one_family.max(targets.len() - of_one_family)
 }
 
 /// One of so many equal parts of the time that is left.
@@ -345,6 +360,15 @@ mod tests {
     }
 
     #[test]
+    fn a_node_with_an_address_of_each_family_is_one() {
+        let targets = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|it| it.parse().expect("an address")).collect()
+        };
+        assert_eq!(count_nodes(&targets(&["127.0.0.1:1", "[::1]:1"])), 1);
+        assert_eq!(count_nodes(&targets(&["10.0.0.1:1", "10.0.0.2:1", "[fe80::1]:1"])), 2);
+    }
+
+    #[test]
     fn small_frames_are_sent_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -392,7 +416,7 @@ mod tests {
         };
         let address = broker.addresses_in_turn()[0];
         let targets = [silent_at, saying(b"HTTP/1.1 400\r\n")];
-        let left = targets.map(|target| Candidate { address, host: Host::Target(target, 2) });
+        let left = targets.map(|target| Candidate { address, host: Host::OneOfTargets(target, 2) });
 
         let Err(error) = round.try_all(left.into()) else { panic!("there is no broker") };
 

@@ -185,7 +185,7 @@ impl Broker {
     /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. The broker's own
     /// value counts where it is smaller, but not where it is none: then it is what is asked for
     /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s, and 5 s if
-    /// there are several addresses, in the URLs or of a host name.
+    /// there are several nodes, in the URLs or behind a host name.
     ///
     /// Source: <https://www.rabbitmq.com/docs/heartbeats>.
     #[must_use]
@@ -231,9 +231,9 @@ impl Broker {
         &self.failures
     }
 
-    /// The limits for an address whose host has so many targets.
-    pub(crate) fn limits(&self, address: &Address, targets: usize) -> Limits {
-        let is_only_one = self.addresses.len() == 1 && targets == 1;
+    /// The limits for an address whose host has so many nodes.
+    pub(crate) fn limits(&self, address: &Address, nodes: usize) -> Limits {
+        let is_only_one = self.addresses.len() == 1 && nodes <= 1;
         let heartbeat = if is_only_one { HEARTBEAT } else { HEARTBEAT_AMONG_SEVERAL };
         Limits {
             connect: address.connect_timeout.unwrap_or(self.limits.connect),
@@ -339,7 +339,7 @@ fn parse_address(text: &str) -> Result<Address, Error> {
     }
     // Or the beginning of a password would be taken for a port, which is logged.
     if path.is_some_and(has_an_at_sign_after_the_host) {
-        return Err(invalid("there is an @ after a / or a ?; percent-encode all three in a login"));
+        return Err(invalid("there is an @ after a / or a ?"));
     }
     let mut address = Address {
         host: host(&url),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use amiquip::{
     AmqpValue, Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream,
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, never};
 use log::debug;
 
 use crate::attempt::Attempt;
@@ -112,12 +112,13 @@ impl Connection {
         })
     }
 
-    /// The same connection for another thread, to open channels on. It ends with the owner's alone.
+    /// The same connection for another thread, to open channels on. It ends with the owner's alone,
+    /// and the owner alone gets its notices: each comes to one receiver only.
     pub(crate) fn lend(&self) -> Connection {
         Connection {
             inner: Arc::clone(&self.inner),
-            notices: self.notices.clone(),
-            leash: self.leash.clone(),
+            notices: never(),
+            leash: self.leash.lent(),
             watchdog: None,
             pulse: self.pulse.clone(),
             heard: Arc::clone(&self.heard),
@@ -132,9 +133,13 @@ impl Connection {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn is_lent(&self) -> bool {
+        self.watchdog.is_none()
+    }
+
     /// What is to be ended; `None` where the connection is lent, or has been ended.
     fn take(&self) -> Option<amiquip::Connection> {
-        self.watchdog.as_ref().and_then(|_| self.lock().take())
+        if self.is_lent() { None } else { self.lock().take() }
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit, and for others that do.

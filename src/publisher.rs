@@ -518,6 +518,7 @@ impl<T> Publisher<T> {
         self.backlog.make_contiguous().sort_by_key(|pending| pending.deadline);
         self.take_back(mem::take(&mut link.refused));
         let looked_at = link.places.looks_at();
+        let was_lent = link.connection.is_lent();
         let (address, cause) = link.bury(known);
         if let (Some(delay), Cause::Malformed(_)) = (looked_at, &cause) {
             avoid(delay, &self.queue, &mut self.silent);
@@ -536,8 +537,8 @@ impl<T> Publisher<T> {
             self.refusal = Some(cause.to_string());
             return;
         }
-        if is_closed(&self.aborting) {
-            // We have cut it ourselves, and publish nothing again.
+        // Cut by us, or lost with the session, which says so: nothing is published again.
+        if is_closed(&self.aborting) || was_lent {
             return;
         }
         let error = Error::session_lost(&address, cause);

@@ -27,6 +27,16 @@ pub(crate) struct Watchdog {
 #[derive(Clone, Debug)]
 pub(crate) struct Leash {
     shared: Arc<Shared>,
+    holder: Holder,
+}
+
+/// Whose the connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Owner,
+    /// Somebody who must not end the connection of others for a limit of his own: only an answer
+    /// that does not come for a whole call limit does.
+    Borrower,
 }
 
 #[derive(Debug)]
@@ -80,7 +90,7 @@ impl Watchdog {
         let watched = Arc::clone(&shared);
         let thread =
             thread::Builder::new().name("rw-watchdog".into()).spawn(move || watched.watch())?;
-        Ok(Watchdog { leash: Leash { shared }, thread: Some(thread) })
+        Ok(Watchdog { leash: Leash { shared, holder: Holder::Owner }, thread: Some(thread) })
     }
 
     pub(crate) fn leash(&self) -> &Leash {
@@ -104,6 +114,12 @@ impl Leash {
         let _ = self.shared.pulse.set(pulse.clone());
     }
 
+    /// The leash of a connection that is lent: [`within`](Leash::within) and
+    /// [`unless`](Leash::unless) have no effect.
+    pub(crate) fn lent(&self) -> Leash {
+        Leash { holder: Holder::Borrower, ..self.clone() }
+    }
+
     /// Runs `call`; when it has not returned after `limit`, shuts the socket under it.
     pub(crate) fn within<T>(
         &self,
@@ -111,7 +127,10 @@ impl Leash {
         doing: &'static str,
         call: impl FnOnce() -> T,
     ) -> T {
-        self.run(Call::new(doing, limit), call)
+        match self.holder {
+            Holder::Owner => self.run(Call::new(doing, limit), call),
+            Holder::Borrower => call(),
+        }
     }
 
     /// Runs `call`, which waits for the broker's answer; when that has not come, nor anything but
@@ -137,6 +156,9 @@ impl Leash {
 
     /// Runs `call`; when `interrupt` closes meanwhile, shuts the socket under it.
     pub(crate) fn unless<T>(&self, interrupt: &Signal, call: impl FnOnce() -> T) -> T {
+        if self.holder == Holder::Borrower {
+            return call();
+        }
         let (returned, has_returned) = closer();
         thread::scope(|scope| {
             let watch =

@@ -69,11 +69,11 @@ fn a_signal_after_the_last_of_max_tasks_has_begun_changes_nothing() {
 fn a_drain_says_that_it_drained_and_meanwhile_what_it_waits_for() {
     let queue = unique_queue("awaited");
     let to = ["--url", shared_broker().url(), "--queue", &queue];
-    Command::producer(&to).args(&["--delay", "3s", "later"]).run(SOON).assert_code(0);
+    Command::producer(&to).args(&["--delay", "10s", "later"]).run(SOON).assert_code(0);
     let drained = Command::worker(&to).args(&["--drain", "--json", "--", "true"]).run(SOON);
     drained.assert_code(0);
     let stderr = drained.stderr();
-    let told = "waits for delayed tasks, the last of them due in at most 3 s";
+    let told = "waits for delayed tasks, the last of them due in at most 10 s";
     assert_eq!(stderr.matches(told).count(), 1, "{stderr}");
     let stdout = drained.stdout();
     assert!(stdout.contains("\"ended\":\"drained\""), "{stdout}");
