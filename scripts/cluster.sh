@@ -135,6 +135,10 @@ make_node() {
     mkdir -p "$1/node/home"
     printf '%s\n' kind=native "node=rw-$2@localhost" "port=$2" "lent_epmd_port=$3" >"$1/node.env"
     (umask 077 && printf %s "$4" >"$1/node/home/.erlang.cookie")
+    # When a node dies, the broker offers delayed tasks to their queue again after this time, which
+    # is 3 minutes by default, and 32 of them hold up all others (docs/GUARANTEES.md).
+    echo '[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].' \
+        >"$1/node/advanced.config"
 }
 
 join_nodes() {
