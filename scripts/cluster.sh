@@ -4,7 +4,7 @@
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-# What this calls of it: choose_kind, find_native, free_port, launch_epmd, halt and load_state.
+# What this calls of it: how to find a RabbitMQ and ports, and to start and end processes.
 # shellcheck source=scripts/broker.sh
 . "$here/broker.sh"
 
@@ -56,9 +56,14 @@ main() {
 # node NUMBER COMMAND...
 node() {
     case $1 in [123]) ;; *) usage_error "'$1' is none of the nodes $NODES" ;; esac
+    (become_node "$@")
+}
+
+# In the background it is that process itself, so that a signal reaches it.
+become_node() {
     local number=$1
     shift
-    env -u AMQP_URL -u RABBIT_WORK_MANAGEMENT "$here/broker.sh" --dir "$cluster/$number" "$@"
+    exec env -u AMQP_URL -u RABBIT_WORK_MANAGEMENT "$here/broker.sh" --dir "$cluster/$number" "$@"
 }
 
 start_node() {
@@ -88,12 +93,12 @@ start_all() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    undo=yes children=
+    undo=yes children='' what=broker.sh
     if [ -d "$cluster" ]; then undo=; else make_cluster; fi
     start_names
     local number child status=0
     for number in $NODES; do
-        start_node "$number" &
+        become_node "$number" start >/dev/null &
         children="$children $!"
     done
     for child in $children; do wait "$child" || status=$?; done
@@ -107,7 +112,7 @@ start_all() {
 # The cluster ends with the command, whatever ends that.
 run() {
     start_all >/dev/null
-    undo=yes
+    undo=yes what=$1
     RABBIT_WORK_TEST_CLUSTER=$cluster "$@" &
     children=$!
     wait "$children"
@@ -176,21 +181,25 @@ await_one_cluster() {
 give_back() {
     local code=$? child
     trap '' HUP INT TERM
+    # All of them first, as each takes its time. No wait: one that a signal has ended may not see
+    # the end of its child any more.
     for child in $children; do kill -TERM "$child" 2>/dev/null || true; done
-    for child in $children; do wait "$child" 2>/dev/null || true; done
+    for child in $children; do end_process "$child" "$what" "$START_SECONDS"; done
     [ -z "$undo" ] || stop_all
     exit $code
 }
 
 # All at once: a node that stops waits for none of the others.
 stop_all() {
-    local number stopping=()
+    local number child stopping=''
     [ -d "$cluster/names" ] || { note "not running"; return; }
     for number in $NODES; do
-        node "$number" stop 2>/dev/null &
-        stopping+=($!)
+        become_node "$number" stop 2>/dev/null &
+        stopping="$stopping $!"
     done
-    wait "${stopping[@]}"
+    for child in $stopping; do
+        while is_process "$child" broker.sh; do sleep 0.1; done
+    done
     dir=$cluster/names
     load_state
     halt

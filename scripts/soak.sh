@@ -47,7 +47,7 @@ main() {
     echo "soak: $minutes minutes, seed $seed"
     export RABBIT_WORK_TEST_RUN=${RABBIT_WORK_TEST_RUN:-soak.$$}
     # In a process group of its own, which a Ctrl-C does not reach.
-    timeout -k 10 "$limit" ${around[@]+"${around[@]}"} "${program[@]}" \
+    timeout -k 30 "$limit" ${around[@]+"${around[@]}"} "${program[@]}" \
         "$soak" --exact --ignored --nocapture &
     running=$!
     trap 'interrupted 129' HUP

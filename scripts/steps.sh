@@ -43,9 +43,14 @@ side_by_side() {
 
 run_lane() {
     trap 'echo "end of a lane" >&3' EXIT
-    # The signal is for the step, too, and that cleans up first.
-    trap 'exit 143' HUP INT TERM
+    end_after_the_step
     "$1"
+}
+
+# A signal reaches all of a lane. With a trap, bash heeds it when the command that runs has ended,
+# and that may have to clean up.
+end_after_the_step() {
+    trap 'exit 143' HUP INT TERM
 }
 
 # step NAME COMMAND...
@@ -56,7 +61,7 @@ step() {
     echo "$*" >"$(record "$name").command"
     # Not behind a ||, which would have a function go on after what fails in it.
     set +e
-    (set -e; "$@") >"$(record "$name")" 2>&1 3>&-
+    (end_after_the_step; set -e; "$@") >"$(record "$name")" 2>&1 3>&-
     status=$?
     set -e
     echo "$status $((SECONDS - begun)) $name" >&3

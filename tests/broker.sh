@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Checks scripts/broker.sh with real nodes; the first failing check ends it, by name.
+# Checks scripts/broker.sh and scripts/cluster.sh with real nodes; the first failing check ends it, by name.
 set -eu -o pipefail
 unset AMQP_URL
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 work=$(mktemp -d)
 work=$(cd "$work" && pwd -P)
-one="$work/with a space" two=$work/two three=$work/three
+one="$work/with a space" two=$work/two three=$work/three cluster=$work/cluster
 
 main() {
     # Started first: their boots overlap on purpose.
@@ -47,6 +47,7 @@ main() {
     fails "start in a folder of others" broker "$work/mine" start
     fails "stop of a folder of others" broker "$work/mine" stop
     check "a folder of others stays" [ -e "$work/mine/file" ]
+    check "an interrupted cluster leaves nothing" interrupt_cluster
     check "no process is left" no_process
     echo "broker: all checks passed"
 }
@@ -95,6 +96,24 @@ interrupt_start() {
     ! wait $starting && [ $SECONDS -lt $deadline ] && [ ! -e "$three" ] && [ ! -s "$work/three.url" ]
 }
 
+# Unless it says that there can be none here.
+interrupt_cluster() {
+    "$here/scripts/cluster.sh" --dir "$cluster" run sleep 600 2>>"$work/messages" &
+    local running=$! deadline=$((SECONDS + 60)) number status=0
+    until grep -qs '^pid=.' "$cluster/3/node.env"; do
+        is_alive $running || { wait $running || status=$?; [ $status = 69 ] && return; return 1; }
+        [ $SECONDS -lt $deadline ] || return 1
+        sleep 0.1
+    done
+    for number in 1 2 3 names; do note_processes "$cluster/$number"; done
+    kill -TERM $running
+    ! wait $running && [ ! -e "$cluster" ]
+}
+
+is_alive() {
+    kill -0 "$1" 2>/dev/null
+}
+
 # What each node wrote down is its two processes. A zombie waits for init only.
 no_process() {
     local process left=0
@@ -138,6 +157,7 @@ finish() {
     for folder in "$one" "$two" "$three"; do
         broker "$folder" stop || true
     done
+    "$here/scripts/cluster.sh" --dir "$cluster" stop 2>/dev/null || true
     rm -rf "$work"
 }
 

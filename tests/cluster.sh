@@ -9,6 +9,8 @@ tests=("${RABBIT_WORK_IT:-}")
 [ -n "${tests[0]}" ] || tests=(cargo test --locked --quiet --test it --)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+# Not before the cluster has ended, which the signal reaches, too.
+trap 'exit 143' HUP INT TERM
 status=0
 scripts/cluster.sh --dir "$work/cluster" run \
     "${tests[@]}" "cluster::${1:-}" --ignored --nocapture --skip cluster::soak || status=$?
