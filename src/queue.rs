@@ -383,8 +383,10 @@ impl Queue {
     }
 
     fn validate_arguments(&self) -> Result<(), Error> {
-        for (name, value) in &self.arguments {
-            if let Some(reason) = self.objection_to(name, value) {
+        for (index, (name, value)) in self.arguments.iter().enumerate() {
+            let is_again = self.arguments[..index].iter().any(|(before, _)| before == name);
+            let again = is_again.then_some("it is given twice");
+            if let Some(reason) = self.objection_to(name, value).or(again) {
                 return Err(Error::setting("queue argument", format!("{name}: {reason}")));
             }
         }
@@ -549,6 +551,9 @@ mod tests {
         assert!(full.clone().argument("x-overflow", "drop-head").validate().is_err());
         assert!(full.clone().argument("x-overflow", "reject-publish").validate().is_ok());
         assert!(full.kind(QueueKind::Quorum).validate().is_ok(), "it rejects in any case");
+
+        let twice = queue.clone().argument("x-max-priority", 5).validate().expect_err("refused");
+        assert!(twice.to_string().contains("x-max-priority: it is given twice"), "{twice}");
 
         assert!(Queue::new("q").argument("x-max-priority", 10).existing().validate().is_err());
         assert!(queue.kind(QueueKind::Quorum).validate().is_err());

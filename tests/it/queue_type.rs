@@ -193,6 +193,19 @@ fn arguments_reach_the_broker_and_those_that_would_lose_tasks_do_not() {
     assert!(log.contains("x-message-ttl: the broker would drop confirmed tasks"), "{log}");
 }
 
+#[test]
+fn an_argument_that_is_given_twice_is_refused() {
+    let nobody = ["--url", "amqp://127.0.0.1:1", "--timeout", "1s", "--queue", "q", "x"];
+    let once = ["--queue-arg", "x-max-priority=3"];
+    for again in [["--queue-arg", "x-max-priority=5"], ["--max-priority", "3"]] {
+        let refused = Command::producer(&nobody).args(&once).args(&again).run(SOON);
+        refused.assert_code(2);
+        let log = refused.stderr();
+        assert!(log.contains("queue argument: x-max-priority: it is given twice"), "{log}");
+    }
+    Command::producer(&nobody).args(&once).run(SOON).assert_code(69);
+}
+
 /// Its count says 0, whatever is in it.
 #[test]
 fn a_worker_refuses_a_stream_and_does_not_take_it_for_empty() {
