@@ -49,6 +49,7 @@ pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const RESOURCE_LOCKED: u16 = 405;
 pub(crate) const PRECONDITION_FAILED: u16 = 406;
 pub(crate) const NOT_ALLOWED: u16 = 530;
+pub(crate) const NOT_IMPLEMENTED: u16 = 540;
 pub(crate) const INTERNAL_ERROR: u16 = 541;
 
 impl Cause {
@@ -83,7 +84,9 @@ impl Cause {
     /// Whether the broker closed the channel or the connection for something that is over with
     /// it, or that passes: not for what it was asked to use.
     pub(crate) fn may_pass(&self) -> bool {
-        let Cause::ChannelClosed { code, text } = self else { return !self.is_feature_denied() };
+        let Cause::ChannelClosed { code, text } = self else {
+            return !self.is_feature_denied() && !self.is_not_implemented();
+        };
         match *code {
             PRECONDITION_FAILED => {
                 self.is_delivery_timeout()
@@ -110,6 +113,12 @@ impl Cause {
     fn is_feature_denied(&self) -> bool {
         matches!(self, Cause::ConnectionClosed { code: INTERNAL_ERROR, text }
             if text.contains("not permitted"))
+    }
+
+    /// Whether queues of this type cannot do what was asked, as a stream cannot be purged: the
+    /// broker then closes the connection.
+    fn is_not_implemented(&self) -> bool {
+        matches!(self, Cause::ConnectionClosed { code: NOT_IMPLEMENTED, .. })
     }
 
     /// The largest body the broker takes, where it refused one for its size: RabbitMQ says

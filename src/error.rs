@@ -197,6 +197,13 @@ impl Error {
     }
 }
 
+/// Why a stream is refused.
+pub(crate) const STREAM: &str =
+    "it is a stream, and the tasks of a stream stay in it; use a classic or a quorum queue";
+
+/// How [`explain_mismatch`] begins where the queue is a stream.
+const STREAM_THERE: &str = "x-queue-type is stream there";
+
 /// RabbitMQ says "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'false' but
 /// current is 'true'", of the arguments after x- "received the value 'quorum' of type 'longstr'
 /// but current is none"; people read it better the other way round.
@@ -252,6 +259,9 @@ impl fmt::Display for Error {
             ),
             Error::VhostRefused { vhost, text } => {
                 write!(f, "the broker refused the virtual host '{vhost}': {text}")
+            }
+            Error::QueueMismatch { queue, text } if text.starts_with(STREAM_THERE) => {
+                write!(f, "queue '{queue}': {STREAM}")
             }
             Error::QueueMismatch { queue, text } => write!(
                 f,

@@ -166,7 +166,7 @@ impl Inspector {
         let name = self.queue.name_of(target);
         // Until then, nothing was asked for.
         self.count(target)?;
-        let purged = self.ask(|channel| channel.purge(&name));
+        let purged = self.ask_about(&name, |channel| channel.purge(&name));
         purged.map_err(|error| Error::unanswered("purge", &name, error))
     }
 
@@ -315,7 +315,12 @@ impl Inspector {
                 Ok(format!("{ready} letters, declared with these arguments{majority}"))
             }
             Err(Error::QueueMismatch { text, .. } | Error::QueueRefused { text, .. }) => {
-                Ok(format!("{ready} letters, used as it is: {text}"))
+                match Kind::of(&name, &mut |plan| self.compare(plan))?.objection() {
+                    Some(objection) => {
+                        Err(Error::setting("dead letters", format!("'{name}': {objection}")))
+                    }
+                    None => Ok(format!("{ready} letters, used as it is: {text}")),
+                }
             }
             Err(error) => Err(error),
         }
@@ -465,7 +470,7 @@ impl Inspector {
             }
             Some(connection) => {
                 let address = connection.address().to_string();
-                Error::session_lost(&address, connection.end(Some(cause)))
+                Error::from_queue_use(queue, &address, connection.end(Some(cause)))
             }
             None => Error::session_lost("", cause),
         }

@@ -4,7 +4,7 @@
 use crate::cause::{Cause, PRECONDITION_FAILED};
 use crate::channel::Channel;
 use crate::connection::Connection;
-use crate::error::read_mismatch;
+use crate::error::{STREAM, read_mismatch};
 use crate::queue::{Argument, Durability, NEVER_TOO_OFTEN, Plan, Queue};
 
 /// What an existing queue is.
@@ -82,9 +82,7 @@ impl Kind {
 
     /// Why a queue of this type cannot be worked; `None` if it can.
     pub(crate) fn objection(&self) -> Option<&'static str> {
-        (*self == Kind::Stream).then_some(
-            "it is a stream, and the tasks of a stream stay in it; use a classic or a quorum queue",
-        )
+        (*self == Kind::Stream).then_some(STREAM)
     }
 
     /// What the queue is; see [`of`](Kind::of). Gives the channel back, or another where a refusal

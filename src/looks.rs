@@ -26,7 +26,7 @@ pub(crate) enum Return {
     Nacking,
 }
 
-/// Refuses dead letters that looks would destroy, and tells how the others are given back. Our own
+/// Refuses dead letters that looks would destroy or cannot take, and tells how the others are given back. Our own
 /// queue of them has no limit; a limit that a policy sets is beyond what a client can see.
 pub(crate) fn refuse_harmful_look(
     inspector: &mut Inspector,
@@ -37,7 +37,11 @@ pub(crate) fn refuse_harmful_look(
         return Ok(Return::Closing);
     }
     let dead = queue.name_of(Target::Dead);
-    let limit = match kind_of(inspector, queue, version)? {
+    let kind = kind_of(inspector, queue, version)?;
+    if let Some(objection) = kind.objection() {
+        return Err(Error::setting("dead letters", format!("'{dead}': {objection}")));
+    }
+    let limit = match kind {
         Kind::Quorum(Limit::Usual) if version >= LIMITED_SINCE => USUAL_LIMIT.to_string(),
         Kind::Quorum(Limit::Declared(limit)) => limit,
         Kind::Quorum(_) | Kind::Classic | Kind::Stream => return Ok(Return::Closing),

@@ -283,6 +283,44 @@ fn a_stream_is_refused_by_name() {
     }
 }
 
+/// They would go in, and never be seen again.
+#[test]
+fn a_stream_is_no_place_for_dead_letters() {
+    let queue = dead_letters("dead-stream", &[]);
+    let dead = format!("{queue}.dead");
+    let client = shared_broker().client();
+    client.delete(&dead);
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
+    client.declare_with(&dead, arguments);
+
+    let checked = queuectl(&queue, &["check"]);
+    let told: Vec<Output> = [
+        "dead list",
+        "dead show 1",
+        "dead replay",
+        "dead replay --id 1",
+        "dead purge --yes",
+        "dead purge --yes --limit 1",
+        "purge --yes",
+    ]
+    .map(|deed| deed.split(' ').collect::<Vec<&str>>())
+    .map(|deed| queuectl(if deed[0] == "purge" { &dead } else { &queue }, &deed))
+    .into();
+    client.delete(&dead);
+
+    checked.assert_code(2);
+    let (check, is) = (checked.stdout(), format!("'{dead}': it is a stream"));
+    assert!(check.contains("FAIL  dead") && check.contains(&is), "{check}");
+    for output in told {
+        output.assert_code(2);
+        let log = output.stderr();
+        let refused = format!("the broker refused the use of queue '{dead}': NOT_IMPLEMENTED");
+        assert!(log.contains(&is) || log.contains(&refused), "{log}");
+        assert!(!log.contains("may still happen"), "{log}");
+    }
+}
+
 #[test]
 fn status_and_check_name_the_type_of_a_quorum_queue() {
     let queue = unique_queue("typed");

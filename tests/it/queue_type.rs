@@ -224,3 +224,24 @@ fn a_worker_refuses_a_stream_and_does_not_take_it_for_empty() {
     refused.assert_code(2);
     assert!(refused.stderr().contains("it is a stream"), "{}", refused.stderr());
 }
+
+#[test]
+fn a_stream_is_called_one_also_where_it_would_be_declared_as_another_type() {
+    let queue = unique_queue("stream");
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
+    let client = shared_broker().client();
+    client.declare_with(&queue, arguments);
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+
+    let refused: Vec<_> = ["classic", "quorum"]
+        .map(|kind| Command::worker(&to).args(&["--queue-type", kind, "--", "true"]).run(SOON))
+        .into();
+    client.delete(&queue);
+
+    for output in refused {
+        output.assert_code(2);
+        let log = output.stderr();
+        assert!(log.contains("it is a stream") && !log.contains("without declaring"), "{log}");
+    }
+}
