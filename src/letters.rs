@@ -103,7 +103,7 @@ impl Letters {
         mut visit: impl FnMut(Letter) -> ControlFlow<()>,
     ) -> Result<Vec<String>, Error> {
         let how = self.refuse_harmful_look()?;
-        let walked = self.with_channel(how, |channel| {
+        let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
             walk.go(|_, task| Ok(visit(Letter { task }))).map(|missing| Some(Ok(missing)))
@@ -133,13 +133,15 @@ impl Letters {
         }
         // If the letters are deleted in the middle, those before are replayed all the same.
         let mut replay = Replay::default();
-        let walked = self.with_channel(how, |channel| {
+        let walked = self.with_channel(how, |connection, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, at_once)? else {
                 return Ok(None);
             };
             let mut publisher =
                 Publisher::new(&self.broker, &self.queue, LIMITS).giving_up_what_is_refused();
+            // Where the broker allows no second connection.
+            publisher.lent = Some(connection.lend());
             if let Err(error) = publisher.connect() {
                 return Ok(Some(Err(error)));
             }
@@ -174,7 +176,7 @@ impl Letters {
             how = self.refuse_harmful_look()?;
         }
         let mut purge = Purge::default();
-        let walked = self.with_channel(how, |channel| {
+        let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
             let missing = walk.go(|unsettled, _| {
@@ -237,14 +239,14 @@ impl Letters {
     fn with_channel<T>(
         &self,
         how: Return,
-        work: impl FnOnce(&Channel) -> Result<Option<Result<T, Error>>, Cause>,
+        work: impl FnOnce(&Connection, &Channel) -> Result<Option<Result<T, Error>>, Cause>,
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
         let opened = Connection::open(&self.broker, &crossbeam_channel::never(), None)?;
         let Some(connection) = opened else { return Ok(None) };
         let worked = connection.open_channel().and_then(|channel| {
-            let done = work(&channel)?;
+            let done = work(&connection, &channel)?;
             if how == Return::Nacking {
                 channel.give_back_all()?;
             }

@@ -322,6 +322,28 @@ fn a_stream_is_no_place_for_dead_letters() {
 }
 
 #[test]
+fn letters_are_replayed_over_one_connection_where_the_broker_allows_no_second() {
+    let broker = breakable_broker();
+    let vhost = unique_queue("single");
+    broker.ctl(&["add_vhost", &vhost]);
+    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let url = format!("{}/{vhost}", broker.url());
+    let to = ["--url", &url, "--queue", "q"];
+    Command::producer(&to).args(&["--repeat", "3", "x"]).run(SOON).assert_code(0);
+    let fail = ["--drain", "--max-attempts", "1", "--", "false"];
+    Command::worker(&to).args(&fail).run(SOON).assert_code(1);
+    broker.ctl(&["set_vhost_limits", "-p", &vhost, r#"{"max-connections": 1}"#]);
+
+    let begun = Instant::now();
+    let replayed = Command::queuectl(&to).args(&["dead", "replay", "--limit", "2"]).run(LONG);
+    let took = begun.elapsed();
+    broker.ctl(&["delete_vhost", &vhost]);
+
+    assert_eq!(replayed.success(), "2 replayed\n");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
 fn status_and_check_name_the_type_of_a_quorum_queue() {
     let queue = unique_queue("typed");
     let classic = unique_queue("untyped");
