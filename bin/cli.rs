@@ -621,6 +621,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s, 5m or 1h"))
 }
 
+/// A delay of the ladder, as its help names it.
+pub(crate) fn in_one_unit(delay: Duration) -> String {
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    let millis = delay.as_millis();
+    let fitting = units.into_iter().find(|(_, unit)| millis >= *unit && millis % unit == 0);
+    fitting.map_or_else(|| "0s".into(), |(name, unit)| format!("{}{name}", millis / unit))
+}
+
 #[cfg(feature = "tls")]
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|error| Error::setting(option, format!("{}: {error}", path.display())))

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use cli::{BrokerArgs, Exit, QueueArgs, print_line, write_out};
+use cli::{BrokerArgs, Exit, QueueArgs, in_one_unit, print_line, write_out};
 use log::error;
 use rabbit_work::{Broker, Error, Inspector, Letters, Queue, Replay, Selection};
 use serde_json::{Value, json};
@@ -266,11 +266,7 @@ fn status(broker: &Broker, queue: &Queue, as_json: bool) -> Result<Exit, Error> 
         format!("retry      {}", status.delayed_tasks()),
     ];
     for it in status.delayed.iter().filter(|it| it.tasks > 0) {
-        lines.push(format!(
-            "           {} after {}",
-            it.tasks,
-            humantime::format_duration(it.delay)
-        ));
+        lines.push(format!("           {} after {}", it.tasks, in_one_unit(it.delay)));
     }
     lines.push(format!("dead       {}", status.dead));
     Ok(print(lines))
