@@ -208,13 +208,18 @@ fn main() -> ExitCode {
             return status.into();
         }
     }
-    run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
+    let output = Output::default();
+    let ended = run(&options, &output).unwrap_or_else(|error| {
+        // It never came to work.
+        print_summary(&options, &output, None);
+        Exit::for_error(&error)
+    });
+    ended.into()
 }
 
-fn run(options: &Options) -> Result<Exit, Error> {
+fn run(options: &Options, output: &Output) -> Result<Exit, Error> {
     let mut worker = build(options)?;
-    let output = Output::default();
-    let command = command(options, &output)?;
+    let command = command(options, output)?;
     if command.is_some() {
         hear_of_ended_commands()?;
     }
@@ -246,17 +251,26 @@ fn run(options: &Options) -> Result<Exit, Error> {
     if let Some(events) = events {
         events.close();
     }
-    if let Some(summary) = worker.last_run().filter(|summary| is_telling(summary, &ended)) {
+    let summary = worker.last_run();
+    if let Some(summary) = summary.filter(|summary| is_telling(summary, &ended)) {
         info!("{}", in_words(&summary));
-        if options.json && output.error().is_none() {
-            let _ = output.written(print_line(as_json(&summary)));
-        }
     }
+    print_summary(options, output, summary.as_ref());
     // The library's own record of it, where RUST_LOG does not leave that out.
     if let (Some(why), false) = (unfit.get(), log_enabled!(target: "rabbit_work", Level::Error)) {
         error!("{why}");
     }
-    ended.map(|summary| exit_for(&summary, options, output.error()))
+    Ok(match ended {
+        Ok(summary) => exit_for(&summary, options, output.error()),
+        Err(error) => Exit::for_error(&error),
+    })
+}
+
+/// Where nobody can read it, that is told already.
+fn print_summary(options: &Options, output: &Output, summary: Option<&Summary>) {
+    if options.json && output.error().is_none() {
+        let _ = output.written(print_line(as_json(summary)));
+    }
 }
 
 /// Where a file is or would be, however its path is spelt.
@@ -545,17 +559,19 @@ fn in_words(summary: &Summary) -> String {
     )
 }
 
-fn as_json(summary: &Summary) -> serde_json::Value {
+/// Of a worker that never came to work, without a summary.
+fn as_json(summary: Option<&Summary>) -> serde_json::Value {
+    let count = |of: fn(&Summary) -> u64| summary.map_or(0, of);
     let mut object = json!({
-        "done": summary.done,
-        "retried": summary.retried,
-        "dead": summary.dead,
-        "returned": summary.returned + summary.failed,
-        "seconds": summary.elapsed.as_secs_f64(),
-        "ended": ended_by(summary.ended),
+        "done": count(|it| it.done),
+        "retried": count(|it| it.retried),
+        "dead": count(|it| it.dead),
+        "returned": count(|it| it.returned + it.failed),
+        "seconds": summary.map_or(0.0, |it| it.elapsed.as_secs_f64()),
+        "ended": ended_by(summary.map_or(Ended::Failed, |it| it.ended)),
     });
     // What hardly any run has, and a status of 1 may come from.
-    for (name, count) in [("doubtful", summary.doubtful), ("lost", summary.lost)] {
+    for (name, count) in [("doubtful", count(|it| it.doubtful)), ("lost", count(|it| it.lost))] {
         if count > 0 {
             object[name] = json!(count);
         }

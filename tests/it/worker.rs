@@ -460,6 +460,30 @@ fn a_broker_that_is_not_reached_has_a_summary_too() {
 }
 
 #[test]
+fn whatever_keeps_a_worker_from_its_work_has_a_summary_too() {
+    let url = shared_broker().url();
+    let bad_login = format!("amqp://guest:wrong@{}", shared_broker().address());
+    let bad_vhost = format!("{url}/no-such-vhost");
+    let absent = unique_queue("absent");
+    let table: [&[&str]; 6] = [
+        &["--url", &bad_login, "--", "true"],
+        &["--url", &bad_vhost, "--", "true"],
+        &["--url", url, "--queue", &absent, "--no-declare", "--", "true"],
+        &["--url", url, "--queue", &absent, "--", "/no/such/command"],
+        &["--url", url, "--queue", &absent],
+        &["--url", "nonsense"],
+    ];
+    for arguments in table {
+        let output = Command::worker(&["--json"]).args(arguments).run(SOON);
+        output.assert_code(2);
+        let summary = json(&output.stdout());
+        assert_eq!(summary["ended"], "error", "{arguments:?}");
+        let zeros = ["done", "retried", "dead", "returned"].map(|count| summary[count].as_u64());
+        assert_eq!(zeros, [Some(0); 4], "{arguments:?}");
+    }
+}
+
+#[test]
 fn rows_19_38_39_56_58_what_a_person_has_to_act_on_is_one_line_and_exit_2() {
     let queue = unique_queue("usage");
     let exclusive = unique_queue("exclusive");
