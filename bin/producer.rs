@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration};
+use cli::{BrokerArgs, Exit, Patience, QueueArgs, parse_duration, print_line};
 use input::{Bodies, End, Piece, Source};
 use rabbit_work::{Error, Producer, Shutdown, Task};
 use report::{Report, Summary};
@@ -96,7 +96,8 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 
-    /// The words of one task's body, joined by one space; without any, Hello World!
+    /// The words of one task's body, joined by one space; without any, Hello World! goes to
+    /// task_queue, and another --queue is refused
     #[arg(value_name = "MESSAGE")]
     message: Vec<OsString>,
 }
@@ -141,13 +142,19 @@ See also:
 fn main() -> ExitCode {
     let options: Options = cli::parse();
     cli::init_logging();
-    run(&options).unwrap_or_else(|error| Exit::for_error(&error)).into()
+    let ended = run(&options).unwrap_or_else(|error| {
+        if options.json {
+            // The error says more than that this cannot be written.
+            let _ = print_line(report::of_nothing());
+        }
+        Exit::for_error(&error)
+    });
+    ended.into()
 }
 
 fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
-    #[cfg(unix)]
-    refuse_unread_input(options)?;
+    refuse_to_guess(options)?;
     let source = source(options);
     // The same for each task, whatever its body.
     task(Vec::new(), options).validate()?;
@@ -201,9 +208,7 @@ fn not_connected(
         report.flush_failed();
         report.tell_end(&end);
     }
-    if exit != Exit::Usage {
-        report.print_summary(&end);
-    }
+    report.print_summary(&end);
     Ok(if cli::is_interrupted() { Exit::Interrupted } else { exit })
 }
 
@@ -260,13 +265,9 @@ fn source(options: &Options) -> Source {
     }
 }
 
-/// An input that was meant to be read, or a MESSAGE that was empty, is not to end as Hello World:
-/// a file or a pipe is refused. To the tutorial's queue it goes where the pipe brings nothing:
-/// whoever tries that out may have been started with one.
-#[cfg(unix)]
-fn refuse_unread_input(options: &Options) -> Result<(), Error> {
-    use std::os::unix::fs::FileTypeExt;
-
+/// Hello World! is for the tutorial's queue; where the words are missing for another one, they, or
+/// an input that was to be read, were meant.
+fn refuse_to_guess(options: &Options) -> Result<(), Error> {
     let reads = options.lines.is_some() || options.null || options.body_file.is_some();
     if reads || !options.message.is_empty() {
         return Ok(());
@@ -274,17 +275,30 @@ fn refuse_unread_input(options: &Options) -> Result<(), Error> {
     if cli::has_two_dashes() {
         return Err(Error::setting("MESSAGE", "there is none after --"));
     }
+    if !options.queue.is_the_tutorial_s() {
+        return Err(Error::setting("MESSAGE", UNREAD));
+    }
+    #[cfg(unix)]
+    refuse_unread_input()?;
+    Ok(())
+}
+
+/// A file, or a pipe that brings something, was meant to be read. One that brings nothing may be
+/// what whoever tries it out was started with.
+#[cfg(unix)]
+fn refuse_unread_input() -> Result<(), Error> {
+    use std::os::unix::fs::FileTypeExt;
+
     let stdin = std::io::stdin();
-    let kind = streams::what_it_is(&stdin);
-    let is_pipe = kind.is_some_and(|kind| kind.is_fifo() || kind.is_socket());
-    if !is_pipe && !kind.is_some_and(|kind| kind.is_file()) {
-        return Ok(());
+    let Some(kind) = streams::what_it_is(&stdin) else { return Ok(()) };
+    let is_pipe = kind.is_fifo() || kind.is_socket();
+    if kind.is_file() || is_pipe && streams::has_something(&stdin) {
+        return Err(Error::setting("MESSAGE", UNREAD));
     }
-    if is_pipe && options.queue.is_the_tutorial_s() && !streams::has_something(&stdin) {
+    if is_pipe {
         log::warn!("a MESSAGE: {UNREAD}");
-        return Ok(());
     }
-    Err(Error::setting("MESSAGE", UNREAD))
+    Ok(())
 }
 
 const UNREAD: &str = "there is none, and standard input is not read without --lines or --null";

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use log::{error, info, warn};
 use rabbit_work::{Error, Outcome, Receipt, Shutdown, Task};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cli::{self, Exit, print_line};
 use super::input::{Bodies, End, LONGEST_BODY, Piece, Source, is_same_file, show};
@@ -289,7 +289,7 @@ impl Report {
         }
     }
 
-    fn as_json(&self, end: &End) -> serde_json::Value {
+    fn as_json(&self, end: &End) -> Value {
         let mut object = json!({
             "published": self.published,
             "confirmed": self.confirmed,
@@ -337,6 +337,19 @@ impl Reached {
             let _ = told.recv_timeout(TELLING);
         }
     }
+}
+
+/// The summary of a producer that never came to read a task.
+pub(crate) fn of_nothing() -> Value {
+    json!({
+        "published": 0,
+        "confirmed": 0,
+        "nacked": 0,
+        "returned": 0,
+        "unconfirmed": 0,
+        "seconds": 0.0,
+        "read": 0,
+    })
 }
 
 fn open_failed(path: &Path, source: &Source) -> Result<BufWriter<File>, Error> {

@@ -12,7 +12,7 @@ use crossbeam_channel::bounded;
 use rabbit_work::{Outcome, Producer, Queue, Task};
 use serde_json::Value;
 
-use crate::support::broker::{poll, shared_broker};
+use crate::support::broker::{breakable_broker, poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
 use crate::support::proxy::{Direction, Proxy};
@@ -47,14 +47,14 @@ fn full_queue(queue: &str, length: i32) {
 
 #[test]
 fn hello_world_is_sent_persistent_with_an_id() {
-    let queue = unique_queue("hello");
+    let broker = breakable_broker();
+    let script = format!("exec '{}' --url {}", env!("CARGO_BIN_EXE_producer"), broker.url());
 
-    let producer = env!("CARGO_BIN_EXE_producer");
-    let script = format!("'{producer}' --url {} --queue {queue}", shared_broker().url());
-    let output = Command::program("sh", &["-c", &format!("exec {script} </dev/null")]).run(SOON);
+    let output = Command::program("sh", &["-c", &format!("{script} </dev/null")]).run(SOON);
+    let messages = broker.client().get_all("task_queue");
+    broker.client().delete("task_queue");
 
     assert_eq!(output.success(), " [x] Sent 'Hello World!'\n");
-    let messages = shared_broker().client().get_all(&queue);
     assert_eq!(messages.len(), 1);
     assert_eq!(messages[0].text(), "Hello World!");
     assert_eq!(*messages[0].properties.delivery_mode(), Some(2));
@@ -175,6 +175,25 @@ fn json_has_the_fields_of_the_contract_and_nothing_else_on_stdout() {
         assert_eq!(summary[field], 0, "{field}");
     }
     assert!(summary["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+}
+
+#[test]
+fn whatever_keeps_a_producer_from_publishing_has_a_summary_too() {
+    let (url, queue) = (shared_broker().url(), unique_queue("absent"));
+    let bad_login = format!("amqp://guest:wrong@{}", shared_broker().address());
+    let table: [&[&str]; 4] = [
+        &["--url", &bad_login, "x"],
+        &["--url", url, "--queue", &queue, "--no-declare", "x"],
+        &["--url", url, "--queue", &queue],
+        &["--url", "nonsense", "x"],
+    ];
+    for arguments in table {
+        let output = Command::producer(&["--json"]).args(arguments).run(SOON);
+        let stdout = output.stdout();
+        let summary: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+        assert_eq!(summary["confirmed"], 0, "{arguments:?}");
+        assert!(summary["read"].is_u64(), "{arguments:?}");
+    }
 }
 
 #[test]
@@ -445,7 +464,8 @@ fn an_input_that_is_not_read_is_not_taken_for_none() {
     let to = format!("'{producer}' --url {} --queue {queue}", shared_broker().url());
     let run = |script: &str| Command::program("sh", &["-c", script]).run(SOON);
 
-    for script in [format!("exec {to} </etc/passwd"), format!("exec {to} --")] {
+    for input in ["</etc/passwd", "--", "</dev/null", "<&-", "--repeat 2 </dev/null"] {
+        let script = format!("exec {to} {input}");
         let output = run(&script);
         output.assert_code(2);
         assert!(errors(&output)[0].contains("MESSAGE: there is none"), "{}", output.stderr());
