@@ -11,8 +11,11 @@ pub(crate) fn sections(own: &str, environment: &str, last: &str) -> String {
 
 const DURATIONS: &str = "
 Durations:
-  DUR  a number of seconds, or numbers with units: 500ms, 30s, 5m, 1h, 7d,
-           1h30m
+  DUR     a number of seconds, or numbers with units: 500ms, 30s, 5m, 1h, 7d,
+          1h30m
+  delays  before a task comes to its queue, or back to it, are rounded up to
+          100 200 500ms, 1 2 3 5 10 15 20 30 45s, 1 2 3 5 10 15 20 30 45m,
+          1 2 3 4 6 8 12 18h, 1 2 3 5 7 10 14 21 30 42d
 ";
 
 const ENVIRONMENT: &str = "
@@ -20,8 +23,8 @@ Environment:
   AMQP_URL        the broker's URL, where there is no --url; an empty one is
                   none
   RUST_LOG        what is logged on standard error: off, error, warn, info (the
-                  default), debug or trace. An error that ends the command is
-                  told in any case
+                  default), debug or trace. The error that ends the command is
+                  always printed
   RUST_LOG_STYLE  whether the log has colours: auto (the default: on a
                   terminal), always or never
 ";

@@ -55,8 +55,7 @@ pub(crate) struct Options {
     #[arg(long)]
     transient: bool,
 
-    /// Hold each task back this long before it comes to the queue. Delays are rounded up: 100 200
-    /// 500ms, 1 2 3 5 10 15 20 30 45s and min, 1 2 3 4 6 8 12 18h, 1 2 3…42d
+    /// Hold each task back this long before it comes to the queue. It is rounded up, see Durations
     #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
     delay: Option<Duration>,
 
@@ -91,8 +90,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
 
-    /// Print one summary object on standard output: published confirmed nacked returned
-    /// unconfirmed seconds, and read (tasks), where it did not come to the end of the input
+    /// Print a summary object on standard output at exit; see Files for its keys
     #[arg(long)]
     json: bool,
 
@@ -105,9 +103,10 @@ pub(crate) struct Options {
 const MANUAL: &str = "\
 Exit status:
   0    every task is confirmed and routed
-  1    at least one is not, or the input was not read to its end
+  1    at least one is not, or the input was not read to its end; or standard
+       output could not be written, or the system gave no thread
   2    usage or configuration: a bad URL, a refused login, a queue declared
-       otherwise
+       otherwise; no MESSAGE for another queue than task_queue
   69   no broker was reached within --timeout
   130  a second signal ended it
 
@@ -128,6 +127,9 @@ Files:
             alone. When the broker is not reached, or a task runs out of time,
             it gets the rest of the input, too. Feed it from another name: what
             is there at the start is gone
+  --json    one object, whatever ended it but options that cannot be read:
+            published confirmed nacked returned unconfirmed seconds, and read
+            (tasks), where it did not come to the end of the input
 
 Examples:
   producer First message.

@@ -37,6 +37,7 @@ enum Command {
     /// there are
     ///
     /// What is unacked is known to the broker's management only, and shown as null.
+    #[command(after_long_help = STATUS)]
     Status {
         /// Print one JSON object
         #[arg(long)]
@@ -50,12 +51,13 @@ enum Command {
     ///
     /// Exit status: 0 all is well; 1 there is no such queue, or the broker blocks publishers at
     /// present; 2 TLS, login, virtual host, permissions, or a queue with other arguments; 69
-    /// broker unreachable.
+    /// no broker was reached, or the connection was lost before the answer.
     Check,
     /// Show, replay or throw away dead letters
     #[command(subcommand)]
     Dead(Dead),
     /// Throw away every task that is ready; what waits for a retry stays
+    #[command(after_long_help = PURGE)]
     Purge {
         /// Do it
         #[arg(long)]
@@ -70,6 +72,7 @@ enum Dead {
     /// Each letter is taken and given back. A quorum queue that would drop it for that, made by
     /// hand with a delivery limit (RabbitMQ 4.0 to 4.2: also without), is refused. While JSON is
     /// printed, nobody else sees the letters.
+    #[command(after_long_help = DEAD_LIST)]
     List {
         #[command(flatten)]
         select: SelectArgs,
@@ -78,7 +81,9 @@ enum Dead {
         #[arg(long)]
         json: bool,
     },
-    /// Show one dead letter with all its headers; looks, as `dead list`
+    /// Show one dead letter with all its headers; takes letters and gives them back, as `dead
+    /// list` does
+    #[command(after_long_help = DEAD_SHOW)]
     Show {
         /// The task's id; of several with this id the oldest is shown
         #[arg(value_name = "ID", allow_hyphen_values = true)]
@@ -91,18 +96,23 @@ enum Dead {
     /// Put tasks back on their queue, each confirmed before its letter is acked; their attempts
     /// start again
     ///
-    /// To choose tasks by --id, --reason or --older takes a look at each letter, as `dead list`.
+    /// To choose by --id, --reason or --older takes each letter and gives the others back, as `dead
+    /// list` does.
+    #[command(after_long_help = DEAD_REPLAY)]
     Replay {
         #[command(flatten)]
         select: SelectArgs,
 
-        /// Show what would be replayed, and change nothing; looks, as `dead list`
+        /// Show what would be replayed, and change nothing; takes each letter and gives it back,
+        /// as `dead list` does
         #[arg(long)]
         dry_run: bool,
     },
     /// Throw dead letters away, all or some
     ///
-    /// To choose tasks by --id, --reason or --older takes a look at each letter, as `dead list`.
+    /// To choose by --id, --reason or --older takes each letter and gives the others back, as `dead
+    /// list` does.
+    #[command(after_long_help = DEAD_PURGE)]
     Purge {
         #[command(flatten)]
         select: SelectArgs,
@@ -117,14 +127,15 @@ const MANUAL: &str = "\
 Exit status:
   0   done, or all is well
   1   something is not as asked: no such queue or letter, blocked publishers, a
-      replay that was not confirmed
+      replay that was not confirmed; or standard output could not be written
   2   usage or configuration
-  69  no broker was reached
+  69  no broker was reached, or the connection was lost before the answer
 ";
 
 const LAST: &str = "
 Files:
-  --ca, --cert, --key  are read at the start; there are no others
+  --ids-from           has the id of a task in each line
+  --ca, --cert, --key  are read at the start
 
 Examples:
   queuectl check
@@ -135,6 +146,35 @@ Examples:
 See also:
   producer(1), worker(1)
 ";
+/// The end of a subcommand's help: what its exit statuses mean, and an example.
+macro_rules! ending {
+    ($done:literal, $failed:literal, $example:literal) => {
+        concat!(
+            "Exit status:\n  0 ",
+            $done,
+            "; 1 ",
+            $failed,
+            "; 2 usage or configuration\n  69 no broker was reached, or the connection was lost \
+             before the answer\n\nExample:\n  queuectl ",
+            $example
+        )
+    };
+}
+
+const STATUS: &str = ending!("shown", "no such queue", "--queue mail status --json");
+const PURGE: &str = ending!("thrown away", "no such queue", "--queue mail purge --yes");
+const DEAD_LIST: &str =
+    ending!("listed", "no such queue or letter", "--queue mail dead list --reason 'status 3'");
+const DEAD_SHOW: &str =
+    ending!("shown", "no such queue or letter", "--queue mail dead show ID --raw >body");
+const DEAD_REPLAY: &str = ending!(
+    "replayed",
+    "no such queue or letter, or one was not confirmed",
+    "--queue mail dead replay --limit 10"
+);
+const DEAD_PURGE: &str =
+    ending!("thrown away", "no such queue or letter", "--queue mail dead purge --older 30d --yes");
+
 /// Which letters. What is said in different options must all be true of a letter.
 #[derive(Args, Debug)]
 struct SelectArgs {
@@ -150,7 +190,8 @@ struct SelectArgs {
     #[arg(long, value_name = "FILE")]
     ids_from: Option<PathBuf>,
 
-    /// Only the task with this id; repeat it for several
+    /// Only the task with this id; repeat it for several. Those that no letter has are named, if
+    /// no --limit ended the search
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     id: Vec<String>,
 

@@ -72,8 +72,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: u32,
 
-    /// How long a failed task waits before its second attempt; each further wait doubles. Delays
-    /// are rounded up: 100 200 500ms, 1 2 3 5 10 15 20 30 45s and min, 1 2 3 4 6 8 12 18h, 1 2 3…42d
+    /// How long a failed task waits before its second attempt; each further wait doubles. Each is
+    /// rounded up, see Durations
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     retry_delay: Duration,
 
@@ -103,7 +103,8 @@ pub(crate) struct Options {
     no_reconnect: bool,
 
     /// Touch FILE every few seconds while every thread consumes, or works within its time limit;
-    /// removed at exit. What is there and no such file is refused
+    /// removed at exit. A path that exists is refused, unless it is a regular file with nothing
+    /// but a process id in it
     #[arg(long, value_name = "FILE")]
     health_file: Option<PathBuf>,
 
@@ -112,8 +113,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
-    /// Print one summary object on standard output at exit: done retried dead returned seconds ended
-    /// (drained, max-tasks, signal or error), and if there are any, doubtful (dead letters that may be there) and lost (by --auto-ack)
+    /// Print a summary object on standard output at exit; see Files for its keys
     #[arg(long)]
     json: bool,
 
@@ -189,6 +189,10 @@ Files:
                  (its id), attempt, thread, queue, ms (how long it ran), and
                  the reason of a failure. Where nobody reads a pipe for 2 s,
                  events are left out
+  --json         one object, whatever ended it but options that cannot be
+                 read: done retried dead returned seconds ended (drained,
+                 max-tasks, signal or error), and if there are any, doubtful
+                 (dead letters that may be there) and lost (by --auto-ack)
 
 Examples:
   worker

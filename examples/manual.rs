@@ -38,8 +38,7 @@ fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&completions)?;
     let sections = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     // One for each subcommand, too: the command's own page names them.
-    let bare = command.clone().after_long_help(Resettable::Reset);
-    clap_mangen::generate_to(bare, &pages)?;
+    clap_mangen::generate_to(without_sections(command.clone()), &pages)?;
     command.build();
     correct_synopses(&mut command, &name, &pages)?;
     for page in pages_of(&command, &name) {
@@ -49,6 +48,10 @@ fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {
         clap_complete::generate_to(shell, &mut command, &name, &completions)?;
     }
     Ok(())
+}
+
+fn without_sections(command: Command) -> Command {
+    command.after_long_help(Resettable::Reset).mut_subcommands(without_sections)
 }
 
 /// The command's own page, and those of its subcommands.

@@ -524,6 +524,7 @@ fn the_options_of_a_subcommand_stand_together_and_first() {
         let options = help.lines().filter_map(|line| line.trim_start().split(['<', ' ']).next());
         let options: Vec<&str> = options.filter(|it| it.starts_with("--")).collect();
         assert_eq!(options[..own.len()], *own, "{help}");
+        assert!(help.contains("\nExit status:\n") && help.contains("\nExample:\n"), "{help}");
         let place = |name: &str| options.iter().position(|it| *it == name).expect("an option");
         assert!(place("--queue") < place("--no-declare") && place("--no-declare") < place("--url"));
     }

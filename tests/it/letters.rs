@@ -272,7 +272,9 @@ fn status_counts_what_is_ready_waits_and_is_dead() {
         (&1.into(), &3.into(), &2.into(), &0.into())
     );
     assert_eq!(status["unacked"], Value::Null);
-    producer.publish(Task::new("").with_delay(Duration::from_secs(42 * 86_400))).expect("confirmed");
+    producer
+        .publish(Task::new("").with_delay(Duration::from_secs(42 * 86_400)))
+        .expect("confirmed");
     let text = queuectl(&queue, &["status"]).success();
     assert!(text.contains("3 after 1m\n") && text.contains("1 after 42d\n"), "{text}");
 }

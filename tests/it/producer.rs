@@ -177,18 +177,32 @@ fn json_has_the_fields_of_the_contract_and_nothing_else_on_stdout() {
     assert!(summary["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
 }
 
+/// The ladder has 39 rungs.
+#[test]
+fn the_help_names_every_delay() {
+    for program in [Command::producer(&["--help"]), Command::worker(&["--help"])] {
+        let help = program.run(SOON).success();
+        let (_, ladder) = help.split_once("are rounded up to\n").expect("the ladder");
+        let (ladder, _) = ladder.split_once("\n\n").expect("its end");
+        let rungs: Vec<&str> = ladder.split([' ', ',', '\n']).filter(|it| !it.is_empty()).collect();
+        assert_eq!((rungs.len(), rungs.last()), (39, Some(&"42d")), "{ladder}");
+    }
+}
+
 #[test]
 fn whatever_keeps_a_producer_from_publishing_has_a_summary_too() {
     let (url, queue) = (shared_broker().url(), unique_queue("absent"));
     let bad_login = format!("amqp://guest:wrong@{}", shared_broker().address());
+    let bad_vhost = format!("{url}/no-such-vhost");
     let table: [&[&str]; 4] = [
         &["--url", &bad_login, "x"],
-        &["--url", url, "--queue", &queue, "--no-declare", "x"],
+        &["--url", &bad_vhost, "x"],
         &["--url", url, "--queue", &queue],
         &["--url", "nonsense", "x"],
     ];
     for arguments in table {
         let output = Command::producer(&["--json"]).args(arguments).run(SOON);
+        output.assert_code(2);
         let stdout = output.stdout();
         let summary: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
         assert_eq!(summary["confirmed"], 0, "{arguments:?}");

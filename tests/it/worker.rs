@@ -470,7 +470,7 @@ fn whatever_keeps_a_worker_from_its_work_has_a_summary_too() {
         &["--url", &bad_vhost, "--", "true"],
         &["--url", url, "--queue", &absent, "--no-declare", "--", "true"],
         &["--url", url, "--queue", &absent, "--", "/no/such/command"],
-        &["--url", url, "--queue", &absent],
+        &["--url", url, "--queue", &absent, "--"],
         &["--url", "nonsense"],
     ];
     for arguments in table {
