@@ -170,7 +170,8 @@ fn what_was_not_confirmed_can_be_fed_again_and_nothing_else() {
     let full = bench.full_queue(3);
     let input: Vec<String> = (0..50).map(|n| format!("task\n{n}")).collect();
     let options = ["--queue", &full, "--no-declare", "--null", "--failed", "failed", "--json"];
-    let address = ["--url", bench.broker.url()];
+    // What is refused is tried again until then.
+    let address = ["--url", bench.broker.url(), "--timeout", "2s"];
     let producer = Command::producer(&[&address[..], &options].concat());
     let output = producer.current_dir(bench.dir.path()).stdin(input.join("\0")).run(SOON);
     output.assert_code(1);
@@ -215,7 +216,7 @@ fn stopped_in_the_middle_each_task_that_was_read_is_on_the_queue_or_in_failed() 
     let lines: Vec<String> = (0..200_000).map(|n| n.to_string()).collect();
     fs::write(bench.path("lines"), lines.join("\n")).expect("written");
     let to = ["--url", bench.broker.url(), "--queue", &full, "--no-declare"];
-    let options = ["--lines", "lines", "--failed", "failed", "--json"];
+    let options = ["--lines", "lines", "--failed", "failed", "--json", "--timeout", "5s"];
     let producer = Command::producer(&[&to[..], &options].concat());
     let producer = producer.current_dir(bench.dir.path()).start();
     poll("the queue is full", SOON, || (bench.broker.client().count(&full) >= 2000).then_some(()));

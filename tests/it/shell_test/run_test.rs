@@ -273,7 +273,7 @@ fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
     worker.signal("TERM");
     let summary = worker.wait(SOON).success();
 
-    assert!(summary.contains(r#""dead":0,"done":2,"retried":0"#), "{summary}");
+    assert!(summary.contains(r#""dead":0,"done":2,"ended":"signal","retried":0"#), "{summary}");
     let events = events(&bench);
     assert!(events.iter().all(|(_, attempt)| *attempt == 1), "{events:?}");
     let kinds: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
@@ -296,7 +296,8 @@ fn a_last_task_that_could_not_be_started_is_told_in_the_status_after_its_pause()
     output.assert_code(1);
     assert!(starved.elapsed() >= Duration::from_secs(1), "the next one would spin");
     let summary = output.stdout();
-    assert!(summary.contains(r#""dead":0,"done":0,"retried":0,"returned":1"#), "{summary}");
+    let told = r#""dead":0,"done":0,"ended":"max-tasks","retried":0,"returned":1"#;
+    assert!(summary.contains(told), "{summary}");
     assert_eq!(bench.left().len(), 1);
 }
 
