@@ -473,8 +473,8 @@ impl<T> Publisher<T> {
             Err(error) => error.chain(),
         };
         warn!(
-            "no connection for failed tasks: {why}; they are handed over on the connection that \
-             tasks come in on: during an alarm of the broker, acks wait with them"
+            "no second connection: {why}; tasks are published on the first one: during an alarm of \
+             the broker, acks wait with them"
         );
         Ok(Some(lent.lend()))
     }

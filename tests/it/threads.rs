@@ -289,5 +289,5 @@ fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
     output.assert_code(1);
     let stdout = output.stdout();
     assert!(stdout.contains("\"dead\":3"), "{stdout}");
-    assert!(output.stderr().contains("no connection for failed tasks"), "{}", output.stderr());
+    assert!(output.stderr().contains("no second connection"), "{}", output.stderr());
 }

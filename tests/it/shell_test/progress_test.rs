@@ -1,9 +1,12 @@
 //! The progress bar of a producer on a terminal.
 
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use super::Bench;
+use crate::support::broker::{poll, shared_broker};
+use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
 
 /// For tasks that go one by one.
@@ -22,10 +25,19 @@ struct Frame {
 #[test]
 fn the_bar_tells_the_rate_what_became_of_the_tasks_and_the_time_left() {
     let bench = Bench::new("bar");
-    let full = bench.full_queue(500);
+    let queue = unique_queue("bar");
+    let client = shared_broker().client();
+    client.declare(&queue);
     fs::write(bench.path("lines"), "a task of many\n".repeat(4000)).expect("written");
 
-    let rows = rows(&bench, &format!("--queue {full} --no-declare --lines lines --window 1"));
+    let to = format!("--queue {queue} --no-declare --lines lines --window 1");
+    // The tasks after that are returned.
+    let delete = thread::spawn(move || {
+        poll("some tasks are confirmed", LATER, || (client.count(&queue) > 200).then_some(()));
+        client.delete(&queue);
+    });
+    let rows = rows(&bench, &to);
+    delete.join().expect("it deletes the queue");
 
     let frames: Vec<Frame> = rows.iter().filter_map(|row| frame(row)).collect();
     assert!(!frames.is_empty(), "{rows:?}");
