@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select_biased, unbounded};
@@ -18,11 +18,12 @@ use crate::event::{Event, EventKind, Observer};
 use crate::handler::{Delivery, Failure};
 use crate::handover::{Order, Reply, Slip};
 use crate::health::Health;
-use crate::late::LateTasks;
+use crate::late::{LateTasks, Repeat};
 use crate::producer::Outcome;
 use crate::pulse::Pulse;
 use crate::queue::{Queue, Target};
 use crate::record::{Scene, attempt_of, to_letter, to_retry};
+use crate::refused::{Refused, pause_after};
 use crate::retry::{Fate, RetryPolicy};
 use crate::runner::{
     Assignment, Cancellation, Job, JobResult, Ran, Runner, Tickets, event, orphaned,
@@ -57,10 +58,10 @@ pub(crate) struct Post<'a> {
     pub(crate) tickets: &'a Tickets,
     /// How many consumers share the tickets.
     pub(crate) sharers: usize,
-    /// Of this thread, over all its consumers.
-    pub(crate) stuck: &'a Stuck,
-    /// Where further channels come from.
+    /// Where another channel comes from.
     pub(crate) connection: &'a Connection,
+    /// Whether the broker reads nothing on this connection at present.
+    pub(crate) is_blocked: &'a AtomicBool,
     pub(crate) redelivered: &'a Redelivered,
     /// What the session is told.
     pub(crate) reports: Sender<Report>,
@@ -70,9 +71,6 @@ pub(crate) struct Post<'a> {
 pub(crate) enum Report {
     /// Its subscription stands.
     Consumes { number: usize },
-    /// It keeps tasks that cannot be handed over, and takes no more: another consumer is to take
-    /// over this thread's runner, on this channel.
-    Successor { number: usize, channel: Channel },
     /// Its last word.
     Ended(End),
 }
@@ -105,8 +103,6 @@ pub(crate) enum End {
     Told,
     /// Its channel or connection ended; with the cause, where that was told.
     Lost(Option<Cause>),
-    /// Its channel ended after another consumer had taken its place.
-    Replaced,
 }
 
 impl From<Cause> for End {
@@ -115,34 +111,9 @@ impl From<Cause> for End {
     }
 }
 
-/// The tasks of one thread that cannot be handed over.
-#[derive(Debug, Default)]
-pub(crate) struct Stuck {
-    /// How many of this thread's consumers keep some, and take nothing else.
-    keepers: AtomicUsize,
-    /// How many in a row were not handed over.
-    in_a_row: AtomicU32,
-}
-
-/// One of the keepers, while it lasts.
-struct Keeping<'p>(&'p Stuck);
-
-impl<'p> Keeping<'p> {
-    fn begin(stuck: &'p Stuck) -> Keeping<'p> {
-        stuck.keepers.fetch_add(1, Ordering::AcqRel);
-        Keeping(stuck)
-    }
-}
-
-impl Drop for Keeping<'_> {
-    fn drop(&mut self) {
-        self.0.keepers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// How many consumers of a thread keep tasks that cannot be handed over while another one takes
-/// the next ones. Beyond that the thread takes none until a pause is over.
-const MOST_KEEPERS: usize = 8;
+/// How many deliveries that can go nowhere at present a thread keeps unsettled while it takes
+/// others. Beyond that it takes none until they go back.
+const MOST_KEPT: usize = 500;
 
 /// How long a hand-over may take before the thread goes on with other tasks. A new delay queue is
 /// trusted after 1.5 s.
@@ -171,14 +142,7 @@ impl Redelivered {
 }
 
 /// Why a task fails that the broker takes away while it runs.
-const OUTLIVED: &str = "it ran longer than the broker waits for an ack (consumer_timeout)";
-
-/// The pause before a task that could not be handed over goes back, after this many in a row.
-fn pause_after(failures: u32) -> Duration {
-    const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(60);
-    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST)
-}
+const OUTLIVED: &str = "it was held longer than the broker waits for an ack (consumer_timeout)";
 
 impl Post<'_> {
     /// Consumes until told otherwise or until the channel is lost, and goes on with another one
@@ -226,34 +190,48 @@ impl Post<'_> {
 
     fn note_late(&self, cause: &Cause) {
         let number = self.runner.number;
-        let next = if self.late.note(number) {
-            "the task ran longer than the broker waits for an ack, and may run twice: raise \
-             consumer_timeout in rabbitmq.conf, or make the task shorter. The thread consumes \
-             again after it; the others go on"
-        } else {
-            "the thread consumes again"
-        };
-        warn!("thread {number}: its consumer was lost: {cause}: {next}");
+        self.late.note(number);
+        warn!(
+            "thread {number}: its consumer was lost: {cause}: what it had may run twice; if that \
+             was held longer than the broker waits for an ack, raise consumer_timeout in \
+             rabbitmq.conf, or make the task shorter. The thread consumes again when its task has \
+             ended; the others go on"
+        );
     }
 
     fn consume(&self, channel: &Channel) -> End {
         let (mut hands, assignment) = Hands::new(self, channel);
         match self.engage(assignment) {
             Ok(()) => {}
-            Err(Finish::Told(_)) => return End::Told,
             Err(Finish::Lost(cause)) => return End::Lost(cause),
+            Err(Finish::Told(_) | Finish::Stuck) => return End::Told,
         }
-        let Some(prefetch) = self.claim(self.prefetch) else { return End::Told };
-        let subscription = match channel.consume(self.queue.name(), prefetch, self.acks) {
-            Ok(subscription) => subscription,
-            Err(cause) => return cause.into(),
+        let end = loop {
+            let Some(prefetch) = self.claim(self.prefetch) else {
+                break hands.end(Told::Enough, Vec::new());
+            };
+            let subscription = match channel.consume(self.queue.name(), prefetch, self.acks) {
+                Ok(subscription) => subscription,
+                Err(cause) => break hands.abandon(Some(cause)),
+            };
+            hands.prefetch = prefetch;
+            let _ = self.reports.send(Report::Consumes { number: self.runner.number });
+            self.health.consumes(self.runner.number);
+            match hands.work(&subscription) {
+                Finish::Stuck => {
+                    if let Err(cause) = hands.set_aside(subscription) {
+                        break hands.abandon(cause);
+                    }
+                }
+                Finish::Told(told) => break hands.let_go(subscription, told),
+                Finish::Lost(cause) => {
+                    subscription.leave();
+                    break hands.abandon(cause);
+                }
+            }
         };
-        hands.prefetch = prefetch;
-        let _ = self.reports.send(Report::Consumes { number: self.runner.number });
-        self.health.consumes(self.runner.number);
-        let end = hands.work(&subscription);
         self.health.consumes_no_more(self.runner.number);
-        hands.let_go(subscription, end)
+        end
     }
 
     /// With automatic acks the broker heeds no prefetch.
@@ -316,8 +294,9 @@ enum Told {
     Enough,
 }
 
-/// How many deliveries are given back one by one at most: RabbitMQ needs the square of their number
-/// for that (30,000: 23 to 59 s on 3.10.8), and for any number that goes by one nack a moment.
+/// How many deliveries the threads of a session give back one by one at most: RabbitMQ needs the
+/// square of their number for that (30,000: 23 to 59 s on 3.10.8), and for any number that goes by
+/// one nack a moment.
 const FEW: usize = 1000;
 
 /// How many of those that go back one nack covers: it takes everything unsettled up to its tag, so
@@ -336,6 +315,8 @@ fn last_of_first<T>(count: usize, going_back: &BTreeMap<u64, T>) -> Option<u64> 
 
 /// Why a consumer stops taking deliveries.
 enum Finish {
+    /// The broker sends nothing more on this subscription, because of what can go nowhere.
+    Stuck,
     Told(Told),
     Lost(Option<Cause>),
 }
@@ -351,8 +332,10 @@ impl From<Cause> for Finish {
 struct Hands<'p> {
     post: &'p Post<'p>,
     channel: &'p Channel,
-    /// How many deliveries the broker may have unsettled here; 0 is no limit.
+    /// How many deliveries the broker may have unsettled on the present subscription; 0 is no limit.
     prefetch: u16,
+    /// The unsettled deliveries of earlier subscriptions, by delivery tag.
+    kept: BTreeSet<u64>,
     /// `None` once nothing more is handed to the runner, which then lets go of the assignment.
     jobs: Option<Sender<Job>>,
     /// The other end of `jobs`, to take back what the runner has not started.
@@ -379,15 +362,24 @@ struct Hands<'p> {
     replied: Receiver<Reply>,
     /// What goes back when its pause is over, by that moment and its tag.
     pausing: BTreeSet<(Instant, u64)>,
-    /// Those of them that could not be handed over.
-    refused: BTreeSet<u64>,
     /// Pauses in a row in which nothing was done.
     failures: u32,
+    /// What could not be handed over, or still runs here.
+    refused: Refused,
     /// Since when everything that the broker sends here is being handed over or was refused.
     stuck_since: Option<Instant>,
-    /// There if this keeps what cannot be handed over, and the channel for its successor.
-    keeping: Option<Keeping<'p>>,
-    successor: Option<Channel>,
+    /// How much of the present row of refusals was told.
+    told: Tale,
+}
+
+/// What was told of a row of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tale {
+    Nothing,
+    /// That others are taken meanwhile.
+    GoesOn,
+    /// That no others are.
+    Full,
 }
 
 /// A delivery that is not settled.
@@ -417,6 +409,7 @@ impl<'p> Hands<'p> {
             post,
             channel,
             prefetch: post.prefetch,
+            kept: BTreeSet::new(),
             jobs: Some(jobs),
             queued,
             ran,
@@ -431,11 +424,10 @@ impl<'p> Hands<'p> {
             replies,
             replied,
             pausing: BTreeSet::new(),
-            refused: BTreeSet::new(),
             failures: 0,
+            refused: Refused::default(),
             stuck_since: None,
-            keeping: None,
-            successor: None,
+            told: Tale::Nothing,
         };
         (hands, assignment)
     }
@@ -468,7 +460,9 @@ impl<'p> Hands<'p> {
             recv(self.replied) -> reply => match reply {
                 Ok(reply) => {
                     self.stands(subscription)?;
-                    if reply.outcome == Outcome::Confirmed && !self.may_take_another() {
+                    let makes_room =
+                        reply.outcome == Outcome::Confirmed && !self.kept.contains(&reply.tag);
+                    if makes_room && !self.may_take_another() {
                         let _ = self.replies.send(reply);
                         return Err(Finish::Told(Told::Enough));
                     }
@@ -478,12 +472,12 @@ impl<'p> Hands<'p> {
             },
             recv(self.next_pause_over()) -> _ => {
                 self.stands(subscription)?;
-                if !self.may_take_another() {
+                if self.return_makes_room() && !self.may_take_another() {
                     return Err(Finish::Told(Told::Enough));
                 }
                 self.requeue_due().map_err(Finish::from)
             },
-            recv(stuck) -> _ => self.keep(),
+            recv(stuck) -> _ => Err(Finish::Stuck),
             recv(inbox) -> message => match message {
                 Ok(message) => self.take(read_message(message)),
                 Err(_) => Err(Finish::Lost(None)),
@@ -496,42 +490,60 @@ impl<'p> Hands<'p> {
         self.post.claim(1).is_some()
     }
 
-    /// Told when the broker sends nothing more here because of what cannot be handed over.
+    /// Told when the broker sends nothing more here because of what cannot be handed over. While
+    /// it reads nothing, it is not asked for more: it could not answer.
     fn stuck(&mut self) -> Receiver<Instant> {
-        let away = self.leaving.len() + self.refused.len();
-        if away == 0 || away < usize::from(self.prefetch) || self.prefetch == 0 {
+        let away = self.leaving.len() + self.refused.len() + self.going_back.len();
+        let of_this = away.saturating_sub(self.kept.len());
+        if of_this == 0 || of_this < usize::from(self.prefetch) || self.prefetch == 0 {
             self.stuck_since = None;
             return never();
         }
         let since = *self.stuck_since.get_or_insert_with(Instant::now);
-        let patience = if self.refused.is_empty() { HANDED_OVER_WITHIN } else { Duration::ZERO };
-        if self.post.stuck.keepers.load(Ordering::Acquire) >= MOST_KEEPERS {
+        if self.kept.len() >= MOST_KEPT {
+            self.tell(Tale::Full);
             return never();
         }
+        if self.post.is_blocked.load(Ordering::Acquire) {
+            return never();
+        }
+        let patience = if self.refused.is_empty() { HANDED_OVER_WITHIN } else { Duration::ZERO };
         crossbeam_channel::at(since + patience)
     }
 
-    /// Keeps what cannot be handed over, and has another consumer take the next tasks.
-    fn keep(&mut self) -> Result<(), Finish> {
+    /// Once in each row of refusals.
+    fn tell(&mut self, tale: Tale) {
+        if self.told >= tale {
+            return;
+        }
+        self.told = tale;
         let number = self.post.runner.number;
-        let channel = match self.post.connection.open_channel() {
-            Ok(channel) => channel,
-            Err(cause) if cause.spares_the_connection() => {
-                // It is asked for again when something has changed.
-                debug!("thread {number}: no further channel: {cause}");
-                self.stuck_since = Some(Instant::now() + HANDED_OVER_WITHIN);
-                return Ok(());
-            }
-            Err(cause) => return Err(cause.into()),
-        };
-        self.keeping = Some(Keeping::begin(self.post.stuck));
-        info!(
-            "thread {number}: {} of its tasks cannot be handed over at present: it goes on with \
-             others",
-            self.leaving.len() + self.refused.len()
-        );
-        self.successor = Some(channel);
-        Err(Finish::Told(Told::Enough))
+        match tale {
+            Tale::Nothing => {}
+            Tale::GoesOn => info!(
+                "thread {number}: tasks cannot be handed over at present, or still run here: it \
+                 keeps up to {MOST_KEPT} of them for a while, and goes on with others"
+            ),
+            Tale::Full => warn!(
+                "thread {number}: it keeps {} tasks that cannot be handed over at present, and takes \
+                 no others until these go back to the queue",
+                self.unsettled.len()
+            ),
+        }
+    }
+
+    /// Keeps what can go nowhere at present, for another subscription to bring other tasks: the
+    /// prefetch is of each by itself (<https://www.rabbitmq.com/docs/consumer-prefetch>).
+    fn set_aside(&mut self, subscription: Subscription<'_>) -> Result<(), Option<Cause>> {
+        self.tell(Tale::GoesOn);
+        let Left { arrived, ended } = subscription.leave();
+        if ended.is_some() {
+            return Err(ended);
+        }
+        self.dispatch_all(arrived)?;
+        self.kept = self.unsettled.keys().copied().collect();
+        self.stuck_since = None;
+        Ok(())
     }
 
     /// Looks whether the subscription is over before anything is settled on it: what the broker
@@ -555,6 +567,10 @@ impl<'p> Hands<'p> {
             Incoming::Ended(cause) => Err(cause.into()),
             Incoming::Cancelled => Err(Finish::Lost(None)),
         }
+    }
+
+    fn dispatch_all(&mut self, arrived: Vec<(Unsettled, Received)>) -> Result<(), Cause> {
+        arrived.into_iter().try_for_each(|(unsettled, received)| self.dispatch(unsettled, received))
     }
 
     fn dispatch(&mut self, unsettled: Unsettled, received: Received) -> Result<(), Cause> {
@@ -585,10 +601,13 @@ impl<'p> Hands<'p> {
         if delivery.redelivered && !self.post.queue.counts_deliveries() {
             self.post.redelivered.note(delivery.thread, &delivery.task);
         }
-        let is_ours = self.post.acks == Acks::Manual;
-        if is_ours && self.post.late.counts(&delivery.task, delivery.redelivered) {
+        if let Some(repeat) = self.judge(&delivery) {
             self.post.tickets.unclaim();
-            self.dispose(Job { tag, delivery }, &Failure::retry(OUTLIVED), Duration::ZERO);
+            let job = Job { tag, delivery };
+            match repeat {
+                Repeat::Counts => self.dispose(job, &Failure::retry(OUTLIVED), Duration::ZERO),
+                Repeat::Waits => self.put_off(&job),
+            }
             return Ok(());
         }
         if let Some(jobs) = &self.jobs {
@@ -599,11 +618,30 @@ impl<'p> Hands<'p> {
         Ok(())
     }
 
+    fn judge(&self, delivery: &Delivery) -> Option<Repeat> {
+        let late = self.post.late;
+        match self.post.acks {
+            Acks::Manual => late.judge(&delivery.task, delivery.redelivered),
+            Acks::Automatic => None,
+        }
+    }
+
+    /// Has a task wait that still runs here.
+    fn put_off(&mut self, job: &Job) {
+        let pause = self.refused.keep(job.tag, Instant::now());
+        let (thread, task) = (self.post.runner.number, job.delivery.task.name());
+        info!(
+            "thread {thread}: task {task} still runs here, and goes back to the queue in {pause:?}"
+        );
+        self.returned(job, Duration::ZERO);
+    }
+
     /// Whether there is room for one more. What is settled is taken out before the broker can hear
     /// of it: one that sends more heeds no prefetch, and nothing else bounds what is in memory.
     fn check_prefetch(&self) -> Result<(), Cause> {
         let (prefetch, acks) = (self.prefetch, self.post.acks);
-        if acks == Acks::Automatic || prefetch == 0 || self.unsettled.len() < prefetch.into() {
+        let of_this = self.unsettled.len().saturating_sub(self.kept.len());
+        if acks == Acks::Automatic || prefetch == 0 || of_this < prefetch.into() {
             return Ok(());
         }
         let text =
@@ -672,6 +710,7 @@ impl<'p> Hands<'p> {
                 let acked = self.settle_one(ran.job.tag, Settlement::Ack);
                 acked.inspect_err(|_| self.orphaned(&ran))?;
                 self.failures = 0;
+                self.refused.another_ended();
                 self.post.tally.done();
                 self.post.observer.tell(|| event(EventKind::Done, &ran.job.delivery, ran.elapsed));
                 Ok(())
@@ -749,18 +788,6 @@ impl<'p> Hands<'p> {
         pause
     }
 
-    /// The same for a task that could not be handed over.
-    fn pause_refused(&mut self, tag: u64) -> Duration {
-        let in_a_row = &self.post.stuck.in_a_row;
-        if self.refused.is_empty() {
-            in_a_row.fetch_add(1, Ordering::AcqRel);
-        }
-        let pause = pause_after(in_a_row.load(Ordering::Acquire));
-        self.refused.insert(tag);
-        self.pausing.insert((Instant::now() + pause, tag));
-        pause
-    }
-
     fn note(&self, delivery: &Delivery, what: &str, failure: &Failure) {
         let (thread, task) = (self.post.runner.number, delivery.task.name());
         let (attempt, most) = (delivery.attempt, delivery.max_attempts);
@@ -778,20 +805,22 @@ impl<'p> Hands<'p> {
                 return Err(cause);
             }
             self.failures = 0;
-            self.post.stuck.in_a_row.store(0, Ordering::Release);
+            self.refused.another_ended();
+            self.refused.end_row();
+            self.told = Tale::Nothing;
             if target == Target::Dead {
                 event.kind = EventKind::Dead;
             } else {
                 self.post.tally.retried();
             }
         } else {
-            let pause = self.pause_refused(tag);
+            let pause = self.refused.keep(tag, Instant::now());
             let thread = self.post.runner.number;
             let task = name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()));
             let to = self.post.queue.name_of(target);
             warn!(
                 "thread {thread}: task {task} could not be handed over to '{to}' and goes back to \
-                 the queue in {pause:?}, its failure uncounted: {outcome}"
+                 the queue in {pause:?} or later, its failure uncounted: {outcome}"
             );
             self.post.tally.failed();
             event.kind = EventKind::Failed;
@@ -813,28 +842,41 @@ impl<'p> Hands<'p> {
     }
 
     fn next_pause_over(&self) -> Receiver<Instant> {
-        match self.pausing.first() {
-            Some((until, _)) => crossbeam_channel::at(*until),
-            None => never(),
-        }
+        let refused = self.refused_until();
+        let first = self.pausing.first().map(|(until, _)| *until).into_iter().chain(refused).min();
+        first.map_or_else(never, crossbeam_channel::at)
+    }
+
+    fn refused_until(&self) -> Option<Instant> {
+        let back = self.refused.len() + self.pausing.len() + self.going_back.len();
+        self.refused.due_at(self.unsettled.len() <= back)
     }
 
     fn requeue_due(&mut self) -> Result<(), Cause> {
-        let later = self.pausing.split_off(&(Instant::now(), u64::MAX));
+        let now = Instant::now();
+        if self.refused_until().is_some_and(|until| until <= now) {
+            self.requeue_refused();
+        }
+        let later = self.pausing.split_off(&(now, u64::MAX));
         let due = mem::replace(&mut self.pausing, later);
-        self.requeue(due)
+        self.going_back.extend(due.into_iter().map(|(_, tag)| (tag, None)));
+        self.give_back_together()
+    }
+
+    /// What was kept from an earlier subscription makes no room on the present one.
+    fn return_makes_room(&self) -> bool {
+        let last = self.refused.last();
+        !self.pausing.is_empty() || last.is_some_and(|tag| !self.kept.contains(&tag))
+    }
+
+    fn requeue_refused(&mut self) {
+        self.going_back.extend(self.refused.take().into_iter().map(|tag| (tag, None)));
     }
 
     fn requeue_pausing(&mut self) -> Result<(), Cause> {
+        self.requeue_refused();
         let pausing = mem::take(&mut self.pausing);
-        self.requeue(pausing)
-    }
-
-    fn requeue(&mut self, paused: BTreeSet<(Instant, u64)>) -> Result<(), Cause> {
-        for (_, tag) in paused {
-            self.refused.remove(&tag);
-            self.going_back.insert(tag, None);
-        }
+        self.going_back.extend(pausing.into_iter().map(|(_, tag)| (tag, None)));
         self.give_back_together()
     }
 
@@ -845,6 +887,7 @@ impl<'p> Hands<'p> {
         if let Some(last) = last_of_first(together, &self.going_back) {
             let others = self.going_back.split_off(&(last + 1));
             let going = mem::replace(&mut self.going_back, others);
+            self.kept = self.kept.split_off(&(last + 1));
             let others = self.unsettled.split_off(&(last + 1));
             let mut covered = mem::replace(&mut self.unsettled, others);
             let duty = covered.pop_last().and_then(|(_, held)| held.duty);
@@ -852,7 +895,7 @@ impl<'p> Hands<'p> {
             duty.map_or(Ok(()), |it| self.channel.settle(it, Settlement::GiveBackUpTo))?;
             going.into_values().flatten().for_each(|job| self.returned(&job, Duration::ZERO));
         }
-        if self.going_back.len() > FEW {
+        if self.going_back.len() > FEW / self.post.sharers {
             return Ok(());
         }
         while let Some((tag, job)) = self.going_back.pop_first() {
@@ -878,6 +921,7 @@ impl<'p> Hands<'p> {
 
     fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), Cause> {
         let Some(held) = self.unsettled.remove(&tag) else { return Ok(()) };
+        self.kept.remove(&tag);
         let settled = held.duty.map_or(Ok(()), |unsettled| self.channel.settle(unsettled, how));
         self.post.in_hand.settled.fetch_add(1, Ordering::AcqRel);
         settled
@@ -887,36 +931,23 @@ impl<'p> Hands<'p> {
         orphaned(ran, self.post.tally, self.post.observer);
     }
 
-    /// Ends the subscription, and settles or gives back what is left, as far as `finish` allows.
-    fn let_go(mut self, subscription: Subscription<'_>, finish: Finish) -> End {
-        if !matches!(finish, Finish::Told(Told::Enough)) {
+    /// Ends the subscription, and settles or gives back what is left.
+    fn let_go(&mut self, subscription: Subscription<'_>, told: Told) -> End {
+        if !matches!(told, Told::Enough) {
             self.shutter.close();
         }
-        let Left { arrived, ended } = subscription.leave();
-        let told = match finish {
-            Finish::Lost(cause) => return self.abandon(cause),
-            Finish::Told(_) if ended.is_some() => return self.abandon(ended),
-            Finish::Told(told) => told,
-        };
-        let settled = arrived
-            .into_iter()
-            .try_for_each(|(unsettled, received)| self.dispatch(unsettled, received))
-            .and_then(|()| match told {
-                Told::Leave => self.give_back_unstarted().and_then(|()| self.give_back_all()),
-                Told::Stop | Told::Enough => self.finish_running(),
-            });
-        match settled {
-            Ok(()) => End::Told,
-            Err(cause) if self.keeping.is_some() && cause.spares_the_connection() => {
-                warn!(
-                    "thread {}: tasks that could not be handed over go back to the queue: {cause}",
-                    self.post.runner.number
-                );
-                self.abandon(None);
-                End::Replaced
-            }
-            Err(cause) => self.abandon(Some(cause)),
+        match subscription.leave() {
+            Left { ended: Some(cause), .. } => self.abandon(Some(cause)),
+            Left { arrived, ended: None } => self.end(told, arrived),
         }
+    }
+
+    fn end(&mut self, told: Told, arrived: Vec<(Unsettled, Received)>) -> End {
+        let settled = self.dispatch_all(arrived).and_then(|()| match told {
+            Told::Leave => self.give_back_unstarted().and_then(|()| self.give_back_all()),
+            Told::Stop | Told::Enough => self.finish_running(),
+        });
+        settled.map_or_else(|cause| self.abandon(Some(cause)), |()| End::Told)
     }
 
     fn give_back_unstarted(&mut self) -> Result<(), Cause> {
@@ -934,10 +965,6 @@ impl<'p> Hands<'p> {
     /// started goes back.
     fn finish_running(&mut self) -> Result<(), Cause> {
         self.jobs = None;
-        let number = self.post.runner.number;
-        if let Some(channel) = self.successor.take() {
-            let _ = self.post.reports.send(Report::Successor { number, channel });
-        }
         if let Some(ran) = self.last.take() {
             self.settle(ran)?;
         }
@@ -948,14 +975,16 @@ impl<'p> Hands<'p> {
                 stop = never();
                 self.give_back_unstarted()?;
             }
-            if is_closed(&hurry) {
+            // Also what comes to a pause only now.
+            if is_closed(self.post.hurry) {
                 hurry = never();
                 self.requeue_pausing()?;
             }
             if running.is_none() {
                 self.give_back_together()?;
             }
-            if running.is_none() && self.leaving.is_empty() && self.pausing.is_empty() {
+            let waits = !self.pausing.is_empty() || !self.refused.is_empty();
+            if running.is_none() && self.leaving.is_empty() && !waits {
                 return Ok(());
             }
             select_biased! {
@@ -1067,12 +1096,5 @@ mod tests {
     #[test]
     fn the_broker_never_waits_for_results_that_wait_for_others() {
         assert_eq!([0, 1, 2, 3, 10, 100, u16::MAX].map(enough_of), [64, 1, 1, 2, 5, 50, 64]);
-    }
-
-    #[test]
-    fn the_pause_grows_with_each_failure_in_a_row_and_is_capped() {
-        let seconds: Vec<u64> = (1..=8).map(|n| pause_after(n).as_secs()).collect();
-        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(pause_after(u32::MAX).as_secs(), 60);
     }
 }

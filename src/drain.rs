@@ -47,9 +47,9 @@ struct Looks {
     said: Option<(Level, String)>,
 }
 
-/// Opens channels whose questions have no time limit of their own: one that the broker does not
-/// answer must not end the connection, which the tasks of others depend on. The end of the session
-/// ends them.
+/// Opens channels whose questions have no time limit of their own: one that a queue does not answer
+/// must not end the connection, which the tasks of others depend on. The end of the session ends
+/// them. To open one has the usual limit, for the broker answers that without asking a queue.
 struct Patient(Connection);
 
 impl Channels for Patient {

@@ -1,7 +1,7 @@
-//! The tasks that ran longer than the broker waits for an ack, as this process knows them: the
+//! The tasks that were held longer than the broker waits for an ack, as this process knows them: the
 //! broker gives such a task to somebody else, and most brokers do not count it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,16 +13,23 @@ pub(crate) struct LateTasks(Mutex<Tasks>);
 
 #[derive(Debug, Default)]
 struct Tasks {
-    /// By the number of its thread, what runs.
+    /// By the number of its thread, what runs that the present session has brought.
     running: HashMap<usize, Mark>,
-    /// The threads that run what an earlier session has brought.
-    orphaned: HashSet<usize>,
     /// Whether each was counted. One that was counted and has ended is forgotten.
     late: HashMap<Mark, bool>,
 }
 
+/// What becomes of a delivery of a task that this worker had before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It was late, and that is to count as a failed attempt.
+    Counts,
+    /// It still runs here, and is not to run beside itself.
+    Waits,
+}
+
 /// What a task is known by when it comes again: its id and its body, of which the two ends are
-/// enough.
+/// enough. One without an id is not known again: others may have the same body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Mark(u64);
 
@@ -30,70 +37,69 @@ struct Mark(u64);
 const END: usize = 1024;
 
 impl Mark {
-    fn of(task: &Task) -> Mark {
+    fn of(task: &Task) -> Option<Mark> {
+        let id = task.id()?;
         let body = task.body();
         let mut hasher = DefaultHasher::new();
-        (task.id(), body.len()).hash(&mut hasher);
+        (id, body.len()).hash(&mut hasher);
         body[..body.len().min(END)].hash(&mut hasher);
         body[body.len().saturating_sub(END)..].hash(&mut hasher);
-        Mark(hasher.finish())
-    }
-}
-
-impl Tasks {
-    fn is_running(&self, mark: Mark, redelivered: bool) -> bool {
-        let is_late = self.late.contains_key(&mark);
-        let here = |thread: &usize| is_late || redelivered && !self.orphaned.contains(thread);
-        self.running.iter().any(|(thread, it)| *it == mark && here(thread))
+        Some(Mark(hasher.finish()))
     }
 }
 
 impl LateTasks {
     pub(crate) fn begins(&self, thread: usize, task: &Task) {
-        self.lock().running.insert(thread, Mark::of(task));
-    }
-
-    /// A new session begins: the broker delivers what still runs to others, late or not.
-    pub(crate) fn begin_session(&self) {
-        let mut tasks = self.lock();
-        tasks.orphaned = tasks.running.keys().copied().collect();
+        if let Some(mark) = Mark::of(task) {
+            self.lock().running.insert(thread, mark);
+        }
     }
 
     pub(crate) fn ends(&self, thread: usize) {
         let mut tasks = self.lock();
-        tasks.orphaned.remove(&thread);
         let Some(mark) = tasks.running.remove(&thread) else { return };
         if tasks.late.get(&mark) == Some(&true) {
             tasks.late.remove(&mark);
         }
     }
 
-    /// The broker waits no longer for what this thread runs; says whether it runs anything.
-    pub(crate) fn note(&self, thread: usize) -> bool {
-        let mut tasks = self.lock();
-        let Some(mark) = tasks.running.get(&thread).copied() else { return false };
-        tasks.late.entry(mark).or_insert(false);
-        true
+    /// A new session begins: what still runs, the broker delivers to others, late or not.
+    pub(crate) fn begin_session(&self) {
+        self.lock().running.clear();
     }
 
-    /// Whether a delivery of this task is to count as a failure instead of being run: once for each
-    /// time that it was late, and each time that it comes while it still runs here.
-    ///
-    /// A task that is delivered again while the session that brought it goes on is late, also if it
-    /// comes before the word that its first delivery is lost.
-    pub(crate) fn counts(&self, task: &Task, redelivered: bool) -> bool {
+    /// The broker waits no longer for what this thread has.
+    pub(crate) fn note(&self, thread: usize) {
         let mut tasks = self.lock();
-        if tasks.late.is_empty() && !redelivered {
-            return false;
+        if let Some(mark) = tasks.running.get(&thread).copied() {
+            tasks.late.insert(mark, false);
         }
-        let mark = Mark::of(task);
-        let is_beside_itself = tasks.is_running(mark, redelivered);
-        if is_beside_itself {
-            tasks.late.insert(mark, true);
-            return true;
+    }
+
+    /// What becomes of a delivery of this task, if it is not to be run: each time that it was late
+    /// counts once.
+    pub(crate) fn judge(&self, task: &Task, redelivered: bool) -> Option<Repeat> {
+        let mark = Mark::of(task)?;
+        let mut tasks = self.lock();
+        let is_running = tasks.running.values().any(|it| *it == mark);
+        match tasks.late.get(&mark) {
+            Some(false) if redelivered => {
+                tasks.late.insert(mark, true);
+                if !is_running {
+                    tasks.late.remove(&mark);
+                }
+                Some(Repeat::Counts)
+            }
+            Some(_) if is_running => Some(Repeat::Waits),
+            // It may come before the word that its first delivery is late.
+            None if is_running && redelivered => Some(Repeat::Waits),
+            Some(_) => {
+                // Another task, with the same id and body.
+                tasks.late.remove(&mark);
+                None
+            }
+            None => None,
         }
-        // One that was not delivered before is another task, with the same id and body.
-        tasks.late.remove(&mark).is_some() && redelivered
     }
 
     fn lock(&self) -> MutexGuard<'_, Tasks> {
@@ -103,6 +109,7 @@ impl LateTasks {
 
 #[cfg(test)]
 mod tests {
+    use super::Repeat::{Counts, Waits};
     use super::*;
 
     fn task(id: &str, body: &[u8]) -> Task {
@@ -113,8 +120,8 @@ mod tests {
     fn late(task: &Task) -> LateTasks {
         let late = LateTasks::default();
         late.begins(1, task);
-        assert!(!late.counts(task, false), "it is not late yet");
-        assert!(late.note(1) && !late.note(2));
+        late.note(1);
+        late.note(2);
         late
     }
 
@@ -123,43 +130,73 @@ mod tests {
         let it = task("a", b"body");
         let late = late(&it);
         late.ends(1);
-        assert!(late.counts(&it, true));
-        assert!(!late.counts(&it, true), "it was counted");
+        assert_eq!(late.judge(&it, true), Some(Counts));
+        assert_eq!(late.judge(&it, true), None, "it was counted");
     }
 
     #[test]
-    fn a_task_that_is_late_and_still_runs_counts_each_time_it_comes() {
+    fn a_task_that_is_late_and_still_runs_counts_once_and_then_waits_for_its_end() {
         let it = task("a", b"body");
         let late = late(&it);
-        assert!(late.counts(&it, true) && late.counts(&it, false));
+        assert_eq!(late.judge(&it, true), Some(Counts));
+        assert_eq!(late.judge(&it, false), Some(Waits), "from its delay queue");
+        assert_eq!(late.judge(&it, true), Some(Waits), "given back");
         late.ends(1);
-        assert!(!late.counts(&it, true), "it was counted while it ran");
+        assert_eq!(late.judge(&it, true), None, "it was counted while it ran");
     }
 
     #[test]
-    fn a_task_that_comes_again_counts_while_it_runs_unless_its_session_was_lost() {
+    fn a_task_that_is_late_again_counts_again() {
+        let it = task("a", b"body");
+        let late = late(&it);
+        assert_eq!(late.judge(&it, true), Some(Counts));
+        late.ends(1);
+        late.begins(2, &it);
+        late.note(2);
+        assert_eq!(late.judge(&it, true), Some(Counts));
+    }
+
+    #[test]
+    fn one_that_comes_before_the_word_that_it_is_late_waits_and_then_counts() {
+        let it = task("a", b"body");
+        let late = LateTasks::default();
+        late.begins(1, &it);
+        assert_eq!(late.judge(&it, false), None, "another task, with the same id and body");
+        assert_eq!(late.judge(&it, true), Some(Waits));
+        late.note(1);
+        assert_eq!(late.judge(&it, true), Some(Counts));
+    }
+
+    #[test]
+    fn what_a_lost_session_has_left_running_holds_up_no_other() {
         let it = task("a", b"body");
         let late = LateTasks::default();
         late.begins(1, &it);
         late.begin_session();
-        assert!(!late.counts(&it, true), "the broker gives it to others");
+        assert_eq!(late.judge(&it, true), None, "the broker gives it to others");
+        late.note(1);
         late.ends(1);
-        late.begins(1, &it);
-        assert!(late.counts(&it, true), "before it is known to be late");
-        assert!(late.note(1));
-        late.ends(1);
-        assert!(!late.counts(&it, true), "it was counted");
+        assert_eq!(late.judge(&it, true), None, "it was not late");
     }
 
     #[test]
     fn another_task_does_not_count() {
         let it = task("a", b"body");
         let late = late(&it);
-        assert!(!late.counts(&task("b", b"body"), true));
-        assert!(!late.counts(&task("a", b"other"), true));
+        assert_eq!(late.judge(&task("b", b"body"), true), None);
+        assert_eq!(late.judge(&task("a", b"other"), true), None);
         late.ends(1);
-        assert!(!late.counts(&it, false), "published anew");
-        assert!(!late.counts(&it, true), "forgotten with that");
+        assert_eq!(late.judge(&it, false), None, "published anew");
+        assert_eq!(late.judge(&it, true), None, "forgotten with that");
+    }
+
+    #[test]
+    fn tasks_without_an_id_are_never_taken_for_each_other() {
+        let same = Task::received(b"same".to_vec(), Default::default());
+        let late = late(&same);
+        assert_eq!(late.judge(&same, true), None);
+        late.ends(1);
+        assert_eq!(late.judge(&same, true), None);
     }
 
     #[test]
@@ -167,7 +204,7 @@ mod tests {
         let long = |last: u8, length: usize| {
             let mut body = vec![7; length];
             body[length - 1] = last;
-            Mark::of(&Task::new(body))
+            Mark::of(&task("a", &body)).expect("it has an id")
         };
         assert_eq!(long(1, 5000), long(1, 5000));
         assert_ne!(long(1, 5000), long(2, 5000));

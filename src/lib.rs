@@ -68,10 +68,9 @@
 //! * `rw-runner-1`, `rw-runner-2`, …: these call the handler, one task at a time each. They live
 //!   as long as the run, and never touch a channel.
 //! * `rw-consumer-1`, …: one for each runner, for as long as the connection lives. Each owns one
-//!   channel, and only it takes and settles what comes in there. Up to eight more for a runner keep
-//!   tasks that cannot be handed over.
+//!   channel, and only it takes and settles what comes in there.
 //! * `rw-handover`: one for as long as the connection lives. It publishes the tasks that failed,
-//!   on a second connection that is made when the first one does; the consumers go on meanwhile.
+//!   on a second connection that is made when the first task does; the consumers go on meanwhile.
 //!   If no second connection is to be had within 5 s, it uses a channel of the first one.
 //! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a channel of
 //!   its own.
@@ -151,6 +150,7 @@ mod publisher;
 mod pulse;
 mod queue;
 mod record;
+mod refused;
 mod retry;
 mod runner;
 mod selection;

@@ -2,8 +2,8 @@
 //! them all at the first death or at a stop, joins them, and closes the connection last.
 
 use std::collections::HashSet;
-use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::broker::Broker;
 use crate::cause::Cause;
 use crate::channel::Channel;
 use crate::connection::{Connection, Notice, read_notice};
-use crate::consumer::{End, InHand, Post, Redelivered, Report, Stuck};
+use crate::consumer::{End, InHand, Post, Redelivered, Report};
 use crate::deadline::deadline_after;
 use crate::drain::{Drain, Seen};
 use crate::error::Error;
@@ -304,10 +304,9 @@ impl<'a> Watch<'a> {
         };
         let connection = self.connection;
         let redelivered = Redelivered::default();
-        let stuck: Vec<Stuck> = crew.runners().iter().map(|_| Stuck::default()).collect();
-        let posts = || crew.runners().iter().zip(&stuck);
+        let is_blocked = AtomicBool::new(false);
         thread::scope(|scope| {
-            let start = |runner, stuck, channel| {
+            for (runner, channel) in crew.runners().iter().zip(channels) {
                 let post = Post {
                     queue,
                     prefetch: settings.prefetch,
@@ -328,8 +327,8 @@ impl<'a> Watch<'a> {
                     late: &work.late,
                     tickets: &work.tickets,
                     sharers: crew.runners().len(),
-                    stuck,
                     connection,
+                    is_blocked: &is_blocked,
                     redelivered: &redelivered,
                     reports: reports.clone(),
                 };
@@ -341,33 +340,23 @@ impl<'a> Watch<'a> {
                     });
                     let _ = post.reports.send(Report::Ended(end));
                 };
-                thread.spawn_scoped(scope, consume).map(drop)
-            };
-            for ((runner, stuck), channel) in posts().zip(channels) {
-                self.note_started(start(runner, stuck, channel));
+                match thread.spawn_scoped(scope, consume) {
+                    Ok(_) => self.alive += 1,
+                    Err(error) => {
+                        let cause =
+                            Cause::Lost(format!("the system gave no further thread: {error}"));
+                        self.consumer_lost(Some(cause));
+                    }
+                }
             }
             let drained = drain.as_ref().map_or_else(never, |drain| drain.drained.clone());
-            let successor = |number, channel| {
-                let post = posts().find(|(runner, _)| runner.number == number);
-                post.map_or(Ok(()), |(runner, stuck)| start(runner, stuck, channel))
-            };
-            self.until_all_ended(&reported, drained, successor);
+            self.until_all_ended(&reported, drained, &is_blocked);
         });
         if self.has_lost() {
             // Nobody is left to ack what it still hands over.
             self.leave.0.close();
         }
         handover.end(LEAVING);
-    }
-
-    fn note_started(&mut self, started: io::Result<()>) {
-        match started {
-            Ok(()) => self.alive += 1,
-            Err(error) => {
-                let cause = Cause::Lost(format!("the system gave no further thread: {error}"));
-                self.consumer_lost(Some(cause));
-            }
-        }
     }
 
     /// Starts what the consumers have done by others.
@@ -399,7 +388,7 @@ impl<'a> Watch<'a> {
         &mut self,
         reported: &Receiver<Report>,
         mut drained: Receiver<u64>,
-        start_successor: impl Fn(usize, Channel) -> io::Result<()>,
+        is_blocked: &AtomicBool,
     ) {
         let mut notices = self.connection.notices().clone();
         let mut stopping = self.session.shutdown.stopping().clone();
@@ -414,11 +403,6 @@ impl<'a> Watch<'a> {
             select_biased! {
                 recv(reported) -> report => match report {
                     Ok(Report::Consumes { number }) => self.consumer_stands(number),
-                    Ok(Report::Successor { number, channel }) => {
-                        if !is_closed(&self.stop.1) {
-                            self.note_started(start_successor(number, channel));
-                        }
-                    }
                     Ok(Report::Ended(End::Lost(cause))) => {
                         self.alive -= 1;
                         if !self.has_lost() {
@@ -426,7 +410,7 @@ impl<'a> Watch<'a> {
                         }
                         self.consumer_lost(cause);
                     }
-                    Ok(Report::Ended(End::Told | End::Replaced)) | Err(_) => self.alive -= 1,
+                    Ok(Report::Ended(End::Told)) | Err(_) => self.alive -= 1,
                 },
                 recv(aborting) -> _ => {
                     (aborting, out_of_grace) = (never(), never());
@@ -457,7 +441,7 @@ impl<'a> Watch<'a> {
                     }
                 },
                 recv(notices) -> notice => match notice {
-                    Ok(notice) => note(&read_notice(notice)),
+                    Ok(notice) => note(&read_notice(notice), is_blocked),
                     Err(_) => {
                         notices = never();
                         self.leave.0.close();
@@ -540,7 +524,8 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn note(notice: &Notice) {
+fn note(notice: &Notice, is_blocked: &AtomicBool) {
+    is_blocked.store(matches!(notice, Notice::Blocked(_)), Ordering::Release);
     match notice {
         Notice::Blocked(reason) => warn!("the broker blocks this connection: {reason}"),
         Notice::Unblocked => info!("the broker no longer blocks this connection"),

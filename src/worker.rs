@@ -27,7 +27,7 @@ use crate::summary::{Ended, Summary, Tally};
 /// Works the tasks of one queue with several threads.
 ///
 /// Each worker thread consumes on a channel of its own and acks there, after the handler
-/// returned. When the connection dies, a new one is made after a growing pause of 0.5 to 30 s.
+/// returned. When the connection dies, a new one is made after a growing pause of 0.5 to 10 s.
 ///
 /// # What becomes of a task
 ///
@@ -36,10 +36,10 @@ use crate::summary::{Ended, Summary, Tally};
 /// | the handler returns `Ok` | acked |
 /// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
-/// | that publish is not confirmed | given back after a pause of 1 s, doubling with each in a row of that thread, at most 60 s; the failure is not counted. The thread goes on with other tasks meanwhile, on a further channel; if eight such channels are full, it waits for a pause to end |
-/// | it runs longer than the broker waits for an ack (`consumer_timeout`) | it goes on, its result is not acked, and its thread consumes again after it; when this worker gets the task again, that counts as a failed attempt, and so does each delivery while it still runs here |
+/// | that publish is not confirmed | given back after a pause of 1 s, doubling with each in a row of that thread, up to 60 s; the failure is not counted. The thread goes on with other tasks meanwhile, and gives those that it keeps back together, once it has done another task, or no other came, or after 10 min; it keeps up to 500, and then takes no others |
+/// | it runs longer than the broker waits for an ack (`consumer_timeout`) | it goes on, its result is not acked, and its thread consumes again after it; when this worker gets the task again, and it has an id, that counts as a failed attempt, once for each time; if it comes once more while it still runs here, it goes back after a pause. Another worker process runs it, uncounted |
 /// | it returns [`Failure::Stop`](crate::Failure::Stop) | given back, uncounted, and the worker ends |
-/// | prefetched but not started at a stop | given back at once |
+/// | prefetched but not started at a stop | given back at once; if there are more than 1,000 on all threads together, those of a thread when its task has ended |
 /// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
 ///

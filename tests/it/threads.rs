@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use amiquip::{AmqpValue, FieldTable};
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use crossbeam_channel::bounded;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::support::broker::{breakable_broker, poll, shared_broker};
+use crate::support::broker::{Lent, breakable_broker, poll, shared_broker};
 use crate::support::client::unique_queue;
-use crate::support::command::{Command, Output};
+use crate::support::command::{Command, Output, Running};
 use crate::support::scripted::{ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery, Properties};
 
@@ -180,34 +181,51 @@ fn workers_of_many_threads_that_do_some_tasks_each_return_none_of_them() {
     client.delete(&queue);
 }
 
-/// The queue of dead letters is full, and refuses.
-#[test]
-fn tasks_behind_one_that_cannot_be_handed_over_go_on() {
+/// One thread, and a queue of dead letters that is full and refuses: the good tasks stand behind so
+/// many that fail, each after so many seconds.
+fn the_good_are_done_behind(bad: usize, each: &str, kind: &str) {
+    const GOOD: usize = 3;
     let queue = unique_queue("refused");
     let dead = format!("{queue}.dead");
     let mut client = shared_broker().client();
-    client.declare(&queue);
     let mut full = FieldTable::new();
     full.insert("x-max-length".into(), AmqpValue::LongLongInt(0));
     full.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
     client.declare_with(&dead, full);
-    for id in ["bad", "bad too", "good", "good", "good"] {
-        client.publish_id(&queue, id);
-    }
-    let script = r#"x=$(cat); echo "$x"; case $x in good) ;; *) exit 1;; esac"#;
-    let running = Command::worker(&["--url", shared_broker().url(), "--queue", &queue])
-        .args(&["--threads", "1", "--max-attempts", "1", "--", "sh", "-c", script])
-        .start();
-    for _ in 0..3 {
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--queue-type", kind];
+    Command::worker(&to).args(&["--drain", "--", "true"]).run(SOON).assert_code(0);
+    let names = (0..bad).map(|it| format!("bad-{it}")).collect::<Vec<_>>();
+    client.publish_ids(&queue, names.iter().map(String::as_str).chain(["good"; GOOD]));
+    let script = r#"x=$(cat); echo "$x"; case $x in good) ;; *) sleep "$0"; exit 1;; esac"#;
+    let options = ["--threads", "1", "--max-attempts", "1", "--", "sh", "-c", script, each];
+    let running = Command::worker(&to).args(&options).start();
+    for _ in 0..GOOD {
         running.wait_for_stdout_line(|line| line == "good", SOON);
     }
     let refused = |line: &str| line.contains(&format!("could not be handed over to '{dead}'"));
     running.wait_for_stderr_line(refused, SOON);
     running.signal("INT");
-    running.wait(SOON).assert_code(0);
-    assert_eq!(client.count(&queue), 2, "nothing is lost");
+    let output = running.wait(SOON);
+    output.assert_code(0);
+    let (stdout, stderr) = (output.stdout(), output.stderr());
+    let first = stdout.split("good").next().expect("there is one");
+    assert_eq!(first.matches("bad").count(), bad, "each once before the good ones: {stdout}");
+    assert_eq!(stderr.matches("and goes on with others").count(), 1, "{stderr}");
+    client.wait_for_count(&queue, u32::try_from(bad).expect("few"), SOON);
     client.delete(&queue);
     client.delete(&dead);
+}
+
+#[test]
+fn tasks_behind_many_that_cannot_be_handed_over_go_on() {
+    the_good_are_done_behind(12, "0", "classic");
+    the_good_are_done_behind(12, "0", "quorum");
+}
+
+/// They fail more slowly than a pause lasts.
+#[test]
+fn tasks_behind_slow_ones_that_cannot_be_handed_over_go_on() {
+    the_good_are_done_behind(4, "1.5", "classic");
 }
 
 #[test]
@@ -229,11 +247,13 @@ fn a_task_that_was_delivered_before_is_told() {
     broker.finish(SOON);
 }
 
-#[test]
-fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_one_thread() {
-    let broker = breakable_broker();
-    let queue = unique_queue("late");
-    let to = ["--url", broker.url(), "--queue", &queue, "--queue-type", "quorum"];
+/// A worker whose first task is late, until it is told to end it; and how to tell it.
+fn with_a_late_task(
+    broker: &Lent,
+    queue: &str,
+    options: &[&str],
+) -> (Running, impl FnOnce() -> TempDir) {
+    let to = ["--url", broker.url(), "--queue", queue, "--queue-type", "quorum"];
     Command::producer(&to).arg("late").run(SOON).assert_code(0);
     broker.shorten_consumer_timeout();
     let dir = tempfile::tempdir().expect("a directory");
@@ -241,12 +261,24 @@ fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_on
     let script = r#"x=$(cat); echo "$x"; [ "$x" = late ] || exit 0
         until [ -e "$0" ]; do sleep 0.1; done"#;
     let running = Command::worker(&to)
-        .args(&["--threads", "2", "--max-attempts", "2", "--retry-delay", "100ms"])
+        .args(&["--threads", "2", "--retry-delay", "100ms"])
+        .args(options)
         .args(&["--", "sh", "-c", script, &go_on])
         .start();
     running.wait_for_stdout_line(|line| line == "late", SOON);
-    running.wait_for_stderr_line(|line| line.contains("its consumer was lost"), SOON * 3);
-    running.wait_for_stderr_line(|line| line.contains("goes to the dead letters"), SOON);
+    (running, move || {
+        std::fs::write(&go_on, "").expect("the task is told");
+        // The directory is there until then.
+        dir
+    })
+}
+
+#[test]
+fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_one_thread() {
+    let broker = breakable_broker();
+    let queue = unique_queue("late");
+    let (running, go_on) = with_a_late_task(&broker, &queue, &["--max-attempts", "1"]);
+    running.wait_for_stderr_line(|line| line.contains("goes to the dead letters"), SOON * 3);
     let dead = format!("{queue}.dead");
     let client = broker.client();
     let letters = poll("a dead letter", SOON, || {
@@ -254,9 +286,10 @@ fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_on
         (!letters.is_empty()).then_some(letters)
     });
     broker.restore_consumer_timeout();
+    let to = ["--url", broker.url(), "--queue", &queue, "--queue-type", "quorum"];
     Command::producer(&to).arg("other").run(SOON).assert_code(0);
     running.wait_for_stdout_line(|line| line == "other", SOON);
-    std::fs::write(&go_on, "").expect("the task is told");
+    let _dir = go_on();
     running.wait_for_stderr_line(|line| line.contains("may run twice"), SOON);
     client.wait_for_consumers(&queue, 2, SOON);
     running.signal("INT");
@@ -271,6 +304,50 @@ fn a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_on
     assert_eq!(output.stdout().matches("late").count(), 1, "it does not run beside itself");
     client.delete(&queue);
     client.delete(&dead);
+}
+
+#[test]
+fn a_task_that_is_late_once_counts_once_and_is_done_when_it_has_ended() {
+    let broker = breakable_broker();
+    let queue = unique_queue("late");
+    let (running, go_on) = with_a_late_task(&broker, &queue, &["--max-attempts", "3"]);
+    running.wait_for_stderr_line(|line| line.contains("attempt 1 of 3, is tried again"), SOON * 3);
+    broker.restore_consumer_timeout();
+    running.wait_for_stderr_line(|line| line.contains("still runs here"), SOON);
+    let to = ["--url", broker.url(), "--queue", &queue, "--queue-type", "quorum"];
+    Command::producer(&to).arg("other").run(SOON).assert_code(0);
+    running.wait_for_stdout_line(|line| line == "other", SOON);
+    let _dir = go_on();
+    running.wait_for_stdout_line(|line| line == "late", SOON);
+    let client = broker.client();
+    poll("the end", SOON, || (client.count(&queue) == 0).then_some(()));
+    running.signal("INT");
+    let output = running.wait(SOON);
+    output.assert_code(0);
+    let (stdout, stderr) = (output.stdout(), output.stderr());
+    assert!(!stderr.contains("attempt 2 of 3"), "it counts once: {stderr}");
+    assert_eq!(stdout.matches("late").count(), 2, "not beside itself: {stdout}");
+    assert!(!stderr.contains("goes to the dead letters"), "{stderr}");
+    client.delete(&queue);
+}
+
+#[test]
+fn tasks_with_the_same_body_and_no_id_are_not_taken_for_one_that_is_late() {
+    const TASKS: u32 = 6;
+    let queue = unique_queue("same");
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let none = AmqpProperties::default().with_delivery_mode(2);
+    client.publish_all(&queue, (0..TASKS).map(|_| (&b"same"[..], none.clone())));
+    shared_broker().client().take_and_leave(&queue, TASKS);
+    client.wait_for_count(&queue, TASKS, SOON);
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let options = ["--threads", "3", "--max-attempts", "1", "--drain", "--json"];
+    let output = Command::worker(&to).args(&options).args(&["--", "sleep", "0.3"]).run(SOON);
+    output.assert_code(0);
+    let stdout = output.stdout();
+    assert!(stdout.contains("\"done\":6"), "{stdout}");
+    client.delete(&queue);
 }
 
 #[test]

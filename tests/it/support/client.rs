@@ -184,6 +184,14 @@ impl Client {
         }
     }
 
+    /// Takes so many, and ends with them in hand: they go back as delivered before.
+    pub(crate) fn take_and_leave(self, queue: &str, count: u32) {
+        for _ in 0..count {
+            let got = self.channel.basic_get(queue, false);
+            assert!(got.expect("the test's client gets a message").is_some(), "one is there");
+        }
+    }
+
     /// How many messages are ready.
     pub(crate) fn count(&self, queue: &str) -> u32 {
         let queue = self.channel.queue_declare_passive(queue);
