@@ -477,7 +477,8 @@ impl<'p> Hands<'p> {
                 }
                 self.requeue_due().map_err(Finish::from)
             },
-            recv(stuck) -> _ => Err(Finish::Stuck),
+            // It may have come since the wait began.
+            recv(stuck) -> _ => if self.is_blocked() { Ok(()) } else { Err(Finish::Stuck) },
             recv(inbox) -> message => match message {
                 Ok(message) => self.take(read_message(message)),
                 Err(_) => Err(Finish::Lost(None)),
@@ -504,11 +505,15 @@ impl<'p> Hands<'p> {
             self.tell(Tale::Full);
             return never();
         }
-        if self.post.is_blocked.load(Ordering::Acquire) {
+        if self.is_blocked() {
             return never();
         }
         let patience = if self.refused.is_empty() { HANDED_OVER_WITHIN } else { Duration::ZERO };
         crossbeam_channel::at(since + patience)
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.post.is_blocked.load(Ordering::Acquire)
     }
 
     /// Once in each row of refusals.

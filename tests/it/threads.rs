@@ -368,3 +368,32 @@ fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
     assert!(stdout.contains("\"dead\":3"), "{stdout}");
     assert!(output.stderr().contains("no second connection"), "{}", output.stderr());
 }
+
+/// The broker reads nothing more on the only connection: it could not answer a cancel.
+#[test]
+fn an_alarm_on_the_only_connection_ends_no_session_while_failed_tasks_wait() {
+    let broker = breakable_broker();
+    let vhost = unique_queue("lent");
+    broker.ctl(&["add_vhost", &vhost]);
+    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let url = format!("{}/{vhost}", broker.url());
+    let to = ["--url", &url, "--queue", "q"];
+    Command::producer(&to).args(&["--repeat", "2", "task"]).run(SOON).assert_code(0);
+    broker.ctl(&["set_vhost_limits", "-p", &vhost, "{\"max-connections\": 1}"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let go_on = dir.path().join("go-on").to_string_lossy().into_owned();
+    let script = r#"echo begun; until [ -e "$0" ]; do sleep 0.1; done; exit 1"#;
+    let options = ["--threads", "1", "--max-attempts", "1", "--", "sh", "-c", script, &go_on];
+    let running = Command::worker(&to).args(&options).start();
+    running.wait_for_stdout_line(|line| line == "begun", SOON);
+    broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    std::fs::write(&go_on, "").expect("the task is told");
+    let refused = |line: &str| line.contains("could not be handed over");
+    running.wait_for_stderr_line(refused, SOON * 3);
+    broker.ctl(&["set_vm_memory_high_watermark", "0.6"]);
+    running.signal("INT");
+    let output = running.wait(SOON);
+    broker.ctl(&["delete_vhost", &vhost]);
+    let stderr = output.stderr();
+    assert_eq!(stderr.matches("lost the session").count(), 0, "{stderr}");
+}
