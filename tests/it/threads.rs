@@ -386,11 +386,11 @@ fn an_alarm_on_the_only_connection_ends_no_session_while_failed_tasks_wait() {
     let options = ["--threads", "1", "--max-attempts", "1", "--", "sh", "-c", script, &go_on];
     let running = Command::worker(&to).args(&options).start();
     running.wait_for_stdout_line(|line| line == "begun", SOON);
-    broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    broker.alarm();
     std::fs::write(&go_on, "").expect("the task is told");
     let refused = |line: &str| line.contains("could not be handed over");
     running.wait_for_stderr_line(refused, SOON * 3);
-    broker.ctl(&["set_vm_memory_high_watermark", "0.6"]);
+    broker.clear_alarm();
     running.signal("INT");
     let output = running.wait(SOON);
     broker.ctl(&["delete_vhost", &vhost]);
