@@ -16,6 +16,7 @@ main() {
 
     side_by_side at_once build_all start_broker
     lend_what_is_built
+    side_by_side three_nodes
     side_by_side integration cargo_alone endurance scripts
 }
 
@@ -47,8 +48,12 @@ integration() {
     step "integration tests" with_broker cargo test --locked --test it
 }
 
-endurance() {
+# By itself: nodes that get no processor take each other for dead.
+three_nodes() {
     step "cluster" tests/cluster.sh
+}
+
+endurance() {
     step "quorum queues by default" tests/quorum.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
 }
