@@ -1209,28 +1209,35 @@ const DENIED: &str = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is dep
 
 #[test]
 fn a_worker_that_cannot_tell_whether_its_queue_is_drained_says_so_once() {
-    let broker = ScriptedBroker::start(|session, number| {
+    let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
-        if number > 0 {
-            session.expect_method();
-            session.close_connection(530, "NOT_ALLOWED - connection limit (1) is reached");
-            session.report(format!("refused {number}"));
+        let mut consumes = false;
+        while let Some(method) = session.next_method() {
+            match &method.call {
+                Call::QueueDeclare { passive: true, .. } if consumes => {
+                    session.close_channel(method.channel, 405, "RESOURCE_LOCKED - by another");
+                    session.report("refused");
+                    continue;
+                }
+                Call::Consume { .. } => consumes = true,
+                _ => {}
+            }
+            let _ = session.answer(&method);
         }
-        session.answer_rpcs();
     });
 
     let running = Command::worker(&["--url", &broker.url(), "--drain"]).start();
-    for number in 1..=3 {
-        broker.wait(&format!("refused {number}"), SOON);
+    for _ in 0..3 {
+        broker.wait("refused", SOON);
     }
     running.signal("INT");
     let output = running.wait(SOON);
 
-    output.assert_code(0);
+    output.assert_code(4);
     let stderr = output.stderr();
     let told: Vec<_> = stderr.lines().filter(|line| line.contains("cannot tell")).collect();
     assert_eq!(told.len(), 1, "{stderr}");
-    assert!(told[0].contains("connection limit (1) is reached"), "{stderr}");
+    assert!(told[0].contains("RESOURCE_LOCKED"), "{stderr}");
 }
 
 #[test]
