@@ -110,83 +110,38 @@
     clippy::unwrap_used
 )]
 
-mod attempt;
-mod backoff;
-mod broker;
-mod cause;
-mod census;
-mod channel;
-mod client_properties;
+mod admin;
+mod amqp;
 #[cfg(all(unix, feature = "command"))]
 mod command;
-mod confirms;
-mod connection;
-mod consumer;
-mod deadline;
-mod delays;
-mod drain;
-mod error;
-mod event;
-mod failures;
-mod frames;
-mod handler;
-mod handover;
-mod health;
-mod inspect;
-mod kind;
-mod late;
-mod letters;
-mod looks;
-mod nesting;
-#[cfg(all(unix, feature = "command"))]
-mod output;
-mod panics;
-mod patience;
-mod places;
-#[cfg(all(unix, feature = "command"))]
-mod process;
-mod producer;
-mod publisher;
-mod pulse;
-mod queue;
-mod record;
-mod refused;
-mod retry;
-mod runner;
-mod selection;
-mod session;
-mod settling;
-mod shutdown;
-mod stream;
-mod summary;
-mod task;
-mod unfinished;
-mod walk;
-mod watchdog;
+mod model;
+mod publish;
+mod topology;
+mod util;
 mod worker;
 
-pub use broker::Broker;
-#[cfg(feature = "tls")]
-pub use broker::Tls;
+pub use admin::dead_letter_filter::Selection;
+pub use admin::dead_letters::{Letter, Letters, Purge, Replay};
+pub use admin::{Check, Delayed, Inspector, Status};
 #[cfg(all(unix, feature = "command"))]
 pub use command::Command;
-pub use error::Error;
-pub use event::{Event, EventKind};
-pub use handler::{Delivery, Failure, Handler};
-pub use health::Health;
-pub use inspect::{Check, Delayed, Inspector, Status};
-pub use letters::{Letter, Letters, Purge, Replay};
 #[cfg(all(unix, feature = "command"))]
-pub use output::Stream;
-pub use producer::{Outcome, Producer, Receipt};
-pub use queue::{Argument, Queue, QueueKind};
-pub use record::Record;
-pub use retry::RetryPolicy;
-pub use selection::Selection;
-pub use shutdown::{Shutdown, Trigger, shutdown};
-pub use summary::{Ended, Summary};
-pub use task::Task;
+pub use command::output::Stream;
+pub use model::broker::Broker;
+#[cfg(feature = "tls")]
+pub use model::broker::Tls;
+pub use model::error::Error;
+pub use model::failure_record::Record;
+pub use model::handler::{Delivery, Failure, Handler};
+pub use model::queue::{Argument, Queue, QueueKind};
+pub use model::retry::RetryPolicy;
+pub use model::task::Task;
+pub use publish::{Outcome, Producer, Receipt};
+pub use util::shutdown::{Shutdown, Trigger, shutdown};
 pub use worker::Worker;
+pub use worker::event::{Event, EventKind};
+pub use worker::health::Health;
+pub use worker::summary::{Ended, Summary};
 
 /// The README's Rust, compiled with the doc tests.
 #[cfg(doctest)]

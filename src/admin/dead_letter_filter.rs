@@ -1,0 +1,141 @@
+//! Owns [`Selection`]: which dead letters are meant. Pure.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use crate::model::failure_record::{Record, record_of};
+use crate::model::task::Task;
+
+/// Which letters to read, replay or throw away: those that everything said here is true of.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    limit: Option<u64>,
+    ids: Option<BTreeSet<String>>,
+    reason: Option<String>,
+    died_before: Option<SystemTime>,
+}
+
+impl Selection {
+    /// All letters there are.
+    #[must_use]
+    pub fn all() -> Selection {
+        Selection::default()
+    }
+
+    /// At most this many, the oldest first.
+    #[must_use]
+    pub fn limit(mut self, letters: u64) -> Selection {
+        self.limit = Some(letters);
+        self
+    }
+
+    /// Only those whose task has this id, or another one that was given in the same way.
+    #[must_use]
+    pub fn id(self, id: impl Into<String>) -> Selection {
+        self.ids([id.into()])
+    }
+
+    /// Only those whose task has one of these ids; none if there are no ids.
+    #[must_use]
+    pub fn ids(mut self, ids: impl IntoIterator<Item = String>) -> Selection {
+        self.ids.get_or_insert_default().extend(ids);
+        self
+    }
+
+    /// Only those whose [reason](Record::reason) contains this text.
+    #[must_use]
+    pub fn reason(mut self, text: impl Into<String>) -> Selection {
+        self.reason = Some(text.into());
+        self
+    }
+
+    /// Only those that died at least so long ago. A letter without a time of death is left out.
+    #[must_use]
+    pub fn older(mut self, age: Duration) -> Selection {
+        self.died_before =
+            Some(SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
+        self
+    }
+
+    /// Whether a letter has to be taken to tell whether it is meant.
+    pub(crate) fn is_choosy(&self) -> bool {
+        self.ids.is_some() || self.reason.is_some() || self.died_before.is_some()
+    }
+
+    /// Whether every letter is meant.
+    pub(crate) fn is_all(&self) -> bool {
+        !self.is_choosy() && self.limit.is_none()
+    }
+
+    pub(crate) fn takes(&self, task: &Task) -> bool {
+        let is_one = |ids: &BTreeSet<String>| task.id().is_some_and(|id| ids.contains(id));
+        let is_named = self.ids.as_ref().is_none_or(is_one);
+        is_named && self.takes_record(&record_of(task))
+    }
+
+    fn takes_record(&self, record: &Record) -> bool {
+        let has_reason = self.reason.as_ref().is_none_or(|text| record.reason.contains(text));
+        let is_old = self
+            .died_before
+            .is_none_or(|before| record.last_failure.is_some_and(|death| death <= before));
+        has_reason && is_old
+    }
+
+    /// How many more letters are meant at most, after so many.
+    pub(crate) fn left(&self, selected: u64) -> u64 {
+        if self.ids.as_ref().is_some_and(BTreeSet::is_empty) {
+            return 0;
+        }
+        self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(selected))
+    }
+
+    pub(crate) fn named(&self) -> impl Iterator<Item = &String> {
+        self.ids.iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn died(ago: u64, reason: &str) -> Record {
+        let last_failure = Some(SystemTime::now() - Duration::from_secs(ago));
+        Record { last_failure, reason: reason.into(), ..Record::default() }
+    }
+
+    #[test]
+    fn one_of_several_ids_is_enough() {
+        let selection = Selection::all().id("1").id("2");
+        let taken = ["1", "2", "3"].map(|id| selection.takes(&Task::new("").with_id(id)));
+        assert_eq!(taken, [true, true, false]);
+        assert!(!Selection::all().id("-").takes(&Task::new("")));
+    }
+
+    #[test]
+    fn all_that_is_said_has_to_be_true() {
+        let selection = Selection::all().reason("disk").older(Duration::from_secs(60));
+        assert!(selection.takes_record(&died(100, "the disk is full")));
+        assert!(!selection.takes_record(&died(100, "no")));
+        assert!(!selection.takes_record(&died(10, "the disk is full")));
+        assert!(!selection.clone().id("1").takes(&Task::new("").with_id("1")));
+    }
+
+    #[test]
+    fn what_has_no_time_of_death_is_not_chosen_by_its_age() {
+        assert!(!Selection::all().older(Duration::ZERO).takes_record(&Record::default()));
+        assert!(!Selection::all().older(Duration::MAX).takes_record(&died(10, "")));
+        assert!(Selection::all().takes_record(&Record::default()));
+    }
+
+    #[test]
+    fn only_what_chooses_by_the_letter_looks_at_it() {
+        assert!(!Selection::all().is_choosy() && Selection::all().is_all());
+        let some = Selection::all().limit(3);
+        assert!(!some.is_choosy() && !some.is_all());
+        assert_eq!((some.left(1), some.left(5)), (2, 0));
+        assert_eq!(Selection::all().ids([]).left(0), 0);
+        assert!(Selection::all().ids([]).is_choosy());
+        assert!(Selection::all().reason("x").is_choosy());
+        assert!(Selection::all().older(Duration::ZERO).is_choosy());
+    }
+}

@@ -1,0 +1,309 @@
+//! Completes the client properties that amiquip announces in its start-ok: amiquip 0.4.2 has no
+//! setting for them (connection_options.rs:129). Pure but for the writing.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+
+use crate::amqp::guard::LARGEST_FRAME;
+
+/// The start of what is written to a broker: the protocol header, then the start-ok, which gets
+/// our properties. All else passes unchanged, as does a first frame that is no start-ok.
+#[derive(Debug, Default)]
+pub(crate) struct Opening {
+    stage: Stage,
+    /// How much of the header, or of the completed frame, is written.
+    written: usize,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Header,
+    /// What came of the first frame. It is not written before all of it is here.
+    Gathering(Vec<u8>),
+    /// The first frame as it is to be written, and how many bytes of the caller's it ends with.
+    Writing {
+        frame: Vec<u8>,
+        taken: usize,
+    },
+    Over,
+}
+
+/// The capabilities that we add. With this one, RabbitMQ says in words that it refuses a login
+/// (<https://www.rabbitmq.com/docs/access-control>, "authentication failure notifications").
+const CAPABILITIES: [&[u8]; 1] = [b"authentication_failure_close"];
+
+/// "AMQP" and the version.
+const HEADER: usize = 8;
+
+/// A frame's type, channel and size.
+const HEAD: usize = 7;
+
+/// The type and the channel of a start-ok, and its class and method, which follow the size.
+const METHOD_ON_CHANNEL_0: [u8; 3] = [1, 0, 0];
+const START_OK: [u8; 4] = [0, 10, 0, 11];
+
+const FRAME_END: u8 = 0xCE;
+
+impl Opening {
+    /// Writes the next bytes to `line`, and returns how many of them are dealt with. The last
+    /// bytes of the start-ok are dealt with when all of the completed one is written: the caller
+    /// does not come again for what it takes for written.
+    pub(crate) fn write(&mut self, bytes: &[u8], line: &mut impl Write) -> io::Result<usize> {
+        loop {
+            match &mut self.stage {
+                Stage::Header => {
+                    let length = line.write(&bytes[..bytes.len().min(HEADER - self.written)])?;
+                    self.written += length;
+                    if self.written == HEADER {
+                        *self = Opening { stage: Stage::Gathering(Vec::new()), written: 0 };
+                    }
+                    return Ok(length);
+                }
+                Stage::Gathering(came) => {
+                    let before = came.len();
+                    came.extend_from_slice(bytes);
+                    let Some(length) = length_of_frame(came) else { return Ok(bytes.len()) };
+                    came.truncate(length);
+                    let frame = completed(came).unwrap_or_else(|| came.clone());
+                    self.stage = Stage::Writing { frame, taken: length - before };
+                }
+                Stage::Writing { frame, taken } => {
+                    while self.written < frame.len() {
+                        match line.write(&frame[self.written..])? {
+                            0 => return Err(io::ErrorKind::WriteZero.into()),
+                            length => self.written += length,
+                        }
+                    }
+                    let taken = *taken;
+                    self.stage = Stage::Over;
+                    return Ok(taken);
+                }
+                Stage::Over => return line.write(bytes),
+            }
+        }
+    }
+}
+
+/// How much of what came belongs to the first frame, once that is whole: all of it, if it is not
+/// what a start-ok begins with.
+fn length_of_frame(came: &[u8]) -> Option<usize> {
+    if !METHOD_ON_CHANNEL_0.iter().zip(came).all(|(wanted, byte)| wanted == byte) {
+        return Some(came.len());
+    }
+    let size = length(came.get(METHOD_ON_CHANNEL_0.len()..HEAD)?)?;
+    if size > LARGEST_FRAME as usize {
+        return Some(came.len());
+    }
+    let length = HEAD + size + 1;
+    (length <= came.len()).then_some(length)
+}
+
+/// The start-ok with our properties; `None` if the frame is not one of amiquip's.
+fn completed(frame: &[u8]) -> Option<Vec<u8>> {
+    let frame = frame.strip_prefix(&METHOD_ON_CHANNEL_0)?.strip_suffix(&[FRAME_END])?;
+    let (payload, []) = split_sized(frame)? else { return None };
+    let (properties, rest) = split_sized(payload.strip_prefix(&START_OK)?)?;
+    let mut properties = read_table(properties)?;
+    let (_, capabilities) = properties.iter_mut().find(|(name, _)| *name == b"capabilities")?;
+    *capabilities = with_capabilities(capabilities)?.into();
+    let payload = [&START_OK, &*write_table(&properties), rest].concat();
+    Some([&METHOD_ON_CHANNEL_0, &*sized(&payload), &[FRAME_END]].concat())
+}
+
+fn with_capabilities(value: &[u8]) -> Option<Vec<u8>> {
+    let (table, _) = split_sized(value.strip_prefix(b"F")?)?;
+    let mut table = read_table(table)?;
+    table.extend(CAPABILITIES.map(|name| (name, Cow::from(&b"t\x01"[..]))));
+    Some([b"F", &*write_table(&table)].concat())
+}
+
+/// The names of a table, each with its value, which begins with its type.
+type Table<'a> = Vec<(&'a [u8], Cow<'a, [u8]>)>;
+
+/// Reads the types of value that amiquip writes here: text, truths and tables.
+fn read_table(mut bytes: &[u8]) -> Option<Table<'_>> {
+    let mut table = Table::new();
+    while let Some((length, rest)) = bytes.split_first() {
+        let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        let size = match rest.first()? {
+            b'S' | b'F' => self::length(rest.get(1..5)?)?.checked_add(5)?,
+            b't' => 2,
+            _ => return None,
+        };
+        let (value, rest) = rest.split_at_checked(size)?;
+        table.push((name, value.into()));
+        bytes = rest;
+    }
+    Some(table)
+}
+
+fn write_table(table: &Table<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, value) in table {
+        bytes.extend(u8::try_from(name.len()));
+        bytes.extend_from_slice(name);
+        bytes.extend_from_slice(value);
+    }
+    sized(&bytes)
+}
+
+/// What follows a length, as far as that goes, and the rest.
+fn split_sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (size, rest) = bytes.split_at_checked(4)?;
+    rest.split_at_checked(length(size)?)
+}
+
+fn length(bytes: &[u8]) -> Option<usize> {
+    usize::try_from(u32::from_be_bytes(bytes.try_into().ok()?)).ok()
+}
+
+fn sized(bytes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    [&length.to_be_bytes(), bytes].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROTOCOL: &[u8] = b"AMQP\0\0\x09\x01";
+
+    /// The client properties of amiquip 0.4.2, with these capabilities.
+    fn properties(capabilities: &[&[u8]]) -> Vec<u8> {
+        let text = |text: &[u8]| Cow::from([b"S", &*sized(text)].concat());
+        let able = capabilities.iter().map(|name| (*name, Cow::from(&b"t\x01"[..])));
+        let able = [b"F", &*write_table(&able.collect())].concat();
+        write_table(&vec![
+            (b"capabilities", able.into()),
+            (b"information", text(b"rabbit-work 0.1.0")),
+            (b"platform", text(b"linux / rustc")),
+            (b"product", text(b"amiquip")),
+            (b"version", text(b"0.4.2")),
+        ])
+    }
+
+    const OF_AMIQUIP: [&[u8]; 2] = [b"connection.blocked", b"consumer_cancel_notify"];
+
+    fn start_ok(properties: &[u8]) -> Vec<u8> {
+        method(&[&START_OK, properties, b"\x05PLAIN\0\0\0\x04\0u\0p\x05en_US"].concat())
+    }
+
+    fn method(payload: &[u8]) -> Vec<u8> {
+        [&METHOD_ON_CHANNEL_0, &*sized(payload), &[FRAME_END]].concat()
+    }
+
+    fn behind() -> Vec<u8> {
+        [method(b"\0\x0a\0\x1f, and what a tune-ok says"), b"\x08\0\0\0\0\0\0\xce".into()].concat()
+    }
+
+    fn completed_start_ok() -> Vec<u8> {
+        let [first, second] = OF_AMIQUIP;
+        start_ok(&properties(&[first, second, b"authentication_failure_close"]))
+    }
+
+    /// Takes at most so many bytes at a time, and then none for once.
+    struct Line {
+        room: usize,
+        blocks: bool,
+        written: Vec<u8>,
+    }
+
+    impl Write for Line {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.blocks = !self.blocks;
+            if !self.blocks {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let length = self.room.min(bytes.len());
+            self.written.extend_from_slice(&bytes[..length]);
+            Ok(length)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What comes of pieces that are written as amiquip does: what is not taken is offered again,
+    /// with what follows, and nothing is once all is taken.
+    fn written(pieces: &[&[u8]], room: usize) -> Vec<u8> {
+        let mut line = Line { room, blocks: false, written: Vec::new() };
+        let mut opening = Opening::default();
+        let mut left = Vec::new();
+        for piece in pieces {
+            left.extend_from_slice(piece);
+            while !left.is_empty() {
+                match opening.write(&left, &mut line) {
+                    Ok(length) => drop(left.drain(..length)),
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
+        }
+        line.written
+    }
+
+    const ROOMS: [usize; 4] = [1, 7, 100, 4096];
+
+    #[test]
+    fn a_start_ok_is_completed_whatever_pieces_it_comes_and_is_written_in() {
+        let sent = [PROTOCOL, &start_ok(&properties(&OF_AMIQUIP)), &behind()].concat();
+        let wanted = [PROTOCOL, &completed_start_ok(), &behind()].concat();
+        for room in ROOMS {
+            assert!(written(&[&sent], room) == wanted, "whole, by {room}");
+            let bytes: Vec<_> = sent.chunks(1).collect();
+            assert!(written(&bytes, room) == wanted, "in single bytes, by {room}");
+            for cut in 1..sent.len() {
+                let (begun, rest) = sent.split_at(cut);
+                assert!(written(&[begun, rest], room) == wanted, "cut at {cut}, by {room}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_start_ok_counts_as_written_when_all_of_it_is() {
+        let start_ok = start_ok(&properties(&OF_AMIQUIP));
+        let mut line = Line { room: 4096, blocks: false, written: Vec::new() };
+        let mut opening = Opening::default();
+        assert_eq!(opening.write(PROTOCOL, &mut line).expect("room"), PROTOCOL.len());
+        line.room = start_ok.len();
+        line.blocks = false;
+
+        let blocked = opening.write(&start_ok, &mut line).expect_err("it is longer now");
+        assert_eq!(blocked.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(opening.write(&start_ok, &mut line).expect("room"), start_ok.len());
+        assert!(line.written == [PROTOCOL, &completed_start_ok()].concat());
+    }
+
+    #[test]
+    fn what_is_not_recognised_is_left_alone() {
+        let known = properties(&OF_AMIQUIP);
+        let mut without_end = start_ok(&known);
+        *without_end.last_mut().expect("a byte") = 0;
+        let mut on_channel_1 = start_ok(&known);
+        on_channel_1[2] = 1;
+        for first in [
+            start_ok(&write_table(&vec![(b"product", b"t\x01"[..].into())])),
+            start_ok(&write_table(&vec![(b"capabilities", b"t\x01"[..].into())])),
+            start_ok(&write_table(&vec![(b"capabilities", b"Z"[..].into())])),
+            start_ok(&sized(&known[4..known.len() - 1])),
+            start_ok(b"\0"),
+            method(b"\0\x0a\0\x0b"),
+            method(b""),
+            method(&[&b"\0\x0a\0\x1f"[..], &known].concat()),
+            b"\x01\0\0\xff\xff\xff\xff and more".to_vec(),
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            without_end,
+            on_channel_1,
+        ] {
+            let sent = [PROTOCOL, &first, &behind()].concat();
+            for room in ROOMS {
+                assert!(written(&[&sent], room) == sent, "whole, by {room}: {first:?}");
+                for cut in 1..sent.len() {
+                    let (begun, rest) = sent.split_at(cut);
+                    assert!(written(&[begun, rest], room) == sent, "{cut}, by {room}: {first:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Owns why a connection, a channel or a consumer ended: the client library's and the broker's
+//! reasons, read once, in words and kinds that the rest of the crate can decide on.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use crate::amqp::guard::Excessive;
+#[cfg(feature = "tls")]
+use crate::amqp::transport::TlsRefusal;
+use crate::model::address_order::Failure;
+
+/// Why something of the session ended. Reply codes are those of AMQP 0-9-1
+/// (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The broker closed the connection.
+    ConnectionClosed { code: u16, text: String },
+    /// The broker closed one channel.
+    ChannelClosed { code: u16, text: String },
+    /// The broker cancelled the consumer: its queue was deleted, moved, or timed it out.
+    ConsumerCancelled,
+    /// The connection was lost during the login, and the broker did not say why.
+    LoginCut,
+    /// The broker does not know the way in which we log in.
+    NoSuchLogin(String),
+    /// Nothing came from the broker for two heartbeat intervals.
+    HeartbeatMissed,
+    /// What came is not an AMQP frame that the client library can parse, or larger or deeper than
+    /// any that is taken; in words.
+    Malformed(String),
+    /// The system, or our own watch on heartbeats, gave a read up; in words.
+    Unheard(String),
+    /// A wait of ours passed its limit, and the socket was aborted for it.
+    TimedOut { doing: &'static str, limit: Duration },
+    /// The broker allows no further channel on this connection.
+    NoChannelLeft,
+    /// The certificate, or the other end, did not pass the TLS handshake.
+    Tls(String),
+    /// The client library's I/O thread is gone, and with it the connection, which alone knows
+    /// why.
+    Gone,
+    /// Anything else that ends a connection; worth trying again.
+    Lost(String),
+}
+
+pub(crate) const ACCESS_REFUSED: u16 = 403;
+pub(crate) const NOT_FOUND: u16 = 404;
+pub(crate) const RESOURCE_LOCKED: u16 = 405;
+pub(crate) const PRECONDITION_FAILED: u16 = 406;
+pub(crate) const NOT_ALLOWED: u16 = 530;
+pub(crate) const NOT_IMPLEMENTED: u16 = 540;
+pub(crate) const INTERNAL_ERROR: u16 = 541;
+
+impl Cause {
+    /// The broker's own words, where it has closed the connection.
+    pub(crate) fn closed_with((code, text): &(u16, String)) -> Cause {
+        Cause::ConnectionClosed { code: *code, text: in_one_line(text) }
+    }
+
+    /// What it means for the address that it happened at.
+    pub(crate) fn failure(&self) -> Failure {
+        match self {
+            Cause::HeartbeatMissed | Cause::Unheard(_) | Cause::TimedOut { .. } => Failure::Silent,
+            _ => Failure::Lost,
+        }
+    }
+
+    /// Whether the connection outlives this: it took a channel or a consumer only.
+    pub(crate) fn spares_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Cause::ChannelClosed { .. } | Cause::ConsumerCancelled | Cause::NoChannelLeft
+        )
+    }
+
+    /// Whether the broker closed the channel because a delivery was not settled in time
+    /// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
+    pub(crate) fn is_delivery_timeout(&self) -> bool {
+        matches!(self, Cause::ChannelClosed { code: PRECONDITION_FAILED, text }
+            if text.contains("delivery acknowledgement") && text.contains("timed out"))
+    }
+
+    /// Whether the broker closed the channel or the connection for something that is over with
+    /// it, or that passes: not for what it was asked to use.
+    pub(crate) fn may_pass(&self) -> bool {
+        let Cause::ChannelClosed { code, text } = self else {
+            return !self.is_feature_denied() && !self.is_not_implemented();
+        };
+        match *code {
+            PRECONDITION_FAILED => {
+                self.is_delivery_timeout()
+                    || text.starts_with("PRECONDITION_FAILED - unknown delivery tag")
+            }
+            // The queue is there, and its node or its process is not, or does not answer.
+            NOT_FOUND => !text.starts_with("NOT_FOUND - no "),
+            _ => false,
+        }
+    }
+
+    /// Whether there is no queue of the name. One that is down is there.
+    pub(crate) fn is_not_there(&self) -> bool {
+        matches!(self, Cause::ChannelClosed { code: NOT_FOUND, .. }) && !self.may_pass()
+    }
+
+    /// Whether the user may not do what was asked.
+    pub(crate) fn is_no_permission(&self) -> bool {
+        matches!(self, Cause::ChannelClosed { code: ACCESS_REFUSED, .. })
+    }
+
+    /// Whether the broker no longer has what was asked for: it then closes the connection
+    /// (<https://www.rabbitmq.com/docs/deprecated-features>).
+    fn is_feature_denied(&self) -> bool {
+        matches!(self, Cause::ConnectionClosed { code: INTERNAL_ERROR, text }
+            if text.contains("not permitted"))
+    }
+
+    /// Whether queues of this type cannot do what was asked, as a stream cannot be purged: the
+    /// broker then closes the connection.
+    fn is_not_implemented(&self) -> bool {
+        matches!(self, Cause::ConnectionClosed { code: NOT_IMPLEMENTED, .. })
+    }
+
+    /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
+    /// "message size 200 is larger than configured max size 100".
+    pub(crate) fn size_limit(&self) -> Option<usize> {
+        let Cause::ChannelClosed { code: PRECONDITION_FAILED, text } = self else {
+            return None;
+        };
+        let after = text.split("larger than").nth(1)?;
+        let digits = after.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty())?;
+        digits.parse().ok()
+    }
+
+    /// What a person can do about it, where there is more to say than the cause itself.
+    pub(crate) fn advice(&self) -> Option<&'static str> {
+        if self.is_delivery_timeout() {
+            return Some(
+                "the task ran longer than the broker waits for an ack: raise consumer_timeout in \
+                 rabbitmq.conf, or make the task shorter",
+            );
+        }
+        match self {
+            Cause::ConsumerCancelled => {
+                // RabbitMQ 4.3 gives no reason, and cancels consumers of quorum queues for that.
+                Some(
+                    "the queue was deleted or moved, or a task ran longer than the broker waits \
+                     for an ack: raise consumer_timeout in rabbitmq.conf, or make the task shorter",
+                )
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::ConnectionClosed { code, text } => {
+                write!(f, "the broker closed the connection: {code} {text}")
+            }
+            Cause::ChannelClosed { code, text } => {
+                write!(f, "the broker closed the channel: {code} {text}")
+            }
+            Cause::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
+            Cause::LoginCut => {
+                write!(f, "the connection was cut during the login; the broker did not say why")
+            }
+            Cause::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
+            Cause::TimedOut { doing, limit } => {
+                write!(f, "no answer within {limit:?} while {doing}")
+            }
+            Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
+            Cause::Tls(text) => write!(f, "TLS: {text}"),
+            Cause::Gone => write!(f, "the connection is gone"),
+            Cause::NoSuchLogin(text)
+            | Cause::Malformed(text)
+            | Cause::Unheard(text)
+            | Cause::Lost(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+impl std::error::Error for Cause {}
+
+impl From<amiquip::Error> for Cause {
+    fn from(error: amiquip::Error) -> Cause {
+        use amiquip::Error as E;
+        match error {
+            E::ServerClosedConnection { code, message } => Cause::closed_with(&(code, message)),
+            E::ServerClosedChannel { code, message, .. } => {
+                Cause::ChannelClosed { code, text: in_one_line(&message) }
+            }
+            // Any end between start-ok and tune, also a restart (amiquip 0.4.2 io_loop/mod.rs:337).
+            E::InvalidCredentials => Cause::LoginCut,
+            E::UnsupportedAuthMechanism { available, requested } => Cause::NoSuchLogin(format!(
+                "the broker takes no login by {requested}, only by {available}"
+            )),
+            E::MissedServerHeartbeats => Cause::HeartbeatMissed,
+            E::MalformedFrame => Cause::Malformed("the broker sent what is no AMQP frame".into()),
+            E::ExhaustedChannelIds => Cause::NoChannelLeft,
+            E::EventLoopDropped | E::EventLoopClientDropped => Cause::Gone,
+            E::UnexpectedSocketClose => Cause::Lost("the socket was closed".into()),
+            E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
+                judge_answer(&source)
+            }
+            #[cfg(feature = "tls")]
+            E::IoErrorReadingSocket { source } if is_tls_alert(&source) => {
+                Cause::Tls(explain_tls(&source.to_string()))
+            }
+            E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::TimedOut => {
+                Cause::Unheard(format!("reading failed: {source}"))
+            }
+            E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
+            E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),
+            other => Cause::Lost(other.to_string()),
+        }
+    }
+}
+
+fn in_one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(feature = "tls")]
+impl From<TlsRefusal> for Cause {
+    fn from(refusal: TlsRefusal) -> Cause {
+        match refusal {
+            TlsRefusal::Socket(error) => Cause::Lost(format!("TLS: {error}")),
+            TlsRefusal::Handshake(error) => judge_tls(&error),
+        }
+    }
+}
+
+/// Our own objection to what came.
+fn judge_answer(error: &std::io::Error) -> Cause {
+    match error.get_ref().and_then(|source| source.downcast_ref::<Excessive>()) {
+        Some(excessive) => Cause::Malformed(excessive.to_string()),
+        None => Cause::Lost(error.to_string()),
+    }
+}
+
+/// A socket that ended or failed during the handshake may do better the next time; what the two
+/// ends said to each other stays as it is.
+#[cfg(feature = "tls")]
+fn judge_tls(error: &native_tls::Error) -> Cause {
+    use std::error::Error;
+    let text = error.to_string();
+    let of_the_socket = error.source().is_some_and(|source| source.is::<std::io::Error>());
+    if of_the_socket || text.to_lowercase().contains("unexpected eof") {
+        return Cause::Lost(format!("TLS: {text}"));
+    }
+    Cause::Tls(explain_tls(&text))
+}
+
+/// Whether the other end ended TLS with a reason. In TLS 1.3 our handshake is over before it has
+/// looked at our certificate, so that it refuses that in what is read next. OpenSSL's words.
+#[cfg(feature = "tls")]
+fn is_tls_alert(error: &std::io::Error) -> bool {
+    error.to_string().contains("SSL alert number")
+}
+
+/// What a person can do about it, before OpenSSL's words, where those do not tell.
+#[cfg(feature = "tls")]
+fn explain_tls(text: &str) -> String {
+    let said = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if said(&["wrong version number"]) {
+        format!("the answer is not TLS; for a port without it, write amqp:// in the URL ({text})")
+    } else if said(&["local issuer", "self-signed", "self signed"]) {
+        format!("the certificate's authority is not known here; give its certificate ({text})")
+    } else if said(&["certificate required"]) {
+        format!("the broker demands a certificate of ours ({text})")
+    } else {
+        text.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel_closed(text: &str) -> Cause {
+        Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() }
+    }
+
+    #[test]
+    fn a_delivery_timeout_is_known_by_its_text() {
+        let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                    Timeout value used: 1800000 ms.";
+        assert!(channel_closed(text).is_delivery_timeout());
+        assert!(channel_closed(text).advice().is_some_and(|a| a.contains("consumer_timeout")));
+        assert!(
+            !channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").is_delivery_timeout()
+        );
+    }
+
+    /// The texts are those of RabbitMQ 3.10.8's rabbit_amqqueue.
+    #[test]
+    fn a_queue_that_is_down_is_there_and_may_come_back() {
+        let not_found = |text: &str| Cause::ChannelClosed {
+            code: NOT_FOUND,
+            text: format!("NOT_FOUND - {text}"),
+        };
+        for text in [
+            "home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or inaccessible",
+            "failed to perform operation on queue 'q' in vhost '/' due to timeout",
+            "queue 'q' in vhost '/' process is stopped by supervisor",
+            "queue 'q' in vhost '/' has crashed and failed to restart",
+        ] {
+            let cause = not_found(text);
+            assert!(cause.may_pass() && !cause.is_not_there(), "{text}");
+        }
+        for text in ["no queue 'q' in vhost '/'", "no queue 'home node ' in vhost '/'"] {
+            let cause = not_found(text);
+            assert!(!cause.may_pass() && cause.is_not_there(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_size_limit_is_read_from_the_refusal() {
+        let text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100";
+        assert_eq!(channel_closed(text).size_limit(), Some(100));
+        assert_eq!(
+            channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").size_limit(),
+            None
+        );
+    }
+}

@@ -1,0 +1,442 @@
+//! Owns the attempt to connect: one address after the other, and each address of a host name, in a
+//! thread of its own, until one of them takes us.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded, select_biased};
+use log::warn;
+
+use crate::amqp::close_reason::Cause;
+use crate::amqp::connection::{Connection, Refused};
+use crate::model::address_order::Failure;
+use crate::model::broker::{Address, Broker, Limits};
+use crate::model::error::Error;
+use crate::util::deadline::{LONGEST, deadline_after};
+use crate::util::panic::caught;
+use crate::util::patience::{Told, telling};
+use crate::util::shutdown::{Closer, Signal, closer, is_closed};
+
+/// A connection that is being made. Dropping it lets go of what comes.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    opened: Receiver<Result<Connection, Error>>,
+    progress: Arc<Mutex<Progress>>,
+    /// Closes when nobody waits for this any more.
+    _wanted: Closer,
+}
+
+/// How far an attempt has come.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The addresses that failed, and why.
+    failed: Vec<String>,
+    /// The address that is being tried.
+    trying: Option<String>,
+}
+
+/// What the thread of an attempt has to know.
+struct Round {
+    broker: Broker,
+    /// When the last address should have its turn at the latest.
+    deadline: Instant,
+    progress: Arc<Mutex<Progress>>,
+    unwanted: Signal,
+}
+
+/// The least time that an address gets, and the most while others are left to try: one that is
+/// slower than that gets more when it is the last.
+const SHORTEST_SHARE: Duration = Duration::from_secs(1);
+const LONGEST_SHARE: Duration = Duration::from_secs(5);
+
+impl Attempt {
+    /// Begins. The addresses share `budget`, so that each of them has its turn within it.
+    pub(crate) fn start(broker: &Broker, budget: Duration) -> Result<Attempt, Error> {
+        let (result, opened) = bounded(1);
+        let (wanted, unwanted) = closer();
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let round = Round {
+            broker: broker.clone(),
+            deadline: deadline_after(budget),
+            progress: Arc::clone(&progress),
+            unwanted,
+        };
+        // No signal gets through to what it waits for: it gets a thread that may be left behind.
+        thread::Builder::new()
+            .name("rw-connect".into())
+            .spawn(move || {
+                let opened = caught(|| round.run());
+                let _ = result.send(opened.unwrap_or_else(|panicked| Err(of_a_panic(panicked))));
+            })
+            .map_err(|source| Error::NoThread { source })?;
+        Ok(Attempt { opened, progress, _wanted: wanted })
+    }
+
+    /// Waits for what comes of it. `None` when `interrupt` closed or `deadline` passed first; it
+    /// then goes on, and can be waited for again.
+    pub(crate) fn wait(
+        &self,
+        interrupt: &Signal,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Connection>, Error> {
+        let late = deadline.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
+        select_biased! {
+            recv(interrupt) -> _ => Ok(None),
+            recv(self.opened) -> opened => match opened {
+                Ok(opened) => opened.map(Some),
+                Err(_) => Err(Error::Unreachable { attempts: vec!["the attempt panicked".into()] }),
+            },
+            recv(late) -> _ => Ok(None),
+        }
+    }
+
+    /// What became of each address that has been tried so far.
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        let progress = lock(&self.progress);
+        let trying = progress.trying.iter().map(|address| format!("{address}: no answer in time"));
+        progress.failed.iter().cloned().chain(trying).collect()
+    }
+}
+
+/// What is tried next.
+struct Candidate<'a> {
+    address: &'a Address,
+    host: Host,
+}
+
+#[derive(Clone, Copy)]
+enum Host {
+    /// A name that is to be looked up.
+    Name,
+    /// The only target of the host.
+    Target(SocketAddr),
+    /// One of several targets of the host, which has so many nodes.
+    OneOfTargets(SocketAddr, usize),
+}
+
+impl Candidate<'_> {
+    fn new(address: &Address) -> Candidate<'_> {
+        let host = match address.host.parse::<IpAddr>() {
+            Ok(ip) => Host::Target(SocketAddr::new(ip, address.port)),
+            Err(_) => Host::Name,
+        };
+        Candidate { address, host }
+    }
+
+    fn target_among_several(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::OneOfTargets(target, _) => Some(target),
+            Host::Name | Host::Target(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Candidate<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target_among_several() {
+            Some(target) => write!(f, "{} ({})", self.address, target.ip()),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+impl Round {
+    fn run(&self) -> Result<Connection, Error> {
+        let addresses = self.broker.addresses_in_turn();
+        self.try_all(addresses.into_iter().map(Candidate::new).collect())
+    }
+
+    fn try_all(&self, mut left: VecDeque<Candidate<'_>>) -> Result<Connection, Error> {
+        let mut refusal = None;
+        let mut untold = Vec::new();
+        while let Some(candidate) = left.pop_front() {
+            if is_closed(&self.unwanted) {
+                left.clear();
+            }
+            let (tried, told) = self.try_candidate(&candidate, left.len());
+            let (failed, failure) = match tried {
+                Ok(Tried::Opened(connection)) => {
+                    untold.iter().for_each(pass_over);
+                    return Ok(*connection);
+                }
+                Ok(Tried::Resolved(targets)) => {
+                    let nodes = count_nodes(&targets);
+                    let several = targets.len() > 1;
+                    for target in self.broker.targets_in_turn(targets).into_iter().rev() {
+                        let host = if several {
+                            Host::OneOfTargets(target, nodes)
+                        } else {
+                            Host::Target(target)
+                        };
+                        left.push_front(Candidate { address: candidate.address, host });
+                    }
+                    continue;
+                }
+                Err(Refused::Transient(cause)) => {
+                    (format!("{candidate}: {cause}"), cause.failure())
+                }
+                Err(Refused::Lasting(error)) => {
+                    let failed = placed(candidate.address, &error);
+                    refusal.get_or_insert(error);
+                    (failed, Failure::Lost)
+                }
+            };
+            self.note_failed(&candidate, &failed, failure);
+            // Should there be no connection at all, the error says it, too. That one target of a
+            // host name fails is usual: localhost often has two, and a broker listens on one.
+            if told == Told::No && candidate.target_among_several().is_none() {
+                untold.push(failed);
+            } else if told == Told::Yes && !left.is_empty() {
+                pass_over(&failed);
+            }
+        }
+        // A refusal is something to act on; that the next address is down as well is not.
+        let attempts = lock(&self.progress).failed.clone();
+        Err(refusal.unwrap_or(Error::Unreachable { attempts }))
+    }
+
+    fn try_candidate(
+        &self,
+        candidate: &Candidate<'_>,
+        behind: usize,
+    ) -> (Result<Tried, Refused>, Told) {
+        lock(&self.progress).trying = Some(candidate.to_string());
+        let deadline = deadline_after(self.time(behind));
+        let doing = format!("connecting to {candidate}");
+        telling(&self.unwanted, &doing, || match candidate.host {
+            Host::Name => resolve(&self.broker, candidate.address, deadline),
+            Host::Target(target) => open_at(&self.broker, candidate.address, target, 1, deadline),
+            Host::OneOfTargets(target, nodes) => {
+                open_at(&self.broker, candidate.address, target, nodes, deadline)
+            }
+        })
+    }
+
+    /// The time for one address, with so many behind it. The last may take what it needs: whoever
+    /// waits has a deadline of its own.
+    fn time(&self, behind: usize) -> Duration {
+        match behind {
+            0 => LONGEST,
+            _ => share(self.deadline, behind + 1).clamp(SHORTEST_SHARE, LONGEST_SHARE),
+        }
+    }
+
+    /// Of a host name, one of its targets failed, and the others are tried first the next time.
+    fn note_failed(&self, candidate: &Candidate<'_>, failed: &str, failure: Failure) {
+        self.broker.failures().note(&candidate.address.to_string(), failure);
+        if let Some(target) = candidate.target_among_several() {
+            self.broker.failures().note(&target.to_string(), failure);
+        }
+        let mut progress = lock(&self.progress);
+        progress.trying = None;
+        progress.failed.push(failed.to_owned());
+    }
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pass_over(failed: &String) {
+    warn!("passed over {failed}");
+}
+
+/// An error of this address, with the address in it once.
+fn placed(address: &Address, error: &Error) -> String {
+    let (address, error) = (address.to_string(), error.to_string());
+    if error.contains(&address) { error } else { format!("{address}: {error}") }
+}
+
+/// The client library panics where the system gives no thread for its timer (mio-extras 2.0.6,
+/// timer.rs:488).
+fn of_a_panic(panicked: String) -> Error {
+    if panicked.contains("failed to spawn thread") {
+        return Error::NoThread { source: io::Error::other(panicked) };
+    }
+    Error::Unreachable { attempts: vec![format!("the attempt {panicked}")] }
+}
+
+/// What came of a candidate.
+enum Tried {
+    Opened(Box<Connection>),
+    /// Its host name stands for these.
+    Resolved(Vec<SocketAddr>),
+}
+
+fn open_at(
+    broker: &Broker,
+    address: &Address,
+    target: SocketAddr,
+    nodes: usize,
+    deadline: Instant,
+) -> Result<Tried, Refused> {
+    let limits = broker.limits(address, nodes);
+    let socket = connect(target, within(limits.connect, deadline))?;
+    let limits = Limits { handshake: within(limits.handshake, deadline), ..limits };
+    let opened = Connection::over(socket, broker, address, limits)?;
+    Ok(Tried::Opened(Box::new(opened)))
+}
+
+/// How many nodes the targets of a host name may be: one node often has an address of each family.
+fn count_nodes(targets: &[SocketAddr]) -> usize {
+    let of_one_family = targets.iter().filter(|it| it.is_ipv4()).count();
+    of_one_family.max(targets.len() - of_one_family)
+}
+
+/// One of so many equal parts of the time that is left.
+fn share(deadline: Instant, parts: usize) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left / u32::try_from(parts).unwrap_or(u32::MAX)
+}
+
+/// As much of the limit as is left, in whole tenths of a second, which read better; not nothing.
+fn within(limit: Duration, deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let tenths = left.as_millis() / 100 + 1;
+    limit.min(Duration::from_millis(100) * u32::try_from(tenths).unwrap_or(u32::MAX))
+}
+
+fn resolve(broker: &Broker, address: &Address, deadline: Instant) -> Result<Tried, Refused> {
+    let (host, port) = (address.host.clone(), address.port);
+    let limit = within(broker.limits(address, 1).connect, deadline);
+    let targets = look_up(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()), limit)?;
+    Ok(Tried::Resolved(targets))
+}
+
+/// Looks a name up in a thread that may be left behind: the system's own limit for that may be
+/// minutes away, and nothing can interrupt it.
+fn look_up(
+    name: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    limit: Duration,
+) -> Result<Vec<SocketAddr>, Refused> {
+    let (tell, told) = bounded(1);
+    let thread = thread::Builder::new().name("rw-lookup".into()).spawn(move || {
+        let _ = tell.send(name());
+    });
+    thread.map_err(Refused::for_want_of_a_thread)?;
+    let cause = match told.recv_timeout(limit) {
+        Ok(Ok(targets)) => return Ok(targets),
+        Ok(Err(error)) => Cause::Lost(format!("the host name does not resolve: {error}")),
+        Err(_) => Cause::TimedOut { doing: "looking up the host name", limit },
+    };
+    Err(cause.into())
+}
+
+/// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
+/// publish waits 40 ms for its confirm, nor any timeout (amiquip 0.4.2 connection.rs:446).
+fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, Cause> {
+    let lost = |error: io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => Cause::TimedOut { doing: "connecting", limit },
+        _ => Cause::Lost(error.to_string()),
+    };
+    // Zero is an error to the system.
+    let at_least = limit.max(Duration::from_millis(1));
+    let socket = TcpStream::connect_timeout(&target, at_least).map_err(lost)?;
+    socket.set_nodelay(true).map_err(lost)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    #[test]
+    fn an_error_names_its_address_once() {
+        let broker: Broker = "amqp://rabbit-1".parse().expect("a broker");
+        let address = broker.addresses_in_turn()[0];
+        let text = "NOT_FOUND - vhost x not found".to_string();
+        let refused = placed(address, &Error::VhostRefused { vhost: "x".into(), text });
+        assert!(refused.starts_with("rabbit-1:5672: the broker refused"), "{refused}");
+        let (address_too, user) = (address.to_string(), "u".to_string());
+        let refused = placed(address, &Error::LoginRefused { address: address_too, user });
+        assert_eq!(refused.matches("rabbit-1:5672").count(), 1, "{refused}");
+    }
+
+    #[test]
+    fn a_node_with_an_address_of_each_family_is_one() {
+        let targets = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|it| it.parse().expect("an address")).collect()
+        };
+        assert_eq!(count_nodes(&targets(&["127.0.0.1:1", "[::1]:1"])), 1);
+        assert_eq!(count_nodes(&targets(&["10.0.0.1:1", "10.0.0.2:1", "[fe80::1]:1"])), 2);
+    }
+
+    #[test]
+    fn small_frames_are_sent_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let socket = connect(address, LONGEST).expect("connected");
+        assert!(socket.nodelay().expect("an option"));
+    }
+
+    #[test]
+    fn a_lookup_that_hangs_is_left_behind() {
+        let (_never, hangs) = bounded::<()>(0);
+        let hanging = move || {
+            let _ = hangs.recv();
+            Ok(Vec::new())
+        };
+        let limit = Duration::from_millis(20);
+        let doing = "looking up the host name";
+        let Err(Refused::Transient(cause)) = look_up(hanging, limit) else {
+            panic!("it is not left behind")
+        };
+        assert_eq!(cause, Cause::TimedOut { doing, limit });
+    }
+
+    /// A listener that accepts and says this.
+    fn saying(words: &'static [u8]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        thread::spawn(move || {
+            let clients = listener.incoming().map_while(Result::ok);
+            clients.for_each(|mut client| drop(client.write_all(words)));
+        });
+        address
+    }
+
+    #[test]
+    fn each_target_of_a_host_name_has_its_turn_in_the_handshake() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let silent_at = silent.local_addr().expect("its address");
+        let broker: Broker = "amqp://name".parse().expect("a broker");
+        let (_wanted, unwanted) = closer();
+        let round = Round {
+            broker: broker.clone().in_order(),
+            deadline: deadline_after(Duration::from_secs(2)),
+            progress: Arc::default(),
+            unwanted,
+        };
+        let address = broker.addresses_in_turn()[0];
+        let targets = [silent_at, saying(b"HTTP/1.1 400\r\n")];
+        let left = targets.map(|target| Candidate { address, host: Host::OneOfTargets(target, 2) });
+
+        let Err(error) = round.try_all(left.into()) else { panic!("there is no broker") };
+
+        let Error::Unreachable { attempts } = error else { panic!("{error:?}") };
+        assert!(attempts[0].starts_with("name:5672 (127.0.0.1): no answer within"), "{attempts:?}");
+        assert!(attempts[1].contains("this is not AMQP"), "{attempts:?}");
+        let [first, second] = targets;
+        assert_eq!(round.broker.targets_in_turn(targets.into()), [second, first]);
+    }
+
+    #[test]
+    fn only_what_was_tried_is_named() {
+        let silent = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+        let [first, second] = silent.each_ref().map(|it| it.local_addr().expect("its address"));
+        let broker = Broker::new([first, second].map(|address| format!("amqp://{address}")));
+        let broker = broker.expect("a broker").in_order();
+        let attempt = Attempt::start(&broker, LONGEST).expect("a thread");
+        let soon = deadline_after(Duration::from_secs(2));
+        let opened = attempt.wait(&crossbeam_channel::never(), Some(soon));
+        assert!(matches!(opened, Ok(None)), "nobody answers");
+        assert_eq!(attempt.so_far(), [format!("{first}: no answer in time")]);
+    }
+}

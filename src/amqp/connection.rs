@@ -1,0 +1,441 @@
+//! Owns the one door to the client library: hands it a socket that is connected, and closes or
+//! buries what came of it, each in bounded time.
+
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use amiquip::{
+    AmqpValue, Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream,
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError, never};
+use log::debug;
+
+use crate::amqp::call_timeout::{Leash, Watchdog};
+use crate::amqp::channel::Channel;
+use crate::amqp::close_reason::{self, Cause};
+use crate::amqp::connect::Attempt;
+use crate::amqp::guard::LARGEST_FRAME;
+use crate::amqp::heartbeat::Pulse;
+use crate::amqp::transport::{Heard, Stream};
+use crate::model::address_order::Failures;
+use crate::model::broker::{Address, Broker, Limits, Login, Transport};
+use crate::model::error::Error;
+use crate::util::deadline::{LONGEST, deadline_after};
+use crate::util::shutdown::Signal;
+
+/// A live connection. Its threads (one of ours, two of amiquip's) end with it.
+pub(crate) struct Connection {
+    /// `None` once it is being closed. Whoever it is lent to has the same.
+    inner: Arc<Mutex<Option<amiquip::Connection>>>,
+    /// Disconnects when the client library's I/O thread ends, whatever the cause.
+    notices: Receiver<ConnectionBlockedNotification>,
+    leash: Leash,
+    /// Ends with the connection; `None` where that is lent.
+    watchdog: Option<Watchdog>,
+    pulse: Pulse,
+    heard: Arc<Heard>,
+    address: String,
+    /// The address that its host name stands for.
+    peer: String,
+    failures: Failures,
+    limits: Limits,
+}
+
+/// Where a connection's notices come in, to be read with [`read_notice`].
+pub(crate) type Notices = Receiver<ConnectionBlockedNotification>;
+
+/// What the broker says about the whole connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The broker reads nothing more from connections that publish, for this reason
+    /// (<https://www.rabbitmq.com/docs/connection-blocked>).
+    Blocked(String),
+    /// It reads again.
+    Unblocked,
+}
+
+/// How many messages of the client library may wait for its I/O thread, for each channel: a
+/// publish is three. Its default of 16 has the two threads change places at every fifth task.
+const HANDOVER_BOUND: usize = 1024;
+
+/// How much later than ours the client library's own limit on the handshake ends.
+const BEYOND: Duration = Duration::from_secs(5);
+
+/// How long the client library's I/O thread may take to end once its socket is gone.
+const BURIAL: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// Opens a connection to the first address that takes one. `None` when `interrupt` closed
+    /// or `deadline` passed first; what was under way then ends by its own limits, unseen.
+    pub(crate) fn open(
+        broker: &Broker,
+        interrupt: &Signal,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Connection>, Error> {
+        Attempt::start(broker, LONGEST)?.wait(interrupt, deadline)
+    }
+
+    /// Shakes hands over a socket that is connected. Waits for the broker, at most the handshake
+    /// limit.
+    pub(crate) fn over(
+        socket: TcpStream,
+        broker: &Broker,
+        address: &Address,
+        limits: Limits,
+    ) -> Result<Connection, Refused> {
+        let peer = socket.peer_addr().map_err(|error| lost(&error))?.to_string();
+        let watched = socket.try_clone().map_err(|error| lost(&error))?;
+        let watchdog = Watchdog::start(watched).map_err(Refused::for_want_of_a_thread)?;
+        let handshake = Handshake {
+            #[cfg(feature = "tls")]
+            certificates: broker.certificates(),
+            address,
+            limits,
+        };
+        let (mut inner, pulse, heard) = handshake.run(socket, watchdog.leash())?;
+        let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
+        pulse.start();
+        watchdog.leash().heed(&pulse);
+        debug!("connected to {address}");
+        Ok(Connection {
+            inner: Arc::new(Mutex::new(Some(inner))),
+            notices,
+            leash: watchdog.leash().clone(),
+            watchdog: Some(watchdog),
+            pulse,
+            heard,
+            address: address.to_string(),
+            peer,
+            failures: broker.failures().clone(),
+            limits,
+        })
+    }
+
+    /// The same connection for another thread, to open channels on. It ends with the owner's alone,
+    /// and the owner alone gets its notices: each comes to one receiver only.
+    pub(crate) fn lend(&self) -> Connection {
+        Connection {
+            inner: Arc::clone(&self.inner),
+            notices: never(),
+            leash: self.leash.lent(),
+            watchdog: None,
+            pulse: self.pulse.clone(),
+            heard: Arc::clone(&self.heard),
+            address: self.address.clone(),
+            peer: self.peer.clone(),
+            failures: self.failures.clone(),
+            limits: self.limits,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<amiquip::Connection>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_lent(&self) -> bool {
+        self.watchdog.is_none()
+    }
+
+    /// What is to be ended; `None` where the connection is lent, or has been ended.
+    fn take(&self) -> Option<amiquip::Connection> {
+        if self.is_lent() { None } else { self.lock().take() }
+    }
+
+    /// Opens a channel. Waits for the broker, at most the call limit, and for others that do.
+    pub(crate) fn open_channel(&self) -> Result<Channel, Cause> {
+        let leash = self.leash.clone();
+        let mut held = self.lock();
+        let Some(inner) = held.as_mut() else {
+            return Err(Cause::Lost("the connection is closed".into()));
+        };
+        let limit = self.limits.call;
+        let opened = leash.answered_within(limit, "opening a channel", || inner.open_channel(None));
+        Ok(Channel::new(opened.map_err(Cause::from)?, leash, limit))
+    }
+
+    /// The broker's notices; disconnected once the connection is dead.
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.notices
+    }
+
+    pub(crate) fn leash(&self) -> &Leash {
+        &self.leash
+    }
+
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// How long a call may wait for the broker.
+    pub(crate) fn call_limit(&self) -> Duration {
+        self.limits.call
+    }
+
+    /// What its broker said, also when the connection has ended.
+    pub(crate) fn heard(&self) -> Arc<Heard> {
+        Arc::clone(&self.heard)
+    }
+
+    /// The largest frame that was agreed upon.
+    pub(crate) fn largest_frame(&self) -> usize {
+        let told = self.heard.frame.get().filter(|frame| **frame > 0);
+        told.map_or(LARGEST_FRAME, |frame| LARGEST_FRAME.min(*frame)) as usize
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The broker's version, major and minor, where it tells.
+    pub(crate) fn broker_version(&self) -> Option<(u32, u32)> {
+        let held = self.lock();
+        let properties = held.as_ref()?.server_properties();
+        let AmqpValue::LongString(version) = properties.get("version")? else { return None };
+        let mut parts = version.split('.').map_while(|part| part.parse().ok());
+        Some((parts.next()?, parts.next()?))
+    }
+
+    /// Closes a live connection in order. Every channel must have been closed before: what is
+    /// still queued on one is discarded without an error (amiquip 0.4.2 io_loop/mod.rs:768).
+    /// Waits for the broker, at most the close limit.
+    pub(crate) fn close(self) -> Result<(), Cause> {
+        let Some(inner) = self.take() else { return Ok(()) };
+        let leash = &self.leash;
+        let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
+        if closed.is_ok() {
+            let _ = self.heard.parted.set(());
+        }
+        closed.map_err(|error| leash.cause().unwrap_or_else(|| error.into()))
+    }
+
+    /// Ends a connection on which something failed, in the way that the cause allows, and tells
+    /// the cause as well as it is known.
+    pub(crate) fn end(self, cause: Option<Cause>) -> Cause {
+        match cause {
+            Some(cause) if cause.spares_the_connection() => {
+                if let Err(unclosed) = self.close() {
+                    debug!("the connection did not close in order: {unclosed}");
+                }
+                cause
+            }
+            cause => self.bury(cause),
+        }
+    }
+
+    /// Ends a connection that is dead, dying or not to be trusted, and tells why it died, as
+    /// far as `known` and the client library can say. Takes milliseconds, at most some seconds.
+    ///
+    /// Nothing is asked of the I/O thread before it has ended: a request that meets the broker's
+    /// close makes it panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
+    fn bury(self, known: Option<Cause>) -> Cause {
+        let Some(inner) = self.take() else {
+            return known.unwrap_or_else(|| Cause::Lost("the connection is closed".into()));
+        };
+        let leash = &self.leash;
+        if !ends_within(&self.notices, Duration::from_millis(200)) {
+            leash.abort();
+            ends_within(&self.notices, BURIAL);
+        }
+        let last_words = match leash.within(BURIAL, "ending the connection", || inner.close()) {
+            Ok(()) => Cause::Lost("the connection was closed".into()),
+            Err(error) => error.into(),
+        };
+        let known = known.filter(|cause| *cause != Cause::Gone);
+        let closed = self.heard.closed.get().map(Cause::closed_with);
+        let cause = leash.cause().or(closed).or(known).unwrap_or(last_words);
+        for address in [&self.address, &self.peer] {
+            self.failures.note(address, cause.failure());
+        }
+        cause
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The client library's own drop waits for the broker without a limit, and may meet its
+        // dying I/O thread; see `bury`.
+        if let Some(inner) = self.take() {
+            self.leash.abort();
+            ends_within(&self.notices, BURIAL);
+            drop(inner);
+        }
+    }
+}
+
+pub(crate) fn read_notice(notice: ConnectionBlockedNotification) -> Notice {
+    match notice {
+        ConnectionBlockedNotification::Blocked(reason) => Notice::Blocked(reason),
+        ConnectionBlockedNotification::Unblocked => Notice::Unblocked,
+    }
+}
+
+fn ends_within(notices: &Receiver<ConnectionBlockedNotification>, limit: Duration) -> bool {
+    let deadline = deadline_after(limit);
+    loop {
+        match notices.recv_deadline(deadline) {
+            Ok(_) => {}
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
+}
+
+/// Why one address gave no connection.
+pub(crate) enum Refused {
+    Transient(Cause),
+    Lasting(Error),
+}
+
+impl Refused {
+    /// What no address can help.
+    pub(crate) fn for_want_of_a_thread(source: std::io::Error) -> Refused {
+        Refused::Lasting(Error::NoThread { source })
+    }
+}
+
+impl From<Cause> for Refused {
+    fn from(cause: Cause) -> Refused {
+        Refused::Transient(cause)
+    }
+}
+
+fn lost(error: &std::io::Error) -> Cause {
+    Cause::Lost(error.to_string())
+}
+
+impl IoStream for Stream {}
+
+struct Handshake<'a> {
+    #[cfg(feature = "tls")]
+    certificates: &'a crate::model::broker::Tls,
+    address: &'a Address,
+    limits: Limits,
+}
+
+impl Handshake<'_> {
+    fn run(
+        &self,
+        socket: TcpStream,
+        leash: &Leash,
+    ) -> Result<(amiquip::Connection, Pulse, Arc<Heard>), Refused> {
+        // Stays empty until the broker has begun.
+        let mut heard = Arc::<Heard>::default();
+        let mut pulse = Pulse::new(0);
+        let limit = self.limits.handshake;
+        let opened = leash.within(limit, "waiting for the handshake", || {
+            let stream = self.stream(socket)?;
+            (heard, pulse) = (stream.heard(), stream.pulse());
+            let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
+            let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
+            opened.map_err(|error| match error {
+                amiquip::Error::ForkFailed { source } => Refused::for_want_of_a_thread(source),
+                error => Refused::Transient(error.into()),
+            })
+        });
+        let refused = match opened {
+            Ok(inner) => return Ok((inner, pulse, heard)),
+            Err(refused) => refused,
+        };
+        let Refused::Transient(cause) = refused else { return Err(refused) };
+        // The client library takes a close that it does not expect for a protocol error.
+        let closed = heard.closed.get().map(Cause::closed_with);
+        Err(self.judge(closed.or(leash.cause()).unwrap_or(cause), &heard))
+    }
+
+    fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
+        match self.address.transport {
+            Transport::Plain => {
+                let stream = Stream::plain(socket, self.heartbeat());
+                stream.map_err(|error| lost(&error).into())
+            }
+            #[cfg(feature = "tls")]
+            Transport::Tls => {
+                let connector = tls_connector(self.certificates)?;
+                let shaken = Stream::tls(socket, &connector, &self.address.host, self.heartbeat());
+                shaken.map_err(|refusal| Cause::from(refusal).into())
+            }
+            #[cfg(not(feature = "tls"))]
+            Transport::Tls => Err(Cause::Tls("not in this build".into()).into()),
+        }
+    }
+
+    fn options(&self) -> ConnectionOptions<Auth> {
+        let auth = match self.address.login {
+            Login::Plain => Auth::Plain {
+                username: self.address.user.clone(),
+                password: self.address.password.clone(),
+            },
+            Login::External => Auth::External,
+        };
+        ConnectionOptions::default()
+            .auth(auth)
+            .virtual_host(self.address.vhost.clone())
+            .heartbeat(self.heartbeat())
+            .frame_max(LARGEST_FRAME)
+            // Ours comes first: the client library takes its own for a refused login.
+            .connection_timeout(Some(self.limits.handshake.min(LONGEST) + BEYOND))
+            .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
+    }
+
+    fn heartbeat(&self) -> u16 {
+        self.limits.heartbeat.as_secs().try_into().unwrap_or(u16::MAX)
+    }
+
+    /// Tells a refusal that a person has to act on from one that may pass by itself.
+    fn judge(&self, cause: Cause, heard: &Heard) -> Refused {
+        match cause {
+            // What follows a login that was taken begins with what the broker proposes.
+            Cause::ConnectionClosed { code: close_reason::ACCESS_REFUSED, .. }
+                if heard.frame.get().is_none() =>
+            {
+                Refused::Lasting(Error::LoginRefused {
+                    address: self.address.to_string(),
+                    user: self.address.user.clone(),
+                })
+            }
+            Cause::NoSuchLogin(text) => {
+                let reason = format!("{}: {text}", self.address);
+                Refused::Lasting(Error::setting("auth_mechanism", reason))
+            }
+            // Of the virtual host, of the user or of the node: others may go.
+            Cause::ConnectionClosed { ref text, .. } if text.contains("connection limit") => {
+                Refused::Transient(cause)
+            }
+            Cause::ConnectionClosed {
+                code:
+                    close_reason::NOT_ALLOWED | close_reason::ACCESS_REFUSED | close_reason::NOT_FOUND,
+                text,
+            } => Refused::Lasting(Error::VhostRefused { vhost: self.address.vhost.clone(), text }),
+            Cause::Tls(reason) => {
+                let reason = format!("{}: {reason}", self.address);
+                Refused::Lasting(Error::Tls { reason })
+            }
+            cause => Refused::Transient(cause),
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls_connector(tls: &crate::model::broker::Tls) -> Result<native_tls::TlsConnector, Refused> {
+    let lasting = |what: &str, error: native_tls::Error| {
+        Refused::Lasting(Error::Tls { reason: format!("{what} cannot be used: {error}") })
+    };
+    let mut builder = native_tls::TlsConnector::builder();
+    if let Some(pem) = &tls.authority {
+        let authorities = native_tls::Certificate::stack_from_pem(pem);
+        let authorities = authorities.map_err(|error| lasting("the authority", error))?;
+        if authorities.is_empty() {
+            let reason = "the authority's PEM has no certificate in it".into();
+            return Err(Refused::Lasting(Error::Tls { reason }));
+        }
+        for authority in authorities {
+            builder.add_root_certificate(authority);
+        }
+    }
+    if let Some((certificate, key)) = &tls.identity {
+        let identity = native_tls::Identity::from_pkcs8(certificate, key);
+        builder.identity(identity.map_err(|e| lasting("the certificate or its key", e))?);
+    }
+    builder.build().map_err(|error| lasting("TLS", error))
+}

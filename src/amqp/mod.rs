@@ -1,0 +1,11 @@
+//! The only code that knows amiquip, mio and TLS: connect, call with a limit, close with a reason.
+
+pub(crate) mod call_timeout;
+pub(crate) mod channel;
+mod client_properties;
+pub(crate) mod close_reason;
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod guard;
+pub(crate) mod heartbeat;
+pub(crate) mod transport;

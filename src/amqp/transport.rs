@@ -1,0 +1,455 @@
+//! Owns what the client library reads and writes: a socket, with TLS around it or without, whose
+//! frames are looked at before it sees them.
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Evented, Poll, PollOpt, Ready, Token};
+
+use crate::amqp::client_properties::Opening;
+use crate::amqp::guard::{Frames, Objection, Proposal};
+use crate::amqp::heartbeat::Pulse;
+
+/// A connected socket, and what its peer has sent so far.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    line: Line,
+    intake: Intake,
+    opening: Opening,
+}
+
+#[derive(Debug)]
+enum Line {
+    Plain(TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(native_tls::TlsStream<Socket>),
+}
+
+/// What comes of a line, as far as it is passed on.
+#[derive(Debug)]
+struct Intake {
+    frames: Frames,
+    /// What the next read fails with: what came before is read first.
+    objection: Option<io::Error>,
+    heard: Arc<Heard>,
+    pulse: Pulse,
+}
+
+/// What its broker said that the client library keeps to itself, or loses.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// The largest frame that it takes; 0 where it sets no limit.
+    pub(crate) frame: OnceLock<u32>,
+    /// With what words it has closed the connection.
+    pub(crate) closed: OnceLock<(u16, String)>,
+    /// That it has answered our close.
+    pub(crate) parted: OnceLock<()>,
+}
+
+impl Heard {
+    /// Whether the broker knows that the connection has ended, and keeps nothing for it.
+    pub(crate) fn the_end(&self) -> bool {
+        self.closed.get().is_some() || self.parted.get().is_some()
+    }
+}
+
+/// What is below TLS: waits in the handshake, and no longer behind it.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+enum Socket {
+    Waiting(std::net::TcpStream),
+    Polled(TcpStream),
+}
+
+/// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+impl Stream {
+    /// Where the broker proposes no heartbeat, this one is put in its place, in seconds.
+    pub(crate) fn plain(socket: std::net::TcpStream, heartbeat: u16) -> io::Result<Stream> {
+        Ok(Stream::over(Line::Plain(polled(socket)?), heartbeat))
+    }
+
+    /// Shakes hands for TLS. Waits for the peer, until something shuts the socket. It is not left
+    /// to the client library, above whose TLS nothing could look at the frames.
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls(
+        socket: std::net::TcpStream,
+        connector: &native_tls::TlsConnector,
+        host: &str,
+        heartbeat: u16,
+    ) -> Result<Stream, TlsRefusal> {
+        let after = socket.try_clone()?;
+        let mut line = connector.connect(host, Socket::Waiting(socket))?;
+        *line.get_mut() = Socket::Polled(polled(after)?);
+        Ok(Stream::over(Line::Tls(line), heartbeat))
+    }
+
+    fn over(line: Line, heartbeat: u16) -> Stream {
+        Stream { line, intake: Intake::new(heartbeat), opening: Opening::default() }
+    }
+
+    pub(crate) fn heard(&self) -> Arc<Heard> {
+        Arc::clone(&self.intake.heard)
+    }
+
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.intake.pulse.clone()
+    }
+
+    fn socket(&self) -> io::Result<&TcpStream> {
+        match &self.line {
+            Line::Plain(socket) => Ok(socket),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => match line.get_ref() {
+                Socket::Polled(socket) => Ok(socket),
+                Socket::Waiting(_) => Err(io::ErrorKind::NotConnected.into()),
+            },
+        }
+    }
+}
+
+/// Why there is no TLS.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+pub(crate) enum TlsRefusal {
+    Socket(io::Error),
+    Handshake(native_tls::Error),
+}
+
+#[cfg(feature = "tls")]
+impl From<io::Error> for TlsRefusal {
+    fn from(error: io::Error) -> TlsRefusal {
+        TlsRefusal::Socket(error)
+    }
+}
+
+#[cfg(feature = "tls")]
+impl<S> From<native_tls::HandshakeError<S>> for TlsRefusal {
+    fn from(error: native_tls::HandshakeError<S>) -> TlsRefusal {
+        match error {
+            native_tls::HandshakeError::Failure(error) => TlsRefusal::Handshake(error),
+            native_tls::HandshakeError::WouldBlock(_) => {
+                TlsRefusal::Socket(io::ErrorKind::WouldBlock.into())
+            }
+        }
+    }
+}
+
+fn polled(socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    let socket = TcpStream::from_stream(socket)?;
+    socket.set_keepalive(Some(KEEPALIVE))?;
+    Ok(socket)
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.line {
+            Line::Plain(socket) => self.intake.read(socket, buffer),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => self.intake.read(line, buffer),
+        }
+    }
+}
+
+impl Intake {
+    fn new(heartbeat: u16) -> Intake {
+        Intake {
+            frames: Frames::new(heartbeat),
+            objection: None,
+            heard: Arc::default(),
+            pulse: Pulse::new(heartbeat),
+        }
+    }
+
+    /// Reads on where all that came is withheld: the client library takes a read of nothing for
+    /// the end, and asks again for what is here only when the line has something new.
+    fn read(&mut self, line: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let released = self.frames.release(buffer);
+            if released > 0 {
+                return Ok(released);
+            }
+            if let Some(error) = self.objection.take() {
+                return Err(error);
+            }
+            let room = buffer.len().min(self.frames.room());
+            let length = line.read(&mut buffer[..room])?;
+            self.pulse.beat(length)?;
+            let sound = self.look(&mut buffer[..length]);
+            let has_ended = length == 0 && self.objection.is_none();
+            if sound > 0 || has_ended {
+                return Ok(sound);
+            }
+        }
+    }
+
+    /// Says how many of the bytes that came to pass on.
+    fn look(&mut self, bytes: &mut [u8]) -> usize {
+        let looked = self.frames.look(bytes, Instant::now());
+        if let Some(Proposal { heartbeat, frame }) = self.frames.proposed.take() {
+            self.pulse.agree(heartbeat);
+            let _ = self.heard.frame.set(frame);
+        }
+        if let Some(closed) = self.frames.closed.take() {
+            let _ = self.heard.closed.set(closed);
+        }
+        looked.unwrap_or_else(|Objection { sound, error }| {
+            self.objection = Some(error);
+            sound
+        })
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.line {
+            Line::Plain(socket) => self.opening.write(bytes, socket),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => self.opening.write(bytes, line),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.line {
+            Line::Plain(socket) => socket.flush(),
+            #[cfg(feature = "tls")]
+            Line::Tls(line) => line.flush(),
+        }
+    }
+}
+
+impl Evented for Stream {
+    fn register(
+        &self,
+        poll: &Poll,
+        token: Token,
+        interest: Ready,
+        options: PollOpt,
+    ) -> io::Result<()> {
+        self.socket()?.register(poll, token, interest, options)
+    }
+
+    fn reregister(
+        &self,
+        poll: &Poll,
+        token: Token,
+        interest: Ready,
+        options: PollOpt,
+    ) -> io::Result<()> {
+        self.socket()?.reregister(poll, token, interest, options)
+    }
+
+    fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        self.socket()?.deregister(poll)
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Waiting(socket) => socket.read(buffer),
+            Socket::Polled(socket) => socket.read(buffer),
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Waiting(socket) => socket.write(bytes),
+            Socket::Polled(socket) => socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Socket::Waiting(socket) => socket.flush(),
+            Socket::Polled(socket) => socket.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// Brings pieces, one at a time and never more than there is room for, and then the end; or
+    /// nothing yet, once in front of each piece.
+    struct Pieces {
+        left: VecDeque<Vec<u8>>,
+        blocks: bool,
+    }
+
+    impl Pieces {
+        fn new<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Pieces {
+            let left = pieces.into_iter().map(<[u8]>::to_vec).collect();
+            Pieces { left, blocks: true }
+        }
+    }
+
+    impl Read for Pieces {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if std::mem::take(&mut self.blocks) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let Some(piece) = self.left.front_mut() else { return Ok(0) };
+            let length = piece.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&piece[..length]);
+            piece.drain(..length);
+            if piece.is_empty() {
+                self.left.pop_front();
+                self.blocks = true;
+            }
+            Ok(length)
+        }
+    }
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(payload.len()).expect("a small payload");
+        [&[kind, 0, 1][..], &size.to_be_bytes(), payload, &[0xCE]].concat()
+    }
+
+    fn start() -> Vec<u8> {
+        let mut start = frame(1, b"\0\x0a\0\x0a, and what a start says");
+        start[2] = 0;
+        start
+    }
+
+    /// Properties with text of this type in their headers.
+    fn properties(kind: u8) -> Vec<u8> {
+        let text = [&[kind][..], b"\0\0\0\x04caf\xe9"].concat();
+        let list = [b"\x04listA\0\0\0\x09", &*text].concat();
+        let sound = b"\x01bS\0\0\0\x02\xc3\xa9\x01c";
+        let entries = [b"\x01a", &*text, &list, sound, &text].concat();
+        let size = u32::try_from(entries.len()).expect("a small table");
+        [b"\xb0\0\x04type", &size.to_be_bytes()[..], &entries, b"\x02"].concat()
+    }
+
+    fn header(properties: &[u8]) -> Vec<u8> {
+        let body = (properties.len() as u64).to_be_bytes();
+        frame(2, &[b"\0\x3c\0\0", &body[..], properties].concat())
+    }
+
+    /// A delivery with text of this type in its headers, and what is behind it. Its body looks
+    /// like properties, and is none.
+    fn message(kind: u8) -> Vec<u8> {
+        let body = properties(b'S');
+        let (first, second) = body.split_at(body.len() - 1);
+        [
+            frame(1, DELIVER),
+            header(&properties(kind)),
+            frame(3, first),
+            frame(3, second),
+            frame(8, b""),
+        ]
+        .concat()
+    }
+
+    const DELIVER: &[u8] = b"\0\x3c\0\x3c, and what a delivery says";
+
+    /// What comes of a header frame before its properties.
+    const HEAD: usize = 19;
+
+    /// What is read as the client library reads: until nothing is there, and again, until the
+    /// end or an error.
+    fn read_all(mut line: Pieces, size: usize) -> (Vec<u8>, io::Result<()>) {
+        let (mut intake, mut read) = (Intake::new(10), Vec::new());
+        let mut buffer = vec![0; size];
+        loop {
+            match intake.read(&mut line, &mut buffer) {
+                Ok(0) => return (read, Ok(())),
+                Ok(length) => read.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    assert_eq!(intake.frames.release(&mut [0]), 0, "nothing is left lying");
+                }
+                Err(error) => return (read, Err(error)),
+            }
+        }
+    }
+
+    const SIZES: [usize; 3] = [1, 7, 4096];
+
+    #[test]
+    fn a_message_is_mended_whatever_pieces_it_comes_and_is_read_in() {
+        let sent = [start(), message(b'S'), message(b'S')].concat();
+        let wanted = [start(), message(b'x'), message(b'x')].concat();
+        for size in SIZES {
+            let (read, ended) = read_all(Pieces::new([&*sent]), size);
+            assert!(read == wanted && ended.is_ok(), "whole, by {size}");
+            let (read, ended) = read_all(Pieces::new(sent.chunks(1)), size);
+            assert!(read == wanted && ended.is_ok(), "in single bytes, by {size}");
+            for cut in 1..sent.len() {
+                let pieces = [&sent[..cut], &sent[cut..]];
+                let (read, ended) = read_all(Pieces::new(pieces), size);
+                assert!(read == wanted && ended.is_ok(), "cut at {cut}, by {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_came_before_an_objection_is_read_first() {
+        let deep = (0..200_u8).fold(b"V".to_vec(), |inside, _| {
+            let size = u32::try_from(inside.len()).expect("a small value");
+            [b"A", &size.to_be_bytes()[..], &inside].concat()
+        });
+        let size = u32::try_from(deep.len() + 2).expect("a small table");
+        let table = [&size.to_be_bytes()[..], b"\x01k", &deep].concat();
+        let too_deep = header(&[&b"\x20\0"[..], &table].concat());
+        let sound = [start(), message(b'x')].concat();
+        for wrong in [too_deep, b"\x03\0\x01\x70\0\0\0".to_vec()] {
+            let sent = [start(), message(b'S'), wrong.clone(), message(b'S')].concat();
+            for size in SIZES {
+                for cut in 1..sent.len() {
+                    let pieces = [&sent[..cut], &sent[cut..]];
+                    let (read, ended) = read_all(Pieces::new(pieces), size);
+                    let behind = read.strip_prefix(&*sound).expect("all that came before");
+                    assert!(
+                        wrong.starts_with(behind) && behind.len() < wrong.len(),
+                        "{cut} {size}"
+                    );
+                    assert_eq!(ended.expect_err("told").kind(), io::ErrorKind::InvalidData);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn properties_that_are_whole_are_read_before_an_objection_to_something_else() {
+        let before = Instant::now().checked_sub(Duration::from_secs(60));
+        let before = before.expect("the system is up for longer");
+        let mut stuck = frame(1, DELIVER);
+        stuck[2] = 2;
+        let header = header(&properties(b'S'));
+        for cut in HEAD + 1..header.len() {
+            let mut intake = Intake::new(10);
+            let mut begun = [&start(), &stuck, &header[..cut]].concat();
+            intake.frames.look(&mut begun, before).expect("AMQP");
+            let mut line = Pieces::new([&header[cut..]]);
+            line.blocks = false;
+
+            let mut read = [0; 1000];
+            let length = intake.read(&mut line, &mut read).expect("properties");
+            assert_eq!(read[..length - 1], properties(b'x'), "{cut}");
+            let error = intake.read(&mut line, &mut read).expect_err("stuck").to_string();
+            assert!(error.contains("a message on channel 2"), "{cut}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_end_within_properties_is_an_end() {
+        let sent = [start(), message(b'S')].concat();
+        let head = start().len() + frame(1, DELIVER).len() + HEAD;
+        for size in SIZES {
+            for cut in head + 1..head + 30 {
+                let (read, ended) = read_all(Pieces::new([&sent[..cut]]), size);
+                assert!(read == sent[..head] && ended.is_ok(), "cut at {cut}, by {size}");
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The delays that a task can have: a fixed ladder, so that every program knows the names of all
+//! delay queues without asking. Pure.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::model::queue::Target;
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// The rungs of the ladder, in milliseconds, as people name them. Whoever changes a rung makes
+/// tasks in its queue invisible to older programs and to newer ones.
+const RUNGS: [u64; 39] = [
+    100,
+    200,
+    500,
+    SECOND,
+    2 * SECOND,
+    3 * SECOND,
+    5 * SECOND,
+    10 * SECOND,
+    15 * SECOND,
+    20 * SECOND,
+    30 * SECOND,
+    45 * SECOND,
+    MINUTE,
+    2 * MINUTE,
+    3 * MINUTE,
+    5 * MINUTE,
+    10 * MINUTE,
+    15 * MINUTE,
+    20 * MINUTE,
+    30 * MINUTE,
+    45 * MINUTE,
+    HOUR,
+    2 * HOUR,
+    3 * HOUR,
+    4 * HOUR,
+    6 * HOUR,
+    8 * HOUR,
+    12 * HOUR,
+    18 * HOUR,
+    DAY,
+    2 * DAY,
+    3 * DAY,
+    5 * DAY,
+    7 * DAY,
+    10 * DAY,
+    14 * DAY,
+    21 * DAY,
+    30 * DAY,
+    42 * DAY,
+];
+
+/// The longest delay. RabbitMQ's timers count milliseconds in 32 bits, which is 49 days, and an
+/// unused delay queue has to outlive its delay.
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_millis(42 * DAY);
+
+/// Every delay that there is, the shortest first.
+pub(crate) fn all_delays() -> impl Iterator<Item = Duration> {
+    RUNGS.into_iter().map(Duration::from_millis)
+}
+
+/// The delay rounded up to the ladder, at most the longest. No delay stays none.
+pub(crate) fn round_up(delay: Duration) -> Duration {
+    if delay.is_zero() {
+        return delay;
+    }
+    all_delays().find(|rung| *rung >= delay).unwrap_or(LONGEST_DELAY)
+}
+
+/// The delays whose queues did not respond on the connections of one publisher.
+#[derive(Debug, Default)]
+pub(crate) struct SilentDelays {
+    silent: BTreeSet<Duration>,
+}
+
+impl SilentDelays {
+    /// How many rungs a task may be moved up. Where so many queues do not respond, it is not the
+    /// queues.
+    const FURTHEST: usize = 3;
+
+    pub(crate) fn add(&mut self, delay: Duration) {
+        self.silent.insert(delay);
+    }
+
+    /// Where to publish instead of `target`: the same, while its queue responds.
+    pub(crate) fn avoid(&self, target: Target) -> Target {
+        let Target::Delay(delay) = target else { return target };
+        let mut longer = all_delays().filter(|rung| *rung >= delay).take(Self::FURTHEST + 1);
+        let free = longer.find(|rung| !self.silent.contains(rung));
+        Target::Delay(free.unwrap_or(delay))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(delay: u64) -> Duration {
+        Duration::from_millis(delay)
+    }
+
+    #[test]
+    fn the_ladder_rises_to_the_longest_delay() {
+        assert!(RUNGS.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(all_delays().last(), Some(LONGEST_DELAY));
+    }
+
+    #[test]
+    fn a_delay_is_rounded_up_to_the_next_rung() {
+        let cases = [(0, 0), (1, 100), (100, 100), (101, 200), (5000, 5000), (40_000, 45_000)];
+        for (asked, rung) in cases {
+            assert_eq!(round_up(ms(asked)), ms(rung));
+        }
+        assert_eq!(round_up(Duration::from_nanos(1)), ms(100));
+        assert_eq!(round_up(Duration::MAX), LONGEST_DELAY);
+    }
+
+    #[test]
+    fn a_silent_queue_is_avoided_by_the_next_rung_and_never_by_more_than_three() {
+        let mut silent = SilentDelays::default();
+        for rung in [100, 200, 500, 1000] {
+            assert_eq!(silent.avoid(Target::Delay(ms(100))), Target::Delay(ms(rung)));
+            silent.add(ms(rung));
+        }
+        assert_eq!(silent.avoid(Target::Delay(ms(100))), Target::Delay(ms(100)));
+        assert_eq!(silent.avoid(Target::Delay(ms(2000))), Target::Delay(ms(2000)));
+        silent.add(LONGEST_DELAY);
+        assert_eq!(silent.avoid(Target::Delay(LONGEST_DELAY)), Target::Delay(LONGEST_DELAY));
+        assert_eq!(silent.avoid(Target::Dead), Target::Dead);
+    }
+}

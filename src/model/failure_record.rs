@@ -1,0 +1,440 @@
+//! Owns what a task's headers say about its failures: how many, when, why, where. Pure.
+
+use std::time::SystemTime;
+
+use crate::model::task::{SET_ASIDE, Task, USUAL_FRAME, Value};
+
+/// What is known of a task's failures since it was published, or replayed last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Record {
+    /// The queue it was worked from.
+    pub queue: String,
+    /// How often it failed.
+    pub attempts: u64,
+    /// When it failed first, to the second.
+    pub first_failure: Option<SystemTime>,
+    /// When it failed last, to the second.
+    pub last_failure: Option<SystemTime>,
+    /// Why it failed last; at most 4,500 bytes.
+    pub reason: String,
+    /// The host of the worker where it failed last; empty in a letter that the broker made.
+    pub host: String,
+    /// The version of that worker; likewise.
+    pub version: String,
+}
+
+/// Where and when a failure occurred.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scene<'a> {
+    pub(crate) queue: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) now: SystemTime,
+}
+
+/// A task with our record, as far as there is room for it.
+pub(crate) enum Fitted {
+    Recorded(Task),
+    /// There is none, and the task is without a record.
+    Bare(Task),
+}
+
+/// What all headers of ours begin with.
+#[cfg(feature = "command")]
+const PREFIX: &str = "x-rabbit-work-";
+const ATTEMPTS: &str = "x-rabbit-work-attempts";
+const QUEUE: &str = "x-rabbit-work-queue";
+const FIRST: &str = "x-rabbit-work-first-failure";
+const LAST: &str = "x-rabbit-work-last-failure";
+const REASON: &str = "x-rabbit-work-reason";
+const HOST: &str = "x-rabbit-work-host";
+const VERSION: &str = "x-rabbit-work-version";
+const HISTORY: &str = "x-rabbit-work-history";
+const OURS: [&str; 7] = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
+/// What only a dead letter has.
+const OF_A_LETTER: [&str; 4] = [QUEUE, LAST, HOST, VERSION];
+
+/// What the broker writes into what it dead-letters (<https://www.rabbitmq.com/docs/dlx>).
+/// It speaks of a message that we have acked, and does not go on with the task: RabbitMQ would
+/// take the next dead letter for the same one again, and drop what comes round in a circle.
+const DEATHS: &str = "x-death";
+const OF_THE_BROKER: [&str; 9] = [
+    DEATHS,
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+    "x-delivery-count",
+    "x-acquired-count",
+];
+
+/// Room for the last 4 KiB of what a program said, and for what became of it.
+const LONGEST_REASON: usize = 4500;
+/// What stays of a reason when the headers leave little room.
+const SHORT_REASON: usize = 200;
+/// How many deaths before the last a letter tells of.
+const LONGEST_HISTORY: usize = 10;
+
+/// Whether a header is no word of the producer's: it is ours, or the broker's on a dead letter.
+#[cfg(feature = "command")]
+pub(crate) fn is_of_the_way(name: &str) -> bool {
+    name.starts_with(PREFIX) || OF_THE_BROKER.contains(&name)
+}
+
+/// The number of the attempt that a task is at, from 1. A counter that cannot be read makes it
+/// the last one: a task must not be tried for ever because its header was damaged.
+pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
+    match task.value(ATTEMPTS) {
+        None => 1,
+        Some(count) => match number(&count).and_then(|count| u32::try_from(count).ok()) {
+            Some(failures) => failures.saturating_add(1),
+            None => max_attempts,
+        },
+    }
+}
+
+/// The task after its attempt of this number has failed, to be tried again. It carries what the
+/// next attempt needs, and why it waits: on its way back the broker reads and sorts the headers
+/// several times, and four more made the whole way a fifth longer (RabbitMQ 3.10.8).
+pub(crate) fn to_retry(task: Task, attempt: u32, reason: &str, scene: Scene<'_>) -> Task {
+    let first = match task.value(FIRST) {
+        Some(first @ Value::Time(_)) => first,
+        _ => Value::Time(scene.now),
+    };
+    let written = [
+        (ATTEMPTS, Value::Number(attempt.into())),
+        (FIRST, first),
+        (REASON, Value::Text(cut(reason, LONGEST_REASON))),
+    ];
+    let removed = OF_THE_BROKER.into_iter().chain(OF_A_LETTER).map(|name| (name, None));
+    let written = written.map(|(name, value)| (name, Some(value)));
+    task.for_another_journey().with_values(removed.chain(written))
+}
+
+/// The task after its attempt of this number has failed, to be a dead letter.
+pub(crate) fn to_letter(task: Task, attempt: u32, reason: &str, scene: Scene<'_>) -> Task {
+    let written = [
+        (QUEUE, Value::Text(scene.queue.into())),
+        (LAST, Value::Time(scene.now)),
+        (HOST, Value::Text(scene.host.into())),
+        (VERSION, Value::Text(env!("CARGO_PKG_VERSION").into())),
+    ];
+    let task = to_retry(task, attempt, reason, scene);
+    task.with_values(written.map(|(name, value)| (name, Some(value))))
+}
+
+/// The dead letter as a task again: with no failures so far, and with the failures that it had in
+/// its history. What was set aside stays so: with its expiration it could be dropped again before
+/// a worker has it.
+pub(crate) fn revived(letter: Task) -> Task {
+    let mut history = history_of(&letter);
+    history.push(record_of(&letter));
+    let skipped = history.len().saturating_sub(LONGEST_HISTORY);
+    let history = history.into_iter().skip(skipped).map(written).collect();
+    let removed = OF_THE_BROKER.into_iter().chain(OURS).map(|name| (name, None));
+    let written = (HISTORY, Some(Value::List(history)));
+    let task = letter.for_another_journey().with_values(removed.chain([written]));
+    match fitted(task, USUAL_FRAME) {
+        Fitted::Recorded(task) | Fitted::Bare(task) => task,
+    }
+}
+
+/// One step towards a task without our record.
+fn shortened(task: Task) -> Fitted {
+    match (task.value(HISTORY), task.value(REASON)) {
+        (Some(Value::List(mut deaths)), _) if !deaths.is_empty() => {
+            deaths.remove(0);
+            let rest = (!deaths.is_empty()).then_some(Value::List(deaths));
+            Fitted::Recorded(task.with_value(HISTORY, rest))
+        }
+        (_, Some(Value::Text(reason))) if reason.len() > SHORT_REASON => {
+            let reason = Value::Text(cut(&reason, SHORT_REASON));
+            Fitted::Recorded(task.with_value(REASON, Some(reason)))
+        }
+        _ => {
+            let ours = OURS.into_iter().chain(SET_ASIDE);
+            Fitted::Bare(task.with_values(ours.map(|name| (name, None))))
+        }
+    }
+}
+
+/// The task with as much of our record as there is room for beside its own headers: of the
+/// history the youngest deaths, of the reason the beginning and the end.
+pub(crate) fn fitted(mut task: Task, largest_frame: usize) -> Fitted {
+    while !task.fits_a_frame(largest_frame) {
+        match shortened(task) {
+            Fitted::Recorded(shorter) => task = shorter,
+            bare => return bare,
+        }
+    }
+    Fitted::Recorded(task)
+}
+
+/// What a dead letter says of its failures.
+pub(crate) fn record_of(letter: &Task) -> Record {
+    let get = |name: &str| letter.value(name);
+    let mut record = Record::default();
+    read(&mut record, get);
+    if let Some(death) = last_death(letter) {
+        judge(&mut record, death);
+    }
+    record
+}
+
+/// The deaths before the last, oldest first.
+pub(crate) fn history_of(letter: &Task) -> Vec<Record> {
+    let Some(Value::List(entries)) = letter.value(HISTORY) else { return Vec::new() };
+    let records = entries.iter().map(|entry| {
+        let mut record = Record::default();
+        read(&mut record, |name| entry_of(entry, name).cloned());
+        record
+    });
+    records.collect()
+}
+
+fn read(record: &mut Record, get: impl Fn(&str) -> Option<Value>) {
+    let text = |name| match get(name) {
+        Some(Value::Text(text)) => text,
+        _ => String::new(),
+    };
+    let time = |name| match get(name) {
+        Some(Value::Time(time)) => Some(time),
+        _ => None,
+    };
+    record.queue = text(QUEUE);
+    let attempts = get(ATTEMPTS).as_ref().and_then(number);
+    record.attempts = attempts.and_then(|count| count.try_into().ok()).unwrap_or(0);
+    record.first_failure = time(FIRST);
+    record.last_failure = time(LAST);
+    record.reason = text(REASON);
+    record.host = text(HOST);
+    record.version = text(VERSION);
+}
+
+fn written(record: Record) -> Value {
+    let mut entries = vec![
+        (QUEUE.into(), Value::Text(record.queue)),
+        (ATTEMPTS.into(), Value::Number(record.attempts.try_into().unwrap_or(i64::MAX))),
+        (REASON.into(), Value::Text(record.reason)),
+        (HOST.into(), Value::Text(record.host)),
+        (VERSION.into(), Value::Text(record.version)),
+    ];
+    for (name, time) in [(FIRST, record.first_failure), (LAST, record.last_failure)] {
+        entries.extend(time.map(|time| (name.to_string(), Value::Time(time))));
+    }
+    Value::Table(entries)
+}
+
+/// The last entry of the broker's own record, where the broker made the dead letter. Ours carry
+/// none: see [`OF_THE_BROKER`].
+fn last_death(letter: &Task) -> Option<Value> {
+    match letter.value(DEATHS) {
+        Some(Value::List(deaths)) => deaths.into_iter().next(),
+        _ => None,
+    }
+}
+
+/// Puts the broker's own record of a death in place of what an earlier failure left there.
+fn judge(record: &mut Record, death: Value) {
+    let reason = match entry_of(&death, "reason") {
+        Some(Value::Text(reason)) => reason.clone(),
+        _ => String::new(),
+    };
+    let failed_before = record.attempts;
+    if let Some(Value::Text(queue)) = entry_of(&death, "queue") {
+        record.queue.clone_from(queue);
+    }
+    if let Some(Value::Time(time)) = entry_of(&death, "time") {
+        record.last_failure = Some(*time);
+        record.first_failure.get_or_insert(*time);
+    }
+    record.reason = match reason.as_str() {
+        "delivery_limit" => format!(
+            "delivery limit: the broker delivered it more often than the queue allows, and each \
+             time the worker crashed, lost its connection or gave it back ({failed_before} \
+             failures were counted beside that)"
+        ),
+        "expired" => "expired: no worker took it in time".into(),
+        "maxlen" => "the queue was full".into(),
+        "rejected" => "rejected by a consumer".into(),
+        other => format!("dead-lettered by the broker: {other}"),
+    };
+}
+
+fn entry_of<'a>(table: &'a Value, name: &str) -> Option<&'a Value> {
+    let Value::Table(entries) = table else { return None };
+    entries.iter().find_map(|(entry, value)| (entry == name).then_some(value))
+}
+
+fn number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Number(number) => Some(*number),
+        Value::Text(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+/// At most `limit` bytes: the beginning and the end, which is where errors tell the most.
+fn cut(text: &str, limit: usize) -> String {
+    const GAP: &str = " … ";
+    if text.len() <= limit {
+        return text.to_string();
+    }
+    let half = (limit - GAP.len()) / 2;
+    let mut head = half;
+    while !text.is_char_boundary(head) {
+        head -= 1;
+    }
+    let mut tail = text.len() - half;
+    while !text.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{}{GAP}{}", &text[..head], &text[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    /// So large a header of the producer's own that a frame has room for so many bytes more.
+    fn crowded(room: usize) -> Task {
+        let with = |bytes: usize| Task::new("").with_header("h", "x".repeat(bytes));
+        let largest = (0..128 * 1024).rev().find(|bytes| with(*bytes).fits_a_frame(USUAL_FRAME));
+        with(largest.expect("a size") - room)
+    }
+
+    fn scene(second: u64) -> Scene<'static> {
+        Scene { queue: "q", host: "h", now: UNIX_EPOCH + Duration::from_secs(second) }
+    }
+
+    fn death(reason: &str) -> Value {
+        Value::List(vec![Value::Table(vec![
+            ("reason".into(), Value::Text(reason.into())),
+            ("queue".into(), Value::Text("q".into())),
+            ("time".into(), Value::Time(UNIX_EPOCH + Duration::from_secs(9))),
+        ])])
+    }
+
+    #[test]
+    fn the_first_attempt_is_one_and_each_failure_adds_one() {
+        let mut task = Task::new("x");
+        for attempt in 1..=6 {
+            assert_eq!(attempt_of(&task, 5), attempt);
+            task = to_retry(task, attempt, "no", scene(attempt.into()));
+        }
+        let record = record_of(&to_letter(task, 7, "never", scene(7)));
+        assert_eq!((record.attempts, record.reason.as_str()), (7, "never"));
+        assert_eq!(record.first_failure, Some(scene(1).now));
+        assert_eq!(record.last_failure, Some(scene(7).now));
+        assert_eq!((record.queue.as_str(), record.host.as_str()), ("q", "h"));
+    }
+
+    #[test]
+    fn a_retry_carries_less_than_a_letter() {
+        let letter = to_letter(Task::new("x"), 1, "no", scene(1));
+        let retry = to_retry(letter.clone(), 2, "not yet", scene(2));
+        let names = |task: &Task| OURS.into_iter().filter(|it| task.value(it).is_some()).count();
+        assert_eq!((names(&letter), names(&retry)), (7, 3));
+        assert_eq!(record_of(&retry).reason, "not yet");
+    }
+
+    #[test]
+    fn a_counter_that_cannot_be_read_is_the_last_attempt() {
+        let with = |value| Task::new("x").with_value(ATTEMPTS, Some(value));
+        for damaged in [
+            Value::Text("many".into()),
+            Value::Text(String::new()),
+            Value::Number(-1),
+            Value::Number(i64::MAX),
+            Value::List(vec![]),
+            Value::Time(UNIX_EPOCH),
+        ] {
+            assert_eq!(attempt_of(&with(damaged.clone()), 5), 5, "{damaged:?}");
+        }
+        assert_eq!(attempt_of(&with(Value::Text("2".into())), 5), 3);
+        assert_eq!(attempt_of(&with(Value::Number(u32::MAX.into())), 5), u32::MAX);
+    }
+
+    #[test]
+    fn a_replay_resets_the_count_and_keeps_the_history() {
+        let mut task = Task::new("x").with_id("1").with_header("h", "v").stamped(scene(0).now);
+        let sent = task.clone();
+        for round in 1..=12 {
+            task = revived(to_letter(task, 5, &format!("round {round}"), scene(round)));
+            assert_eq!(attempt_of(&task, 5), 1);
+        }
+        let reasons: Vec<String> = history_of(&task).into_iter().map(|it| it.reason).collect();
+        let last_ten: Vec<String> = (3..=12).map(|round| format!("round {round}")).collect();
+        assert_eq!(reasons, last_ten);
+        assert_eq!(history_of(&task)[0].first_failure, Some(scene(3).now));
+        assert_eq!(task.with_value(HISTORY, None).properties(), sent.properties());
+    }
+
+    #[test]
+    fn the_brokers_own_death_says_so_and_does_not_come_back_with_the_task() {
+        let task = to_retry(Task::new("x"), 2, "no", scene(1));
+        let letter = task.with_value(DEATHS, Some(death("delivery_limit")));
+        let record = record_of(&letter);
+        assert!(record.reason.starts_with("delivery limit"), "{}", record.reason);
+        assert_eq!(record.last_failure, Some(scene(9).now));
+        assert_eq!(record.attempts, 2);
+        let again = revived(letter);
+        assert_eq!(again.value(DEATHS), None);
+        assert!(history_of(&again)[0].reason.starts_with("delivery limit"));
+        assert_eq!(to_letter(again, 1, "no", scene(2)).value(DEATHS), None);
+    }
+
+    #[test]
+    fn a_reason_keeps_its_beginning_and_its_end() {
+        assert_eq!(cut("short", LONGEST_REASON), "short");
+        for text in ["x".repeat(5000), "é".repeat(5000), "€".repeat(5000)] {
+            let short = cut(&format!("first{text}last"), LONGEST_REASON);
+            assert!(short.len() <= LONGEST_REASON, "{}", short.len());
+            assert!(short.starts_with("first") && short.ends_with("last"), "{short}");
+        }
+    }
+
+    fn recorded(task: Task) -> Task {
+        match fitted(task, USUAL_FRAME) {
+            Fitted::Recorded(task) => task,
+            Fitted::Bare(_) => panic!("there is room"),
+        }
+    }
+
+    #[test]
+    fn a_record_makes_room_for_the_task_s_own_headers() {
+        let failed = |room, reason: &str| to_letter(crowded(room), 3, reason, scene(1));
+        let long = "é".repeat(3000);
+
+        let whole = recorded(failed(10_000, &long));
+        let short = recorded(failed(1000, &long));
+        let Fitted::Bare(none) = fitted(failed(100, "no"), USUAL_FRAME) else { panic!("no room") };
+
+        assert!(record_of(&whole).reason.len() > LONGEST_REASON - 10);
+        let record = record_of(&short);
+        assert!(record.reason.len() <= SHORT_REASON && record.reason.ends_with('é'));
+        assert_eq!((record.attempts, record.host.as_str()), (3, "h"));
+        assert_eq!(none.properties(), crowded(100).for_another_journey().properties());
+    }
+
+    #[test]
+    fn a_history_makes_room_from_its_oldest_death_on() {
+        let mut task = crowded(10_000);
+        for round in 1..=12 {
+            let reason = format!("{round} {}", "x".repeat(4000));
+            task = revived(to_letter(task, 5, &reason, scene(round)));
+            assert!(task.fits_a_frame(USUAL_FRAME));
+        }
+        let youngest = |task: &Task| -> Vec<u64> {
+            let seconds = |it: Record| it.last_failure.expect("a time").duration_since(UNIX_EPOCH);
+            history_of(task).into_iter().map(|it| seconds(it).expect("after").as_secs()).collect()
+        };
+        assert_eq!(youngest(&task), [11, 12]);
+        let again = recorded(to_letter(task, 1, &"y".repeat(4000), scene(13)));
+        assert_eq!(youngest(&again), [12]);
+        assert!(record_of(&again).reason.len() == 4000);
+    }
+}

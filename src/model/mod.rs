@@ -1,0 +1,11 @@
+//! The nouns: what a broker, a queue, a task and a failure are. No I/O.
+
+pub(crate) mod address_order;
+pub(crate) mod broker;
+pub(crate) mod delays;
+pub(crate) mod error;
+pub(crate) mod failure_record;
+pub(crate) mod handler;
+pub(crate) mod queue;
+pub(crate) mod retry;
+pub(crate) mod task;

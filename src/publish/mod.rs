@@ -1,0 +1,250 @@
+//! Owns [`Producer`]: puts tasks on a queue, each confirmed.
+
+pub(crate) mod confirms;
+pub(crate) mod publisher;
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use crate::model::broker::Broker;
+use crate::model::delays::round_up;
+use crate::model::error::Error;
+use crate::model::queue::{Queue, Target};
+use crate::model::task::Task;
+use crate::publish::publisher::{Limits, Publisher, Settled, Until};
+use crate::util::shutdown::Shutdown;
+
+/// Puts tasks on one queue, each mandatory and confirmed by the broker.
+///
+/// [`publish`](Producer::publish) is for one task. For many, [`send`](Producer::send) keeps a
+/// window of them in flight, and every task handed in comes back in exactly one [`Receipt`],
+/// from `send` or from [`flush`](Producer::flush).
+///
+/// When the connection dies, a new one is made, and what was not confirmed is published again
+/// under the same message id: a task may then be on the queue twice, and is never silently lost.
+/// A task that the broker refuses (nack) is published again, too, until its timeout; tasks that
+/// were handed in later may overtake it.
+///
+/// ```no_run
+/// # fn main() -> Result<(), rabbit_work::Error> {
+/// use rabbit_work::{Broker, Outcome, Producer, Queue, Task};
+///
+/// let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
+/// let mut producer = Producer::new(&broker, &Queue::new("task_queue"));
+/// producer.connect()?; // or each task would wait for the broker in its turn
+/// let mut receipts = Vec::new();
+/// for n in 0..1000 {
+///     receipts.extend(producer.send(Task::new(format!("task {n}"))));
+/// }
+/// receipts.extend(producer.flush());
+/// assert!(receipts.iter().all(|receipt| receipt.outcome == Outcome::Confirmed));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Producer {
+    publisher: Publisher<()>,
+    queue: Queue,
+    receipts: Vec<Receipt>,
+}
+
+/// What became of one task.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use]
+pub struct Receipt {
+    /// The task, with the id it was published under.
+    pub task: Task,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What the broker did with a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It is on the queue, and the broker answers for it
+    /// (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>).
+    Confirmed,
+    /// The broker refused it, again and again, until its time was up: a queue with a length limit
+    /// that stays full, a queue whose node is down, or an internal error. The broker does not say
+    /// which.
+    #[non_exhaustive]
+    Nacked {
+        /// How often, and for which queue.
+        reason: String,
+    },
+    /// It could not be routed: there is no such queue.
+    #[non_exhaustive]
+    Returned {
+        /// The broker's code and text.
+        reason: String,
+    },
+    /// It is not on the queue and never will be: AMQP cannot carry it, or it is larger than the
+    /// broker takes.
+    #[non_exhaustive]
+    Refused {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing is known: it may be on the queue or not.
+    #[non_exhaustive]
+    Unconfirmed {
+        /// Why the wait for a confirm ended.
+        reason: String,
+    },
+}
+
+impl Producer {
+    /// A producer for this queue. Connects when it is first used.
+    #[must_use]
+    pub fn new(broker: &Broker, queue: &Queue) -> Producer {
+        let limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
+        let publisher = Publisher::new(broker, queue, limits);
+        Producer { publisher, queue: queue.clone(), receipts: Vec::new() }
+    }
+
+    /// Sets how many tasks may be in flight; they may also have 8 MiB together.
+    /// Default: 1000 tasks.
+    #[must_use]
+    pub fn window(mut self, tasks: usize) -> Producer {
+        self.publisher.limits.window = tasks.max(1);
+        self
+    }
+
+    /// Sets how long each task is tried, from when it was handed in. Default: 30 s.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Producer {
+        self.publisher.limits.timeout = limit;
+        self
+    }
+
+    /// Heeds this shutdown: a stop ends [`connect`](Producer::connect); an
+    /// [abort](crate::Trigger::abort) ends every wait, and what is in flight then is
+    /// [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
+    #[must_use]
+    pub fn heed(mut self, shutdown: &Shutdown) -> Producer {
+        self.publisher.stopping = shutdown.stopping().clone();
+        self.publisher.aborting = shutdown.aborting().clone();
+        self
+    }
+
+    /// Connects and declares the queue, where that has not been done yet.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when no broker was reached within the timeout; at once, whatever
+    /// a person has to act on: [`Error::LoginRefused`], [`Error::VhostRefused`],
+    /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`],
+    /// [`Error::InvalidSetting`].
+    ///
+    /// # Blocking
+    /// At most for the timeout.
+    pub fn connect(&mut self) -> Result<(), Error> {
+        self.publisher.connect()
+    }
+
+    /// Publishes one task and waits until the broker has confirmed it. Returns its id.
+    ///
+    /// # Errors
+    /// As [`connect`](Producer::connect); [`Error::NotConfirmed`] when the broker refused or
+    /// returned the task or did not answer in time; [`Error::InvalidSetting`] for a task that
+    /// AMQP cannot carry.
+    ///
+    /// # Blocking
+    /// At most for the timeout to connect and the timeout again to publish. To be called when
+    /// nothing else is in flight; receipts of earlier [`send`](Producer::send)s are kept for
+    /// the next [`flush`](Producer::flush).
+    pub fn publish(&mut self, task: Task) -> Result<String, Error> {
+        self.validate(&task)?;
+        self.connect()?;
+        let task = task.stamped(SystemTime::now());
+        let id = task.id().unwrap_or_default().to_string();
+        self.accept(task);
+        self.publisher.pump(Until::Settled);
+        self.collect();
+        let mine = self.receipts.iter().rposition(|it| it.task.id() == Some(id.as_str()));
+        match mine.map(|place| self.receipts.remove(place).outcome) {
+            Some(Outcome::Confirmed) => Ok(id),
+            Some(outcome) => Err(Error::NotConfirmed { outcome }),
+            None => {
+                let reason = "its receipt is missing".to_string();
+                Err(Error::NotConfirmed { outcome: Outcome::Unconfirmed { reason } })
+            }
+        }
+    }
+
+    /// Publishes a task without waiting for its confirm, and returns the receipts that have
+    /// come in, of this task or others.
+    ///
+    /// # Blocking
+    /// While the window is full, the broker blocks publishers or refuses a task, or the connection
+    /// is being made again; at most until the oldest task in flight is out of time.
+    #[must_use = "a receipt may say that a task was not confirmed"]
+    pub fn send(&mut self, task: Task) -> Vec<Receipt> {
+        match self.validate(&task) {
+            Ok(()) => {
+                self.accept(task.stamped(SystemTime::now()));
+                self.publisher.pump(Until::Published);
+            }
+            Err(error) => self.publisher.refuse(task, error.to_string(), ()),
+        }
+        self.take_receipts()
+    }
+
+    /// Waits until every task that was handed in has its receipt, and returns those that had
+    /// not been returned yet.
+    ///
+    /// # Blocking
+    /// At most for the timeout.
+    #[must_use = "a receipt may say that a task was not confirmed"]
+    pub fn flush(&mut self) -> Vec<Receipt> {
+        self.publisher.pump(Until::Settled);
+        self.take_receipts()
+    }
+
+    fn validate(&self, task: &Task) -> Result<(), Error> {
+        task.validate()?;
+        match task.held_back() {
+            Some(_) => self.queue.validate_for_delays(),
+            None => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, task: Task) {
+        let target = match task.held_back() {
+            Some(delay) => Target::Delay(round_up(delay)),
+            None => Target::Work,
+        };
+        self.publisher.accept(task, target, ());
+    }
+
+    fn collect(&mut self) {
+        let settled = self.publisher.take_settled().into_iter();
+        self.receipts
+            .extend(settled.map(|Settled { task, outcome, .. }| Receipt { task, outcome }));
+    }
+
+    fn take_receipts(&mut self) -> Vec<Receipt> {
+        self.collect();
+        std::mem::take(&mut self.receipts)
+    }
+}
+
+impl Drop for Producer {
+    /// Closes the connection; waits for the broker, at most the close limit.
+    fn drop(&mut self) {
+        self.publisher.close();
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Confirmed => write!(f, "confirmed"),
+            Outcome::Nacked { reason } => write!(f, "nacked: {reason}"),
+            Outcome::Returned { reason } => write!(f, "returned: {reason}; is the queue there?"),
+            Outcome::Refused { reason } => write!(f, "refused: {reason}"),
+            Outcome::Unconfirmed { reason } => write!(f, "unconfirmed: {reason}"),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What any synchronous program needs: signals that only close, deadlines, panics.
+
+pub(crate) mod backoff;
+pub(crate) mod deadline;
+pub(crate) mod panic;
+pub(crate) mod patience;
+pub(crate) mod shutdown;
