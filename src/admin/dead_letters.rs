@@ -13,9 +13,9 @@ use crate::amqp::connection::Connection;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::failure_record::{Record, history_of, record_of, revived};
+use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
-use crate::publish::Outcome;
 use crate::publish::publisher::{Limits, Publisher, Settled, Until};
 
 /// The dead letters of one queue: tasks that failed for good, in `NAME.dead`.

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use crate::amqp::close_reason::{self, Cause};
+use crate::model::outcome::Outcome;
 
 /// Why a call of this crate failed. A handler's failure is a [`Failure`](crate::Failure), not
 /// an `Error`; a task that was not confirmed is an [`Outcome`](crate::Outcome).
@@ -99,7 +100,7 @@ pub enum Error {
     #[non_exhaustive]
     NotConfirmed {
         /// What became of it.
-        outcome: crate::Outcome,
+        outcome: Outcome,
     },
     /// The broker takes no publishes at present. It will pass when the broker has memory or disk
     /// again.

@@ -6,6 +6,7 @@ pub(crate) mod delays;
 pub(crate) mod error;
 pub(crate) mod failure_record;
 pub(crate) mod handler;
+pub(crate) mod outcome;
 pub(crate) mod queue;
 pub(crate) mod retry;
 pub(crate) mod task;
