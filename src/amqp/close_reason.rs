@@ -6,9 +6,11 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use crate::amqp::guard::Excessive;
+use crate::amqp::reply_text::explain_mismatch;
 #[cfg(feature = "tls")]
 use crate::amqp::transport::TlsRefusal;
 use crate::model::address_order::Failure;
+use crate::model::error::Error;
 
 /// Why something of the session ended. Reply codes are those of AMQP 0-9-1
 /// (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>).
@@ -218,6 +220,38 @@ impl From<amiquip::Error> for Cause {
     }
 }
 
+/// What a close means for somebody who can act on it.
+impl Error {
+    /// Whether the session died of bytes that the client library could not parse.
+    pub(crate) fn is_malformed(&self) -> bool {
+        let Error::SessionLost { source, .. } = self else { return false };
+        matches!(source.downcast_ref(), Some(Cause::Malformed(_)))
+    }
+
+    pub(crate) fn session_lost(address: &str, cause: Cause) -> Error {
+        Error::SessionLost { address: address.into(), source: Box::new(cause) }
+    }
+
+    /// What the end of a channel means for the use of `queue`: a refusal that a person has to
+    /// act on, or a lost session.
+    pub(crate) fn from_queue_use(queue: &str, address: &str, cause: Cause) -> Error {
+        match cause {
+            cause if cause.may_pass() => Error::session_lost(address, cause),
+            Cause::ChannelClosed { code: PRECONDITION_FAILED, text }
+                if text.contains("inequivalent arg") =>
+            {
+                Error::QueueMismatch { queue: queue.into(), text: explain_mismatch(&text) }
+            }
+            Cause::ConnectionClosed { text, .. }
+            | Cause::ChannelClosed {
+                code: NOT_FOUND | ACCESS_REFUSED | RESOURCE_LOCKED | PRECONDITION_FAILED,
+                text,
+            } => Error::QueueRefused { queue: queue.into(), text },
+            cause => Error::session_lost(address, cause),
+        }
+    }
+}
+
 fn in_one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
@@ -323,6 +357,60 @@ mod tests {
         assert_eq!(
             channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").size_limit(),
             None
+        );
+    }
+
+    #[test]
+    fn a_mismatch_names_both_sides() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': \
+                    received 'false' but current is 'true'";
+        let cause = Cause::ChannelClosed { code: 406, text: text.into() };
+        let error = Error::from_queue_use("q", "host:1", cause);
+        assert!(matches!(error, Error::QueueMismatch { .. }));
+        let line = error.to_string();
+        assert!(line.contains("queue 'q'"), "{line}");
+        assert!(line.contains("durable is true there, and false was asked for"), "{line}");
+    }
+
+    #[test]
+    fn the_chain_names_the_root_cause() {
+        let cause = Cause::ConnectionClosed { code: 320, text: "CONNECTION_FORCED".into() };
+        let chain = Error::session_lost("host:1", cause).chain();
+        assert_eq!(
+            chain,
+            "lost the session with host:1: the broker closed the connection: 320 CONNECTION_FORCED"
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_one_whatever_the_name_of_the_queue() {
+        let closed = |code, text: &str| Cause::ChannelClosed { code, text: text.into() };
+        for name in ["food-delivery", "home node ", "unknown delivery tag"] {
+            let missing = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
+            assert!(!Error::from_queue_use(name, "h", closed(404, &missing)).is_transient());
+            let other = format!("PRECONDITION_FAILED - inequivalent arg 'x' for queue '{name}'");
+            assert!(!Error::from_queue_use(name, "h", closed(406, &other)).is_transient());
+        }
+        let down = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
+                    inaccessible";
+        assert!(Error::from_queue_use("q", "h", closed(404, down)).is_transient());
+        let late = "PRECONDITION_FAILED - unknown delivery tag 7";
+        assert!(Error::from_queue_use("q", "h", closed(406, late)).is_transient());
+    }
+
+    #[test]
+    fn only_what_may_pass_by_itself_is_transient() {
+        assert!(Error::session_lost("h", Cause::HeartbeatMissed).is_transient());
+        assert!(
+            !Error::from_queue_use(
+                "q",
+                "h",
+                Cause::ChannelClosed {
+                    code: 404,
+                    text: "NOT_FOUND - no queue 'q' in vhost '/'".into(),
+                }
+            )
+            .is_transient()
         );
     }
 }

@@ -8,4 +8,5 @@ pub(crate) mod connect;
 pub(crate) mod connection;
 pub(crate) mod guard;
 pub(crate) mod heartbeat;
+pub(crate) mod reply_text;
 pub(crate) mod transport;

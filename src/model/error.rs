@@ -3,7 +3,6 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::amqp::close_reason::{self, Cause};
 use crate::model::outcome::Outcome;
 
 /// Why a call of this crate failed. A handler's failure is a [`Failure`](crate::Failure), not
@@ -149,19 +148,9 @@ impl Error {
         line
     }
 
-    /// Whether the session died of bytes that the client library could not parse.
-    pub(crate) fn is_malformed(&self) -> bool {
-        let Error::SessionLost { source, .. } = self else { return false };
-        matches!(source.downcast_ref(), Some(Cause::Malformed(_)))
-    }
-
     /// An [`Error::InvalidSetting`], also for settings of a program built on this crate.
     pub fn setting(setting: &'static str, reason: impl Into<String>) -> Error {
         Error::InvalidSetting { setting, reason: reason.into() }
-    }
-
-    pub(crate) fn session_lost(address: &str, cause: Cause) -> Error {
-        Error::SessionLost { address: address.into(), source: Box::new(cause) }
     }
 
     /// What this means after the broker was asked for a change of `queue`.
@@ -173,29 +162,6 @@ impl Error {
             error => error,
         }
     }
-
-    /// What the end of a channel means for the use of `queue`: a refusal that a person has to
-    /// act on, or a lost session.
-    pub(crate) fn from_queue_use(queue: &str, address: &str, cause: Cause) -> Error {
-        match cause {
-            cause if cause.may_pass() => Error::session_lost(address, cause),
-            Cause::ChannelClosed { code: close_reason::PRECONDITION_FAILED, text }
-                if text.contains("inequivalent arg") =>
-            {
-                Error::QueueMismatch { queue: queue.into(), text: explain_mismatch(&text) }
-            }
-            Cause::ConnectionClosed { text, .. }
-            | Cause::ChannelClosed {
-                code:
-                    close_reason::NOT_FOUND
-                    | close_reason::ACCESS_REFUSED
-                    | close_reason::RESOURCE_LOCKED
-                    | close_reason::PRECONDITION_FAILED,
-                text,
-            } => Error::QueueRefused { queue: queue.into(), text },
-            cause => Error::session_lost(address, cause),
-        }
-    }
 }
 
 /// Why a stream is refused.
@@ -204,40 +170,6 @@ pub(crate) const STREAM: &str =
 
 /// How [`explain_mismatch`] begins where the queue is a stream.
 const STREAM_THERE: &str = "x-queue-type is stream there";
-
-/// RabbitMQ says "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'false' but
-/// current is 'true'", of the arguments after x- "received the value 'quorum' of type 'longstr'
-/// but current is none"; people read it better the other way round.
-fn explain_mismatch(text: &str) -> String {
-    match read_mismatch(text) {
-        Some((argument, asked, has)) => {
-            // A quorum queue is declared with it here, and a classic one is not.
-            let is_of_a_type = argument == "x-dead-letter-exchange";
-            let hint =
-                if is_of_a_type { ", as if one is a quorum queue and the other not" } else { "" };
-            format!("{argument} is {has} there, and {asked} was asked for{hint}")
-        }
-        None => text.to_string(),
-    }
-}
-
-/// The argument that differs, what was asked for, and what is there.
-pub(crate) fn read_mismatch(text: &str) -> Option<(&str, &str, &str)> {
-    let argument = text.split_once("inequivalent arg '")?.1.split_once('\'')?.0;
-    let (received, current) = text.split_once(": received ")?.1.split_once(" but current is ")?;
-    Some((argument, side(received), side(current)))
-}
-
-fn side(text: &str) -> &str {
-    if text.starts_with("none") {
-        return "not set";
-    }
-    match text.split('\'').nth(1) {
-        Some("") => "''",
-        Some(value) => value,
-        None => text,
-    }
-}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -301,82 +233,5 @@ impl StdError for Error {
             Error::NoThread { source } => Some(source),
             _ => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mismatch_names_both_sides() {
-        let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': \
-                    received 'false' but current is 'true'";
-        let cause = Cause::ChannelClosed { code: 406, text: text.into() };
-        let error = Error::from_queue_use("q", "host:1", cause);
-        assert!(matches!(error, Error::QueueMismatch { .. }));
-        let line = error.to_string();
-        assert!(line.contains("queue 'q'"), "{line}");
-        assert!(line.contains("durable is true there, and false was asked for"), "{line}");
-    }
-
-    #[test]
-    fn a_mismatch_of_an_extension_names_both_sides() {
-        let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost \
-                    '/': received the value 'quorum' of type 'longstr' but current is none";
-        let wanted = "x-queue-type is not set there, and quorum was asked for";
-        assert_eq!(explain_mismatch(text), wanted);
-        let text = "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received \
-                    none but current is the value '' of type 'longstr'";
-        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for, as if one \
-                      is a quorum queue and the other not";
-        assert_eq!(explain_mismatch(text), wanted);
-    }
-
-    #[test]
-    fn a_mismatch_in_other_words_is_passed_on() {
-        assert_eq!(explain_mismatch("something else"), "something else");
-    }
-
-    #[test]
-    fn the_chain_names_the_root_cause() {
-        let cause = Cause::ConnectionClosed { code: 320, text: "CONNECTION_FORCED".into() };
-        let chain = Error::session_lost("host:1", cause).chain();
-        assert_eq!(
-            chain,
-            "lost the session with host:1: the broker closed the connection: 320 CONNECTION_FORCED"
-        );
-    }
-
-    #[test]
-    fn a_refusal_is_one_whatever_the_name_of_the_queue() {
-        let closed = |code, text: &str| Cause::ChannelClosed { code, text: text.into() };
-        for name in ["food-delivery", "home node ", "unknown delivery tag"] {
-            let missing = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
-            assert!(!Error::from_queue_use(name, "h", closed(404, &missing)).is_transient());
-            let other = format!("PRECONDITION_FAILED - inequivalent arg 'x' for queue '{name}'");
-            assert!(!Error::from_queue_use(name, "h", closed(406, &other)).is_transient());
-        }
-        let down = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
-                    inaccessible";
-        assert!(Error::from_queue_use("q", "h", closed(404, down)).is_transient());
-        let late = "PRECONDITION_FAILED - unknown delivery tag 7";
-        assert!(Error::from_queue_use("q", "h", closed(406, late)).is_transient());
-    }
-
-    #[test]
-    fn only_what_may_pass_by_itself_is_transient() {
-        assert!(Error::session_lost("h", Cause::HeartbeatMissed).is_transient());
-        assert!(
-            !Error::from_queue_use(
-                "q",
-                "h",
-                Cause::ChannelClosed {
-                    code: 404,
-                    text: "NOT_FOUND - no queue 'q' in vhost '/'".into(),
-                }
-            )
-            .is_transient()
-        );
     }
 }

@@ -4,7 +4,8 @@
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
-use crate::model::error::{STREAM, read_mismatch};
+use crate::amqp::reply_text::read_mismatch;
+use crate::model::error::STREAM;
 use crate::model::queue::{Argument, Durability, NEVER_TOO_OFTEN, Plan, Queue};
 
 /// What an existing queue is.
