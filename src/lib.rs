@@ -122,7 +122,7 @@ mod worker;
 
 pub use admin::dead_letter_filter::Selection;
 pub use admin::dead_letters::{Letter, Letters, Purge, Replay};
-pub use admin::{Check, Delayed, Inspector, Status};
+pub use admin::{Check, Inspector, Status};
 #[cfg(all(unix, feature = "command"))]
 pub use command::Command;
 #[cfg(all(unix, feature = "command"))]
@@ -138,6 +138,7 @@ pub use model::queue::{Argument, Queue, QueueKind};
 pub use model::retry::RetryPolicy;
 pub use model::task::Task;
 pub use publish::Producer;
+pub use topology::census::Delayed;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};
 pub use worker::Worker;
 pub use worker::event::{Event, EventKind};

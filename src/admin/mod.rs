@@ -19,7 +19,7 @@ use crate::model::error::Error;
 use crate::model::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
-use crate::topology::census::{Census, Channels};
+use crate::topology::census::{Census, Channels, Delayed};
 use crate::topology::durability::{LIMITED_SINCE, dropping_quorum_queue};
 use crate::topology::queue_type::{Comparison, Kind, compare};
 
@@ -43,16 +43,6 @@ pub struct Status {
     pub delayed: Vec<Delayed>,
     /// Dead letters.
     pub dead: u64,
-}
-
-/// One delay queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Delayed {
-    /// How long each task waits in it.
-    pub delay: Duration,
-    /// How many wait.
-    pub tasks: u64,
 }
 
 /// One step of a [check](Inspector::check).

@@ -16,7 +16,6 @@ use crate::amqp::call_timeout::Leash;
 use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
 use crate::model::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
 use crate::model::task::Task;
-use crate::publish::confirms::Reach;
 use crate::util::deadline::LONGEST;
 
 /// One channel, owned by one thread.
@@ -113,6 +112,15 @@ pub(crate) struct Returned {
     pub(crate) id: Option<String>,
     pub(crate) body: Vec<u8>,
     pub(crate) reason: String,
+}
+
+/// Which publishes a confirm speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The one with this tag.
+    One(u64),
+    /// Every outstanding one up to and with this tag.
+    UpTo(u64),
 }
 
 /// What the broker said of one or more publishes.

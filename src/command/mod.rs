@@ -25,8 +25,8 @@ use crate::command::process::{Bell, Ended, KILL_AFTER, Process, Told};
 use crate::model::error::Error;
 use crate::model::failure_record::is_of_the_way;
 use crate::model::handler::{Delivery, Failure, Handler};
-use crate::model::task::printable;
 use crate::util::shutdown::is_closed;
+use crate::util::text::printable;
 
 /// Runs a program for each task, the body on its standard input, and reads its exit status.
 ///

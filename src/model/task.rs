@@ -7,6 +7,7 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
 use crate::model::delays::LONGEST_DELAY;
 use crate::model::error::Error;
+use crate::util::text::printable;
 
 /// A unit of work: a body of any bytes, and the message properties that travel with it.
 ///
@@ -504,20 +505,6 @@ fn value_as_text(value: &AmqpValue) -> Option<String> {
 /// What logs call a task with this id, if any.
 pub(crate) fn name_of(id: Option<&str>) -> String {
     id.map_or_else(|| "without an id".into(), printable)
-}
-
-/// Without anything that a terminal would act on, or that would begin another line.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|letter| if acts_on_a_terminal(letter) { '?' } else { letter }).collect()
-}
-
-/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
-fn acts_on_a_terminal(letter: char) -> bool {
-    letter.is_control()
-        || matches!(
-            letter,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
-        )
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::amqp::channel::Reach;
+
 /// The publishes of one channel that have neither been acked nor nacked, by delivery tag.
 ///
 /// Tags count from 1 in the order of publishing
@@ -15,15 +17,6 @@ pub(crate) struct Confirms<T, K> {
     outstanding: BTreeMap<u64, T>,
     /// Publishes that were given up, and what identifies each when its confirm comes late.
     unawaited: BTreeMap<u64, K>,
-}
-
-/// Which publishes a confirm speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// The one with this tag.
-    One(u64),
-    /// Every outstanding one up to and with this tag.
-    UpTo(u64),
 }
 
 impl<T, K> Confirms<T, K> {

@@ -3,12 +3,21 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::admin::Delayed;
 use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::{ACCESS_REFUSED, Cause};
 use crate::amqp::connection::Connection;
 use crate::model::delays::all_delays;
 use crate::model::queue::{Queue, Target};
+
+/// One delay queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delayed {
+    /// How long each task waits in it.
+    pub delay: Duration,
+    /// How many wait.
+    pub tasks: u64,
+}
 
 /// What opens channels: a connection, or somebody who has one.
 pub(crate) trait Channels {

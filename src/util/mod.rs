@@ -1,7 +1,8 @@
-//! What any synchronous program needs: signals that only close, deadlines, panics.
+//! What any synchronous program needs: signals that only close, deadlines, panics, text for a terminal.
 
 pub(crate) mod backoff;
 pub(crate) mod deadline;
 pub(crate) mod panic;
 pub(crate) mod patience;
 pub(crate) mod shutdown;
+pub(crate) mod text;

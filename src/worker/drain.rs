@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
 use log::{Level, info, log};
 
-use crate::admin::Delayed;
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::Cause;
 use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::{Pulse, are_more_than_heartbeats};
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
+use crate::topology::census::Delayed;
 use crate::topology::census::{Census, Channels, Left};
 use crate::util::patience::telling_after;
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};

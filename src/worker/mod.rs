@@ -32,7 +32,7 @@ use crate::util::shutdown::{Shutdown, is_closed};
 use crate::worker::event::{Event, Observer};
 use crate::worker::health::Health;
 use crate::worker::pool::{Cancellation, Crew, Patience, Tickets, Work};
-use crate::worker::session::{Course, Session, SessionEnd};
+use crate::worker::session::{Course, RunUntil, Session, SessionEnd, Settings};
 use crate::worker::summary::{Ended, Summary, Tally};
 
 /// Works the tasks of one queue with several threads.
@@ -71,26 +71,6 @@ pub struct Worker {
     observer: Observer,
     health: Health,
     last_run: Arc<Mutex<Option<Summary>>>,
-}
-
-/// What a session has to know.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) queue: Queue,
-    pub(crate) prefetch: u16,
-    pub(crate) acks: Acks,
-    pub(crate) grace: Duration,
-    pub(crate) policy: RetryPolicy,
-    pub(crate) until: RunUntil,
-    /// The name of this machine, for dead letters.
-    pub(crate) host: String,
-}
-
-/// When a worker ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RunUntil {
-    Stopped,
-    Drained,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

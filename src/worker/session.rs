@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select_biased, unbounded};
 use log::{debug, info, warn};
 
-use crate::amqp::channel::Channel;
+use crate::amqp::channel::{Acks, Channel};
 use crate::amqp::close_reason::Cause;
 use crate::amqp::connection::{Connection, Notice, read_notice};
 use crate::amqp::heartbeat::Pulse;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::queue::{Declaration, Queue, Target};
+use crate::model::retry::RetryPolicy;
 use crate::topology::durability::open_channel_to;
 use crate::util::deadline::deadline_after;
 use crate::util::panic::caught;
@@ -26,7 +27,26 @@ use crate::worker::consumer::{End, InHand, Post, Redelivered, Report};
 use crate::worker::drain::{Drain, Seen};
 use crate::worker::pool::{Crew, Work};
 use crate::worker::republish::Handover;
-use crate::worker::{RunUntil, Settings};
+
+/// What a session has to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) queue: Queue,
+    pub(crate) prefetch: u16,
+    pub(crate) acks: Acks,
+    pub(crate) grace: Duration,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) until: RunUntil,
+    /// The name of this machine, for dead letters.
+    pub(crate) host: String,
+}
+
+/// When a worker ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunUntil {
+    Stopped,
+    Drained,
+}
 
 /// What a worker's sessions have in common.
 pub(crate) struct Session<'a> {
