@@ -9,6 +9,7 @@ use crate::admin::walk::{MANY, Walk};
 use crate::admin::{Inspector, missing};
 use crate::amqp::channel::{Channel, Settlement, Unsettled};
 use crate::amqp::close_reason::Cause;
+use crate::amqp::connect;
 use crate::amqp::connection::Connection;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
@@ -243,7 +244,7 @@ impl Letters {
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
-        let opened = Connection::open(&self.broker, &crossbeam_channel::never(), None)?;
+        let opened = connect::open(&self.broker, &crossbeam_channel::never())?;
         let Some(connection) = opened else { return Ok(None) };
         let worked = connection.open_channel().and_then(|channel| {
             let done = work(&connection, &channel)?;

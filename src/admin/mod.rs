@@ -13,6 +13,7 @@ use log::debug;
 
 use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
+use crate::amqp::connect;
 use crate::amqp::connection::{Connection, Notice, read_notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
@@ -475,7 +476,7 @@ impl Inspector {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let opened = Connection::open(&self.broker, &never(), None)?;
+                let opened = connect::open(&self.broker, &never())?;
                 let interrupted = || Error::Unreachable { attempts: vec!["interrupted".into()] };
                 opened.ok_or_else(interrupted)?
             }

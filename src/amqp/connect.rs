@@ -54,6 +54,12 @@ struct Round {
 const SHORTEST_SHARE: Duration = Duration::from_secs(1);
 const LONGEST_SHARE: Duration = Duration::from_secs(5);
 
+/// Opens a connection to the first address that takes one. `None` when `interrupt` closed first; the
+/// attempt then ends by its own limits, unseen.
+pub(crate) fn open(broker: &Broker, interrupt: &Signal) -> Result<Option<Connection>, Error> {
+    Attempt::start(broker, LONGEST)?.wait(interrupt, None)
+}
+
 impl Attempt {
     /// Begins. The addresses share `budget`, so that each of them has its turn within it.
     pub(crate) fn start(broker: &Broker, budget: Duration) -> Result<Attempt, Error> {

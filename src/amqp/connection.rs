@@ -3,7 +3,7 @@
 
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use amiquip::{
     AmqpValue, Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream,
@@ -14,7 +14,6 @@ use log::debug;
 use crate::amqp::call_timeout::{Leash, Watchdog};
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::{self, Cause};
-use crate::amqp::connect::Attempt;
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::heartbeat::Pulse;
 use crate::amqp::transport::{Heard, Stream};
@@ -22,7 +21,6 @@ use crate::model::address_order::Failures;
 use crate::model::broker::{Address, Broker, Limits, Login, Transport};
 use crate::model::error::Error;
 use crate::util::deadline::{LONGEST, deadline_after};
-use crate::util::shutdown::Signal;
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
 pub(crate) struct Connection {
@@ -66,16 +64,6 @@ const BEYOND: Duration = Duration::from_secs(5);
 const BURIAL: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Opens a connection to the first address that takes one. `None` when `interrupt` closed
-    /// or `deadline` passed first; what was under way then ends by its own limits, unseen.
-    pub(crate) fn open(
-        broker: &Broker,
-        interrupt: &Signal,
-        deadline: Option<Instant>,
-    ) -> Result<Option<Connection>, Error> {
-        Attempt::start(broker, LONGEST)?.wait(interrupt, deadline)
-    }
-
     /// Shakes hands over a socket that is connected. Waits for the broker, at most the handshake
     /// limit.
     pub(crate) fn over(

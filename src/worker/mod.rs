@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 
 use crate::amqp::channel::Acks;
-use crate::amqp::connection::Connection;
+use crate::amqp::connect;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::handler::Handler;
@@ -324,7 +324,7 @@ impl Worker {
         session: &Session<'_>,
         history: &mut History,
     ) -> Result<Option<Finish>, Error> {
-        let opened = Connection::open(&self.broker, session.shutdown.stopping(), None)?;
+        let opened = connect::open(&self.broker, session.shutdown.stopping())?;
         let Some(connection) = opened else { return Ok(Some(self.stopped_now())) };
         let began = Instant::now();
         let settled_before = session.work.tally.settled();
