@@ -11,7 +11,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/check.sh
 
-Checks what needs no broker: formats, lints, unit and doc tests. Takes less than a minute when
+Checks what needs no broker: formats, lints, the floors of the library, unit and doc tests. Takes less than a minute when
 everything is built. It stops at the first step that fails. scripts/test.sh checks the rest, too.
 
 Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
@@ -29,6 +29,7 @@ at_once() {
 built() {
     step "unit tests" cargo test --locked --lib --bins
     step "doc tests" cargo test --locked --doc
+    step "architecture" cargo test --locked --test it architecture::
     step "clippy" nice cargo clippy --locked --all-targets -- -D warnings
     step "clippy, the library alone" nice cargo clippy --locked --lib --no-default-features -- -D warnings
     step "clippy, the commands without TLS" \

@@ -1,10 +1,7 @@
 //! The delays that a task can have: a fixed ladder, so that every program knows the names of all
 //! delay queues without asking. Pure.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
-
-use crate::model::queue::Target;
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
@@ -72,30 +69,6 @@ pub(crate) fn round_up(delay: Duration) -> Duration {
     all_delays().find(|rung| *rung >= delay).unwrap_or(LONGEST_DELAY)
 }
 
-/// The delays whose queues did not respond on the connections of one publisher.
-#[derive(Debug, Default)]
-pub(crate) struct SilentDelays {
-    silent: BTreeSet<Duration>,
-}
-
-impl SilentDelays {
-    /// How many rungs a task may be moved up. Where so many queues do not respond, it is not the
-    /// queues.
-    const FURTHEST: usize = 3;
-
-    pub(crate) fn add(&mut self, delay: Duration) {
-        self.silent.insert(delay);
-    }
-
-    /// Where to publish instead of `target`: the same, while its queue responds.
-    pub(crate) fn avoid(&self, target: Target) -> Target {
-        let Target::Delay(delay) = target else { return target };
-        let mut longer = all_delays().filter(|rung| *rung >= delay).take(Self::FURTHEST + 1);
-        let free = longer.find(|rung| !self.silent.contains(rung));
-        Target::Delay(free.unwrap_or(delay))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,19 +91,5 @@ mod tests {
         }
         assert_eq!(round_up(Duration::from_nanos(1)), ms(100));
         assert_eq!(round_up(Duration::MAX), LONGEST_DELAY);
-    }
-
-    #[test]
-    fn a_silent_queue_is_avoided_by_the_next_rung_and_never_by_more_than_three() {
-        let mut silent = SilentDelays::default();
-        for rung in [100, 200, 500, 1000] {
-            assert_eq!(silent.avoid(Target::Delay(ms(100))), Target::Delay(ms(rung)));
-            silent.add(ms(rung));
-        }
-        assert_eq!(silent.avoid(Target::Delay(ms(100))), Target::Delay(ms(100)));
-        assert_eq!(silent.avoid(Target::Delay(ms(2000))), Target::Delay(ms(2000)));
-        silent.add(LONGEST_DELAY);
-        assert_eq!(silent.avoid(Target::Delay(LONGEST_DELAY)), Target::Delay(LONGEST_DELAY));
-        assert_eq!(silent.avoid(Target::Dead), Target::Dead);
     }
 }

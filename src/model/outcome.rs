@@ -2,19 +2,6 @@
 
 use std::fmt;
 
-use crate::model::task::Task;
-
-/// What became of one task.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-#[must_use]
-pub struct Receipt {
-    /// The task, with the id it was published under.
-    pub task: Task,
-    /// What became of it.
-    pub outcome: Outcome,
-}
-
 /// What the broker did with a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

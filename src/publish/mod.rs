@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::model::broker::Broker;
 use crate::model::delays::round_up;
 use crate::model::error::Error;
-use crate::model::outcome::{Outcome, Receipt};
+use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
 use crate::publish::publisher::{Limits, Publisher, Settled, Until};
@@ -46,6 +46,17 @@ pub struct Producer {
     publisher: Publisher<()>,
     queue: Queue,
     receipts: Vec<Receipt>,
+}
+
+/// What became of one task.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use]
+pub struct Receipt {
+    /// The task, with the id it was published under.
+    pub task: Task,
+    /// What became of it.
+    pub outcome: Outcome,
 }
 
 impl Producer {

@@ -4,6 +4,7 @@
 pub(crate) mod census;
 pub(crate) mod durability;
 pub(crate) mod queue_type;
+pub(crate) mod silent_delays;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Once;

@@ -1,0 +1,121 @@
+//! The floors of the library: uses between them only run down, and never in a circle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each floor after those that it may use.
+const FLOORS: [(&str, &[&str]); 8] = [
+    ("util", &[]),
+    ("model", &["util"]),
+    ("amqp", &["model", "util"]),
+    ("topology", &["amqp", "model", "util"]),
+    ("publish", &["topology", "amqp", "model", "util"]),
+    ("admin", &["publish", "topology", "amqp", "model", "util"]),
+    ("worker", &["publish", "topology", "amqp", "model", "util"]),
+    ("command", &["model", "util"]),
+];
+
+#[test]
+fn a_floor_uses_only_those_below() {
+    let modules = modules();
+    for (module, uses) in &modules {
+        let floor = floor_of(module);
+        let (_, below) = FLOORS.iter().find(|(name, _)| *name == floor).expect("a known floor");
+        for used in uses.iter().map(|it| floor_of(it)).filter(|it| *it != floor) {
+            assert!(below.contains(&used), "{module} uses `crate::{used}`, which is not below it");
+        }
+    }
+    let floors: BTreeSet<_> = modules.keys().map(|it| floor_of(it)).collect();
+    assert_eq!(floors, FLOORS.iter().map(|(name, _)| *name).collect());
+}
+
+#[test]
+fn no_modules_use_each_other_in_a_circle() {
+    let mut left = modules();
+    // What uses none of those that are left is in no circle.
+    while let Some(module) = left.iter().find(|(_, uses)| uses.is_empty()).map(|it| it.0.clone()) {
+        left.remove(&module);
+        left.values_mut().for_each(|uses| {
+            uses.remove(&module);
+        });
+    }
+    assert!(left.is_empty(), "in circles, or above one: {left:#?}");
+}
+
+#[test]
+fn only_the_floor_amqp_names_the_client_library() {
+    for module in modules().keys().filter(|it| floor_of(it) != "amqp" && *it != "model::task") {
+        let code = code(&path_of(module));
+        for library in ["amiquip::", "mio::", "native_tls::"] {
+            assert!(!code.contains(library), "{module} uses `{library}`");
+        }
+    }
+}
+
+/// Each module by its path, with the modules that it uses.
+fn modules() -> BTreeMap<String, BTreeSet<String>> {
+    let source = source();
+    let files: Vec<_> = files(&source).into_iter().filter(|it| !it.ends_with("lib.rs")).collect();
+    let names: BTreeSet<_> = files.iter().map(|it| name_of(it, &source)).collect();
+    assert!(names.len() > 50, "{names:?}");
+    let uses = |file: &PathBuf| {
+        let module = name_of(file, &source);
+        let used = paths_in(&code(file)).iter().map(|path| module_of(path, &names)).collect();
+        let used: BTreeSet<String> = used;
+        (module.clone(), used.into_iter().filter(|it| *it != module).collect())
+    };
+    files.iter().map(uses).collect()
+}
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("the folder can be read");
+    let entries = entries.map(|it| it.expect("the entry can be read").path());
+    let (folders, mut files): (Vec<_>, Vec<_>) = entries.partition(|it| it.is_dir());
+    files.extend(folders.iter().flat_map(|it| self::files(it)));
+    files
+}
+
+/// `worker::consumer` of `src/worker/consumer.rs`.
+fn name_of(file: &Path, source: &Path) -> String {
+    let file = file.strip_prefix(source).expect("a file of the library").with_extension("");
+    let file = if file.ends_with("mod") { file.with_file_name("") } else { file };
+    let parts: Vec<_> = file.iter().map(|it| it.to_string_lossy()).collect();
+    parts.join("::")
+}
+
+fn path_of(module: &str) -> PathBuf {
+    let path = source().join(module.replace("::", "/"));
+    if path.is_dir() { path.join("mod.rs") } else { path.with_extension("rs") }
+}
+
+fn floor_of(module: &str) -> &str {
+    module.split("::").next().unwrap_or_default()
+}
+
+/// What is neither a comment nor a test.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).expect("the file can be read");
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect()
+}
+
+/// All that stands behind `crate::`.
+fn paths_in(code: &str) -> Vec<&str> {
+    let is_of_a_path = |it: char| it.is_alphanumeric() || it == '_' || it == ':';
+    let ends = |path: &str| path.find(|it| !is_of_a_path(it)).unwrap_or(path.len());
+    code.split("crate::").skip(1).map(|path| &path[..ends(path)]).collect()
+}
+
+/// The module in which a path ends.
+fn module_of(path: &str, modules: &BTreeSet<String>) -> String {
+    let mut path = path.trim_end_matches(':');
+    while !modules.contains(path) {
+        path = path.rsplit_once("::").unwrap_or_else(|| panic!("`crate::{path}` is no module")).0;
+    }
+    path.to_owned()
+}
