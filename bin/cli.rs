@@ -38,7 +38,7 @@ pub(crate) enum Exit {
     Usage,
     /// The grace ended with tasks still running.
     #[allow(dead_code)] // The producer runs none.
-    GraceOver,
+    GraceExceeded,
     /// A signal ended a batch before it was through.
     #[allow(dead_code)] // The worker's.
     Unfinished,
@@ -288,7 +288,7 @@ impl Exit {
             Exit::Success => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
-            Exit::GraceOver => 3,
+            Exit::GraceExceeded => 3,
             Exit::Unfinished => 4,
             Exit::Unreachable => 69,
             Exit::Interrupted => 130,
@@ -461,7 +461,7 @@ pub(crate) struct Patience {
     /// After the first signal, until what runs is cancelled.
     pub(crate) grace: Duration,
     /// From then on, or after the second signal, until that has ended.
-    pub(crate) wind_down: Duration,
+    pub(crate) cancel_timeout: Duration,
     /// What it ends with when that is not enough.
     pub(crate) late: Exit,
 }
@@ -495,13 +495,13 @@ pub(crate) fn stop_on_signals(patience: Patience) -> Result<(Trigger, Shutdown),
         match SIGNALS.fetch_add(1, Ordering::SeqCst) {
             0 => {
                 trigger.stop();
-                let limit = patience.grace.saturating_add(patience.wind_down + CLOSING * 2);
+                let limit = patience.grace.saturating_add(patience.cancel_timeout + CLOSING * 2);
                 end_after(limit, patience.late, trigger.clone());
                 tell_stopping();
             }
             1 => {
                 trigger.abort();
-                end_after(patience.wind_down + CLOSING, Exit::Interrupted, trigger.clone());
+                end_after(patience.cancel_timeout + CLOSING, Exit::Interrupted, trigger.clone());
             }
             _ => {
                 trigger.kill();

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rabbit_work::{Letter, Record, Task};
+use rabbit_work::{DeadLetter, FailureRecord, Task};
 use serde_json::{Value, json};
 
 /// What part of a body a row is made of: enough for its 40 letters.
@@ -16,7 +16,7 @@ pub(crate) fn heading() -> String {
     format!("{:<36}  {:<20}  {:>8}  {:<40}  {}", "ID", "DIED", "ATTEMPTS", "BODY", "REASON")
 }
 
-pub(crate) fn row(letter: &Letter) -> String {
+pub(crate) fn row(letter: &DeadLetter) -> String {
     let record = letter.record();
     format!(
         "{:<36}  {:<20}  {:>8}  {:<40}  {}",
@@ -29,7 +29,7 @@ pub(crate) fn row(letter: &Letter) -> String {
 }
 
 /// A body that is not UTF-8 has no form in JSON but that of its bytes.
-pub(crate) fn as_object(letter: &Letter) -> Value {
+pub(crate) fn as_object(letter: &DeadLetter) -> Value {
     let task = letter.task();
     let mut object = record_as_object(&letter.record());
     object["id"] = json!(task.id());
@@ -44,7 +44,7 @@ pub(crate) fn as_object(letter: &Letter) -> Value {
 }
 
 /// All that is known of a letter, one line each, its body last.
-pub(crate) fn record(letter: &Letter) -> Vec<String> {
+pub(crate) fn record(letter: &DeadLetter) -> Vec<String> {
     let task = letter.task();
     let mut lines = Vec::new();
     let mut tell = |name: &str, value: Option<String>| {
@@ -70,7 +70,7 @@ pub(crate) fn record(letter: &Letter) -> Vec<String> {
     lines
 }
 
-fn tell_record(record: &Record, tell: &mut impl FnMut(&str, Option<String>)) {
+fn tell_record(record: &FailureRecord, tell: &mut impl FnMut(&str, Option<String>)) {
     let written = |text: &String| Some(text.clone()).filter(|it| !it.is_empty());
     tell("queue", written(&record.queue));
     tell("attempts", Some(record.attempts.to_string()));
@@ -81,7 +81,7 @@ fn tell_record(record: &Record, tell: &mut impl FnMut(&str, Option<String>)) {
     tell("version", written(&record.version));
 }
 
-fn record_as_object(record: &Record) -> Value {
+fn record_as_object(record: &FailureRecord) -> Value {
     json!({
         "queue": record.queue,
         "attempts": record.attempts,

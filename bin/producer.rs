@@ -171,7 +171,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let summary = if options.json { Summary::Json } else { Summary::Nothing };
     let mut report = Report::open(&source, options.failed.as_deref(), summary)?;
     let patience =
-        Patience { grace: options.timeout, wind_down: Duration::ZERO, late: Exit::Failed };
+        Patience { grace: options.timeout, cancel_timeout: Duration::ZERO, late: Exit::Failed };
     let (_trigger, shutdown) = cli::stop_on_signals(patience)?;
     let queue = options.queue.queue();
     if options.priority.is_some() && !queue.has_priorities() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use cli::{BrokerArgs, Exit, QueueArgs, in_one_unit, print_line, write_out};
 use log::error;
-use rabbit_work::{Broker, Error, Inspector, Letters, Queue, Replay, Selection};
+use rabbit_work::{Broker, DeadLetterFilter, DeadLetters, Error, Inspector, Queue, ReplaySummary};
 use serde_json::{Value, json};
 
 /// Look at a RabbitMQ queue, check a set-up, show and replay dead letters.
@@ -208,8 +208,8 @@ enum Form {
 }
 
 impl SelectArgs {
-    fn selection(&self) -> Result<Selection, Error> {
-        let mut selection = self.id.iter().fold(Selection::all(), Selection::id);
+    fn selection(&self) -> Result<DeadLetterFilter, Error> {
+        let mut selection = self.id.iter().fold(DeadLetterFilter::all(), DeadLetterFilter::id);
         if let Some(file) = &self.ids_from {
             selection = selection.ids(read_ids(file)?);
         }
@@ -250,7 +250,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<Exit, Error> {
     let broker = options.broker.broker()?;
     let queue = options.queue.queue();
-    let letters = Letters::new(&broker, &queue);
+    let letters = DeadLetters::new(&broker, &queue);
     match &options.command {
         Command::Status { json } => status(&broker, &queue, *json),
         Command::Check => Ok(check(&broker, &queue)),
@@ -342,7 +342,7 @@ fn exit_for(error: &Error) -> Exit {
 /// Lists the letters. Of a letter nothing is kept but its row, and the rows are printed when all
 /// letters are back: whoever reads them may take a long time. JSON has whole bodies, and is printed
 /// letter by letter.
-fn list(letters: &Letters, selection: &Selection, as_json: bool) -> Result<Exit, Error> {
+fn list(letters: &DeadLetters, selection: &DeadLetterFilter, as_json: bool) -> Result<Exit, Error> {
     if as_json {
         return list_as_json(letters, selection);
     }
@@ -351,7 +351,10 @@ fn list(letters: &Letters, selection: &Selection, as_json: bool) -> Result<Exit,
     Ok(printed.then(|| told_missing(&missing)))
 }
 
-fn rows(letters: &Letters, selection: &Selection) -> Result<(Vec<String>, Vec<String>), Error> {
+fn rows(
+    letters: &DeadLetters,
+    selection: &DeadLetterFilter,
+) -> Result<(Vec<String>, Vec<String>), Error> {
     let mut rows = Vec::new();
     let missing = letters.for_each(selection, |letter| {
         rows.push(letter::row(&letter));
@@ -360,7 +363,7 @@ fn rows(letters: &Letters, selection: &Selection) -> Result<(Vec<String>, Vec<St
     Ok((rows, missing))
 }
 
-fn list_as_json(letters: &Letters, selection: &Selection) -> Result<Exit, Error> {
+fn list_as_json(letters: &DeadLetters, selection: &DeadLetterFilter) -> Result<Exit, Error> {
     let (mut before, mut printed) = ("[", Ok(()));
     let missing = letters.for_each(selection, |letter| {
         printed = write_out(format!("{before}{}", letter::as_object(&letter)).as_bytes());
@@ -372,9 +375,9 @@ fn list_as_json(letters: &Letters, selection: &Selection) -> Result<Exit, Error>
     Ok(told_printed(printed).then(|| told_missing(&missing)))
 }
 
-fn show(letters: &Letters, id: &str, form: Form) -> Result<Exit, Error> {
+fn show(letters: &DeadLetters, id: &str, form: Form) -> Result<Exit, Error> {
     let mut printed = Exit::Success;
-    let missing = letters.for_each(&Selection::all().id(id).limit(1), |letter| {
+    let missing = letters.for_each(&DeadLetterFilter::all().id(id).limit(1), |letter| {
         printed = match form {
             Form::Raw => told_printed(write_out(letter.task().body())),
             Form::Record => print(letter::record(&letter)),
@@ -384,14 +387,17 @@ fn show(letters: &Letters, id: &str, form: Form) -> Result<Exit, Error> {
     Ok(printed.then(|| told_missing(&missing)))
 }
 
-fn told_would_be_replayed(letters: &Letters, selection: &Selection) -> Result<Exit, Error> {
+fn told_would_be_replayed(
+    letters: &DeadLetters,
+    selection: &DeadLetterFilter,
+) -> Result<Exit, Error> {
     let (rows, missing) = rows(letters, selection)?;
     let count = format!("{} would be replayed", rows.len());
     let printed = print([letter::heading()].into_iter().chain(rows).chain([count]));
     Ok(printed.then(|| told_missing(&missing)))
 }
 
-fn told_replayed(replay: &Replay) -> Exit {
+fn told_replayed(replay: &ReplaySummary) -> Exit {
     let printed = print([format!("{} replayed", replay.replayed)]);
     if let Some(reason) = &replay.stopped {
         error!("a task was not confirmed, and its letter stays; so do those after it: {reason}");

@@ -23,7 +23,7 @@ use crossbeam_channel::{Receiver, bounded};
 use events::EventLog;
 use log::{Level, error, info, log_enabled, warn};
 use rabbit_work::{
-    Command, Delivery, Ended, Error, Failure, Handler, RetryPolicy, Summary, Trigger, Worker,
+    Command, Delivery, Error, Failure, Handler, RetryPolicy, StopReason, Summary, Trigger, Worker,
     shutdown,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -231,11 +231,11 @@ fn run(options: &Options, output: &Output) -> Result<Exit, Error> {
     if health_file.is_some() && health_file == options.events.as_deref().and_then(location) {
         return Err(Error::setting("--health-file", "it is the file of --events, too"));
     }
-    let wind_down = command.as_ref().map_or(Duration::ZERO, Command::wind_down);
+    let cancel_timeout = command.as_ref().map_or(Duration::ZERO, Command::cancel_timeout);
     let health =
         options.health_file.as_deref().map(|path| HealthFile::keep(path, options, &worker));
     let health = health.transpose()?;
-    let patience = Patience { grace: options.grace, wind_down, late: Exit::GraceOver };
+    let patience = Patience { grace: options.grace, cancel_timeout, late: Exit::GraceExceeded };
     let (trigger, shutdown) = cli::stop_on_signals(patience)?;
     output.stop_when_unwritable(trigger);
     let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
@@ -255,7 +255,7 @@ fn run(options: &Options, output: &Output) -> Result<Exit, Error> {
     if let Some(events) = events {
         events.close();
     }
-    let summary = worker.last_run();
+    let summary = worker.last_summary();
     if let Some(summary) = summary.filter(|summary| is_telling(summary, &ended)) {
         info!("{}", in_words(&summary));
     }
@@ -424,18 +424,18 @@ impl Handler for Job {
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
         let failed = match self.command.handle(delivery) {
             Err(failure) if has_no_reader(&io::stdout()) => failure,
-            Err(Failure::Stop { reason, .. }) => {
+            Err(Failure::StopWorker { reason, .. }) => {
                 let _ = self.unfit.set(reason.clone());
-                return Err(Failure::stop(reason));
+                return Err(Failure::stop_worker(reason));
             }
             answer => return answer,
         };
         let _ = self.output.written(Err(io::ErrorKind::BrokenPipe.into()));
-        Err(Failure::postpone(format!("nobody reads standard output any more: {failed}")))
+        Err(Failure::requeue(format!("nobody reads standard output any more: {failed}")))
     }
 
-    fn wind_down(&self) -> Duration {
-        self.command.wind_down()
+    fn cancel_timeout(&self) -> Duration {
+        self.command.cancel_timeout()
     }
 }
 
@@ -464,7 +464,7 @@ impl Dots {
     fn print(&self, line: String) -> Result<(), Failure> {
         let written = self.output.written(print_line(line));
         written.map_err(|error| {
-            Failure::postpone(format!("standard output cannot be written: {error}"))
+            Failure::requeue(format!("standard output cannot be written: {error}"))
         })
     }
 }
@@ -504,7 +504,7 @@ impl HealthFile {
         let keep_fresh = move || {
             let _last = last;
             while !ended.wait(TOUCH) {
-                if !health.is_sound(limit) {
+                if !health.is_healthy(limit) {
                     continue;
                 }
                 if let Err(error) = touch(&path) {
@@ -555,9 +555,10 @@ fn in_words(summary: &Summary) -> String {
         0 => String::new(),
         _ => format!(" {count} {what},"),
     };
-    let (doubtful, lost) = (if_any(summary.doubtful, "maybe dead"), if_any(summary.lost, "lost"));
+    let (dead_unconfirmed, lost) =
+        (if_any(summary.dead_unconfirmed, "maybe dead"), if_any(summary.lost, "lost"));
     format!(
-        "{done} tasks done, {retried} retried, {dead} dead,{doubtful}{lost} {returned} given back, \
+        "{done} tasks done, {retried} retried, {dead} dead,{dead_unconfirmed}{lost} {returned} given back, \
          {orphaned} may run twice, {running} still running, in {:.1} s",
         elapsed.as_secs_f64()
     )
@@ -572,10 +573,12 @@ fn as_json(summary: Option<&Summary>) -> serde_json::Value {
         "dead": count(|it| it.dead),
         "returned": count(|it| it.returned + it.failed),
         "seconds": summary.map_or(0.0, |it| it.elapsed.as_secs_f64()),
-        "ended": ended_by(summary.map_or(Ended::Failed, |it| it.ended)),
+        "ended": ended_by(summary.map_or(StopReason::Failed, |it| it.ended)),
     });
     // What hardly any run has, and a status of 1 may come from.
-    for (name, count) in [("doubtful", count(|it| it.doubtful)), ("lost", count(|it| it.lost))] {
+    for (name, count) in
+        [("doubtful", count(|it| it.dead_unconfirmed)), ("lost", count(|it| it.lost))]
+    {
         if count > 0 {
             object[name] = json!(count);
         }
@@ -583,31 +586,33 @@ fn as_json(summary: Option<&Summary>) -> serde_json::Value {
     object
 }
 
-fn ended_by(ended: Ended) -> &'static str {
+fn ended_by(ended: StopReason) -> &'static str {
     match ended {
-        Ended::Drained => "drained",
-        Ended::MaxTasks => "max-tasks",
-        Ended::Stopped | Ended::GraceOver | Ended::Aborted => "signal",
+        StopReason::Drained => "drained",
+        StopReason::MaxTasks => "max-tasks",
+        StopReason::Stopped | StopReason::GraceExceeded | StopReason::Aborted => "signal",
         _ => "error",
     }
 }
 
 fn exit_for(summary: &Summary, options: &Options, unwritable: Option<&io::Error>) -> Exit {
-    let Summary { done, retried, dead, doubtful, failed, lost, .. } = summary;
+    let Summary { done, retried, dead, dead_unconfirmed, failed, lost, .. } = summary;
     let ran = done + retried + dead + failed + lost;
     let is_batch = options.drain || options.max_tasks.is_some();
     if let Some(error) = unwritable {
         error!("standard output cannot be written: {error}");
     }
     match summary.ended {
-        Ended::Aborted if cli::is_interrupted() => Exit::Interrupted,
-        Ended::Aborted | Ended::GraceOver => Exit::GraceOver,
-        Ended::Unfit => Exit::Usage,
+        StopReason::Aborted if cli::is_interrupted() => Exit::Interrupted,
+        StopReason::Aborted | StopReason::GraceExceeded => Exit::GraceExceeded,
+        StopReason::HandlerStopped => Exit::Usage,
         _ if unwritable.is_some() => Exit::Failed,
-        Ended::Stopped if is_batch => Exit::Unfinished,
-        Ended::Drained | Ended::MaxTasks if dead + doubtful + lost > 0 => Exit::Failed,
+        StopReason::Stopped if is_batch => Exit::Unfinished,
+        StopReason::Drained | StopReason::MaxTasks if dead + dead_unconfirmed + lost > 0 => {
+            Exit::Failed
+        }
         // What could not be started, or may run twice, is not known to have run.
-        Ended::MaxTasks if options.max_tasks.is_some_and(|asked| ran < asked) => Exit::Failed,
+        StopReason::MaxTasks if options.max_tasks.is_some_and(|asked| ran < asked) => Exit::Failed,
         _ => Exit::Success,
     }
 }

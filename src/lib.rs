@@ -2,7 +2,7 @@
 //!
 //! A [`Producer`] puts tasks on a queue, and each one is confirmed by the broker. A [`Worker`]
 //! shares the tasks among its threads and with every other worker of the queue, and acks each
-//! one after the work. [`Letters`] are the tasks that failed for good. The commands `producer`,
+//! one after the work. [`DeadLetters`] are the tasks that failed for good. The commands `producer`,
 //! `worker` and `queuectl` are thin shells over these.
 //!
 //! Every call blocks, on purpose: a worker's time goes into its tasks, and a thread for each task
@@ -56,7 +56,7 @@
 //!   twice when its confirm does not reach the producer, which then publishes it again under the
 //!   same message id. Make the work such that doing it twice does no harm.
 //! * **Failed:** a task waits in a delay queue and runs again, as often and as late as the
-//!   [`RetryPolicy`] says; then it is a dead letter that says why, which [`Letters`] reads and
+//!   [`RetryPolicy`] says; then it is a dead letter that says why, which [`DeadLetters`] reads and
 //!   replays. Each step is published, confirmed, and only then acked.
 //! * **Given up only by name:** [`Worker::auto_ack`] loses what a worker had in hand when it
 //!   ends; [`Task::transient`] and [`Queue::transient`] lose tasks when the broker restarts.
@@ -120,8 +120,8 @@ mod topology;
 mod util;
 mod worker;
 
-pub use admin::dead_letter_filter::Selection;
-pub use admin::dead_letters::{Letter, Letters, Purge, Replay};
+pub use admin::dead_letter_filter::DeadLetterFilter;
+pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
 pub use admin::{Check, Inspector, Status};
 #[cfg(all(unix, feature = "command"))]
 pub use command::Command;
@@ -131,7 +131,7 @@ pub use model::broker::Broker;
 #[cfg(feature = "tls")]
 pub use model::broker::Tls;
 pub use model::error::Error;
-pub use model::failure_record::Record;
+pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
 pub use model::outcome::Outcome;
 pub use model::queue::{Argument, Queue, QueueKind};
@@ -143,7 +143,7 @@ pub use util::shutdown::{Shutdown, Trigger, shutdown};
 pub use worker::Worker;
 pub use worker::event::{Event, EventKind};
 pub use worker::health::Health;
-pub use worker::summary::{Ended, Summary};
+pub use worker::summary::{StopReason, Summary};
 
 /// The README's Rust, compiled with the doc tests.
 #[cfg(doctest)]

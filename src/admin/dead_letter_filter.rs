@@ -1,57 +1,57 @@
-//! Owns [`Selection`]: which dead letters are meant. Pure.
+//! Owns [`DeadLetterFilter`]: which dead letters are meant. Pure.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use crate::model::failure_record::{Record, record_of};
+use crate::model::failure_record::{FailureRecord, record_of};
 use crate::model::task::Task;
 
 /// Which letters to read, replay or throw away: those that everything said here is true of.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub struct DeadLetterFilter {
     limit: Option<u64>,
     ids: Option<BTreeSet<String>>,
     reason: Option<String>,
     died_before: Option<SystemTime>,
 }
 
-impl Selection {
+impl DeadLetterFilter {
     /// All letters there are.
     #[must_use]
-    pub fn all() -> Selection {
-        Selection::default()
+    pub fn all() -> DeadLetterFilter {
+        DeadLetterFilter::default()
     }
 
     /// At most this many, the oldest first.
     #[must_use]
-    pub fn limit(mut self, letters: u64) -> Selection {
+    pub fn limit(mut self, letters: u64) -> DeadLetterFilter {
         self.limit = Some(letters);
         self
     }
 
     /// Only those whose task has this id, or another one that was given in the same way.
     #[must_use]
-    pub fn id(self, id: impl Into<String>) -> Selection {
+    pub fn id(self, id: impl Into<String>) -> DeadLetterFilter {
         self.ids([id.into()])
     }
 
     /// Only those whose task has one of these ids; none if there are no ids.
     #[must_use]
-    pub fn ids(mut self, ids: impl IntoIterator<Item = String>) -> Selection {
+    pub fn ids(mut self, ids: impl IntoIterator<Item = String>) -> DeadLetterFilter {
         self.ids.get_or_insert_default().extend(ids);
         self
     }
 
-    /// Only those whose [reason](Record::reason) contains this text.
+    /// Only those whose [reason](FailureRecord::reason) contains this text.
     #[must_use]
-    pub fn reason(mut self, text: impl Into<String>) -> Selection {
+    pub fn reason(mut self, text: impl Into<String>) -> DeadLetterFilter {
         self.reason = Some(text.into());
         self
     }
 
     /// Only those that died at least so long ago. A letter without a time of death is left out.
     #[must_use]
-    pub fn older(mut self, age: Duration) -> Selection {
+    pub fn older(mut self, age: Duration) -> DeadLetterFilter {
         self.died_before =
             Some(SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
         self
@@ -73,7 +73,7 @@ impl Selection {
         is_named && self.takes_record(&record_of(task))
     }
 
-    fn takes_record(&self, record: &Record) -> bool {
+    fn takes_record(&self, record: &FailureRecord) -> bool {
         let has_reason = self.reason.as_ref().is_none_or(|text| record.reason.contains(text));
         let is_old = self
             .died_before
@@ -98,22 +98,22 @@ impl Selection {
 mod tests {
     use super::*;
 
-    fn died(ago: u64, reason: &str) -> Record {
+    fn died(ago: u64, reason: &str) -> FailureRecord {
         let last_failure = Some(SystemTime::now() - Duration::from_secs(ago));
-        Record { last_failure, reason: reason.into(), ..Record::default() }
+        FailureRecord { last_failure, reason: reason.into(), ..FailureRecord::default() }
     }
 
     #[test]
     fn one_of_several_ids_is_enough() {
-        let selection = Selection::all().id("1").id("2");
+        let selection = DeadLetterFilter::all().id("1").id("2");
         let taken = ["1", "2", "3"].map(|id| selection.takes(&Task::new("").with_id(id)));
         assert_eq!(taken, [true, true, false]);
-        assert!(!Selection::all().id("-").takes(&Task::new("")));
+        assert!(!DeadLetterFilter::all().id("-").takes(&Task::new("")));
     }
 
     #[test]
     fn all_that_is_said_has_to_be_true() {
-        let selection = Selection::all().reason("disk").older(Duration::from_secs(60));
+        let selection = DeadLetterFilter::all().reason("disk").older(Duration::from_secs(60));
         assert!(selection.takes_record(&died(100, "the disk is full")));
         assert!(!selection.takes_record(&died(100, "no")));
         assert!(!selection.takes_record(&died(10, "the disk is full")));
@@ -122,20 +122,22 @@ mod tests {
 
     #[test]
     fn what_has_no_time_of_death_is_not_chosen_by_its_age() {
-        assert!(!Selection::all().older(Duration::ZERO).takes_record(&Record::default()));
-        assert!(!Selection::all().older(Duration::MAX).takes_record(&died(10, "")));
-        assert!(Selection::all().takes_record(&Record::default()));
+        assert!(
+            !DeadLetterFilter::all().older(Duration::ZERO).takes_record(&FailureRecord::default())
+        );
+        assert!(!DeadLetterFilter::all().older(Duration::MAX).takes_record(&died(10, "")));
+        assert!(DeadLetterFilter::all().takes_record(&FailureRecord::default()));
     }
 
     #[test]
     fn only_what_chooses_by_the_letter_looks_at_it() {
-        assert!(!Selection::all().is_choosy() && Selection::all().is_all());
-        let some = Selection::all().limit(3);
+        assert!(!DeadLetterFilter::all().is_choosy() && DeadLetterFilter::all().is_all());
+        let some = DeadLetterFilter::all().limit(3);
         assert!(!some.is_choosy() && !some.is_all());
         assert_eq!((some.left(1), some.left(5)), (2, 0));
-        assert_eq!(Selection::all().ids([]).left(0), 0);
-        assert!(Selection::all().ids([]).is_choosy());
-        assert!(Selection::all().reason("x").is_choosy());
-        assert!(Selection::all().older(Duration::ZERO).is_choosy());
+        assert_eq!(DeadLetterFilter::all().ids([]).left(0), 0);
+        assert!(DeadLetterFilter::all().ids([]).is_choosy());
+        assert!(DeadLetterFilter::all().reason("x").is_choosy());
+        assert!(DeadLetterFilter::all().older(Duration::ZERO).is_choosy());
     }
 }

@@ -1,9 +1,9 @@
-//! Owns [`Letters`]: the dead letters of a queue, to be read, replayed and thrown away.
+//! Owns [`DeadLetters`]: the dead letters of a queue, to be read, replayed and thrown away.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use crate::admin::dead_letter_filter::Selection;
+use crate::admin::dead_letter_filter::DeadLetterFilter;
 use crate::admin::peek_safety::{Return, refuse_harmful_look};
 use crate::admin::walk::{MANY, Walk};
 use crate::admin::{Inspector, missing};
@@ -13,7 +13,7 @@ use crate::amqp::connect;
 use crate::amqp::connection::Connection;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
-use crate::model::failure_record::{Record, history_of, record_of, revived};
+use crate::model::failure_record::{FailureRecord, history_of, record_of, revived};
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
@@ -21,21 +21,21 @@ use crate::publish::publisher::{Limits, Publisher, Settled, Until};
 
 /// The dead letters of one queue: tasks that failed for good, in `NAME.dead`.
 #[derive(Clone, Debug)]
-pub struct Letters {
+pub struct DeadLetters {
     broker: Broker,
     queue: Queue,
 }
 
 /// One dead letter.
 #[derive(Clone, Debug)]
-pub struct Letter {
+pub struct DeadLetter {
     task: Task,
 }
 
 /// How a replay went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Replay {
+pub struct ReplaySummary {
     /// How many tasks are on their queue again.
     pub replayed: u64,
     /// The ids that were asked for and that no selected letter has.
@@ -47,7 +47,7 @@ pub struct Replay {
 /// What a purge threw away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Purge {
+pub struct PurgeSummary {
     /// How many letters are gone.
     pub purged: u64,
     /// The ids that were asked for and that no selected letter has.
@@ -57,7 +57,7 @@ pub struct Purge {
 /// One at a time: whatever ends a replay, one task at most is published and its letter not acked.
 const LIMITS: Limits = Limits { window: 1, timeout: Duration::from_secs(30) };
 
-impl Letter {
+impl DeadLetter {
     /// The task, with all its headers.
     #[must_use]
     pub fn task(&self) -> &Task {
@@ -66,23 +66,23 @@ impl Letter {
 
     /// Why it is here.
     #[must_use]
-    pub fn record(&self) -> Record {
+    pub fn record(&self) -> FailureRecord {
         record_of(&self.task)
     }
 
     /// Its deaths before the last, from each of which it was replayed; oldest first, the last 10
     /// of them.
     #[must_use]
-    pub fn history(&self) -> Vec<Record> {
+    pub fn history(&self) -> Vec<FailureRecord> {
         history_of(&self.task)
     }
 }
 
-impl Letters {
+impl DeadLetters {
     /// The dead letters of this queue.
     #[must_use]
-    pub fn new(broker: &Broker, queue: &Queue) -> Letters {
-        Letters { broker: broker.clone(), queue: queue.clone() }
+    pub fn new(broker: &Broker, queue: &Queue) -> DeadLetters {
+        DeadLetters { broker: broker.clone(), queue: queue.clone() }
     }
 
     /// Reads letters, oldest first, one after the other, until `visit` breaks. They stay where they
@@ -100,14 +100,14 @@ impl Letters {
     /// 128 KiB.
     pub fn for_each(
         &self,
-        selection: &Selection,
-        mut visit: impl FnMut(Letter) -> ControlFlow<()>,
+        selection: &DeadLetterFilter,
+        mut visit: impl FnMut(DeadLetter) -> ControlFlow<()>,
     ) -> Result<Vec<String>, Error> {
         let how = self.refuse_harmful_look()?;
         let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
-            walk.go(|_, task| Ok(visit(Letter { task }))).map(|missing| Some(Ok(missing)))
+            walk.go(|_, task| Ok(visit(DeadLetter { task }))).map(|missing| Some(Ok(missing)))
         })?;
         Ok(walked.unwrap_or_else(|| all_ids(selection)))
     }
@@ -120,20 +120,20 @@ impl Letters {
     ///
     /// # Errors
     /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect);
-    /// [`Error::Poisoned`] as [`for_each`](Letters::for_each). With ids, a reason or an age, which
-    /// take a look at each letter, as [`for_each`](Letters::for_each). [`Error::Unanswered`] when
+    /// [`Error::Poisoned`] as [`for_each`](DeadLetters::for_each). With ids, a reason or an age, which
+    /// take a look at each letter, as [`for_each`](DeadLetters::for_each). [`Error::Unanswered`] when
     /// the session is lost after some tasks were put back.
     ///
     /// # Blocking
     /// For two answers of the broker for each letter; at most 30 s for a confirm.
-    pub fn replay(&self, selection: &Selection) -> Result<Replay, Error> {
+    pub fn replay(&self, selection: &DeadLetterFilter) -> Result<ReplaySummary, Error> {
         // Without a look, each letter that is taken is acked before the next one is taken.
         let (mut at_once, mut how) = (1, Return::Nacking);
         if selection.is_choosy() {
             (at_once, how) = (MANY, self.refuse_harmful_look()?);
         }
         // If the letters are deleted in the middle, those before are replayed all the same.
-        let mut replay = Replay::default();
+        let mut replay = ReplaySummary::default();
         let walked = self.with_channel(how, |connection, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, at_once)? else {
@@ -163,12 +163,12 @@ impl Letters {
     /// one.
     ///
     /// # Errors
-    /// As [`Inspector::status`]. With ids, a reason or an age, as [`for_each`](Letters::for_each).
+    /// As [`Inspector::status`]. With ids, a reason or an age, as [`for_each`](DeadLetters::for_each).
     /// [`Error::Unanswered`] when the broker was asked for it and gave no answer.
     ///
     /// # Blocking
-    /// For an answer of the broker; for selected letters as [`for_each`](Letters::for_each).
-    pub fn purge(&self, selection: &Selection) -> Result<Purge, Error> {
+    /// For an answer of the broker; for selected letters as [`for_each`](DeadLetters::for_each).
+    pub fn purge(&self, selection: &DeadLetterFilter) -> Result<PurgeSummary, Error> {
         if selection.is_all() {
             return self.purge_all();
         }
@@ -176,7 +176,7 @@ impl Letters {
         if selection.is_choosy() {
             how = self.refuse_harmful_look()?;
         }
-        let mut purge = Purge::default();
+        let mut purge = PurgeSummary::default();
         let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
@@ -191,14 +191,14 @@ impl Letters {
         Ok(purge)
     }
 
-    fn purge_all(&self) -> Result<Purge, Error> {
+    fn purge_all(&self) -> Result<PurgeSummary, Error> {
         self.queue.validate_for_delays()?;
         let mut inspector = Inspector::new(&self.broker, &self.queue);
         if let Some(purged) = inspector.purge_target(Target::Dead)? {
-            return Ok(Purge { purged, missing: Vec::new() });
+            return Ok(PurgeSummary { purged, missing: Vec::new() });
         }
         self.refuse_missing_queue()?;
-        Ok(Purge::default())
+        Ok(PurgeSummary::default())
     }
 
     /// The ids that were not found, or what the end of a session means after so many changes.
@@ -207,7 +207,7 @@ impl Letters {
         walked: Result<Option<Vec<String>>, Error>,
         doing: &'static str,
         changes: u64,
-        selection: &Selection,
+        selection: &DeadLetterFilter,
     ) -> Result<Vec<String>, Error> {
         match walked {
             Ok(missing) => Ok(missing.unwrap_or_else(|| all_ids(selection))),
@@ -275,7 +275,7 @@ impl Letters {
     }
 }
 
-fn all_ids(selection: &Selection) -> Vec<String> {
+fn all_ids(selection: &DeadLetterFilter) -> Vec<String> {
     selection.named().cloned().collect()
 }
 
@@ -283,7 +283,7 @@ fn all_ids(selection: &Selection) -> Vec<String> {
 fn settle(
     channel: &Channel,
     settled: Vec<Settled<Unsettled>>,
-    replay: &mut Replay,
+    replay: &mut ReplaySummary,
 ) -> Result<ControlFlow<()>, Cause> {
     for Settled { outcome, ticket, .. } in settled {
         match outcome {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use crate::admin::dead_letter_filter::Selection;
+use crate::admin::dead_letter_filter::DeadLetterFilter;
 use crate::amqp::channel::{Channel, Received, Unsettled};
 use crate::amqp::close_reason::Cause;
 use crate::model::task::Task;
@@ -12,7 +12,7 @@ use crate::model::task::Task;
 pub(crate) struct Walk<'a> {
     channel: &'a Channel,
     dead: String,
-    selection: &'a Selection,
+    selection: &'a DeadLetterFilter,
     /// How many letters to take at once, at most and the next time.
     most: u16,
     at_once: u16,
@@ -32,7 +32,7 @@ impl<'a> Walk<'a> {
     pub(crate) fn begin(
         channel: &'a Channel,
         dead: String,
-        selection: &'a Selection,
+        selection: &'a DeadLetterFilter,
         most: u16,
     ) -> Result<Option<Walk<'a>>, Cause> {
         if selection.left(0) == 0 {

@@ -35,8 +35,8 @@ use crate::util::text::printable;
 /// | exits with 0 | is done |
 /// | exits with 65 (`EX_DATAERR` of sysexits) | can never succeed: [`Failure::Reject`] |
 /// | exits with any other status, dies of a signal, runs past the [time limit](Command::time_limit) | may succeed another time: [`Failure::Retry`] |
-/// | could not be started for lack of memory, processes or descriptors, or was cancelled by a stop | [`Failure::Postpone`] |
-/// | cannot be executed any more, such as one that was removed, nor within 5 s | [`Failure::Stop`] |
+/// | could not be started for lack of memory, processes or descriptors, or was cancelled by a stop | [`Failure::Requeue`] |
+/// | cannot be executed any more, such as one that was removed, nor within 5 s | [`Failure::StopWorker`] |
 ///
 /// No shell is involved. `{}` in an argument is replaced by the body; an argument that begins
 /// with it may then look like an option, so put `--` before it where the program knows that. A
@@ -214,7 +214,7 @@ impl Command {
             }
             let pause = Duration::from_millis(pause);
             if delivery.cancelled().recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
-                return Err(Failure::postpone("a stop came before its start"));
+                return Err(Failure::requeue("a stop came before its start"));
             }
         }
         start().map_err(|error| self.not_executed(&error))
@@ -229,7 +229,7 @@ impl Command {
             }
             _ if is_not_executable(error) => {
                 let name = self.name.to_string_lossy();
-                Failure::stop(format!("the command {name} cannot be executed: {error}"))
+                Failure::stop_worker(format!("the command {name} cannot be executed: {error}"))
             }
             _ => not_started(error),
         }
@@ -237,9 +237,9 @@ impl Command {
 
     fn read_end(&self, ended: &Ended) -> Result<(), Failure> {
         match (ended.told, &ended.unwritable) {
-            (Some(Told::Cancelled), _) => Err(Failure::postpone("ended by a stop")),
+            (Some(Told::Cancelled), _) => Err(Failure::requeue("ended by a stop")),
             (_, Some(error)) => {
-                Err(Failure::postpone(format!("its output cannot be written: {error}")))
+                Err(Failure::requeue(format!("its output cannot be written: {error}")))
             }
             (Some(Told::OutOfTime), _) => {
                 let limit = self.time_limit.unwrap_or_default();
@@ -256,17 +256,17 @@ impl Command {
 impl Handler for Command {
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
         if is_closed(delivery.cancelled()) {
-            return Err(Failure::postpone("a stop came before its start"));
+            return Err(Failure::requeue("a stop came before its start"));
         }
         let bell = self.bell(delivery).map_err(|error| not_started(&error))?;
         let process = self.start(delivery)?;
         let ended = process
             .attend(&bell, &self.leftovers)
-            .map_err(|error| Failure::postpone(format!("killed, it cannot be watched: {error}")))?;
+            .map_err(|error| Failure::requeue(format!("killed, it cannot be watched: {error}")))?;
         self.read_end(&ended)
     }
 
-    fn wind_down(&self) -> Duration {
+    fn cancel_timeout(&self) -> Duration {
         KILL_AFTER + DYING
     }
 }
@@ -437,7 +437,7 @@ fn not_started(error: &io::Error) -> Failure {
     let what = format!("the command could not be started: {error}");
     match Errno::from_io_error(error) {
         Some(Errno::FBIG) => Failure::retry(what),
-        _ => Failure::postpone(what),
+        _ => Failure::requeue(what),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::task::{SET_ASIDE, Task, USUAL_FRAME, Value};
 /// What is known of a task's failures since it was published, or replayed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Record {
+pub struct FailureRecord {
     /// The queue it was worked from.
     pub queue: String,
     /// How often it failed.
@@ -173,9 +173,9 @@ pub(crate) fn fitted(mut task: Task, largest_frame: usize) -> Fitted {
 }
 
 /// What a dead letter says of its failures.
-pub(crate) fn record_of(letter: &Task) -> Record {
+pub(crate) fn record_of(letter: &Task) -> FailureRecord {
     let get = |name: &str| letter.value(name);
-    let mut record = Record::default();
+    let mut record = FailureRecord::default();
     read(&mut record, get);
     if let Some(death) = last_death(letter) {
         judge(&mut record, death);
@@ -184,17 +184,17 @@ pub(crate) fn record_of(letter: &Task) -> Record {
 }
 
 /// The deaths before the last, oldest first.
-pub(crate) fn history_of(letter: &Task) -> Vec<Record> {
+pub(crate) fn history_of(letter: &Task) -> Vec<FailureRecord> {
     let Some(Value::List(entries)) = letter.value(HISTORY) else { return Vec::new() };
     let records = entries.iter().map(|entry| {
-        let mut record = Record::default();
+        let mut record = FailureRecord::default();
         read(&mut record, |name| entry_of(entry, name).cloned());
         record
     });
     records.collect()
 }
 
-fn read(record: &mut Record, get: impl Fn(&str) -> Option<Value>) {
+fn read(record: &mut FailureRecord, get: impl Fn(&str) -> Option<Value>) {
     let text = |name| match get(name) {
         Some(Value::Text(text)) => text,
         _ => String::new(),
@@ -213,7 +213,7 @@ fn read(record: &mut Record, get: impl Fn(&str) -> Option<Value>) {
     record.version = text(VERSION);
 }
 
-fn written(record: Record) -> Value {
+fn written(record: FailureRecord) -> Value {
     let mut entries = vec![
         (QUEUE.into(), Value::Text(record.queue)),
         (ATTEMPTS.into(), Value::Number(record.attempts.try_into().unwrap_or(i64::MAX))),
@@ -237,7 +237,7 @@ fn last_death(letter: &Task) -> Option<Value> {
 }
 
 /// Puts the broker's own record of a death in place of what an earlier failure left there.
-fn judge(record: &mut Record, death: Value) {
+fn judge(record: &mut FailureRecord, death: Value) {
     let reason = match entry_of(&death, "reason") {
         Some(Value::Text(reason)) => reason.clone(),
         _ => String::new(),
@@ -429,7 +429,8 @@ mod tests {
             assert!(task.fits_a_frame(USUAL_FRAME));
         }
         let youngest = |task: &Task| -> Vec<u64> {
-            let seconds = |it: Record| it.last_failure.expect("a time").duration_since(UNIX_EPOCH);
+            let seconds =
+                |it: FailureRecord| it.last_failure.expect("a time").duration_since(UNIX_EPOCH);
             history_of(task).into_iter().map(|it| seconds(it).expect("after").as_secs()).collect()
         };
         assert_eq!(youngest(&task), [11, 12]);

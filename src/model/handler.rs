@@ -57,7 +57,7 @@ pub trait Handler: Send + Sync {
     /// How long a cancelled task ([`Delivery::cancelled`]) may take to end. Its delivery is
     /// given back when it has, so that nobody else begins it before. Default: no time at all,
     /// since a handler that does not look cannot end early.
-    fn wind_down(&self) -> Duration {
+    fn cancel_timeout(&self) -> Duration {
         Duration::ZERO
     }
 }
@@ -118,7 +118,7 @@ impl Delivery {
 
     /// The channel that closes when the grace after a stop is over, or a stop at once was asked
     /// for: whatever the handler answers from then on, the task goes back to the queue. A
-    /// handler that heeds it says in [`Handler::wind_down`] how long that takes.
+    /// handler that heeds it says in [`Handler::cancel_timeout`] how long that takes.
     #[must_use]
     pub fn cancelled(&self) -> &Receiver<Infallible> {
         &self.cancelled
@@ -169,15 +169,15 @@ pub enum Failure {
     /// It could not be tried, and that is not the task's fault: it goes back to the queue after
     /// a pause, and no attempt is counted.
     #[non_exhaustive]
-    Postpone {
+    Requeue {
         /// What was in the way, for logs and people.
         reason: String,
     },
     /// No task can be done here until somebody has acted: it goes back to the queue, no attempt
     /// is counted, and the worker takes nothing more, finishes what runs and ends
-    /// ([`Ended::Unfit`](crate::Ended::Unfit)).
+    /// ([`StopReason::HandlerStopped`](crate::StopReason::HandlerStopped)).
     #[non_exhaustive]
-    Stop {
+    StopWorker {
         /// What is to be done about, for logs and people.
         reason: String,
     },
@@ -200,13 +200,13 @@ impl Failure {
     }
 
     /// Not a failure of the task: something else was in the way.
-    pub fn postpone(reason: impl Into<String>) -> Failure {
-        Failure::Postpone { reason: reason.into() }
+    pub fn requeue(reason: impl Into<String>) -> Failure {
+        Failure::Requeue { reason: reason.into() }
     }
 
     /// Not a failure of the task: nothing can be done here.
-    pub fn stop(reason: impl Into<String>) -> Failure {
-        Failure::Stop { reason: reason.into() }
+    pub fn stop_worker(reason: impl Into<String>) -> Failure {
+        Failure::StopWorker { reason: reason.into() }
     }
 
     /// What went wrong.
@@ -215,8 +215,8 @@ impl Failure {
         match self {
             Failure::Retry { reason, .. }
             | Failure::Reject { reason }
-            | Failure::Postpone { reason }
-            | Failure::Stop { reason } => reason,
+            | Failure::Requeue { reason }
+            | Failure::StopWorker { reason } => reason,
         }
     }
 }

@@ -109,7 +109,7 @@ impl RetryPolicy {
     pub(crate) fn decide(&self, attempt: u32, failure: &Failure) -> Fate {
         match failure {
             Failure::Reject { .. } => Fate::Dead,
-            Failure::Postpone { .. } | Failure::Stop { .. } => Fate::Back,
+            Failure::Requeue { .. } | Failure::StopWorker { .. } => Fate::Back,
             Failure::Retry { .. } if attempt >= self.max_attempts => Fate::Dead,
             Failure::Retry { after: Some(after), .. } => Fate::Retry(round_up(*after)),
             Failure::Retry { after: None, .. } => {
@@ -230,7 +230,7 @@ mod tests {
             assert_eq!(policy.decide(attempt, &failure), Fate::Dead);
         }
         assert_eq!(policy.decide(1, &Failure::reject("bad")), Fate::Dead);
-        assert_eq!(policy.decide(u32::MAX, &Failure::postpone("full")), Fate::Back);
+        assert_eq!(policy.decide(u32::MAX, &Failure::requeue("full")), Fate::Back);
         assert_eq!(RetryPolicy::new().max_attempts(1).decide(1, &failure), Fate::Dead);
     }
 

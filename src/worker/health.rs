@@ -27,9 +27,9 @@ impl Health {
     /// Whether every thread consumes, or works on a task and has for at most `limit`, also on one
     /// of a lost connection. A thread without a task is not sound before the worker runs, while it
     /// has no connection, and once it stops; nor is one whose last task could not be tried
-    /// ([`Failure::Postpone`](crate::Failure::Postpone)), for 90 s or until another could.
+    /// ([`Failure::Requeue`](crate::Failure::Requeue)), for 90 s or until another could.
     #[must_use]
-    pub fn is_sound(&self, limit: Option<Duration>) -> bool {
+    pub fn is_healthy(&self, limit: Option<Duration>) -> bool {
         let threads = self.lock();
         let sound = |state: &State| match state.busy_since {
             Some(since) => limit.is_none_or(|limit| since.elapsed() <= limit),
@@ -83,19 +83,19 @@ mod tests {
     #[test]
     fn each_thread_has_to_consume_or_to_work_within_its_time() {
         let health = Health::default();
-        assert!(!health.is_sound(None), "nothing runs");
+        assert!(!health.is_healthy(None), "nothing runs");
         health.expect(2);
         health.consumes(1);
-        assert!(!health.is_sound(None), "the second does nothing");
+        assert!(!health.is_healthy(None), "the second does nothing");
         health.works(2);
-        assert!(health.is_sound(None));
-        assert!(!health.is_sound(Some(Duration::ZERO)), "it has worked for too long");
+        assert!(health.is_healthy(None));
+        assert!(!health.is_healthy(Some(Duration::ZERO)), "it has worked for too long");
         health.works_no_more(2);
-        assert!(!health.is_sound(None));
+        assert!(!health.is_healthy(None));
         health.consumes(2);
-        assert!(health.is_sound(Some(Duration::ZERO)));
+        assert!(health.is_healthy(Some(Duration::ZERO)));
         health.consumes_no_more(1);
-        assert!(!health.is_sound(None));
+        assert!(!health.is_healthy(None));
     }
 
     #[test]
@@ -105,12 +105,12 @@ mod tests {
         health.consumes(1);
         health.works(1);
         health.could_not_work(1);
-        assert!(!health.is_sound(None), "it consumes, and nothing can be tried");
+        assert!(!health.is_healthy(None), "it consumes, and nothing can be tried");
         health.works(1);
         health.works_no_more(1);
-        assert!(health.is_sound(None));
+        assert!(health.is_healthy(None));
         let long_ago = Instant::now().checked_sub(UNABLE + Duration::from_secs(1));
         health.change(1, |state| state.unable_since = long_ago);
-        assert!(health.is_sound(None), "there was no other task to show that it can");
+        assert!(health.is_healthy(None), "there was no other task to show that it can");
     }
 }

@@ -33,7 +33,7 @@ use crate::worker::event::{Event, Observer};
 use crate::worker::health::Health;
 use crate::worker::pool::{Cancellation, Crew, Patience, Tickets, Work};
 use crate::worker::session::{Course, RunUntil, Session, SessionEnd, Settings};
-use crate::worker::summary::{Ended, Summary, Tally};
+use crate::worker::summary::{StopReason, Summary, Tally};
 
 /// Works the tasks of one queue with several threads.
 ///
@@ -49,9 +49,9 @@ use crate::worker::summary::{Ended, Summary, Tally};
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
 /// | that publish is not confirmed | given back after a pause of 1 s, doubling with each in a row of that thread, up to 60 s; the failure is not counted. The thread goes on with other tasks meanwhile, and gives those that it keeps back together, once it has done another task, or no other came, or after 10 min; it keeps up to 500, and then takes no others |
 /// | it runs longer than the broker waits for an ack (`consumer_timeout`) | it goes on, its result is not acked, and its thread consumes again after it; when this worker gets the task again, and it has an id, that counts as a failed attempt, once for each time; if it comes once more while it still runs here, it goes back after a pause. Another worker process runs it, uncounted |
-/// | it returns [`Failure::Stop`](crate::Failure::Stop) | given back, uncounted, and the worker ends |
+/// | it returns [`Failure::StopWorker`](crate::Failure::StopWorker) | given back, uncounted, and the worker ends |
 /// | prefetched but not started at a stop | given back at once; if there are more than 1,000 on all threads together, those of a thread when its task has ended |
-/// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::wind_down`]); its thread is then left to itself |
+/// | still running when the grace ends | cancelled ([`Delivery::cancelled`](crate::Delivery::cancelled)), and given back when it has ended, or when its time for that is over ([`Handler::cancel_timeout`]); its thread is then left to itself |
 /// | the connection or the process died | the broker requeues it; it may run twice |
 ///
 /// Delay queues are called `NAME.retry.MILLISECONDS`; they appear when a task has to wait and go
@@ -70,7 +70,7 @@ pub struct Worker {
     max_tasks: Option<u64>,
     observer: Observer,
     health: Health,
-    last_run: Arc<Mutex<Option<Summary>>>,
+    last_summary: Arc<Mutex<Option<Summary>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Worker {
             max_tasks: None,
             observer: Observer::default(),
             health: Health::default(),
-            last_run: Arc::default(),
+            last_summary: Arc::default(),
         }
     }
 
@@ -179,7 +179,7 @@ impl Worker {
     }
 
     /// Ends after this many tasks were started, when they are finished. One that could not be
-    /// tried ([`Failure::Postpone`](crate::Failure::Postpone)) counts only where the last was
+    /// tried ([`Failure::Requeue`](crate::Failure::Requeue)) counts only where the last was
     /// started meanwhile: then fewer are run, and the end waits for its pause. Default: no limit.
     #[must_use]
     pub fn max_tasks(mut self, limit: u64) -> Worker {
@@ -209,13 +209,13 @@ impl Worker {
     /// whatever a person has to act on: [`Error::LoginRefused`], [`Error::VhostRefused`],
     /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`]. Later only
     /// [`Error::Poisoned`], and with [`no_reconnect`](Worker::no_reconnect) whatever ended the
-    /// session; [`last_run`](Worker::last_run) tells what was done until then.
+    /// session; [`last_summary`](Worker::last_summary) tells what was done until then.
     ///
     /// # Blocking
     /// Until then. After a stop: while tasks run, at most for the grace, and some 5 s more for
     /// a broker that does not answer; also while tasks are still coming on a slow line, which go
     /// back, for a minute at most. After [`abort`](crate::Trigger::abort), about 1 s. To
-    /// both comes the time that cancelled handlers take, at most [`Handler::wind_down`].
+    /// both comes the time that cancelled handlers take, at most [`Handler::cancel_timeout`].
     /// Handlers that are still running then are left behind in their threads.
     pub fn run(
         &self,
@@ -252,18 +252,18 @@ impl Worker {
         let unfinished = running + work.tally.all_cancelled();
         let ended = match &finish {
             Ok(finish) => finish.ended(shutdown, &work.tickets, unfinished),
-            Err(_) => Ended::Failed,
+            Err(_) => StopReason::Failed,
         };
         let summary = work.tally.sum_up(running, started.elapsed(), ended);
-        *self.last_run.lock().unwrap_or_else(PoisonError::into_inner) = Some(summary);
+        *self.last_summary.lock().unwrap_or_else(PoisonError::into_inner) = Some(summary);
         finish.map(|_| summary)
     }
 
     /// What the last run did that has ended, also where it ended with an error; `None` before.
     /// Clones share it.
     #[must_use]
-    pub fn last_run(&self) -> Option<Summary> {
-        *self.last_run.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn last_summary(&self) -> Option<Summary> {
+        *self.last_summary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One that takes no task would only hold one that it has to give back.
@@ -379,14 +379,14 @@ enum By {
 
 impl Finish {
     /// What ended it; `unfinished` tasks had to be cancelled for that.
-    fn ended(&self, shutdown: &Shutdown, tickets: &Tickets, unfinished: usize) -> Ended {
+    fn ended(&self, shutdown: &Shutdown, tickets: &Tickets, unfinished: usize) -> StopReason {
         match self.by {
-            By::Limit if unfinished == 0 && tickets.are_void() => Ended::Unfit,
-            By::Limit if unfinished == 0 => Ended::MaxTasks,
-            By::Drain if unfinished == 0 => Ended::Drained,
-            _ if shutdown.is_aborting() => Ended::Aborted,
-            _ if unfinished > 0 => Ended::GraceOver,
-            _ => Ended::Stopped,
+            By::Limit if unfinished == 0 && tickets.are_void() => StopReason::HandlerStopped,
+            By::Limit if unfinished == 0 => StopReason::MaxTasks,
+            By::Drain if unfinished == 0 => StopReason::Drained,
+            _ if shutdown.is_aborting() => StopReason::Aborted,
+            _ if unfinished > 0 => StopReason::GraceExceeded,
+            _ => StopReason::Stopped,
         }
     }
 }

@@ -102,9 +102,9 @@ pub(crate) struct Work {
 
 impl Work {
     /// How long the handler's tasks take to end once they are cancelled.
-    pub(crate) fn wind_down(&self) -> Duration {
-        caught(|| self.handler.wind_down()).unwrap_or_else(|panicked| {
-            warn!("the handler's wind_down {panicked}");
+    pub(crate) fn cancel_timeout(&self) -> Duration {
+        caught(|| self.handler.cancel_timeout()).unwrap_or_else(|panicked| {
+            warn!("the handler's cancel_timeout {panicked}");
             Duration::ZERO
         })
     }
@@ -198,7 +198,7 @@ impl Crew {
         let ended = in_time || {
             // The session may have waited for that already.
             let waited = work.cancellation.cancel().elapsed();
-            let left = work.wind_down().saturating_sub(waited);
+            let left = work.cancel_timeout().saturating_sub(waited);
             matches!(ended.recv_timeout(left), Err(RecvTimeoutError::Disconnected))
         };
         if !ended {
@@ -349,8 +349,8 @@ impl Running {
             Ok(Ok(())) => JobResult::Done,
             Ok(Err(failure)) => {
                 match failure {
-                    Failure::Stop { .. } => self.work.tickets.make_void(&failure),
-                    Failure::Postpone { .. } => self.work.tickets.take_back(),
+                    Failure::StopWorker { .. } => self.work.tickets.make_void(&failure),
+                    Failure::Requeue { .. } => self.work.tickets.take_back(),
                     Failure::Retry { .. } | Failure::Reject { .. } => {}
                 }
                 JobResult::Failed(failure)
@@ -359,7 +359,7 @@ impl Running {
         };
         self.work.late.ends(thread);
         match &result {
-            JobResult::Failed(Failure::Postpone { .. }) => self.work.health.could_not_work(thread),
+            JobResult::Failed(Failure::Requeue { .. }) => self.work.health.could_not_work(thread),
             _ => self.work.health.works_no_more(thread),
         }
         Ran { job, result, elapsed: started.elapsed() }
@@ -419,7 +419,7 @@ mod tests {
             Ok(())
         }
 
-        fn wind_down(&self) -> Duration {
+        fn cancel_timeout(&self) -> Duration {
             Duration::from_secs(60)
         }
     }
@@ -492,7 +492,7 @@ mod tests {
             assert!(begun.elapsed() < SOON, "the task does not begin");
             thread::yield_now();
         }
-        let a_minute_ago = begun.checked_sub(work.wind_down()).expect("up for longer");
+        let a_minute_ago = begun.checked_sub(work.cancel_timeout()).expect("up for longer");
         work.cancellation.at.set(a_minute_ago).expect("the first time");
 
         let (_trigger, shutdown) = shutdown();
@@ -549,7 +549,7 @@ mod tests {
     #[test]
     fn void_tickets_are_none() {
         let (tickets, exhausted) = Tickets::new(None);
-        tickets.make_void(&Failure::stop("unfit"));
+        tickets.make_void(&Failure::stop_worker("unfit"));
         assert!(is_closed(&exhausted) && tickets.are_void());
         assert!(!tickets.take());
     }

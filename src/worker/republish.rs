@@ -171,7 +171,9 @@ impl Desk {
             // Also without anybody to ack for it: a letter that is there is there.
             match (target, &outcome) {
                 (Target::Dead, Outcome::Confirmed) => self.tally.dead(),
-                (Target::Dead, Outcome::Unconfirmed { .. }) if sent => self.tally.doubtful(),
+                (Target::Dead, Outcome::Unconfirmed { .. }) if sent => {
+                    self.tally.dead_unconfirmed()
+                }
                 _ => {}
             }
             // A consumer that is gone has left the delivery to the broker.

@@ -490,7 +490,7 @@ impl<'a> Watch<'a> {
     fn cancel(&self) -> (Receiver<()>, Receiver<Instant>) {
         let Session { crew, work, .. } = self.session;
         match crew.cancel(work) {
-            Some(idle) => (idle.clone(), after(work.wind_down())),
+            Some(idle) => (idle.clone(), after(work.cancel_timeout())),
             None => (never(), after(Duration::ZERO)),
         }
     }

@@ -16,7 +16,7 @@ pub struct Summary {
     pub dead: u64,
     /// Dead letters that may be there: they were sent, and the broker had not confirmed them when
     /// their time was up or their session was lost. Their tasks go back to the queue.
-    pub doubtful: u64,
+    pub dead_unconfirmed: u64,
     /// Failures of tasks that could not be handed over and went back to the queue, uncounted.
     pub failed: u64,
     /// With automatic acks, tasks that failed: nobody has them any more.
@@ -31,13 +31,13 @@ pub struct Summary {
     /// How long the worker ran.
     pub elapsed: Duration,
     /// What ended it.
-    pub ended: Ended,
+    pub ended: StopReason,
 }
 
 /// What ended a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ended {
+pub enum StopReason {
     /// It was asked to stop, and everything that ran was finished. With
     /// [`drain`](crate::Worker::drain) or [`max_tasks`](crate::Worker::max_tasks): before it was
     /// through.
@@ -47,10 +47,10 @@ pub enum Ended {
     /// Its queue was empty, and nothing was on its way back to it.
     Drained,
     /// Its handler said that no task can be done here
-    /// ([`Failure::Stop`](crate::Failure::Stop)).
-    Unfit,
+    /// ([`Failure::StopWorker`](crate::Failure::StopWorker)).
+    HandlerStopped,
     /// It was asked to stop, and the grace ended with tasks still running, which were cancelled.
-    GraceOver,
+    GraceExceeded,
     /// It was asked to stop at once.
     Aborted,
     /// An error ended it; [`Worker::run`](crate::Worker::run) returned that.
@@ -63,7 +63,7 @@ pub(crate) struct Tally {
     done: AtomicU64,
     retried: AtomicU64,
     dead: AtomicU64,
-    doubtful: AtomicU64,
+    dead_unconfirmed: AtomicU64,
     failed: AtomicU64,
     lost: AtomicU64,
     returned: AtomicU64,
@@ -84,8 +84,8 @@ impl Tally {
         self.dead.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn doubtful(&self) {
-        self.doubtful.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn dead_unconfirmed(&self) {
+        self.dead_unconfirmed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn failed(&self) {
@@ -119,13 +119,13 @@ impl Tally {
         counts.map(|count| count.load(Ordering::Relaxed)).iter().sum()
     }
 
-    pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: Ended) -> Summary {
+    pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: StopReason) -> Summary {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Summary {
             done: read(&self.done),
             retried: read(&self.retried),
             dead: read(&self.dead),
-            doubtful: read(&self.doubtful),
+            dead_unconfirmed: read(&self.dead_unconfirmed),
             failed: read(&self.failed),
             lost: read(&self.lost),
             returned: read(&self.returned),

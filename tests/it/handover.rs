@@ -5,7 +5,9 @@ use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
-use rabbit_work::{Broker, Letters, Outcome, Producer, Queue, QueueKind, Selection, Task};
+use rabbit_work::{
+    Broker, DeadLetterFilter, DeadLetters, Outcome, Producer, Queue, QueueKind, Task,
+};
 use tempfile::TempDir;
 
 use crate::child::{AtTheEnd, LedgerWorker};
@@ -208,8 +210,8 @@ fn a_replay_killed_at_any_moment_loses_nothing() {
     assert_eq!(found.len() as u32, count);
     assert!(twice <= 8, "{twice} in both places after 8 kills");
     let broker = shared_broker().url().parse().expect("a URL");
-    let letters = Letters::new(&broker, &Queue::new(&queue));
-    let left = letters.for_each(&Selection::all(), |letter| panic!("{letter:?} is left"));
+    let letters = DeadLetters::new(&broker, &Queue::new(&queue));
+    let left = letters.for_each(&DeadLetterFilter::all(), |letter| panic!("{letter:?} is left"));
     assert_eq!(left.expect("a look"), Vec::<String>::new());
 }
 

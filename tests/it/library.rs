@@ -7,8 +7,8 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use rabbit_work::{
-    Broker, Delivery, Ended, Error, EventKind, Failure, Handler, Outcome, Producer, Queue, Receipt,
-    RetryPolicy, Task, Worker, shutdown,
+    Broker, Delivery, Error, EventKind, Failure, Handler, Outcome, Producer, Queue, Receipt,
+    RetryPolicy, StopReason, Task, Worker, shutdown,
 };
 
 use crate::child::{self, LedgerWorker};
@@ -163,7 +163,7 @@ fn a_stop_gives_back_what_is_prefetched_at_once_and_waits_for_what_runs() {
     gate.open.send(()).expect("the handler waits");
     let summary = working.wait(SOON).expect("it ends well");
 
-    assert_eq!((summary.done, summary.returned, summary.ended), (1, 3, Ended::Stopped));
+    assert_eq!((summary.done, summary.returned, summary.ended), (1, 3, StopReason::Stopped));
     assert_eq!(client.count(&queue), 3);
 }
 
@@ -182,7 +182,7 @@ fn an_abort_leaves_what_runs_behind_and_gives_it_back() {
     let summary = working.wait(SOON).expect("it ends well");
 
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert_eq!((summary.ended, summary.running), (Ended::Aborted, 1));
+    assert_eq!((summary.ended, summary.running), (StopReason::Aborted, 1));
     client.wait_for_count(&queue, 2, SOON);
 }
 
@@ -280,7 +280,7 @@ impl Handler for Deaf {
         Ok(())
     }
 
-    fn wind_down(&self) -> Duration {
+    fn cancel_timeout(&self) -> Duration {
         std::panic::panic_any("on purpose")
     }
 }
@@ -300,7 +300,7 @@ fn a_stop_is_bounded_also_where_the_handler_panics_at_it() {
     let summary = working.stop(SOON);
 
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert_eq!(summary.ended, Ended::GraceOver);
+    assert_eq!(summary.ended, StopReason::GraceExceeded);
     client.delete(&queue);
 }
 
@@ -347,7 +347,7 @@ fn what_could_not_be_tried_goes_back_after_a_pause_and_is_not_counted() {
             b"bad" => {
                 assert_eq!(delivery.attempt(), 1);
                 tries.fetch_add(1, Ordering::SeqCst);
-                Err(Failure::postpone("on purpose"))
+                Err(Failure::requeue("on purpose"))
             }
             _ => Ok(()),
         }
@@ -383,9 +383,9 @@ fn every_shutdown_is_new_and_a_lost_trigger_is_a_stop() {
     shared_broker().client().wait_for_consumers(&queue, 1, SOON);
     drop(trigger);
 
-    assert_eq!(at_once.ended, Ended::Stopped);
+    assert_eq!(at_once.ended, StopReason::Stopped);
     let summary = running.join().expect("no panic").expect("it ends well");
-    assert_eq!(summary.ended, Ended::Stopped);
+    assert_eq!(summary.ended, StopReason::Stopped);
     assert_eq!(shared_broker().client().consumers(&queue), 0);
 }
 
@@ -694,7 +694,7 @@ fn with_auto_ack_what_a_stop_cuts_short_is_counted_as_lost() {
     let worker = worker(&queue).auto_ack().grace(Duration::ZERO);
     let cut_short = |delivery: &Delivery| {
         let _ = delivery.cancelled().recv();
-        Err(Failure::postpone("cut short"))
+        Err(Failure::requeue("cut short"))
     };
 
     let working = Working::start(&worker, cut_short);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use crossbeam_channel::unbounded;
 use rabbit_work::{
-    Broker, Delivery, Ended, Error, EventKind, Failure, Producer, Queue, QueueKind, RetryPolicy,
-    Task, Worker,
+    Broker, Delivery, Error, EventKind, Failure, Producer, Queue, QueueKind, RetryPolicy,
+    StopReason, Task, Worker,
 };
 
 use crate::child::LedgerWorker;
@@ -78,7 +78,7 @@ fn a_task_comes_back_after_each_delay_with_its_attempts_counted_and_all_it_had()
     assert!(seen[1].2 - seen[0].2 >= MOMENT, "the first delay");
     assert!(seen[2].2 - seen[1].2 >= 2 * MOMENT, "the second is twice as long");
     assert_eq!((summary.done, summary.retried, summary.dead), (1, 2, 0));
-    assert_eq!(summary.ended, Ended::Drained);
+    assert_eq!(summary.ended, StopReason::Drained);
 }
 
 #[test]

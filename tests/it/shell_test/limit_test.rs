@@ -44,15 +44,15 @@ fn a_worker_that_cannot_try_its_tasks_is_not_sound() {
     let worker = Worker::new(&broker, &Queue::new(&bench.queue)).threads(1);
     let health = worker.health();
     let handler = |delivery: &Delivery| match delivery.redelivered() {
-        false => Err(Failure::postpone("nothing can be started")),
+        false => Err(Failure::requeue("nothing can be started")),
         true => Ok(()),
     };
     let working = Working::start(&worker, handler);
-    poll("it consumes", SOON, || health.is_sound(None).then_some(()));
+    poll("it consumes", SOON, || health.is_healthy(None).then_some(()));
 
     bench.publish(&[b"x"]);
 
-    poll("its task cannot be tried", SOON, || (!health.is_sound(None)).then_some(()));
-    poll("its task could be tried", SOON, || health.is_sound(None).then_some(()));
+    poll("its task cannot be tried", SOON, || (!health.is_healthy(None)).then_some(()));
+    poll("its task could be tried", SOON, || health.is_healthy(None).then_some(()));
     working.stop(SOON);
 }
