@@ -23,10 +23,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Args, Parser, ValueEnum};
 use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
 #[cfg(unix)]
-use rabbit_work::Stream;
+use rabbit_work::OutputStream;
 #[cfg(feature = "tls")]
 use rabbit_work::Tls;
-use rabbit_work::{Argument, Broker, Error, Queue, QueueKind, Shutdown, Trigger, shutdown};
+use rabbit_work::{Argument, Broker, Error, Queue, QueueType, Shutdown, Trigger, shutdown};
 
 /// What a command ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ pub(crate) struct QueueArgs {
         value_name = "TYPE",
         default_value = "classic"
     )]
-    queue_type: QueueType,
+    queue_type: TypeArg,
 
     /// Declare the queue as not durable: a broker restart removes it
     #[arg(long, global = true, help_heading = QUEUE)]
@@ -173,7 +173,7 @@ enum UrlOrder {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum QueueType {
+enum TypeArg {
     Classic,
     Quorum,
 }
@@ -228,10 +228,11 @@ impl QueueArgs {
             warn!("--queue names one queue, '{}', with a comma in its name", self.queue);
         }
         let kind = match self.queue_type {
-            QueueType::Classic => QueueKind::Classic,
-            QueueType::Quorum => QueueKind::Quorum,
+            TypeArg::Classic => QueueType::Classic,
+            TypeArg::Quorum => QueueType::Quorum,
         };
-        let mut queue = Queue::new(&self.queue).kind(kind).delivery_limit(self.delivery_limit);
+        let mut queue =
+            Queue::new(&self.queue).queue_type(kind).delivery_limit(self.delivery_limit);
         if self.transient_queue {
             queue = queue.transient();
         }
@@ -242,7 +243,7 @@ impl QueueArgs {
             queue = queue.argument("x-max-priority", i64::from(highest));
         }
         if self.no_declare {
-            queue = queue.existing();
+            queue = queue.passive();
         }
         queue
     }
@@ -375,7 +376,7 @@ fn write_patiently(builder: &mut env_logger::Builder) {
 
     impl Write for Stderr {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Stream::Stderr.write_all(bytes).map(|()| bytes.len())
+            OutputStream::Stderr.write_all(bytes).map(|()| bytes.len())
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -450,7 +451,7 @@ fn write_plainly(record: &Record<'_>) {
     let line = format!("{}: {}\n", name(), record.args());
     // Whoever is not told by this is told by the exit status.
     #[cfg(unix)]
-    let _ = Stream::Stderr.write_all(line.as_bytes());
+    let _ = OutputStream::Stderr.write_all(line.as_bytes());
     #[cfg(not(unix))]
     let _ = io::stderr().write_all(line.as_bytes());
 }
@@ -586,7 +587,7 @@ pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
 /// Writes bytes to stdout.
 #[cfg(unix)]
 pub(crate) fn write_out(bytes: &[u8]) -> io::Result<()> {
-    Stream::Stdout.write_all(bytes)
+    OutputStream::Stdout.write_all(bytes)
 }
 
 #[cfg(not(unix))]

@@ -184,7 +184,7 @@ fn run(options: &Options) -> Result<Exit, Error> {
     let mut producer = Producer::new(&broker, &queue)
         .window(options.window as usize)
         .timeout(options.timeout)
-        .heed(&shutdown);
+        .shutdown(&shutdown);
     if let Err(error) = producer.connect() {
         return not_connected(&error, &bodies, &shutdown, report);
     }

@@ -97,7 +97,7 @@
 //!
 //! # Features
 //!
-//! All on by default: `tls`, `amqps://` addresses; `command`, `Command` and `Stream` (Unix); `cli`,
+//! All on by default: `tls`, `amqps://` addresses; `command`, `Command` and `OutputStream` (Unix); `cli`,
 //! what only the commands need. A library's user names those that are wanted, after
 //! `default-features = false`.
 
@@ -122,11 +122,11 @@ mod worker;
 
 pub use admin::dead_letter_filter::DeadLetterFilter;
 pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
-pub use admin::{Check, Inspector, Status};
+pub use admin::{CheckResult, Inspector, Status};
 #[cfg(all(unix, feature = "command"))]
 pub use command::Command;
 #[cfg(all(unix, feature = "command"))]
-pub use command::output::Stream;
+pub use command::output::OutputStream;
 pub use model::broker::Broker;
 #[cfg(feature = "tls")]
 pub use model::broker::Tls;
@@ -134,11 +134,11 @@ pub use model::error::Error;
 pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
 pub use model::outcome::Outcome;
-pub use model::queue::{Argument, Queue, QueueKind};
+pub use model::queue::{Argument, Queue, QueueType};
 pub use model::retry::RetryPolicy;
 pub use model::task::Task;
 pub use publish::{Producer, Receipt};
-pub use topology::census::Delayed;
+pub use topology::census::DelayQueue;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};
 pub use worker::Worker;
 pub use worker::event::{Event, EventKind};

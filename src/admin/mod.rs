@@ -20,7 +20,7 @@ use crate::model::error::Error;
 use crate::model::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
-use crate::topology::census::{Census, Channels, Delayed};
+use crate::topology::census::{Census, Channels, DelayQueue};
 use crate::topology::durability::{LIMITED_SINCE, dropping_quorum_queue};
 use crate::topology::queue_type::{Comparison, Kind, compare};
 
@@ -41,7 +41,7 @@ pub struct Status {
     /// Consumers of the queue, which is how many worker threads there are.
     pub consumers: u64,
     /// The delay queues that are there, shortest delay first.
-    pub delayed: Vec<Delayed>,
+    pub delayed: Vec<DelayQueue>,
     /// Dead letters.
     pub dead: u64,
 }
@@ -49,7 +49,7 @@ pub struct Status {
 /// One step of a [check](Inspector::check).
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Check {
+pub struct CheckResult {
     /// What was checked, in one word.
     pub name: &'static str,
     /// What was found; or what is wrong.
@@ -119,7 +119,7 @@ impl Inspector {
     ///
     /// # Blocking
     /// For some answers of the broker, each bounded by its limits.
-    pub fn check(&mut self) -> Vec<Check> {
+    pub fn check(&mut self) -> Vec<CheckResult> {
         let mut checks = match self.check_connection() {
             Ok(checks) => checks,
             Err(checks) => return checks,
@@ -134,7 +134,7 @@ impl Inspector {
         for (name, step) in steps {
             let result = step(self);
             let failed = result.is_err();
-            checks.push(Check { name, result, warns: false });
+            checks.push(CheckResult { name, result, warns: false });
             if failed {
                 return checks;
             }
@@ -166,9 +166,10 @@ impl Inspector {
         purged.map_err(|error| Error::unanswered("purge", &name, error))
     }
 
-    fn check_connection(&mut self) -> Result<Vec<Check>, Vec<Check>> {
-        let ok = |name, text: &str| Check { name, result: Ok(text.to_string()), warns: false };
-        let fail = |name, error| Check { name, result: Err(error), warns: false };
+    fn check_connection(&mut self) -> Result<Vec<CheckResult>, Vec<CheckResult>> {
+        let ok =
+            |name, text: &str| CheckResult { name, result: Ok(text.to_string()), warns: false };
+        let fail = |name, error| CheckResult { name, result: Err(error), warns: false };
         let opened = self
             .queue
             .validate()
@@ -251,11 +252,11 @@ impl Inspector {
         }
     }
 
-    fn warn_of_waiting_tasks(&mut self) -> Option<Check> {
+    fn warn_of_waiting_tasks(&mut self) -> Option<CheckResult> {
         let waits = |count: &Count| count.ready > 0 && count.consumers == 0;
         let count = self.count_queue().ok().filter(waits)?;
         let text = format!("{} ready, and no consumer: is a worker running?", count.ready);
-        Some(Check { name: "workers", result: Ok(text), warns: true })
+        Some(CheckResult { name: "workers", result: Ok(text), warns: true })
     }
 
     /// Publishes a task to a queue that nobody has: the broker returns it, or says why not.

@@ -20,7 +20,7 @@ use log::debug;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
-use crate::command::output::{Leftovers, Passing, Sink, Stream};
+use crate::command::output::{Leftovers, OutputStream, Passing, Sink};
 use crate::command::process::{Bell, Ended, KILL_AFTER, Process, Told};
 use crate::model::error::Error;
 use crate::model::failure_record::is_of_the_way;
@@ -152,7 +152,7 @@ impl Command {
     #[must_use]
     pub fn tag_lines(
         mut self,
-        sink: impl Fn(Stream, &[u8]) -> io::Result<()> + Send + Sync + 'static,
+        sink: impl Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sync + 'static,
     ) -> Command {
         self.lines = Lines::Tagged(Arc::new(sink));
         self

@@ -13,7 +13,7 @@ use rustix::io::{Errno, read};
 
 /// One of the two streams that a program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stream {
+pub enum OutputStream {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -21,7 +21,7 @@ pub enum Stream {
 }
 
 /// Where lines go, with their tags.
-pub(crate) type Sink = dyn Fn(Stream, &[u8]) -> io::Result<()> + Send + Sync;
+pub(crate) type Sink = dyn Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sync;
 
 /// What becomes of a program's lines.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub(crate) enum Passing {
 /// Our end of a pipe that a program writes.
 pub(crate) struct Pipe {
     end: OwnedFd,
-    stream: Stream,
+    stream: OutputStream,
     passing: Passing,
     /// What was read and not passed on yet.
     held: Vec<u8>,
@@ -65,7 +65,7 @@ pub(crate) enum Flow {
     Ended,
 }
 
-impl Stream {
+impl OutputStream {
     /// Writes all of this to this program's own stream of that kind, while others that do so
     /// wait. Where the stream was made non-blocking, as any program that shares it can do, this
     /// waits for room as if it were not.
@@ -77,14 +77,14 @@ impl Stream {
     /// While a reader of the stream does not read.
     pub fn write_all(self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Stream::Stdout => write_patiently(io::stdout().lock(), bytes),
-            Stream::Stderr => write_patiently(io::stderr().lock(), bytes),
+            OutputStream::Stdout => write_patiently(io::stdout().lock(), bytes),
+            OutputStream::Stderr => write_patiently(io::stderr().lock(), bytes),
         }
     }
 }
 
 impl Pipe {
-    pub(crate) fn new(end: OwnedFd, stream: Stream, passing: &Passing) -> Pipe {
+    pub(crate) fn new(end: OwnedFd, stream: OutputStream, passing: &Passing) -> Pipe {
         Pipe { end, stream, passing: passing.clone(), held: Vec::new(), tail: Vec::new() }
     }
 
@@ -92,7 +92,7 @@ impl Pipe {
         self.end.as_fd()
     }
 
-    pub(crate) fn stream(&self) -> Stream {
+    pub(crate) fn stream(&self) -> OutputStream {
         self.stream
     }
 
@@ -185,7 +185,7 @@ impl Pipe {
         let written = match &self.passing {
             // Nobody can be told that standard error is lost.
             Passing::Plain => {
-                let _ = Stream::Stderr.write_all(lines);
+                let _ = OutputStream::Stderr.write_all(lines);
                 Ok(())
             }
             Passing::Tagged { tag, sink } => sink(self.stream, &tagged(tag, lines)),
@@ -261,7 +261,7 @@ mod tests {
     fn tagging() -> (Passing, Written) {
         let written = Written::default();
         let into = Arc::clone(&written);
-        let sink = move |_: Stream, lines: &[u8]| {
+        let sink = move |_: OutputStream, lines: &[u8]| {
             into.lock().map_err(|_| io::Error::other("poisoned"))?.extend_from_slice(lines);
             Ok(())
         };
@@ -271,7 +271,7 @@ mod tests {
 
     fn pipe(passing: &Passing) -> (Pipe, File) {
         let (end, other) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
-        (Pipe::new(end, Stream::Stdout, passing), File::from(other))
+        (Pipe::new(end, OutputStream::Stdout, passing), File::from(other))
     }
 
     fn text(written: &Written) -> String {

@@ -20,7 +20,7 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process_group, test_kill_process_group, waitid,
 };
 
-use crate::command::output::{Flow, Leftovers, Passing, Pipe, Stream};
+use crate::command::output::{Flow, Leftovers, OutputStream, Passing, Pipe};
 
 /// A program, from its start until it is reaped.
 pub(crate) struct Process {
@@ -103,7 +103,7 @@ enum Source {
     End,
     Cancel,
     Kill,
-    Pipe(Stream),
+    Pipe(OutputStream),
 }
 
 /// What a program gets between SIGTERM and SIGKILL.
@@ -277,7 +277,7 @@ impl Output {
     fn of(leader: &mut Child, passing: &Passing) -> Output {
         let stdout = leader.stdout.take().map(OwnedFd::from);
         let stderr = leader.stderr.take().map(OwnedFd::from);
-        let both = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+        let both = [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)];
         let piped = both.into_iter().filter_map(|(stream, end)| Some((stream, end?)));
         let pipes = piped.map(|(stream, end)| Pipe::new(end, stream, passing)).collect();
         Output { pipes, ..Output::default() }
@@ -319,7 +319,7 @@ impl Output {
     }
 
     fn keep_tail(&mut self, pipe: &Pipe) {
-        if pipe.stream() == Stream::Stderr {
+        if pipe.stream() == OutputStream::Stderr {
             self.stderr_tail = pipe.tail().to_vec();
         }
     }
@@ -567,7 +567,7 @@ mod tests {
         let bell = Bell::hang(&cancelled, &killed).expect("a bell");
         let (holding, held) = bounded(1);
         let (release, released) = bounded::<Infallible>(0);
-        let sink = move |_: Stream, _: &[u8]| {
+        let sink = move |_: OutputStream, _: &[u8]| {
             let _ = holding.send(());
             let _ = released.recv();
             Ok(())

@@ -16,7 +16,7 @@ use crate::model::error::Error;
 pub struct Queue {
     name: String,
     durability: Durability,
-    kind: QueueKind,
+    kind: QueueType,
     declaration: Declaration,
     delivery_limit: u32,
     arguments: Vec<(String, Argument)>,
@@ -49,7 +49,7 @@ impl Plan {
     }
 
     /// The same declaration with the queue type named; if it is named already, the same.
-    pub(crate) fn with_type(mut self, kind: QueueKind) -> Plan {
+    pub(crate) fn with_type(mut self, kind: QueueType) -> Plan {
         if self.arguments.iter().all(|(name, _)| name != TYPE) {
             self.arguments.push(type_argument(kind));
         }
@@ -67,7 +67,7 @@ impl Plan {
     pub(crate) fn companion(&self) -> Option<Plan> {
         let name = format!("{}.settling", self.name);
         // Classic also where the virtual host's default is a type that cannot be exclusive.
-        let arguments = vec![type_argument(QueueKind::Classic)];
+        let arguments = vec![type_argument(QueueType::Classic)];
         (name.len() <= LONGEST_NAME).then_some(Plan {
             name,
             durability: Durability::Durable,
@@ -115,7 +115,7 @@ impl From<bool> for Argument {
 /// The queue type, `x-queue-type` (<https://www.rabbitmq.com/docs/queues>).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum QueueKind {
+pub enum QueueType {
     /// A queue on one node. Declared without an argument, as the tutorial does.
     #[default]
     Classic,
@@ -160,16 +160,16 @@ impl Queue {
         Queue {
             name: name.into(),
             durability: Durability::Durable,
-            kind: QueueKind::Classic,
+            kind: QueueType::Classic,
             declaration: Declaration::Declare,
             delivery_limit: 20,
             arguments: Vec::new(),
         }
     }
 
-    /// Sets the queue type. Default: [`QueueKind::Classic`].
+    /// Sets the queue type. Default: [`QueueType::Classic`].
     #[must_use]
-    pub fn kind(mut self, kind: QueueKind) -> Queue {
+    pub fn queue_type(mut self, kind: QueueType) -> Queue {
         self.kind = kind;
         self
     }
@@ -184,7 +184,7 @@ impl Queue {
 
     /// Uses the queue as it is and never declares it. Default: declared.
     #[must_use]
-    pub fn existing(mut self) -> Queue {
+    pub fn passive(mut self) -> Queue {
         self.declaration = Declaration::UseAsItIs;
         self
     }
@@ -216,7 +216,7 @@ impl Queue {
     /// from 4.3 on (<https://www.rabbitmq.com/docs/priority>).
     #[must_use]
     pub fn has_priorities(&self) -> bool {
-        self.kind == QueueKind::Quorum
+        self.kind == QueueType::Quorum
             || self.declaration == Declaration::UseAsItIs
             || self.arguments.iter().any(|(name, _)| name == MAX_PRIORITY)
     }
@@ -263,36 +263,36 @@ impl Queue {
     /// Whether it is declared as of this type, named as in `x-queue-type`.
     pub(crate) fn is_of_type(&self, name: &str) -> bool {
         match self.kind {
-            QueueKind::Classic => name == CLASSIC,
-            QueueKind::Quorum => name == QUORUM,
+            QueueType::Classic => name == CLASSIC,
+            QueueType::Quorum => name == QUORUM,
         }
     }
 
     /// Whether the broker counts deliveries, and may itself make dead letters of tasks: by our
     /// declaration, or by a policy.
     pub(crate) fn counts_deliveries(&self) -> bool {
-        self.kind == QueueKind::Quorum
+        self.kind == QueueType::Quorum
     }
 
     /// This queue, which the broker turned out to have as a quorum queue of its own making.
     pub(crate) fn found_as_quorum(&self) -> Queue {
-        Queue { kind: QueueKind::Quorum, declaration: Declaration::UseAsItIs, ..self.clone() }
+        Queue { kind: QueueType::Quorum, declaration: Declaration::UseAsItIs, ..self.clone() }
     }
 
     /// This queue, declared as a quorum queue because that is the virtual host's default type.
     pub(crate) fn made_as_quorum(&self) -> Queue {
-        Queue { kind: QueueKind::Quorum, ..self.clone() }
+        Queue { kind: QueueType::Quorum, ..self.clone() }
     }
 
     /// Whether its type is left to the virtual host.
     pub(crate) fn leaves_the_type_open(&self) -> bool {
-        self.kind == QueueKind::Classic && self.is_declared_durable()
+        self.kind == QueueType::Classic && self.is_declared_durable()
     }
 
     fn arguments(&self) -> Arguments {
         let mut arguments = match self.kind {
-            QueueKind::Classic => Vec::new(),
-            QueueKind::Quorum => {
+            QueueType::Classic => Vec::new(),
+            QueueType::Quorum => {
                 let mut arguments = safe_hop(self.name_of(Target::Dead));
                 let limit = Argument::Number(self.delivery_limit.into());
                 arguments.push(("x-delivery-limit".into(), limit));
@@ -309,9 +309,9 @@ impl Queue {
 
     fn dead_arguments(&self) -> Arguments {
         match self.kind {
-            QueueKind::Classic => vec![type_argument(QueueKind::Classic)],
-            QueueKind::Quorum => vec![
-                type_argument(QueueKind::Quorum),
+            QueueType::Classic => vec![type_argument(QueueType::Classic)],
+            QueueType::Quorum => vec![
+                type_argument(QueueType::Quorum),
                 ("x-delivery-limit".into(), Argument::Number(NEVER_TOO_OFTEN)),
             ],
         }
@@ -330,7 +330,7 @@ impl Queue {
     /// moment of the hop can lose a task.
     fn simple_delay(&self, delay: Duration) -> Arguments {
         let mut arguments = vec![
-            type_argument(QueueKind::Classic),
+            type_argument(QueueType::Classic),
             ("x-dead-letter-exchange".into(), text("")),
             ("x-dead-letter-routing-key".into(), text(&self.name)),
         ];
@@ -364,7 +364,7 @@ impl Queue {
                 "names that begin with 'amq.' are the broker's own",
             ));
         }
-        if self.kind == QueueKind::Quorum && self.durability == Durability::Transient {
+        if self.kind == QueueType::Quorum && self.durability == Durability::Transient {
             return Err(Error::setting("queue type", "a quorum queue is always durable"));
         }
         self.validate_arguments()
@@ -402,14 +402,14 @@ impl Queue {
                  --expiration",
             ),
             "x-expires" => Some("the broker would delete the queue with the tasks in it"),
-            MAX_PRIORITY if self.kind == QueueKind::Quorum => {
+            MAX_PRIORITY if self.kind == QueueType::Quorum => {
                 Some("a quorum queue has its priorities without it")
             }
             OVERFLOW if *value != text(REJECT_PUBLISH) => {
                 Some("the broker would drop confirmed tasks; only reject-publish does not")
             }
             "x-max-length" | "x-max-length-bytes"
-                if self.kind == QueueKind::Classic && !self.arguments.iter().any(rejects) =>
+                if self.kind == QueueType::Classic && !self.arguments.iter().any(rejects) =>
             {
                 Some(
                     "the broker would drop confirmed tasks; add the argument \
@@ -443,10 +443,10 @@ fn text(text: &str) -> Argument {
     Argument::Text(text.into())
 }
 
-fn type_argument(kind: QueueKind) -> (Cow<'static, str>, Argument) {
+fn type_argument(kind: QueueType) -> (Cow<'static, str>, Argument) {
     let name = match kind {
-        QueueKind::Classic => CLASSIC,
-        QueueKind::Quorum => QUORUM,
+        QueueType::Classic => CLASSIC,
+        QueueType::Quorum => QUORUM,
     };
     (TYPE.into(), text(name))
 }
@@ -454,7 +454,7 @@ fn type_argument(kind: QueueKind) -> (Cow<'static, str>, Argument) {
 /// A quorum queue that lets go of a dead letter only when the queue `to` has confirmed it.
 fn safe_hop(to: String) -> Arguments {
     vec![
-        type_argument(QueueKind::Quorum),
+        type_argument(QueueType::Quorum),
         ("x-dead-letter-exchange".into(), text("")),
         ("x-dead-letter-routing-key".into(), Argument::Text(to)),
         ("x-dead-letter-strategy".into(), text("at-least-once")),
@@ -495,7 +495,8 @@ mod tests {
 
     #[test]
     fn a_quorum_queue_sends_what_was_delivered_too_often_to_the_dead_letters() {
-        let plan = plan(&Queue::new("q").kind(QueueKind::Quorum).delivery_limit(3), Target::Work);
+        let plan =
+            plan(&Queue::new("q").queue_type(QueueType::Quorum).delivery_limit(3), Target::Work);
         assert_eq!(number(&plan, "x-delivery-limit"), 3);
         assert!(has(&plan, "x-dead-letter-routing-key", "q.dead"));
     }
@@ -518,7 +519,7 @@ mod tests {
 
     #[test]
     fn what_is_declared_beside_a_queue_names_its_type() {
-        for queue in [Queue::new("q"), Queue::new("q").kind(QueueKind::Quorum)] {
+        for queue in [Queue::new("q"), Queue::new("q").queue_type(QueueType::Quorum)] {
             let beside = [Target::Dead, Target::Delay(Duration::from_secs(1))];
             for plan in beside.into_iter().flat_map(|target| queue.plans(target)) {
                 assert!(has(&plan, TYPE, CLASSIC) || has(&plan, TYPE, QUORUM), "{plan:?}");
@@ -538,13 +539,13 @@ mod tests {
         assert!(full.validate().is_err());
         assert!(full.clone().argument("x-overflow", "drop-head").validate().is_err());
         assert!(full.clone().argument("x-overflow", "reject-publish").validate().is_ok());
-        assert!(full.kind(QueueKind::Quorum).validate().is_ok(), "it rejects in any case");
+        assert!(full.queue_type(QueueType::Quorum).validate().is_ok(), "it rejects in any case");
 
         let twice = queue.clone().argument("x-max-priority", 5).validate().expect_err("refused");
         assert!(twice.to_string().contains("x-max-priority: it is given twice"), "{twice}");
 
-        assert!(Queue::new("q").argument("x-max-priority", 10).existing().validate().is_err());
-        assert!(queue.kind(QueueKind::Quorum).validate().is_err());
+        assert!(Queue::new("q").argument("x-max-priority", 10).passive().validate().is_err());
+        assert!(queue.queue_type(QueueType::Quorum).validate().is_err());
         for refused in ["", "x-queue-type", "x-delivery-limit", "x-message-ttl", "x-expires"] {
             let error = Queue::new("q").argument(refused, 1).validate().expect_err("refused");
             assert!(error.to_string().contains(refused), "{error}");
@@ -576,6 +577,6 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_here() {
         assert!(Queue::new("amq.mine").validate().is_err());
-        assert!(Queue::new("q").kind(QueueKind::Quorum).transient().validate().is_err());
+        assert!(Queue::new("q").queue_type(QueueType::Quorum).transient().validate().is_err());
     }
 }

@@ -120,7 +120,7 @@ impl Task {
     }
 
     /// Sets the priority, from 0. It counts in queues that were declared with priorities
-    /// (`x-max-priority`), which [`Queue::existing`](crate::Queue::existing) can use, and in
+    /// (`x-max-priority`), which [`Queue::passive`](crate::Queue::passive) can use, and in
     /// quorum queues since RabbitMQ 4 (<https://www.rabbitmq.com/docs/priority>). Default: none.
     #[must_use]
     pub fn with_priority(self, priority: u8) -> Task {

@@ -83,11 +83,11 @@ impl Producer {
         self
     }
 
-    /// Heeds this shutdown: a stop ends [`connect`](Producer::connect); an
+    /// Ends its waits with this shutdown: a stop ends [`connect`](Producer::connect); an
     /// [abort](crate::Trigger::abort) ends every wait, and what is in flight then is
     /// [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
     #[must_use]
-    pub fn heed(mut self, shutdown: &Shutdown) -> Producer {
+    pub fn shutdown(mut self, shutdown: &Shutdown) -> Producer {
         self.publisher.stopping = shutdown.stopping().clone();
         self.publisher.aborting = shutdown.aborting().clone();
         self

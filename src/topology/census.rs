@@ -12,7 +12,7 @@ use crate::model::queue::{Queue, Target};
 /// One delay queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Delayed {
+pub struct DelayQueue {
     /// How long each task waits in it.
     pub delay: Duration,
     /// How many wait.
@@ -37,7 +37,7 @@ pub(crate) enum Left {
     /// Tasks that wait for a worker.
     Ready(u64),
     /// Tasks that wait in delay queues.
-    Delayed(Vec<Delayed>),
+    Delayed(Vec<DelayQueue>),
     /// A task that its delay queue does not count: no node led the queue when it was counted.
     Hidden(Duration),
 }
@@ -92,7 +92,7 @@ impl Census {
     }
 
     /// The delay queues that exist, the shortest delay first.
-    pub(crate) fn delayed(&mut self, channels: &dyn Channels) -> Result<Vec<Delayed>, Cause> {
+    pub(crate) fn delayed(&mut self, channels: &dyn Channels) -> Result<Vec<DelayQueue>, Cause> {
         self.count_delays(channels, all_delays().collect())
     }
 
@@ -112,7 +112,7 @@ impl Census {
     fn left_in(
         &mut self,
         channels: &dyn Channels,
-        delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<Delayed>, Cause>,
+        delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<DelayQueue>, Cause>,
     ) -> Result<Option<Left>, Cause> {
         let Some(ready) = self.ready(channels)? else { return Ok(None) };
         if ready > 0 {
@@ -139,13 +139,13 @@ impl Census {
         &mut self,
         channels: &dyn Channels,
         delays: Vec<Duration>,
-    ) -> Result<Vec<Delayed>, Cause> {
+    ) -> Result<Vec<DelayQueue>, Cause> {
         let mut existing = Vec::new();
         for delay in delays {
             match self.count(channels, Target::Delay(delay))? {
                 Some(count) => {
                     self.known.insert(delay);
-                    existing.push(Delayed { delay, tasks: count.ready });
+                    existing.push(DelayQueue { delay, tasks: count.ready });
                 }
                 None => drop(self.known.remove(&delay)),
             }

@@ -14,7 +14,7 @@ use log::{info, warn};
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
-use crate::model::queue::{Declaration, Plan, Queue, QueueKind, Target};
+use crate::model::queue::{Declaration, Plan, Queue, QueueType, Target};
 use crate::topology::queue_type::{Comparison, DefaultType, Kind, ask_default_type, compare};
 
 /// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
@@ -176,7 +176,7 @@ fn use_as_made_here(
         Comparison::Refused(_) => return Err(refusal),
     };
     let channel = connection.open_channel()?;
-    let classic = queue.plans(Target::Work).swap_remove(0).with_type(QueueKind::Classic);
+    let classic = queue.plans(Target::Work).swap_remove(0).with_type(QueueType::Classic);
     if compare(&channel, &classic)? == Comparison::Same {
         return Ok(Opened::existing(channel, queue));
     }

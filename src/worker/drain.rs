@@ -15,7 +15,7 @@ use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::{Pulse, are_more_than_heartbeats};
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
-use crate::topology::census::Delayed;
+use crate::topology::census::DelayQueue;
 use crate::topology::census::{Census, Channels, Left};
 use crate::util::patience::telling_after;
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
@@ -169,7 +169,7 @@ fn unknown(why: &str) -> String {
 }
 
 /// Says what is waited for, without a count, which changes from look to look.
-fn awaited(waiting: &[Delayed]) -> String {
+fn awaited(waiting: &[DelayQueue]) -> String {
     let longest = waiting.iter().map(|it| it.delay).max().unwrap_or_default();
     format!("waits for delayed tasks, the last of them due in at most {}", said(longest))
 }

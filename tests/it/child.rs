@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use rabbit_work::{
-    Broker, Delivery, Failure, Producer, Queue, QueueKind, RetryPolicy, Shutdown, Task, Worker,
+    Broker, Delivery, Failure, Producer, Queue, QueueType, RetryPolicy, Shutdown, Task, Worker,
     shutdown,
 };
 use rustix::process::{Signal, getpid, kill_process};
@@ -109,8 +109,8 @@ fn a_ledger_worker() {
     let kills = var("IT_END").as_deref() == Some("KillItsProcess");
     let broker: Broker = url.parse().expect("a URL");
     let queue = match (var("IT_NO_DECLARE"), var("IT_QUORUM")) {
-        (Some(_), _) => Queue::new(queue).existing(),
-        (None, Some(_)) => Queue::new(queue).kind(QueueKind::Quorum),
+        (Some(_), _) => Queue::new(queue).passive(),
+        (None, Some(_)) => Queue::new(queue).queue_type(QueueType::Quorum),
         (None, None) => Queue::new(queue),
     };
     let worker = Worker::new(&broker, &queue)

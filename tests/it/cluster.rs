@@ -9,7 +9,7 @@ mod soak;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbit_work::QueueKind::{Classic, Quorum};
+use rabbit_work::QueueType::{Classic, Quorum};
 
 use self::load::{Load, NO_PROGRESS};
 use crate::support::client::unique_queue;

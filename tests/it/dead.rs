@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpValue, FieldTable};
-use rabbit_work::{Broker, Inspector, Queue, QueueKind};
+use rabbit_work::{Broker, Inspector, Queue, QueueType};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -498,7 +498,7 @@ fn check_finds_a_quorum_queue_that_does_nothing() {
     });
     let url: Broker = broker.url().parse().expect("a URL");
     let url = url.call_timeout(Duration::from_secs(1));
-    let checks = Inspector::new(&url, &Queue::new("q").kind(QueueKind::Quorum)).check();
+    let checks = Inspector::new(&url, &Queue::new("q").queue_type(QueueType::Quorum)).check();
 
     let last = checks.last().expect("a check");
     let error = last.result.as_ref().expect_err("it fails");

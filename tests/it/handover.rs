@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
 use rabbit_work::{
-    Broker, DeadLetterFilter, DeadLetters, Outcome, Producer, Queue, QueueKind, Task,
+    Broker, DeadLetterFilter, DeadLetters, Outcome, Producer, Queue, QueueType, Task,
 };
 use tempfile::TempDir;
 
@@ -24,19 +24,19 @@ const LONG: Duration = Duration::from_secs(120);
 struct Failing {
     url: String,
     queue: String,
-    kind: QueueKind,
+    kind: QueueType,
     ledger: Ledger,
     _dir: TempDir,
 }
 
 impl Failing {
     /// Every tenth task fails always, the others at their first two attempts of three.
-    fn publish(url: &str, kind: QueueKind, count: usize) -> Failing {
+    fn publish(url: &str, kind: QueueType, count: usize) -> Failing {
         let queue = unique_queue("handed-over");
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = Ledger::open(&dir.path().join("ledger"));
         let broker: Broker = url.parse().expect("a URL");
-        let mut producer = Producer::new(&broker, &Queue::new(&queue).kind(kind));
+        let mut producer = Producer::new(&broker, &Queue::new(&queue).queue_type(kind));
         let mut receipts = Vec::new();
         for number in 0..count {
             let kind = if number % 10 == 0 { "dead" } else { "done" };
@@ -65,7 +65,7 @@ impl Failing {
         };
         let command = worker.command().env("IT_ATTEMPTS", "3");
         match self.kind {
-            QueueKind::Quorum => command.env("IT_QUORUM", "1"),
+            QueueType::Quorum => command.env("IT_QUORUM", "1"),
             _ => command,
         }
     }
@@ -104,7 +104,7 @@ fn dead(queue: &str) -> String {
 
 #[test]
 fn killed_in_the_middle_of_hand_overs_a_worker_loses_nothing() {
-    let failing = Failing::publish(shared_broker().url(), QueueKind::Classic, 400);
+    let failing = Failing::publish(shared_broker().url(), QueueType::Classic, 400);
     for round in 0..6 {
         let running = failing.worker(&failing.url).start();
         wait_for_more(from_ref(&failing), 20 + 17 * round);
@@ -116,7 +116,7 @@ fn killed_in_the_middle_of_hand_overs_a_worker_loses_nothing() {
 
 #[test]
 fn cut_connections_in_the_middle_of_hand_overs_lose_nothing() {
-    for kind in [QueueKind::Classic, QueueKind::Quorum] {
+    for kind in [QueueType::Classic, QueueType::Quorum] {
         let failing = Failing::publish(shared_broker().url(), kind, 400);
         let proxy = Proxy::start(shared_broker().address());
         let running = failing.worker(&proxy.url()).start();
@@ -133,7 +133,7 @@ fn cut_connections_in_the_middle_of_hand_overs_lose_nothing() {
 /// Closed in order, the connection of the hand-overs would be waited for after the consumers.
 #[test]
 fn a_second_signal_in_a_blackhole_ends_a_worker_within_2_s_also_after_a_hand_over() {
-    let failing = Failing::publish(shared_broker().url(), QueueKind::Classic, 1);
+    let failing = Failing::publish(shared_broker().url(), QueueType::Classic, 1);
     let proxy = Proxy::start(shared_broker().address());
     let arguments = ["--url", &proxy.url(), "--queue", &failing.queue, "--threads", "2"];
     let command =
@@ -155,8 +155,8 @@ fn a_second_signal_in_a_blackhole_ends_a_worker_within_2_s_also_after_a_hand_ove
 #[test]
 fn a_broker_killed_in_the_middle_of_hand_overs_loses_nothing() {
     let broker = breakable_broker();
-    let quorum = Failing::publish(broker.url(), QueueKind::Quorum, 800);
-    let classic = Failing::publish(broker.url(), QueueKind::Classic, 300);
+    let quorum = Failing::publish(broker.url(), QueueType::Quorum, 800);
+    let classic = Failing::publish(broker.url(), QueueType::Classic, 300);
     let on_quorum = quorum.worker(broker.url()).start();
     // A quorum queue that is new when its broker is killed may never have a leader again. Without
     // the dead letters nothing ends; around the delay queues, which are new here, there is a way.

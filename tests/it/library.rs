@@ -492,7 +492,7 @@ fn a_producer_publishes_ten_thousand_tasks_with_one_receipt_each() {
 
 #[test]
 fn tasks_of_one_id_to_a_missing_queue_are_each_returned() {
-    let missing = Queue::new(unique_queue("missing")).existing();
+    let missing = Queue::new(unique_queue("missing")).passive();
     let mut producer = Producer::new(&broker(), &missing);
 
     let mut receipts = Vec::new();

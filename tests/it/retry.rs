@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use crossbeam_channel::unbounded;
 use rabbit_work::{
-    Broker, Delivery, Error, EventKind, Failure, Producer, Queue, QueueKind, RetryPolicy,
+    Broker, Delivery, Error, EventKind, Failure, Producer, Queue, QueueType, RetryPolicy,
     StopReason, Task, Worker,
 };
 
@@ -772,7 +772,7 @@ fn processor_ticks(process: u32) -> u64 {
 #[test]
 fn a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so() {
     let queue = unique_queue("killer");
-    let quorum = Queue::new(&queue).kind(QueueKind::Quorum).delivery_limit(2);
+    let quorum = Queue::new(&queue).queue_type(QueueType::Quorum).delivery_limit(2);
     Producer::new(&broker(), &quorum).publish(Task::new("").with_id("1")).expect("confirmed");
     let to = ["--url", shared_broker().url(), "--queue", &queue];
     let quorum_flags = ["--queue-type", "quorum", "--delivery-limit", "2"];

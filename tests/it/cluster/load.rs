@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
 use crossbeam_channel::tick;
-use rabbit_work::{Broker, Outcome, Producer, Queue, QueueKind, Receipt, Task};
+use rabbit_work::{Broker, Outcome, Producer, Queue, QueueType, Receipt, Task};
 
 use super::progress::{Gaps, Progress};
 use crate::child::{AtTheEnd, LEDGER_SCRIPT, LedgerWorker};
@@ -35,7 +35,7 @@ const END: Duration = Duration::from_secs(120);
 /// One queue with its producers and workers.
 pub(super) struct Load<'a> {
     cluster: &'a Cluster,
-    kind: QueueKind,
+    kind: QueueType,
     url: String,
     queue: String,
     dir: tempfile::TempDir,
@@ -57,7 +57,7 @@ impl<'a> Load<'a> {
     /// order, the other workers in any.
     pub(super) fn start(
         cluster: &'a Cluster,
-        kind: QueueKind,
+        kind: QueueType,
         leader: usize,
         order: &[usize],
     ) -> Load<'a> {
@@ -179,14 +179,14 @@ impl<'a> Load<'a> {
             at_the_end: AtTheEnd::Return,
         };
         match self.kind {
-            QueueKind::Quorum => worker.command().env("IT_QUORUM", "1").start(),
+            QueueType::Quorum => worker.command().env("IT_QUORUM", "1").start(),
             _ => worker.command().start(),
         }
     }
 
     /// With a command for each task.
     fn start_worker_command(&self) -> Running {
-        let kind = if self.kind == QueueKind::Quorum { "quorum" } else { "classic" };
+        let kind = if self.kind == QueueType::Quorum { "quorum" } else { "classic" };
         let to = ["--url", &self.url, "--url-order", "given", "--queue", &self.queue];
         let kind = ["--queue-type", kind];
         let fail = ["--max-attempts", "3", "--retry-delay", "100ms", "--max-retry-delay", "100ms"];
@@ -213,9 +213,9 @@ impl Report {
     }
 }
 
-fn producer(url: &str, queue: &str, kind: QueueKind) -> Producer {
+fn producer(url: &str, queue: &str, kind: QueueType) -> Producer {
     let broker: Broker = url.parse().expect("the URLs of a cluster");
-    Producer::new(&broker.in_order(), &Queue::new(queue).kind(kind)).timeout(PUBLISH_TIMEOUT)
+    Producer::new(&broker.in_order(), &Queue::new(queue).queue_type(kind)).timeout(PUBLISH_TIMEOUT)
 }
 
 /// Of a batch, the last task fails always, and every seventh at its first attempt. So says its id.

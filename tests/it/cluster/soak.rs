@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rabbit_work::QueueKind::Quorum;
+use rabbit_work::QueueType::Quorum;
 
 use super::load::{Load, WORKERS};
 use crate::support::cluster::{Cluster, NODES, cluster};
