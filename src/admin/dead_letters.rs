@@ -8,12 +8,12 @@ use crate::admin::peek_safety::{Return, refuse_harmful_look};
 use crate::admin::walk::{MANY, Walk};
 use crate::admin::{Inspector, missing};
 use crate::amqp::channel::{Channel, Settlement, Unsettled};
-use crate::amqp::close_reason::Cause;
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connect;
 use crate::amqp::connection::Connection;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
-use crate::model::failure_record::{FailureRecord, history_of, record_of, revived};
+use crate::model::failure_record::{FailureRecord, history_of, record_of, reset_for_replay};
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
@@ -147,7 +147,7 @@ impl DeadLetters {
                 return Ok(Some(Err(error)));
             }
             let missing = walk.go(|unsettled, letter| {
-                publisher.accept(revived(letter), Target::Work, unsettled);
+                publisher.accept(reset_for_replay(letter), Target::Main, unsettled);
                 publisher.pump(Until::Settled);
                 settle(channel, publisher.take_settled(), &mut replay)
             })?;
@@ -227,7 +227,7 @@ impl DeadLetters {
 
     /// There may be no queue of dead letters because there is no such queue at all.
     fn refuse_missing_queue(&self) -> Result<(), Error> {
-        match Inspector::new(&self.broker, &self.queue).count(Target::Work) {
+        match Inspector::new(&self.broker, &self.queue).count(Target::Main) {
             Ok(None) => Err(missing(self.queue.name())),
             // A login that may not see the queue may still take care of its dead letters.
             Ok(Some(_)) | Err(Error::QueueRefused { .. }) => Ok(()),
@@ -240,7 +240,7 @@ impl DeadLetters {
     fn with_channel<T>(
         &self,
         how: Return,
-        work: impl FnOnce(&Connection, &Channel) -> Result<Option<Result<T, Error>>, Cause>,
+        work: impl FnOnce(&Connection, &Channel) -> Result<Option<Result<T, Error>>, CloseReason>,
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
@@ -263,7 +263,7 @@ impl DeadLetters {
             }
             Err(cause) => match connection.end(Some(cause)) {
                 cause if cause.is_not_there() => self.refuse_missing_queue().map(|()| None),
-                Cause::Malformed(_) => {
+                CloseReason::Malformed(_) => {
                     Err(Error::Poisoned { queue: self.queue.name_of(Target::Dead) })
                 }
                 cause => {
@@ -284,7 +284,7 @@ fn settle(
     channel: &Channel,
     settled: Vec<Settled<Unsettled>>,
     replay: &mut ReplaySummary,
-) -> Result<ControlFlow<()>, Cause> {
+) -> Result<ControlFlow<()>, CloseReason> {
     for Settled { outcome, ticket, .. } in settled {
         match outcome {
             Outcome::Confirmed => {

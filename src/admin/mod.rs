@@ -12,12 +12,14 @@ use crossbeam_channel::never;
 use log::debug;
 
 use crate::amqp::channel::{Channel, Count};
-use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
+use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connect;
 use crate::amqp::connection::{Connection, Notice, read_notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
-use crate::model::queue::{Argument, Arguments, Declaration, Durability, Plan, Queue, Target};
+use crate::model::queue::{
+    Argument, Arguments, Declaration, Durability, Queue, QueueDeclaration, Target,
+};
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
 use crate::topology::census::{Census, Channels, DelayQueue};
@@ -154,7 +156,7 @@ impl Inspector {
     /// # Blocking
     /// For an answer of the broker.
     pub fn purge(&mut self) -> Result<u64, Error> {
-        self.purge_target(Target::Work)?.ok_or_else(|| missing(self.queue.name()))
+        self.purge_target(Target::Main)?.ok_or_else(|| missing(self.queue.name()))
     }
 
     /// `None` when there is no such queue.
@@ -204,7 +206,7 @@ impl Inspector {
         }
         if matches!(kind, Kind::Quorum(_)) {
             told.push_str(", a quorum queue");
-            told.push_str(self.check_majority(Target::Work, count.ready)?);
+            told.push_str(self.check_majority(Target::Main, count.ready)?);
         }
         Ok(told)
     }
@@ -219,7 +221,7 @@ impl Inspector {
             Some(there) if !queue.is_of_type(there) => there,
             _ => return declared,
         };
-        let made_here = queue.made_as_quorum().plans(Target::Work).swap_remove(0).without_type();
+        let made_here = queue.made_as_quorum().plans(Target::Main).swap_remove(0).without_type();
         match declared {
             Ok(()) if self.broker_version()?.is_some_and(|version| version >= LIMITED_SINCE) => {
                 Err(Error::setting("queue type", dropping_quorum_queue(queue.name())))
@@ -306,7 +308,7 @@ impl Inspector {
         let plans = self.queue.plans(Target::Dead);
         match self.ask(|channel| plans.iter().try_for_each(|plan| channel.declare_as(plan))) {
             Ok(_) => {
-                let replicated = plans.iter().any(Plan::is_replicated);
+                let replicated = plans.iter().any(QueueDeclaration::is_quorum);
                 let majority =
                     if replicated { self.check_majority(Target::Dead, ready)? } else { "" };
                 Ok(format!("{ready} letters, declared with these arguments{majority}"))
@@ -359,9 +361,10 @@ impl Inspector {
     /// finds that the queue is there with other arguments.
     fn check_declare(&mut self, name: &str, mut arguments: Arguments) -> Result<(), Error> {
         arguments.push((EXPIRES.into(), Argument::Number(0)));
-        let plan = Plan { name: name.into(), durability: Durability::Durable, arguments };
+        let plan =
+            QueueDeclaration { name: name.into(), durability: Durability::Durable, arguments };
         let asked = self.ask_about(name, |channel| match channel.declare_as(&plan) {
-            Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text })
+            Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
                 if text.contains(EXPIRES) || text.contains("inequivalent arg") =>
             {
                 Ok(())
@@ -384,8 +387,8 @@ impl Inspector {
     /// For some answers of the broker, each bounded by its limits.
     pub fn queue_type(&mut self) -> Result<Option<&'static str>, Error> {
         self.count_queue()?;
-        for plan in self.queue.plans(Target::Work) {
-            if plan.is_replicated() && self.compare(&plan)? == Comparison::Same {
+        for plan in self.queue.plans(Target::Main) {
+            if plan.is_quorum() && self.compare(&plan)? == Comparison::Same {
                 return Ok(Some("quorum"));
             }
         }
@@ -394,7 +397,7 @@ impl Inspector {
     }
 
     /// Compares a queue that is there with a declaration.
-    pub(crate) fn compare(&mut self, plan: &Plan) -> Result<Comparison, Error> {
+    pub(crate) fn compare(&mut self, plan: &QueueDeclaration) -> Result<Comparison, Error> {
         let asked = self.ask_about(&plan.name, |channel| compare(channel, plan));
         if !matches!(asked, Ok(Some(Comparison::Same))) {
             self.forget_channel();
@@ -407,7 +410,7 @@ impl Inspector {
     }
 
     fn count_queue(&mut self) -> Result<Count, Error> {
-        match self.count(Target::Work)? {
+        match self.count(Target::Main)? {
             Some(count) => Ok(count),
             None => Err(missing(self.queue.name())),
         }
@@ -423,12 +426,12 @@ impl Inspector {
 
     fn counted<T>(
         &mut self,
-        count: impl FnOnce(&mut Census, &dyn Channels) -> Result<T, Cause>,
+        count: impl FnOnce(&mut Census, &dyn Channels) -> Result<T, CloseReason>,
     ) -> Result<T, Error> {
         self.connection()?;
         let counted = match &mut self.connection {
             Some(connection) => count(&mut self.census, connection),
-            None => Err(Cause::Gone),
+            None => Err(CloseReason::Disconnected),
         };
         let queue = self.queue.name().to_string();
         counted.map_err(|cause| self.failed(&queue, cause))
@@ -437,7 +440,7 @@ impl Inspector {
     /// Asks something of the broker; `None` when what was asked for is not there.
     fn ask<T>(
         &mut self,
-        ask: impl FnOnce(&Channel) -> Result<T, Cause>,
+        ask: impl FnOnce(&Channel) -> Result<T, CloseReason>,
     ) -> Result<Option<T>, Error> {
         let queue = self.queue.name().to_string();
         self.ask_about(&queue, ask)
@@ -446,21 +449,21 @@ impl Inspector {
     fn ask_about<T>(
         &mut self,
         queue: &str,
-        ask: impl FnOnce(&Channel) -> Result<T, Cause>,
+        ask: impl FnOnce(&Channel) -> Result<T, CloseReason>,
     ) -> Result<Option<T>, Error> {
         self.connection()?;
         let answer = match &mut self.connection {
             Some(connection) => self.census.ask(connection, ask),
-            None => Err(Cause::Gone),
+            None => Err(CloseReason::Disconnected),
         };
         answer.map_err(|cause| self.failed(queue, cause))
     }
 
     /// The error for a question that failed. The connection goes, where it did not outlive that.
-    fn failed(&mut self, queue: &str, cause: Cause) -> Error {
+    fn failed(&mut self, queue: &str, cause: CloseReason) -> Error {
         self.forget_channel();
         match self.connection.take() {
-            Some(connection) if cause.spares_the_connection() => {
+            Some(connection) if cause.is_channel_error() => {
                 let error = Error::from_queue_use(queue, connection.address(), cause);
                 self.connection = Some(connection);
                 error

@@ -69,9 +69,9 @@ fn harmful(dead: &str, limit: &str) -> Error {
 fn kind_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Result<Kind, Error> {
     for plan in queue.plans(Target::Dead) {
         // What we declare without a type can be a quorum queue, too, by the virtual host's default.
-        let is_telling = plan.is_replicated() || version < LIMITED_SINCE;
+        let is_telling = plan.is_quorum() || version < LIMITED_SINCE;
         if is_telling && inspector.compare(&plan)? == Comparison::Same {
-            let replicated = plan.is_replicated();
+            let replicated = plan.is_quorum();
             return Ok(if replicated { Kind::Quorum(Limit::Unlimited) } else { Kind::Classic });
         }
     }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use crate::admin::dead_letter_filter::DeadLetterFilter;
 use crate::amqp::channel::{Channel, Received, Unsettled};
-use crate::amqp::close_reason::Cause;
+use crate::amqp::close_reason::CloseReason;
 use crate::model::task::Task;
 
 /// A walk over the letters that are there when it begins.
@@ -34,7 +34,7 @@ impl<'a> Walk<'a> {
         dead: String,
         selection: &'a DeadLetterFilter,
         most: u16,
-    ) -> Result<Option<Walk<'a>>, Cause> {
+    ) -> Result<Option<Walk<'a>>, CloseReason> {
         if selection.left(0) == 0 {
             return Ok(None);
         }
@@ -54,8 +54,8 @@ impl<'a> Walk<'a> {
     /// walk ended before its end.
     pub(crate) fn go(
         mut self,
-        mut deal: impl FnMut(Unsettled, Task) -> Result<ControlFlow<()>, Cause>,
-    ) -> Result<Vec<String>, Cause> {
+        mut deal: impl FnMut(Unsettled, Task) -> Result<ControlFlow<()>, CloseReason>,
+    ) -> Result<Vec<String>, CloseReason> {
         let (mut selected, mut missing) = (0, self.selection.named().collect::<BTreeSet<_>>());
         while let Some(letters) = self.next(selected)? {
             let largest = letters.iter().map(|(_, it)| it.task.body().len()).max();
@@ -77,7 +77,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The next letters; `None` when there are no more.
-    fn next(&mut self, selected: u64) -> Result<Option<Vec<(Unsettled, Received)>>, Cause> {
+    fn next(&mut self, selected: u64) -> Result<Option<Vec<(Unsettled, Received)>>, CloseReason> {
         if self.there == 0 || self.selection.left(selected) == 0 {
             return Ok(None);
         }

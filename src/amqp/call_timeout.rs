@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select_biased;
 
-use crate::amqp::close_reason::Cause;
-use crate::amqp::heartbeat::{Pulse, are_more_than_heartbeats};
+use crate::amqp::close_reason::CloseReason;
+use crate::amqp::heartbeat::{Heartbeat, are_more_than_heartbeats};
 use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Signal, closer};
 
@@ -45,7 +45,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     /// What the broker sends, from when that is counted.
-    pulse: OnceLock<Pulse>,
+    pulse: OnceLock<Heartbeat>,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ struct State {
     /// When the thread looks up next by itself; it need not be woken for a later deadline.
     looks_up_at: Option<Instant>,
     /// Why the socket was shut.
-    cause: Option<Cause>,
+    cause: Option<CloseReason>,
     done: bool,
 }
 
@@ -110,7 +110,7 @@ impl Drop for Watchdog {
 
 impl Leash {
     /// Where to hear what the broker sends.
-    pub(crate) fn heed(&self, pulse: &Pulse) {
+    pub(crate) fn heed(&self, pulse: &Heartbeat) {
         let _ = self.shared.pulse.set(pulse.clone());
     }
 
@@ -182,14 +182,14 @@ impl Leash {
     }
 
     /// Shuts the socket for this cause.
-    pub(crate) fn condemn(&self, cause: &Cause) {
+    pub(crate) fn condemn(&self, cause: &CloseReason) {
         self.shared.lock().cause.get_or_insert_with(|| cause.clone());
         self.abort();
     }
 
     /// What it was shut for, a call that passed its limit or another: the true cause of the
     /// connection's end.
-    pub(crate) fn cause(&self) -> Option<Cause> {
+    pub(crate) fn cause(&self) -> Option<CloseReason> {
         self.shared.lock().cause.clone()
     }
 }
@@ -200,7 +200,7 @@ impl Shared {
     }
 
     fn sent(&self) -> u64 {
-        self.pulse.get().map_or(0, Pulse::bytes)
+        self.pulse.get().map_or(0, Heartbeat::bytes)
     }
 
     fn add(&self, call: Call) -> u64 {
@@ -245,7 +245,7 @@ impl Shared {
                 call.sent_before = Some(sent);
                 return true;
             }
-            cause.get_or_insert(Cause::TimedOut { doing, limit });
+            cause.get_or_insert(CloseReason::TimedOut { doing, limit });
             let _ = self.socket.shutdown(SocketShutdown::Both);
             false
         });
@@ -276,14 +276,17 @@ mod tests {
         let limit = Duration::from_millis(20);
         let read = watchdog.leash().within(limit, "reading", || client.read(&mut [0; 1]));
         assert_eq!(read.expect("the end of the stream"), 0);
-        assert_eq!(watchdog.leash().cause(), Some(Cause::TimedOut { doing: "reading", limit }));
+        assert_eq!(
+            watchdog.leash().cause(),
+            Some(CloseReason::TimedOut { doing: "reading", limit })
+        );
     }
 
     #[test]
     fn a_call_that_waits_for_an_answer_has_more_time_while_the_broker_sends_something() {
         let (mut client, _peer) = pair();
         let watchdog = watched(&client);
-        let pulse = Pulse::new(0);
+        let pulse = Heartbeat::new(0);
         watchdog.leash().heed(&pulse);
         let limit = Duration::from_millis(300);
         let (begun, sends_for) = (Instant::now(), 4 * limit);
@@ -308,7 +311,7 @@ mod tests {
             leash.within(Duration::from_millis(20), "inner", || client.read(&mut [0; 1]))
         });
         assert_eq!(read.expect("the end of the stream"), 0);
-        assert!(matches!(leash.cause(), Some(Cause::TimedOut { doing: "inner", .. })));
+        assert!(matches!(leash.cause(), Some(CloseReason::TimedOut { doing: "inner", .. })));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use amiquip::{
 use crossbeam_channel::Receiver;
 
 use crate::amqp::call_timeout::Leash;
-use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
-use crate::model::queue::{Argument, Declaration, Durability, Plan, Queue, Target};
+use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
+use crate::model::queue::{Argument, Declaration, Durability, Queue, QueueDeclaration, Target};
 use crate::model::task::Task;
 use crate::util::deadline::LONGEST;
 
@@ -38,7 +38,7 @@ pub(crate) struct Subscription<'a> {
 pub(crate) enum Incoming {
     Delivery(Unsettled, Received),
     /// The subscription is over; nothing comes any more, nothing may be settled any more.
-    Ended(Cause),
+    Ended(CloseReason),
     /// The subscription is over because we cancelled it; what is in hand may still be settled.
     Cancelled,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Left {
     pub(crate) arrived: Vec<(Unsettled, Received)>,
     /// The broker ended the subscription before it knew that we leave it: as with
     /// [`Incoming::Ended`], nothing may be settled any more.
-    pub(crate) ended: Option<Cause>,
+    pub(crate) ended: Option<CloseReason>,
 }
 
 /// The content of a delivery, free to go to another thread.
@@ -153,24 +153,24 @@ impl Channel {
     }
 
     /// Declares the queue as it is described, or checks that it is there at all.
-    pub(crate) fn declare(&self, queue: &Queue) -> Result<(), Cause> {
+    pub(crate) fn declare(&self, queue: &Queue) -> Result<(), CloseReason> {
         match queue.declaration() {
             Declaration::Declare => {
-                queue.plans(Target::Work).iter().try_for_each(|plan| self.declare_as(plan))
+                queue.plans(Target::Main).iter().try_for_each(|plan| self.declare_as(plan))
             }
             Declaration::UseAsItIs => self.count(queue.name()).map(drop),
         }
     }
 
     /// Declares a queue. A refusal closes the channel.
-    pub(crate) fn declare_as(&self, plan: &Plan) -> Result<(), Cause> {
+    pub(crate) fn declare_as(&self, plan: &QueueDeclaration) -> Result<(), CloseReason> {
         self.ask("declaring a queue", |inner| {
             inner.queue_declare(plan.name.as_str(), declare_options(plan)).map(drop)
         })
     }
 
     /// Makes a queue that no other connection can use, and deletes it. A refusal closes the channel.
-    pub(crate) fn make_and_delete(&self, plan: &Plan) -> Result<(), Cause> {
+    pub(crate) fn make_and_delete(&self, plan: &QueueDeclaration) -> Result<(), CloseReason> {
         self.ask("declaring a queue", |inner| {
             let options = QueueDeclareOptions { exclusive: true, ..declare_options(plan) };
             inner.queue_declare(plan.name.as_str(), options).map(drop)
@@ -179,13 +179,13 @@ impl Channel {
     }
 
     /// Deletes a queue with all that is in it.
-    pub(crate) fn delete(&self, name: &str) -> Result<(), Cause> {
+    pub(crate) fn delete(&self, name: &str) -> Result<(), CloseReason> {
         let options = QueueDeleteOptions::default();
         self.ask("deleting a queue", |inner| inner.queue_delete(name, options).map(drop))
     }
 
     /// What is in a queue. A queue that is not there closes the channel.
-    pub(crate) fn count(&self, name: &str) -> Result<Count, Cause> {
+    pub(crate) fn count(&self, name: &str) -> Result<Count, CloseReason> {
         self.ask("looking at a queue", |inner| {
             let queue = inner.queue_declare_passive(name)?;
             let count = |it: Option<u32>| u64::from(it.unwrap_or(0));
@@ -197,7 +197,7 @@ impl Channel {
     }
 
     /// Takes the first message of a queue, where there is one.
-    pub(crate) fn get(&self, name: &str) -> Result<Option<(Unsettled, Received)>, Cause> {
+    pub(crate) fn get(&self, name: &str) -> Result<Option<(Unsettled, Received)>, CloseReason> {
         let got = self.ask("getting a message", |inner| inner.basic_get(name, false))?;
         Ok(got.map(|got| take_apart(got.delivery)))
     }
@@ -206,20 +206,24 @@ impl Channel {
     /// broker for all of them, where [`get`](Channel::get) needs one for each. What the broker
     /// sends of what is ready comes before its answer to the cancel; less than `most` is no proof
     /// that nothing is left.
-    pub(crate) fn take(&self, name: &str, most: u16) -> Result<Vec<(Unsettled, Received)>, Cause> {
+    pub(crate) fn take(
+        &self,
+        name: &str,
+        most: u16,
+    ) -> Result<Vec<(Unsettled, Received)>, CloseReason> {
         let Left { arrived, ended } = self.consume(name, most, Acks::Manual)?.leave();
         ended.map_or(Ok(arrived), Err)
     }
 
     /// Takes a message and gives it back to its place; says whether there was one.
-    pub(crate) fn look(&self, name: &str) -> Result<bool, Cause> {
+    pub(crate) fn look(&self, name: &str) -> Result<bool, CloseReason> {
         let Some((unsettled, _)) = self.get(name)? else { return Ok(false) };
         self.settle(unsettled, Settlement::GiveBack)?;
         Ok(true)
     }
 
     /// Removes what is ready in a queue; says how much that was.
-    pub(crate) fn purge(&self, name: &str) -> Result<u64, Cause> {
+    pub(crate) fn purge(&self, name: &str) -> Result<u64, CloseReason> {
         self.ask("purging a queue", |inner| inner.queue_purge(name)).map(u64::from)
     }
 
@@ -229,7 +233,7 @@ impl Channel {
         queue: &str,
         prefetch: u16,
         acks: Acks,
-    ) -> Result<Subscription<'_>, Cause> {
+    ) -> Result<Subscription<'_>, CloseReason> {
         self.ask("setting the prefetch", |inner| inner.qos(0, prefetch, false))?;
         let no_ack = acks == Acks::Automatic;
         let options = ConsumerOptions { no_ack, ..ConsumerOptions::default() };
@@ -240,7 +244,7 @@ impl Channel {
     /// Whether this user may consume from a queue, found out without consuming: asks for a
     /// consumer whose priority is no number. RabbitMQ looks at the permission first, and then
     /// refuses the priority; either takes the channel with it.
-    pub(crate) fn try_consume(&self, queue: &str) -> Result<(), Cause> {
+    pub(crate) fn try_consume(&self, queue: &str) -> Result<(), CloseReason> {
         // One task at most, should a broker overlook the priority.
         self.ask("setting the prefetch", |inner| inner.qos(0, 1, false))?;
         let mut arguments = FieldTable::new();
@@ -251,7 +255,7 @@ impl Channel {
                 let Left { arrived, .. } = Subscription { inner, channel: self }.leave();
                 arrived.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
             }
-            Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text })
+            Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
                 if text.contains(PRIORITY) =>
             {
                 Ok(())
@@ -263,7 +267,7 @@ impl Channel {
     /// Registers a consumer that is sent nothing, and cancels it. To register one, a quorum queue
     /// needs the majority of its nodes. RabbitMQ before 4.0 reads the credit from this argument,
     /// as its own AMQP 1.0 plugin sets it; a later one would send a task.
-    pub(crate) fn consume_nothing(&self, queue: &str) -> Result<(), Cause> {
+    pub(crate) fn consume_nothing(&self, queue: &str) -> Result<(), CloseReason> {
         self.ask("setting the prefetch", |inner| inner.qos(0, 1, false))?;
         let mut credit = FieldTable::new();
         credit.insert("credit".into(), AmqpValue::LongLongInt(0));
@@ -281,7 +285,7 @@ impl Channel {
 
     /// Looks whether an empty queue is empty, which a quorum queue only knows with the majority of
     /// its nodes.
-    pub(crate) fn look_for_nothing(&self, queue: &str) -> Result<(), Cause> {
+    pub(crate) fn look_for_nothing(&self, queue: &str) -> Result<(), CloseReason> {
         match self.ask(ASKING_THE_LEADER, |inner| inner.basic_get(queue, false))? {
             Some(_) => self.give_back_all(),
             None => Ok(()),
@@ -290,7 +294,7 @@ impl Channel {
 
     /// Puts the channel in confirm mode. To be called before the first publish: the listeners
     /// travel in the same queue as the publishes (amiquip 0.4.2 io_loop_handle.rs:64).
-    pub(crate) fn confirm_publishes(&self) -> Result<PublishEnds, Cause> {
+    pub(crate) fn confirm_publishes(&self) -> Result<PublishEnds, CloseReason> {
         let confirms = self.ask("listening", |inner| inner.listen_for_publisher_confirms())?;
         let returns = self.ask("listening", |inner| inner.listen_for_returns())?;
         self.ask("asking for confirms", |inner| inner.enable_publisher_confirms())?;
@@ -299,7 +303,12 @@ impl Channel {
 
     /// Hands a task to the I/O thread, mandatory, for `queue` through the default exchange.
     /// That it returned proves nothing; the confirm does.
-    pub(crate) fn publish(&self, queue: &str, task: &Task, limit: Duration) -> Result<(), Cause> {
+    pub(crate) fn publish(
+        &self,
+        queue: &str,
+        task: &Task,
+        limit: Duration,
+    ) -> Result<(), CloseReason> {
         let publish = Publish {
             body: task.body(),
             routing_key: queue.into(),
@@ -312,13 +321,13 @@ impl Channel {
 
     /// Gives back all that was taken on this channel and not settled, for each consumer together.
     /// One by one, a classic queue needs the square of their number to take them back.
-    pub(crate) fn give_back_all(&self) -> Result<(), Cause> {
+    pub(crate) fn give_back_all(&self) -> Result<(), CloseReason> {
         self.settled.set(true);
         self.tell_within(self.limit, "giving back", |inner| inner.nack_all(true))
     }
 
     /// The only other place that acks, nacks or rejects.
-    pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), Cause> {
+    pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), CloseReason> {
         self.settled.set(true);
         let shell = unsettled.shell;
         self.tell_within(self.limit, "settling a delivery", |inner| match how {
@@ -334,13 +343,13 @@ impl Channel {
     }
 
     /// Shuts the socket of the whole connection, for this cause.
-    pub(crate) fn condemn(&self, cause: &Cause) {
+    pub(crate) fn condemn(&self, cause: &CloseReason) {
         self.leash.condemn(cause);
     }
 
     /// Closes the channel and waits for the broker's answer: the barrier behind which
     /// everything settled or published on it has reached the broker.
-    pub(crate) fn close(mut self) -> Result<(), Cause> {
+    pub(crate) fn close(mut self) -> Result<(), CloseReason> {
         let Some(inner) = self.inner.take() else { return Ok(()) };
         let closed = self.leash.answered_within(LEAVING, "closing the channel", || inner.close());
         closed.map_err(|error| self.cause(error))
@@ -348,10 +357,10 @@ impl Channel {
 
     /// Why the channel ended, where its end has not been told to anybody yet. To be asked only
     /// once its listeners have disconnected.
-    pub(crate) fn last_words(mut self) -> Option<Cause> {
+    pub(crate) fn last_words(mut self) -> Option<CloseReason> {
         let inner = self.inner.take()?;
         let closed = self.leash.within(LEAVING, "closing the channel", || inner.close());
-        closed.err().map(|error| self.cause(error)).filter(|cause| cause.spares_the_connection())
+        closed.err().map(|error| self.cause(error)).filter(|cause| cause.is_channel_error())
     }
 
     /// Asks the broker for something, and waits for its answer.
@@ -359,7 +368,7 @@ impl Channel {
         &'a self,
         doing: &'static str,
         ask: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, CloseReason> {
         let inner = self.inner()?;
         let answered = self.leash.answered_within(self.limit, doing, || ask(inner));
         answered.map_err(|error| self.cause(error))
@@ -371,16 +380,16 @@ impl Channel {
         limit: Duration,
         doing: &'static str,
         tell: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, CloseReason> {
         let inner = self.inner()?;
         self.leash.within(limit, doing, || tell(inner)).map_err(|error| self.cause(error))
     }
 
-    fn inner(&self) -> Result<&amiquip::Channel, Cause> {
-        self.inner.as_ref().ok_or_else(|| Cause::Lost("the channel is closed".into()))
+    fn inner(&self) -> Result<&amiquip::Channel, CloseReason> {
+        self.inner.as_ref().ok_or_else(|| CloseReason::Lost("the channel is closed".into()))
     }
 
-    fn cause(&self, error: amiquip::Error) -> Cause {
+    fn cause(&self, error: amiquip::Error) -> CloseReason {
         self.leash.cause().unwrap_or_else(|| error.into())
     }
 }
@@ -428,11 +437,11 @@ pub(crate) fn read_message(message: ConsumerMessage) -> Incoming {
             let (unsettled, received) = take_apart(delivery);
             Incoming::Delivery(unsettled, received)
         }
-        ConsumerMessage::ServerCancelled => Incoming::Ended(Cause::ConsumerCancelled),
+        ConsumerMessage::ServerCancelled => Incoming::Ended(CloseReason::ConsumerCancelled),
         ConsumerMessage::ServerClosedChannel(error)
         | ConsumerMessage::ServerClosedConnection(error) => Incoming::Ended(error.into()),
         ConsumerMessage::ClientClosedConnection | ConsumerMessage::ClientClosedChannel => {
-            Incoming::Ended(Cause::Lost("the session was closed".into()))
+            Incoming::Ended(CloseReason::Lost("the session was closed".into()))
         }
         ConsumerMessage::ClientCancelled => Incoming::Cancelled,
     }
@@ -472,7 +481,7 @@ pub(crate) fn read_return(returned: Return) -> Returned {
     }
 }
 
-fn declare_options(plan: &Plan) -> QueueDeclareOptions {
+fn declare_options(plan: &QueueDeclaration) -> QueueDeclareOptions {
     let mut arguments = FieldTable::new();
     for (name, value) in &plan.arguments {
         let value = match value {

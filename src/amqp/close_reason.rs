@@ -15,7 +15,7 @@ use crate::model::error::Error;
 /// Why something of the session ended. Reply codes are those of AMQP 0-9-1
 /// (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
+pub(crate) enum CloseReason {
     /// The broker closed the connection.
     ConnectionClosed { code: u16, text: String },
     /// The broker closed one channel.
@@ -41,7 +41,7 @@ pub(crate) enum Cause {
     Tls(String),
     /// The client library's I/O thread is gone, and with it the connection, which alone knows
     /// why.
-    Gone,
+    Disconnected,
     /// Anything else that ends a connection; worth trying again.
     Lost(String),
 }
@@ -54,39 +54,43 @@ pub(crate) const NOT_ALLOWED: u16 = 530;
 pub(crate) const NOT_IMPLEMENTED: u16 = 540;
 pub(crate) const INTERNAL_ERROR: u16 = 541;
 
-impl Cause {
+impl CloseReason {
     /// The broker's own words, where it has closed the connection.
-    pub(crate) fn closed_with((code, text): &(u16, String)) -> Cause {
-        Cause::ConnectionClosed { code: *code, text: in_one_line(text) }
+    pub(crate) fn closed_with((code, text): &(u16, String)) -> CloseReason {
+        CloseReason::ConnectionClosed { code: *code, text: in_one_line(text) }
     }
 
     /// What it means for the address that it happened at.
     pub(crate) fn failure(&self) -> Failure {
         match self {
-            Cause::HeartbeatMissed | Cause::Unheard(_) | Cause::TimedOut { .. } => Failure::Silent,
+            CloseReason::HeartbeatMissed
+            | CloseReason::Unheard(_)
+            | CloseReason::TimedOut { .. } => Failure::Silent,
             _ => Failure::Lost,
         }
     }
 
     /// Whether the connection outlives this: it took a channel or a consumer only.
-    pub(crate) fn spares_the_connection(&self) -> bool {
+    pub(crate) fn is_channel_error(&self) -> bool {
         matches!(
             self,
-            Cause::ChannelClosed { .. } | Cause::ConsumerCancelled | Cause::NoChannelLeft
+            CloseReason::ChannelClosed { .. }
+                | CloseReason::ConsumerCancelled
+                | CloseReason::NoChannelLeft
         )
     }
 
     /// Whether the broker closed the channel because a delivery was not settled in time
     /// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
     pub(crate) fn is_delivery_timeout(&self) -> bool {
-        matches!(self, Cause::ChannelClosed { code: PRECONDITION_FAILED, text }
+        matches!(self, CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }
             if text.contains("delivery acknowledgement") && text.contains("timed out"))
     }
 
     /// Whether the broker closed the channel or the connection for something that is over with
     /// it, or that passes: not for what it was asked to use.
-    pub(crate) fn may_pass(&self) -> bool {
-        let Cause::ChannelClosed { code, text } = self else {
+    pub(crate) fn is_transient(&self) -> bool {
+        let CloseReason::ChannelClosed { code, text } = self else {
             return !self.is_feature_denied() && !self.is_not_implemented();
         };
         match *code {
@@ -102,31 +106,31 @@ impl Cause {
 
     /// Whether there is no queue of the name. One that is down is there.
     pub(crate) fn is_not_there(&self) -> bool {
-        matches!(self, Cause::ChannelClosed { code: NOT_FOUND, .. }) && !self.may_pass()
+        matches!(self, CloseReason::ChannelClosed { code: NOT_FOUND, .. }) && !self.is_transient()
     }
 
     /// Whether the user may not do what was asked.
     pub(crate) fn is_no_permission(&self) -> bool {
-        matches!(self, Cause::ChannelClosed { code: ACCESS_REFUSED, .. })
+        matches!(self, CloseReason::ChannelClosed { code: ACCESS_REFUSED, .. })
     }
 
     /// Whether the broker no longer has what was asked for: it then closes the connection
     /// (<https://www.rabbitmq.com/docs/deprecated-features>).
     fn is_feature_denied(&self) -> bool {
-        matches!(self, Cause::ConnectionClosed { code: INTERNAL_ERROR, text }
+        matches!(self, CloseReason::ConnectionClosed { code: INTERNAL_ERROR, text }
             if text.contains("not permitted"))
     }
 
     /// Whether queues of this type cannot do what was asked, as a stream cannot be purged: the
     /// broker then closes the connection.
     fn is_not_implemented(&self) -> bool {
-        matches!(self, Cause::ConnectionClosed { code: NOT_IMPLEMENTED, .. })
+        matches!(self, CloseReason::ConnectionClosed { code: NOT_IMPLEMENTED, .. })
     }
 
     /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
     /// "message size 200 is larger than configured max size 100".
     pub(crate) fn size_limit(&self) -> Option<usize> {
-        let Cause::ChannelClosed { code: PRECONDITION_FAILED, text } = self else {
+        let CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text } = self else {
             return None;
         };
         let after = text.split("larger than").nth(1)?;
@@ -143,7 +147,7 @@ impl Cause {
             );
         }
         match self {
-            Cause::ConsumerCancelled => {
+            CloseReason::ConsumerCancelled => {
                 // RabbitMQ 4.3 gives no reason, and cancels consumers of quorum queues for that.
                 Some(
                     "the queue was deleted or moved, or a task ran longer than the broker waits \
@@ -155,67 +159,75 @@ impl Cause {
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::ConnectionClosed { code, text } => {
+            CloseReason::ConnectionClosed { code, text } => {
                 write!(f, "the broker closed the connection: {code} {text}")
             }
-            Cause::ChannelClosed { code, text } => {
+            CloseReason::ChannelClosed { code, text } => {
                 write!(f, "the broker closed the channel: {code} {text}")
             }
-            Cause::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
-            Cause::LoginCut => {
+            CloseReason::ConsumerCancelled => write!(f, "the broker cancelled the consumer"),
+            CloseReason::LoginCut => {
                 write!(f, "the connection was cut during the login; the broker did not say why")
             }
-            Cause::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
-            Cause::TimedOut { doing, limit } => {
+            CloseReason::HeartbeatMissed => write!(f, "the broker missed two heartbeats"),
+            CloseReason::TimedOut { doing, limit } => {
                 write!(f, "no answer within {limit:?} while {doing}")
             }
-            Cause::NoChannelLeft => write!(f, "the broker allows no further channel"),
-            Cause::Tls(text) => write!(f, "TLS: {text}"),
-            Cause::Gone => write!(f, "the connection is gone"),
-            Cause::NoSuchLogin(text)
-            | Cause::Malformed(text)
-            | Cause::Unheard(text)
-            | Cause::Lost(text) => write!(f, "{text}"),
+            CloseReason::NoChannelLeft => write!(f, "the broker allows no further channel"),
+            CloseReason::Tls(text) => write!(f, "TLS: {text}"),
+            CloseReason::Disconnected => write!(f, "the connection is gone"),
+            CloseReason::NoSuchLogin(text)
+            | CloseReason::Malformed(text)
+            | CloseReason::Unheard(text)
+            | CloseReason::Lost(text) => write!(f, "{text}"),
         }
     }
 }
 
-impl std::error::Error for Cause {}
+impl std::error::Error for CloseReason {}
 
-impl From<amiquip::Error> for Cause {
-    fn from(error: amiquip::Error) -> Cause {
+impl From<amiquip::Error> for CloseReason {
+    fn from(error: amiquip::Error) -> CloseReason {
         use amiquip::Error as E;
         match error {
-            E::ServerClosedConnection { code, message } => Cause::closed_with(&(code, message)),
+            E::ServerClosedConnection { code, message } => {
+                CloseReason::closed_with(&(code, message))
+            }
             E::ServerClosedChannel { code, message, .. } => {
-                Cause::ChannelClosed { code, text: in_one_line(&message) }
+                CloseReason::ChannelClosed { code, text: in_one_line(&message) }
             }
             // Any end between start-ok and tune, also a restart (amiquip 0.4.2 io_loop/mod.rs:337).
-            E::InvalidCredentials => Cause::LoginCut,
-            E::UnsupportedAuthMechanism { available, requested } => Cause::NoSuchLogin(format!(
-                "the broker takes no login by {requested}, only by {available}"
-            )),
-            E::MissedServerHeartbeats => Cause::HeartbeatMissed,
-            E::MalformedFrame => Cause::Malformed("the broker sent what is no AMQP frame".into()),
-            E::ExhaustedChannelIds => Cause::NoChannelLeft,
-            E::EventLoopDropped | E::EventLoopClientDropped => Cause::Gone,
-            E::UnexpectedSocketClose => Cause::Lost("the socket was closed".into()),
+            E::InvalidCredentials => CloseReason::LoginCut,
+            E::UnsupportedAuthMechanism { available, requested } => CloseReason::NoSuchLogin(
+                format!("the broker takes no login by {requested}, only by {available}"),
+            ),
+            E::MissedServerHeartbeats => CloseReason::HeartbeatMissed,
+            E::MalformedFrame => {
+                CloseReason::Malformed("the broker sent what is no AMQP frame".into())
+            }
+            E::ExhaustedChannelIds => CloseReason::NoChannelLeft,
+            E::EventLoopDropped | E::EventLoopClientDropped => CloseReason::Disconnected,
+            E::UnexpectedSocketClose => CloseReason::Lost("the socket was closed".into()),
             E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
                 judge_answer(&source)
             }
             #[cfg(feature = "tls")]
             E::IoErrorReadingSocket { source } if is_tls_alert(&source) => {
-                Cause::Tls(explain_tls(&source.to_string()))
+                CloseReason::Tls(explain_tls(&source.to_string()))
             }
             E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::TimedOut => {
-                Cause::Unheard(format!("reading failed: {source}"))
+                CloseReason::Unheard(format!("reading failed: {source}"))
             }
-            E::IoErrorReadingSocket { source } => Cause::Lost(format!("reading failed: {source}")),
-            E::IoErrorWritingSocket { source } => Cause::Lost(format!("writing failed: {source}")),
-            other => Cause::Lost(other.to_string()),
+            E::IoErrorReadingSocket { source } => {
+                CloseReason::Lost(format!("reading failed: {source}"))
+            }
+            E::IoErrorWritingSocket { source } => {
+                CloseReason::Lost(format!("writing failed: {source}"))
+            }
+            other => CloseReason::Lost(other.to_string()),
         }
     }
 }
@@ -225,25 +237,25 @@ impl Error {
     /// Whether the session died of bytes that the client library could not parse.
     pub(crate) fn is_malformed(&self) -> bool {
         let Error::SessionLost { source, .. } = self else { return false };
-        matches!(source.downcast_ref(), Some(Cause::Malformed(_)))
+        matches!(source.downcast_ref(), Some(CloseReason::Malformed(_)))
     }
 
-    pub(crate) fn session_lost(address: &str, cause: Cause) -> Error {
+    pub(crate) fn session_lost(address: &str, cause: CloseReason) -> Error {
         Error::SessionLost { address: address.into(), source: Box::new(cause) }
     }
 
     /// What the end of a channel means for the use of `queue`: a refusal that a person has to
     /// act on, or a lost session.
-    pub(crate) fn from_queue_use(queue: &str, address: &str, cause: Cause) -> Error {
+    pub(crate) fn from_queue_use(queue: &str, address: &str, cause: CloseReason) -> Error {
         match cause {
-            cause if cause.may_pass() => Error::session_lost(address, cause),
-            Cause::ChannelClosed { code: PRECONDITION_FAILED, text }
+            cause if cause.is_transient() => Error::session_lost(address, cause),
+            CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }
                 if text.contains("inequivalent arg") =>
             {
                 Error::QueueMismatch { queue: queue.into(), text: explain_mismatch(&text) }
             }
-            Cause::ConnectionClosed { text, .. }
-            | Cause::ChannelClosed {
+            CloseReason::ConnectionClosed { text, .. }
+            | CloseReason::ChannelClosed {
                 code: NOT_FOUND | ACCESS_REFUSED | RESOURCE_LOCKED | PRECONDITION_FAILED,
                 text,
             } => Error::QueueRefused { queue: queue.into(), text },
@@ -257,34 +269,34 @@ fn in_one_line(text: &str) -> String {
 }
 
 #[cfg(feature = "tls")]
-impl From<TlsRefusal> for Cause {
-    fn from(refusal: TlsRefusal) -> Cause {
+impl From<TlsRefusal> for CloseReason {
+    fn from(refusal: TlsRefusal) -> CloseReason {
         match refusal {
-            TlsRefusal::Socket(error) => Cause::Lost(format!("TLS: {error}")),
+            TlsRefusal::Socket(error) => CloseReason::Lost(format!("TLS: {error}")),
             TlsRefusal::Handshake(error) => judge_tls(&error),
         }
     }
 }
 
 /// Our own objection to what came.
-fn judge_answer(error: &std::io::Error) -> Cause {
+fn judge_answer(error: &std::io::Error) -> CloseReason {
     match error.get_ref().and_then(|source| source.downcast_ref::<Excessive>()) {
-        Some(excessive) => Cause::Malformed(excessive.to_string()),
-        None => Cause::Lost(error.to_string()),
+        Some(excessive) => CloseReason::Malformed(excessive.to_string()),
+        None => CloseReason::Lost(error.to_string()),
     }
 }
 
 /// A socket that ended or failed during the handshake may do better the next time; what the two
 /// ends said to each other stays as it is.
 #[cfg(feature = "tls")]
-fn judge_tls(error: &native_tls::Error) -> Cause {
+fn judge_tls(error: &native_tls::Error) -> CloseReason {
     use std::error::Error;
     let text = error.to_string();
     let of_the_socket = error.source().is_some_and(|source| source.is::<std::io::Error>());
     if of_the_socket || text.to_lowercase().contains("unexpected eof") {
-        return Cause::Lost(format!("TLS: {text}"));
+        return CloseReason::Lost(format!("TLS: {text}"));
     }
-    Cause::Tls(explain_tls(&text))
+    CloseReason::Tls(explain_tls(&text))
 }
 
 /// Whether the other end ended TLS with a reason. In TLS 1.3 our handshake is over before it has
@@ -313,8 +325,8 @@ fn explain_tls(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn channel_closed(text: &str) -> Cause {
-        Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() }
+    fn channel_closed(text: &str) -> CloseReason {
+        CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() }
     }
 
     #[test]
@@ -331,7 +343,7 @@ mod tests {
     /// The texts are those of RabbitMQ 3.10.8's rabbit_amqqueue.
     #[test]
     fn a_queue_that_is_down_is_there_and_may_come_back() {
-        let not_found = |text: &str| Cause::ChannelClosed {
+        let not_found = |text: &str| CloseReason::ChannelClosed {
             code: NOT_FOUND,
             text: format!("NOT_FOUND - {text}"),
         };
@@ -342,11 +354,11 @@ mod tests {
             "queue 'q' in vhost '/' has crashed and failed to restart",
         ] {
             let cause = not_found(text);
-            assert!(cause.may_pass() && !cause.is_not_there(), "{text}");
+            assert!(cause.is_transient() && !cause.is_not_there(), "{text}");
         }
         for text in ["no queue 'q' in vhost '/'", "no queue 'home node ' in vhost '/'"] {
             let cause = not_found(text);
-            assert!(!cause.may_pass() && cause.is_not_there(), "{text}");
+            assert!(!cause.is_transient() && cause.is_not_there(), "{text}");
         }
     }
 
@@ -364,7 +376,7 @@ mod tests {
     fn a_mismatch_names_both_sides() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': \
                     received 'false' but current is 'true'";
-        let cause = Cause::ChannelClosed { code: 406, text: text.into() };
+        let cause = CloseReason::ChannelClosed { code: 406, text: text.into() };
         let error = Error::from_queue_use("q", "host:1", cause);
         assert!(matches!(error, Error::QueueMismatch { .. }));
         let line = error.to_string();
@@ -374,7 +386,7 @@ mod tests {
 
     #[test]
     fn the_chain_names_the_root_cause() {
-        let cause = Cause::ConnectionClosed { code: 320, text: "CONNECTION_FORCED".into() };
+        let cause = CloseReason::ConnectionClosed { code: 320, text: "CONNECTION_FORCED".into() };
         let chain = Error::session_lost("host:1", cause).chain();
         assert_eq!(
             chain,
@@ -384,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_one_whatever_the_name_of_the_queue() {
-        let closed = |code, text: &str| Cause::ChannelClosed { code, text: text.into() };
+        let closed = |code, text: &str| CloseReason::ChannelClosed { code, text: text.into() };
         for name in ["food-delivery", "home node ", "unknown delivery tag"] {
             let missing = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
             assert!(!Error::from_queue_use(name, "h", closed(404, &missing)).is_transient());
@@ -400,12 +412,12 @@ mod tests {
 
     #[test]
     fn only_what_may_pass_by_itself_is_transient() {
-        assert!(Error::session_lost("h", Cause::HeartbeatMissed).is_transient());
+        assert!(Error::session_lost("h", CloseReason::HeartbeatMissed).is_transient());
         assert!(
             !Error::from_queue_use(
                 "q",
                 "h",
-                Cause::ChannelClosed {
+                CloseReason::ChannelClosed {
                     code: 404,
                     text: "NOT_FOUND - no queue 'q' in vhost '/'".into(),
                 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::warn;
 
-use crate::amqp::close_reason::Cause;
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Refused};
 use crate::model::address_order::Failure;
 use crate::model::broker::{Address, Broker, Limits};
@@ -24,7 +24,7 @@ use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 
 /// A connection that is being made. Dropping it lets go of what comes.
 #[derive(Debug)]
-pub(crate) struct Attempt {
+pub(crate) struct ConnectAttempt {
     opened: Receiver<Result<Connection, Error>>,
     progress: Arc<Mutex<Progress>>,
     /// Closes when nobody waits for this any more.
@@ -41,12 +41,12 @@ struct Progress {
 }
 
 /// What the thread of an attempt has to know.
-struct Round {
+struct AddressLoop {
     broker: Broker,
     /// When the last address should have its turn at the latest.
     deadline: Instant,
     progress: Arc<Mutex<Progress>>,
-    unwanted: Signal,
+    cancelled: Signal,
 }
 
 /// The least time that an address gets, and the most while others are left to try: one that is
@@ -57,20 +57,20 @@ const LONGEST_SHARE: Duration = Duration::from_secs(5);
 /// Opens a connection to the first address that takes one. `None` when `interrupt` closed first; the
 /// attempt then ends by its own limits, unseen.
 pub(crate) fn open(broker: &Broker, interrupt: &Signal) -> Result<Option<Connection>, Error> {
-    Attempt::start(broker, LONGEST)?.wait(interrupt, None)
+    ConnectAttempt::start(broker, LONGEST)?.wait(interrupt, None)
 }
 
-impl Attempt {
+impl ConnectAttempt {
     /// Begins. The addresses share `budget`, so that each of them has its turn within it.
-    pub(crate) fn start(broker: &Broker, budget: Duration) -> Result<Attempt, Error> {
+    pub(crate) fn start(broker: &Broker, budget: Duration) -> Result<ConnectAttempt, Error> {
         let (result, opened) = bounded(1);
-        let (wanted, unwanted) = closer();
+        let (wanted, cancelled) = closer();
         let progress = Arc::new(Mutex::new(Progress::default()));
-        let round = Round {
+        let round = AddressLoop {
             broker: broker.clone(),
             deadline: deadline_after(budget),
             progress: Arc::clone(&progress),
-            unwanted,
+            cancelled,
         };
         // No signal gets through to what it waits for: it gets a thread that may be left behind.
         thread::Builder::new()
@@ -80,7 +80,7 @@ impl Attempt {
                 let _ = result.send(opened.unwrap_or_else(|panicked| Err(of_a_panic(panicked))));
             })
             .map_err(|source| Error::NoThread { source })?;
-        Ok(Attempt { opened, progress, _wanted: wanted })
+        Ok(ConnectAttempt { opened, progress, _wanted: wanted })
     }
 
     /// Waits for what comes of it. `None` when `interrupt` closed or `deadline` passed first; it
@@ -102,7 +102,7 @@ impl Attempt {
     }
 
     /// What became of each address that has been tried so far.
-    pub(crate) fn so_far(&self) -> Vec<String> {
+    pub(crate) fn failures(&self) -> Vec<String> {
         let progress = lock(&self.progress);
         let trying = progress.trying.iter().map(|address| format!("{address}: no answer in time"));
         progress.failed.iter().cloned().chain(trying).collect()
@@ -151,7 +151,7 @@ impl fmt::Display for Candidate<'_> {
     }
 }
 
-impl Round {
+impl AddressLoop {
     fn run(&self) -> Result<Connection, Error> {
         let addresses = self.broker.addresses_in_turn();
         self.try_all(addresses.into_iter().map(Candidate::new).collect())
@@ -161,13 +161,13 @@ impl Round {
         let mut refusal = None;
         let mut untold = Vec::new();
         while let Some(candidate) = left.pop_front() {
-            if is_closed(&self.unwanted) {
+            if is_closed(&self.cancelled) {
                 left.clear();
             }
             let (tried, told) = self.try_candidate(&candidate, left.len());
             let (failed, failure) = match tried {
                 Ok(Tried::Opened(connection)) => {
-                    untold.iter().for_each(pass_over);
+                    untold.iter().for_each(log_skipped);
                     return Ok(*connection);
                 }
                 Ok(Tried::Resolved(targets)) => {
@@ -198,7 +198,7 @@ impl Round {
             if told == Told::No && candidate.target_among_several().is_none() {
                 untold.push(failed);
             } else if told == Told::Yes && !left.is_empty() {
-                pass_over(&failed);
+                log_skipped(&failed);
             }
         }
         // A refusal is something to act on; that the next address is down as well is not.
@@ -214,7 +214,7 @@ impl Round {
         lock(&self.progress).trying = Some(candidate.to_string());
         let deadline = deadline_after(self.time(behind));
         let doing = format!("connecting to {candidate}");
-        telling(&self.unwanted, &doing, || match candidate.host {
+        telling(&self.cancelled, &doing, || match candidate.host {
             Host::Name => resolve(&self.broker, candidate.address, deadline),
             Host::Target(target) => open_at(&self.broker, candidate.address, target, 1, deadline),
             Host::OneOfTargets(target, nodes) => {
@@ -248,7 +248,7 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn pass_over(failed: &String) {
+fn log_skipped(failed: &String) {
     warn!("passed over {failed}");
 }
 
@@ -327,18 +327,18 @@ fn look_up(
     thread.map_err(Refused::for_want_of_a_thread)?;
     let cause = match told.recv_timeout(limit) {
         Ok(Ok(targets)) => return Ok(targets),
-        Ok(Err(error)) => Cause::Lost(format!("the host name does not resolve: {error}")),
-        Err(_) => Cause::TimedOut { doing: "looking up the host name", limit },
+        Ok(Err(error)) => CloseReason::Lost(format!("the host name does not resolve: {error}")),
+        Err(_) => CloseReason::TimedOut { doing: "looking up the host name", limit },
     };
     Err(cause.into())
 }
 
 /// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
 /// publish waits 40 ms for its confirm, nor any timeout (amiquip 0.4.2 connection.rs:446).
-fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, Cause> {
+fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, CloseReason> {
     let lost = |error: io::Error| match error.kind() {
-        io::ErrorKind::TimedOut => Cause::TimedOut { doing: "connecting", limit },
-        _ => Cause::Lost(error.to_string()),
+        io::ErrorKind::TimedOut => CloseReason::TimedOut { doing: "connecting", limit },
+        _ => CloseReason::Lost(error.to_string()),
     };
     // Zero is an error to the system.
     let at_least = limit.max(Duration::from_millis(1));
@@ -394,7 +394,7 @@ mod tests {
         let Err(Refused::Transient(cause)) = look_up(hanging, limit) else {
             panic!("it is not left behind")
         };
-        assert_eq!(cause, Cause::TimedOut { doing, limit });
+        assert_eq!(cause, CloseReason::TimedOut { doing, limit });
     }
 
     /// A listener that accepts and says this.
@@ -413,12 +413,12 @@ mod tests {
         let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
         let silent_at = silent.local_addr().expect("its address");
         let broker: Broker = "amqp://name".parse().expect("a broker");
-        let (_wanted, unwanted) = closer();
-        let round = Round {
+        let (_wanted, cancelled) = closer();
+        let round = AddressLoop {
             broker: broker.clone().in_order(),
             deadline: deadline_after(Duration::from_secs(2)),
             progress: Arc::default(),
-            unwanted,
+            cancelled,
         };
         let address = broker.addresses_in_turn()[0];
         let targets = [silent_at, saying(b"HTTP/1.1 400\r\n")];
@@ -439,10 +439,10 @@ mod tests {
         let [first, second] = silent.each_ref().map(|it| it.local_addr().expect("its address"));
         let broker = Broker::new([first, second].map(|address| format!("amqp://{address}")));
         let broker = broker.expect("a broker").in_order();
-        let attempt = Attempt::start(&broker, LONGEST).expect("a thread");
+        let attempt = ConnectAttempt::start(&broker, LONGEST).expect("a thread");
         let soon = deadline_after(Duration::from_secs(2));
         let opened = attempt.wait(&crossbeam_channel::never(), Some(soon));
         assert!(matches!(opened, Ok(None)), "nobody answers");
-        assert_eq!(attempt.so_far(), [format!("{first}: no answer in time")]);
+        assert_eq!(attempt.failures(), [format!("{first}: no answer in time")]);
     }
 }

@@ -13,9 +13,9 @@ use log::debug;
 
 use crate::amqp::call_timeout::{Leash, Watchdog};
 use crate::amqp::channel::Channel;
-use crate::amqp::close_reason::{self, Cause};
+use crate::amqp::close_reason::{self, CloseReason};
 use crate::amqp::guard::LARGEST_FRAME;
-use crate::amqp::heartbeat::Pulse;
+use crate::amqp::heartbeat::Heartbeat;
 use crate::amqp::transport::{Heard, Stream};
 use crate::model::address_order::Failures;
 use crate::model::broker::{Address, Broker, Limits, Login, Transport};
@@ -31,7 +31,7 @@ pub(crate) struct Connection {
     leash: Leash,
     /// Ends with the connection; `None` where that is lent.
     watchdog: Option<Watchdog>,
-    pulse: Pulse,
+    pulse: Heartbeat,
     heard: Arc<Heard>,
     address: String,
     /// The address that its host name stands for.
@@ -82,7 +82,7 @@ impl Connection {
             limits,
         };
         let (mut inner, pulse, heard) = handshake.run(socket, watchdog.leash())?;
-        let notices = inner.listen_for_connection_blocked().map_err(Cause::from)?;
+        let notices = inner.listen_for_connection_blocked().map_err(CloseReason::from)?;
         pulse.start();
         watchdog.leash().heed(&pulse);
         debug!("connected to {address}");
@@ -131,15 +131,15 @@ impl Connection {
     }
 
     /// Opens a channel. Waits for the broker, at most the call limit, and for others that do.
-    pub(crate) fn open_channel(&self) -> Result<Channel, Cause> {
+    pub(crate) fn open_channel(&self) -> Result<Channel, CloseReason> {
         let leash = self.leash.clone();
         let mut held = self.lock();
         let Some(inner) = held.as_mut() else {
-            return Err(Cause::Lost("the connection is closed".into()));
+            return Err(CloseReason::Lost("the connection is closed".into()));
         };
         let limit = self.limits.call;
         let opened = leash.answered_within(limit, "opening a channel", || inner.open_channel(None));
-        Ok(Channel::new(opened.map_err(Cause::from)?, leash, limit))
+        Ok(Channel::new(opened.map_err(CloseReason::from)?, leash, limit))
     }
 
     /// The broker's notices; disconnected once the connection is dead.
@@ -151,7 +151,7 @@ impl Connection {
         &self.leash
     }
 
-    pub(crate) fn pulse(&self) -> &Pulse {
+    pub(crate) fn pulse(&self) -> &Heartbeat {
         &self.pulse
     }
 
@@ -187,7 +187,7 @@ impl Connection {
     /// Closes a live connection in order. Every channel must have been closed before: what is
     /// still queued on one is discarded without an error (amiquip 0.4.2 io_loop/mod.rs:768).
     /// Waits for the broker, at most the close limit.
-    pub(crate) fn close(self) -> Result<(), Cause> {
+    pub(crate) fn close(self) -> Result<(), CloseReason> {
         let Some(inner) = self.take() else { return Ok(()) };
         let leash = &self.leash;
         let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
@@ -199,9 +199,9 @@ impl Connection {
 
     /// Ends a connection on which something failed, in the way that the cause allows, and tells
     /// the cause as well as it is known.
-    pub(crate) fn end(self, cause: Option<Cause>) -> Cause {
+    pub(crate) fn end(self, cause: Option<CloseReason>) -> CloseReason {
         match cause {
-            Some(cause) if cause.spares_the_connection() => {
+            Some(cause) if cause.is_channel_error() => {
                 if let Err(unclosed) = self.close() {
                     debug!("the connection did not close in order: {unclosed}");
                 }
@@ -216,9 +216,9 @@ impl Connection {
     ///
     /// Nothing is asked of the I/O thread before it has ended: a request that meets the broker's
     /// close makes it panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
-    fn bury(self, known: Option<Cause>) -> Cause {
+    fn bury(self, known: Option<CloseReason>) -> CloseReason {
         let Some(inner) = self.take() else {
-            return known.unwrap_or_else(|| Cause::Lost("the connection is closed".into()));
+            return known.unwrap_or_else(|| CloseReason::Lost("the connection is closed".into()));
         };
         let leash = &self.leash;
         if !ends_within(&self.notices, Duration::from_millis(200)) {
@@ -226,11 +226,11 @@ impl Connection {
             ends_within(&self.notices, BURIAL);
         }
         let last_words = match leash.within(BURIAL, "ending the connection", || inner.close()) {
-            Ok(()) => Cause::Lost("the connection was closed".into()),
+            Ok(()) => CloseReason::Lost("the connection was closed".into()),
             Err(error) => error.into(),
         };
-        let known = known.filter(|cause| *cause != Cause::Gone);
-        let closed = self.heard.closed.get().map(Cause::closed_with);
+        let known = known.filter(|cause| *cause != CloseReason::Disconnected);
+        let closed = self.heard.closed.get().map(CloseReason::closed_with);
         let cause = leash.cause().or(closed).or(known).unwrap_or(last_words);
         for address in [&self.address, &self.peer] {
             self.failures.note(address, cause.failure());
@@ -271,7 +271,7 @@ fn ends_within(notices: &Receiver<ConnectionBlockedNotification>, limit: Duratio
 
 /// Why one address gave no connection.
 pub(crate) enum Refused {
-    Transient(Cause),
+    Transient(CloseReason),
     Lasting(Error),
 }
 
@@ -282,14 +282,14 @@ impl Refused {
     }
 }
 
-impl From<Cause> for Refused {
-    fn from(cause: Cause) -> Refused {
+impl From<CloseReason> for Refused {
+    fn from(cause: CloseReason) -> Refused {
         Refused::Transient(cause)
     }
 }
 
-fn lost(error: &std::io::Error) -> Cause {
-    Cause::Lost(error.to_string())
+fn lost(error: &std::io::Error) -> CloseReason {
+    CloseReason::Lost(error.to_string())
 }
 
 impl IoStream for Stream {}
@@ -306,10 +306,10 @@ impl Handshake<'_> {
         &self,
         socket: TcpStream,
         leash: &Leash,
-    ) -> Result<(amiquip::Connection, Pulse, Arc<Heard>), Refused> {
+    ) -> Result<(amiquip::Connection, Heartbeat, Arc<Heard>), Refused> {
         // Stays empty until the broker has begun.
         let mut heard = Arc::<Heard>::default();
-        let mut pulse = Pulse::new(0);
+        let mut pulse = Heartbeat::new(0);
         let limit = self.limits.handshake;
         let opened = leash.within(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
@@ -327,7 +327,7 @@ impl Handshake<'_> {
         };
         let Refused::Transient(cause) = refused else { return Err(refused) };
         // The client library takes a close that it does not expect for a protocol error.
-        let closed = heard.closed.get().map(Cause::closed_with);
+        let closed = heard.closed.get().map(CloseReason::closed_with);
         Err(self.judge(closed.or(leash.cause()).unwrap_or(cause), &heard))
     }
 
@@ -341,10 +341,10 @@ impl Handshake<'_> {
             Transport::Tls => {
                 let connector = tls_connector(self.certificates)?;
                 let shaken = Stream::tls(socket, &connector, &self.address.host, self.heartbeat());
-                shaken.map_err(|refusal| Cause::from(refusal).into())
+                shaken.map_err(|refusal| CloseReason::from(refusal).into())
             }
             #[cfg(not(feature = "tls"))]
-            Transport::Tls => Err(Cause::Tls("not in this build".into()).into()),
+            Transport::Tls => Err(CloseReason::Tls("not in this build".into()).into()),
         }
     }
 
@@ -371,10 +371,10 @@ impl Handshake<'_> {
     }
 
     /// Tells a refusal that a person has to act on from one that may pass by itself.
-    fn judge(&self, cause: Cause, heard: &Heard) -> Refused {
+    fn judge(&self, cause: CloseReason, heard: &Heard) -> Refused {
         match cause {
             // What follows a login that was taken begins with what the broker proposes.
-            Cause::ConnectionClosed { code: close_reason::ACCESS_REFUSED, .. }
+            CloseReason::ConnectionClosed { code: close_reason::ACCESS_REFUSED, .. }
                 if heard.frame.get().is_none() =>
             {
                 Refused::Lasting(Error::LoginRefused {
@@ -382,20 +382,20 @@ impl Handshake<'_> {
                     user: self.address.user.clone(),
                 })
             }
-            Cause::NoSuchLogin(text) => {
+            CloseReason::NoSuchLogin(text) => {
                 let reason = format!("{}: {text}", self.address);
                 Refused::Lasting(Error::setting("auth_mechanism", reason))
             }
             // Of the virtual host, of the user or of the node: others may go.
-            Cause::ConnectionClosed { ref text, .. } if text.contains("connection limit") => {
+            CloseReason::ConnectionClosed { ref text, .. } if text.contains("connection limit") => {
                 Refused::Transient(cause)
             }
-            Cause::ConnectionClosed {
+            CloseReason::ConnectionClosed {
                 code:
                     close_reason::NOT_ALLOWED | close_reason::ACCESS_REFUSED | close_reason::NOT_FOUND,
                 text,
             } => Refused::Lasting(Error::VhostRefused { vhost: self.address.vhost.clone(), text }),
-            Cause::Tls(reason) => {
+            CloseReason::Tls(reason) => {
                 let reason = format!("{}: {reason}", self.address);
                 Refused::Lasting(Error::Tls { reason })
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// The signs of life of one connection's broker. Clones are of the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Pulse {
+pub(crate) struct Heartbeat {
     begun: Instant,
     /// The longest silence, as with heartbeats, in milliseconds; 0 without them.
     limit: Arc<AtomicU64>,
@@ -25,10 +25,10 @@ pub(crate) fn are_more_than_heartbeats(bytes: u64, time: Duration) -> bool {
     bytes > time.as_secs().saturating_add(1).saturating_mul(32)
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Of a connection on which we ask for a heartbeat after so many seconds, or for none with 0.
-    pub(crate) fn new(heartbeat: u16) -> Pulse {
-        Pulse {
+    pub(crate) fn new(heartbeat: u16) -> Heartbeat {
+        Heartbeat {
             begun: Instant::now(),
             limit: Arc::new(AtomicU64::new(limit_of(heartbeat))),
             heard: Arc::default(),
@@ -95,8 +95,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn heard_ago(heartbeat: u16, silence: Duration) -> Pulse {
-        let mut pulse = Pulse::new(heartbeat);
+    fn heard_ago(heartbeat: u16, silence: Duration) -> Heartbeat {
+        let mut pulse = Heartbeat::new(heartbeat);
         pulse.start();
         pulse.begun = pulse.begun.checked_sub(silence).expect("the system is up for longer");
         pulse
@@ -125,13 +125,13 @@ mod tests {
     fn what_is_heard_in_time_begins_a_new_silence() {
         let pulse = heard_ago(1, Duration::from_millis(1500));
         assert!(pulse.beat(8).is_ok());
-        let later = Pulse { begun: pulse.begun - Duration::from_millis(1500), ..pulse };
+        let later = Heartbeat { begun: pulse.begun - Duration::from_millis(1500), ..pulse };
         assert!(!later.has_stopped());
     }
 
     #[test]
     fn silence_counts_neither_before_the_start_nor_without_heartbeats() {
-        let mut before = Pulse::new(1);
+        let mut before = Heartbeat::new(1);
         before.begun -= Duration::from_secs(5);
         assert!(before.beat(8).is_ok() && !before.has_stopped());
         assert!(!heard_ago(0, Duration::from_secs(100)).has_stopped());

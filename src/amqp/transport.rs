@@ -10,7 +10,7 @@ use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use crate::amqp::client_properties::Opening;
 use crate::amqp::guard::{Frames, Objection, Proposal};
-use crate::amqp::heartbeat::Pulse;
+use crate::amqp::heartbeat::Heartbeat;
 
 /// A connected socket, and what its peer has sent so far.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct Intake {
     /// What the next read fails with: what came before is read first.
     objection: Option<io::Error>,
     heard: Arc<Heard>,
-    pulse: Pulse,
+    pulse: Heartbeat,
 }
 
 /// What its broker said that the client library keeps to itself, or loses.
@@ -95,7 +95,7 @@ impl Stream {
         Arc::clone(&self.intake.heard)
     }
 
-    pub(crate) fn pulse(&self) -> Pulse {
+    pub(crate) fn pulse(&self) -> Heartbeat {
         self.intake.pulse.clone()
     }
 
@@ -160,7 +160,7 @@ impl Intake {
             frames: Frames::new(heartbeat),
             objection: None,
             heard: Arc::default(),
-            pulse: Pulse::new(heartbeat),
+            pulse: Heartbeat::new(heartbeat),
         }
     }
 

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use crate::command::output::{Leftovers, OutputStream, Passing, Sink};
 use crate::command::process::{Bell, Ended, KILL_AFTER, Process, Told};
 use crate::model::error::Error;
-use crate::model::failure_record::is_of_the_way;
+use crate::model::failure_record::is_internal_header;
 use crate::model::handler::{Delivery, Failure, Handler};
 use crate::util::shutdown::is_closed;
 use crate::util::text::printable;
@@ -369,7 +369,7 @@ fn variables(delivery: &Delivery) -> Vec<(String, String)> {
         ("TASK_WORKER", Some(delivery.thread().to_string())),
     ];
     let named = named.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?)));
-    let sent = task.headers_as_text().filter(|(name, _)| !is_of_the_way(name));
+    let sent = task.headers_as_text().filter(|(name, _)| !is_internal_header(name));
     let headers = sent.map(|(name, value)| (header_variable(name), value));
     named.chain(headers).filter(|(_, value)| !value.contains('\0')).collect()
 }

@@ -26,7 +26,7 @@ pub struct FailureRecord {
 
 /// Where and when a failure occurred.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Scene<'a> {
+pub(crate) struct FailureContext<'a> {
     pub(crate) queue: &'a str,
     pub(crate) host: &'a str,
     pub(crate) now: SystemTime,
@@ -36,7 +36,7 @@ pub(crate) struct Scene<'a> {
 pub(crate) enum Fitted {
     Recorded(Task),
     /// There is none, and the task is without a record.
-    Bare(Task),
+    Truncated(Task),
 }
 
 /// What all headers of ours begin with.
@@ -50,7 +50,7 @@ const REASON: &str = "x-rabbit-work-reason";
 const HOST: &str = "x-rabbit-work-host";
 const VERSION: &str = "x-rabbit-work-version";
 const HISTORY: &str = "x-rabbit-work-history";
-const OURS: [&str; 7] = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
+const OWN_HEADERS: [&str; 7] = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
 /// What only a dead letter has.
 const OF_A_LETTER: [&str; 4] = [QUEUE, LAST, HOST, VERSION];
 
@@ -79,7 +79,7 @@ const LONGEST_HISTORY: usize = 10;
 
 /// Whether a header is no word of the producer's: it is ours, or the broker's on a dead letter.
 #[cfg(feature = "command")]
-pub(crate) fn is_of_the_way(name: &str) -> bool {
+pub(crate) fn is_internal_header(name: &str) -> bool {
     name.starts_with(PREFIX) || OF_THE_BROKER.contains(&name)
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
 /// The task after its attempt of this number has failed, to be tried again. It carries what the
 /// next attempt needs, and why it waits: on its way back the broker reads and sorts the headers
 /// several times, and four more made the whole way a fifth longer (RabbitMQ 3.10.8).
-pub(crate) fn to_retry(task: Task, attempt: u32, reason: &str, scene: Scene<'_>) -> Task {
+pub(crate) fn to_retry(task: Task, attempt: u32, reason: &str, scene: FailureContext<'_>) -> Task {
     let first = match task.value(FIRST) {
         Some(first @ Value::Time(_)) => first,
         _ => Value::Time(scene.now),
@@ -110,11 +110,11 @@ pub(crate) fn to_retry(task: Task, attempt: u32, reason: &str, scene: Scene<'_>)
     ];
     let removed = OF_THE_BROKER.into_iter().chain(OF_A_LETTER).map(|name| (name, None));
     let written = written.map(|(name, value)| (name, Some(value)));
-    task.for_another_journey().with_values(removed.chain(written))
+    task.prepare_for_republish().with_values(removed.chain(written))
 }
 
 /// The task after its attempt of this number has failed, to be a dead letter.
-pub(crate) fn to_letter(task: Task, attempt: u32, reason: &str, scene: Scene<'_>) -> Task {
+pub(crate) fn to_letter(task: Task, attempt: u32, reason: &str, scene: FailureContext<'_>) -> Task {
     let written = [
         (QUEUE, Value::Text(scene.queue.into())),
         (LAST, Value::Time(scene.now)),
@@ -128,16 +128,16 @@ pub(crate) fn to_letter(task: Task, attempt: u32, reason: &str, scene: Scene<'_>
 /// The dead letter as a task again: with no failures so far, and with the failures that it had in
 /// its history. What was set aside stays so: with its expiration it could be dropped again before
 /// a worker has it.
-pub(crate) fn revived(letter: Task) -> Task {
+pub(crate) fn reset_for_replay(letter: Task) -> Task {
     let mut history = history_of(&letter);
     history.push(record_of(&letter));
     let skipped = history.len().saturating_sub(LONGEST_HISTORY);
     let history = history.into_iter().skip(skipped).map(written).collect();
-    let removed = OF_THE_BROKER.into_iter().chain(OURS).map(|name| (name, None));
+    let removed = OF_THE_BROKER.into_iter().chain(OWN_HEADERS).map(|name| (name, None));
     let written = (HISTORY, Some(Value::List(history)));
-    let task = letter.for_another_journey().with_values(removed.chain([written]));
+    let task = letter.prepare_for_republish().with_values(removed.chain([written]));
     match fitted(task, USUAL_FRAME) {
-        Fitted::Recorded(task) | Fitted::Bare(task) => task,
+        Fitted::Recorded(task) | Fitted::Truncated(task) => task,
     }
 }
 
@@ -154,8 +154,8 @@ fn shortened(task: Task) -> Fitted {
             Fitted::Recorded(task.with_value(REASON, Some(reason)))
         }
         _ => {
-            let ours = OURS.into_iter().chain(SET_ASIDE);
-            Fitted::Bare(task.with_values(ours.map(|name| (name, None))))
+            let ours = OWN_HEADERS.into_iter().chain(SET_ASIDE);
+            Fitted::Truncated(task.with_values(ours.map(|name| (name, None))))
         }
     }
 }
@@ -178,7 +178,7 @@ pub(crate) fn record_of(letter: &Task) -> FailureRecord {
     let mut record = FailureRecord::default();
     read(&mut record, get);
     if let Some(death) = last_death(letter) {
-        judge(&mut record, death);
+        apply_x_death(&mut record, death);
     }
     record
 }
@@ -237,7 +237,7 @@ fn last_death(letter: &Task) -> Option<Value> {
 }
 
 /// Puts the broker's own record of a death in place of what an earlier failure left there.
-fn judge(record: &mut FailureRecord, death: Value) {
+fn apply_x_death(record: &mut FailureRecord, death: Value) {
     let reason = match entry_of(&death, "reason") {
         Some(Value::Text(reason)) => reason.clone(),
         _ => String::new(),
@@ -306,8 +306,8 @@ mod tests {
         with(largest.expect("a size") - room)
     }
 
-    fn scene(second: u64) -> Scene<'static> {
-        Scene { queue: "q", host: "h", now: UNIX_EPOCH + Duration::from_secs(second) }
+    fn scene(second: u64) -> FailureContext<'static> {
+        FailureContext { queue: "q", host: "h", now: UNIX_EPOCH + Duration::from_secs(second) }
     }
 
     fn death(reason: &str) -> Value {
@@ -336,7 +336,8 @@ mod tests {
     fn a_retry_carries_less_than_a_letter() {
         let letter = to_letter(Task::new("x"), 1, "no", scene(1));
         let retry = to_retry(letter.clone(), 2, "not yet", scene(2));
-        let names = |task: &Task| OURS.into_iter().filter(|it| task.value(it).is_some()).count();
+        let names =
+            |task: &Task| OWN_HEADERS.into_iter().filter(|it| task.value(it).is_some()).count();
         assert_eq!((names(&letter), names(&retry)), (7, 3));
         assert_eq!(record_of(&retry).reason, "not yet");
     }
@@ -363,7 +364,7 @@ mod tests {
         let mut task = Task::new("x").with_id("1").with_header("h", "v").stamped(scene(0).now);
         let sent = task.clone();
         for round in 1..=12 {
-            task = revived(to_letter(task, 5, &format!("round {round}"), scene(round)));
+            task = reset_for_replay(to_letter(task, 5, &format!("round {round}"), scene(round)));
             assert_eq!(attempt_of(&task, 5), 1);
         }
         let reasons: Vec<String> = history_of(&task).into_iter().map(|it| it.reason).collect();
@@ -381,7 +382,7 @@ mod tests {
         assert!(record.reason.starts_with("delivery limit"), "{}", record.reason);
         assert_eq!(record.last_failure, Some(scene(9).now));
         assert_eq!(record.attempts, 2);
-        let again = revived(letter);
+        let again = reset_for_replay(letter);
         assert_eq!(again.value(DEATHS), None);
         assert!(history_of(&again)[0].reason.starts_with("delivery limit"));
         assert_eq!(to_letter(again, 1, "no", scene(2)).value(DEATHS), None);
@@ -400,7 +401,7 @@ mod tests {
     fn recorded(task: Task) -> Task {
         match fitted(task, USUAL_FRAME) {
             Fitted::Recorded(task) => task,
-            Fitted::Bare(_) => panic!("there is room"),
+            Fitted::Truncated(_) => panic!("there is room"),
         }
     }
 
@@ -411,13 +412,15 @@ mod tests {
 
         let whole = recorded(failed(10_000, &long));
         let short = recorded(failed(1000, &long));
-        let Fitted::Bare(none) = fitted(failed(100, "no"), USUAL_FRAME) else { panic!("no room") };
+        let Fitted::Truncated(none) = fitted(failed(100, "no"), USUAL_FRAME) else {
+            panic!("no room")
+        };
 
         assert!(record_of(&whole).reason.len() > LONGEST_REASON - 10);
         let record = record_of(&short);
         assert!(record.reason.len() <= SHORT_REASON && record.reason.ends_with('é'));
         assert_eq!((record.attempts, record.host.as_str()), (3, "h"));
-        assert_eq!(none.properties(), crowded(100).for_another_journey().properties());
+        assert_eq!(none.properties(), crowded(100).prepare_for_republish().properties());
     }
 
     #[test]
@@ -425,7 +428,7 @@ mod tests {
         let mut task = crowded(10_000);
         for round in 1..=12 {
             let reason = format!("{round} {}", "x".repeat(4000));
-            task = revived(to_letter(task, 5, &reason, scene(round)));
+            task = reset_for_replay(to_letter(task, 5, &reason, scene(round)));
             assert!(task.fits_a_frame(USUAL_FRAME));
         }
         let youngest = |task: &Task| -> Vec<u64> {

@@ -26,7 +26,7 @@ pub struct Queue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     /// The queue itself.
-    Work,
+    Main,
     /// The delay queue for this delay, in whole milliseconds, from which it comes back.
     Delay(Duration),
     /// The queue of dead letters.
@@ -35,7 +35,7 @@ pub(crate) enum Target {
 
 /// How a queue is declared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct QueueDeclaration {
     pub(crate) name: String,
     pub(crate) durability: Durability,
     pub(crate) arguments: Arguments,
@@ -43,13 +43,13 @@ pub(crate) struct Plan {
 
 pub(crate) type Arguments = Vec<(Cow<'static, str>, Argument)>;
 
-impl Plan {
-    pub(crate) fn is_replicated(&self) -> bool {
+impl QueueDeclaration {
+    pub(crate) fn is_quorum(&self) -> bool {
         self.arguments.iter().any(|(name, value)| name == TYPE && *value == text(QUORUM))
     }
 
     /// The same declaration with the queue type named; if it is named already, the same.
-    pub(crate) fn with_type(mut self, kind: QueueType) -> Plan {
+    pub(crate) fn with_type(mut self, kind: QueueType) -> QueueDeclaration {
         if self.arguments.iter().all(|(name, _)| name != TYPE) {
             self.arguments.push(type_argument(kind));
         }
@@ -57,18 +57,18 @@ impl Plan {
     }
 
     /// The same declaration with the queue type left to the virtual host's default.
-    pub(crate) fn without_type(mut self) -> Plan {
+    pub(crate) fn without_type(mut self) -> QueueDeclaration {
         self.arguments.retain(|(name, _)| name != TYPE);
         self
     }
 
     /// The queue that is made and deleted to have this one written down; `None` where the name
     /// leaves no room for another.
-    pub(crate) fn companion(&self) -> Option<Plan> {
+    pub(crate) fn sync_queue(&self) -> Option<QueueDeclaration> {
         let name = format!("{}.settling", self.name);
         // Classic also where the virtual host's default is a type that cannot be exclusive.
         let arguments = vec![type_argument(QueueType::Classic)];
-        (name.len() <= LONGEST_NAME).then_some(Plan {
+        (name.len() <= LONGEST_NAME).then_some(QueueDeclaration {
             name,
             durability: Durability::Durable,
             arguments,
@@ -234,24 +234,25 @@ impl Queue {
     /// The name of the queue that `target` means.
     pub(crate) fn name_of(&self, target: Target) -> String {
         match target {
-            Target::Work => self.name.clone(),
+            Target::Main => self.name.clone(),
             Target::Delay(delay) => format!("{}.retry.{}", self.name, delay.as_millis()),
             Target::Dead => format!("{}.dead", self.name),
         }
     }
 
     /// How the queue of `target` is declared; where there is more than one way, the best first.
-    pub(crate) fn plans(&self, target: Target) -> Vec<Plan> {
+    pub(crate) fn plans(&self, target: Target) -> Vec<QueueDeclaration> {
         let arguments = match target {
-            Target::Work => vec![self.arguments()],
+            Target::Main => vec![self.arguments()],
             Target::Delay(delay) => vec![self.safe_delay(delay), self.simple_delay(delay)],
             Target::Dead => vec![self.dead_arguments()],
         };
         let durability = match target {
-            Target::Work => self.durability,
+            Target::Main => self.durability,
             Target::Delay(_) | Target::Dead => Durability::Durable,
         };
-        let plan = |arguments| Plan { name: self.name_of(target), durability, arguments };
+        let plan =
+            |arguments| QueueDeclaration { name: self.name_of(target), durability, arguments };
         arguments.into_iter().map(plan).collect()
     }
 
@@ -471,24 +472,24 @@ fn timers(delay: Duration) -> [(Cow<'static, str>, Argument); 2] {
 mod tests {
     use super::*;
 
-    fn plan(queue: &Queue, target: Target) -> Plan {
+    fn plan(queue: &Queue, target: Target) -> QueueDeclaration {
         queue.plans(target).swap_remove(0)
     }
 
-    fn number(plan: &Plan, name: &str) -> i64 {
+    fn number(plan: &QueueDeclaration, name: &str) -> i64 {
         match plan.arguments.iter().find(|(argument, _)| *argument == name) {
             Some((_, Argument::Number(number))) => *number,
             other => panic!("{name}: {other:?}"),
         }
     }
 
-    fn has(plan: &Plan, name: &'static str, value: &str) -> bool {
+    fn has(plan: &QueueDeclaration, name: &'static str, value: &str) -> bool {
         plan.arguments.contains(&(name.into(), text(value)))
     }
 
     #[test]
     fn a_durable_classic_queue_has_no_argument_as_in_the_tutorial() {
-        let plan = plan(&Queue::new("q").delivery_limit(3), Target::Work);
+        let plan = plan(&Queue::new("q").delivery_limit(3), Target::Main);
         assert_eq!(plan.arguments, []);
         assert_eq!(plan.durability, Durability::Durable);
     }
@@ -496,7 +497,7 @@ mod tests {
     #[test]
     fn a_quorum_queue_sends_what_was_delivered_too_often_to_the_dead_letters() {
         let plan =
-            plan(&Queue::new("q").queue_type(QueueType::Quorum).delivery_limit(3), Target::Work);
+            plan(&Queue::new("q").queue_type(QueueType::Quorum).delivery_limit(3), Target::Main);
         assert_eq!(number(&plan, "x-delivery-limit"), 3);
         assert!(has(&plan, "x-dead-letter-routing-key", "q.dead"));
     }
@@ -531,7 +532,7 @@ mod tests {
     fn arguments_are_declared_and_what_would_drop_tasks_is_refused() {
         let queue = Queue::new("q").argument("x-max-priority", 10);
         assert!(queue.validate().is_ok() && queue.has_priorities());
-        let declared = plan(&queue, Target::Work).arguments;
+        let declared = plan(&queue, Target::Main).arguments;
         assert_eq!(declared, [("x-max-priority".into(), Argument::Number(10))]);
         assert!(!Queue::new("q").has_priorities());
 

@@ -34,13 +34,13 @@ pub struct RetryPolicy {
 
 /// What becomes of a failed task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Decision {
     /// Tried again after this long.
     Retry(Duration),
     /// Never again: to the dead letters.
     Dead,
     /// It was not tried: back to the queue, uncounted.
-    Back,
+    Requeue,
 }
 
 impl Default for RetryPolicy {
@@ -106,15 +106,15 @@ impl RetryPolicy {
     }
 
     /// What becomes of a task whose attempt of this number, from 1, has failed.
-    pub(crate) fn decide(&self, attempt: u32, failure: &Failure) -> Fate {
+    pub(crate) fn decide(&self, attempt: u32, failure: &Failure) -> Decision {
         match failure {
-            Failure::Reject { .. } => Fate::Dead,
-            Failure::Requeue { .. } | Failure::StopWorker { .. } => Fate::Back,
-            Failure::Retry { .. } if attempt >= self.max_attempts => Fate::Dead,
-            Failure::Retry { after: Some(after), .. } => Fate::Retry(round_up(*after)),
+            Failure::Reject { .. } => Decision::Dead,
+            Failure::Requeue { .. } | Failure::StopWorker { .. } => Decision::Requeue,
+            Failure::Retry { .. } if attempt >= self.max_attempts => Decision::Dead,
+            Failure::Retry { after: Some(after), .. } => Decision::Retry(round_up(*after)),
             Failure::Retry { after: None, .. } => {
                 let share = (1.0 - self.jitter * fastrand::f64()).clamp(0.0, 1.0);
-                Fate::Retry(round_up(self.delay_at(attempt).mul_f64(share)))
+                Decision::Retry(round_up(self.delay_at(attempt).mul_f64(share)))
             }
         }
     }
@@ -224,25 +224,25 @@ mod tests {
     fn the_last_attempt_and_a_reject_are_final() {
         let policy = RetryPolicy::new().max_attempts(3).first_delay(SECOND);
         let failure = Failure::retry("no");
-        assert_eq!(policy.decide(1, &failure), Fate::Retry(SECOND));
-        assert_eq!(policy.decide(2, &failure), Fate::Retry(2 * SECOND));
+        assert_eq!(policy.decide(1, &failure), Decision::Retry(SECOND));
+        assert_eq!(policy.decide(2, &failure), Decision::Retry(2 * SECOND));
         for attempt in [3, 4, u32::MAX] {
-            assert_eq!(policy.decide(attempt, &failure), Fate::Dead);
+            assert_eq!(policy.decide(attempt, &failure), Decision::Dead);
         }
-        assert_eq!(policy.decide(1, &Failure::reject("bad")), Fate::Dead);
-        assert_eq!(policy.decide(u32::MAX, &Failure::requeue("full")), Fate::Back);
-        assert_eq!(RetryPolicy::new().max_attempts(1).decide(1, &failure), Fate::Dead);
+        assert_eq!(policy.decide(1, &Failure::reject("bad")), Decision::Dead);
+        assert_eq!(policy.decide(u32::MAX, &Failure::requeue("full")), Decision::Requeue);
+        assert_eq!(RetryPolicy::new().max_attempts(1).decide(1, &failure), Decision::Dead);
     }
 
     #[test]
     fn a_task_may_name_its_own_delay_but_not_its_own_number_of_attempts() {
         let policy = RetryPolicy::new().max_attempts(2);
         let after = |delay| Failure::retry_after("busy", delay);
-        assert_eq!(policy.decide(1, &after(SECOND)), Fate::Retry(SECOND));
-        assert_eq!(policy.decide(1, &after(Duration::MAX)), Fate::Retry(LONGEST_DELAY));
-        let rounded = Fate::Retry(Duration::from_millis(100));
+        assert_eq!(policy.decide(1, &after(SECOND)), Decision::Retry(SECOND));
+        assert_eq!(policy.decide(1, &after(Duration::MAX)), Decision::Retry(LONGEST_DELAY));
+        let rounded = Decision::Retry(Duration::from_millis(100));
         assert_eq!(policy.decide(1, &after(Duration::from_nanos(1))), rounded);
-        assert_eq!(policy.decide(2, &after(SECOND)), Fate::Dead);
+        assert_eq!(policy.decide(2, &after(SECOND)), Decision::Dead);
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         let policy = RetryPolicy::new().first_delay(40 * SECOND).jitter(0.5).max_attempts(2);
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {
-            let Fate::Retry(delay) = policy.decide(1, &Failure::retry("no")) else {
+            let Decision::Retry(delay) = policy.decide(1, &Failure::retry("no")) else {
                 panic!("dead")
             };
             seen.insert(delay.as_secs());

@@ -56,7 +56,7 @@ const OF_THE_BROKER: [&str; 2] = ["CC", "BCC"];
 const EXPIRATION: &str = "x-rabbit-work-expiration";
 const USER_ID: &str = "x-rabbit-work-user-id";
 const COPIES: &str = "x-rabbit-work-cc";
-/// Where [`Task::for_another_journey`] keeps what would be in the way.
+/// Where [`Task::prepare_for_republish`] keeps what would be in the way.
 pub(crate) const SET_ASIDE: [&str; 3] = [EXPIRATION, USER_ID, COPIES];
 
 /// The most bytes of headers in a new task: half of a frame, so that there is room for the other
@@ -221,7 +221,7 @@ impl Task {
         Task { body, properties, delay: None }
     }
 
-    pub(crate) fn held_back(&self) -> Option<Duration> {
+    pub(crate) fn delay(&self) -> Option<Duration> {
         self.delay
     }
 
@@ -259,7 +259,7 @@ impl Task {
     /// * a `user_id` other than the login's is refused, and takes the channel with it
     ///   (<https://www.rabbitmq.com/docs/validated-user-id>);
     /// * `CC` would send copies again (<https://www.rabbitmq.com/docs/sender-selected>).
-    pub(crate) fn for_another_journey(self) -> Task {
+    pub(crate) fn prepare_for_republish(self) -> Task {
         let expiration = self.properties.expiration().clone();
         let user = self.properties.user_id().clone();
         let mut headers = self.properties.headers().clone().unwrap_or_default();
@@ -571,7 +571,7 @@ mod tests {
         assert!(
             Task::new("x").with_delay(LONGEST_DELAY + Duration::from_nanos(1)).validate().is_err()
         );
-        assert_eq!(Task::new("x").with_delay(Duration::ZERO).held_back(), None);
+        assert_eq!(Task::new("x").with_delay(Duration::ZERO).delay(), None);
     }
 
     #[test]
@@ -585,7 +585,7 @@ mod tests {
         let harmful = sent.clone().with_expiration(Duration::from_millis(5)).transient();
         let harmful =
             harmful.with_header("CC", "elsewhere").map(|it| it.with_user_id("guest".into()));
-        let again = harmful.for_another_journey();
+        let again = harmful.prepare_for_republish();
         assert_eq!(*again.properties().expiration(), None);
         assert_eq!(*again.properties().user_id(), None);
         assert_eq!(again.value("CC"), None);

@@ -168,16 +168,16 @@ impl Producer {
 
     fn validate(&self, task: &Task) -> Result<(), Error> {
         task.validate()?;
-        match task.held_back() {
+        match task.delay() {
             Some(_) => self.queue.validate_for_delays(),
             None => Ok(()),
         }
     }
 
     fn accept(&mut self, task: Task) {
-        let target = match task.held_back() {
+        let target = match task.delay() {
             Some(delay) => Target::Delay(round_up(delay)),
-            None => Target::Work,
+            None => Target::Main,
         };
         self.publisher.accept(task, target, ());
     }

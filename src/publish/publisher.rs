@@ -11,8 +11,8 @@ use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
 use log::{info, warn};
 
 use crate::amqp::channel::{Channel, PublishEnds, Returned, Verdict, read_confirm, read_return};
-use crate::amqp::close_reason::Cause;
-use crate::amqp::connect::Attempt;
+use crate::amqp::close_reason::CloseReason;
+use crate::amqp::connect::ConnectAttempt;
 use crate::amqp::connection::{Connection, Notice, read_notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
@@ -22,7 +22,7 @@ use crate::model::task::Task;
 use crate::publish::confirms::Confirms;
 use crate::topology::durability::open_channel_to;
 use crate::topology::silent_delays::SilentDelays;
-use crate::topology::{Places, Unready};
+use crate::topology::{DerivedQueues, NotReady};
 use crate::util::backoff::Backoff;
 use crate::util::deadline::deadline_after;
 use crate::util::patience::{PATIENCE, telling};
@@ -45,7 +45,7 @@ pub(crate) struct Publisher<T> {
     silent: SilentDelays,
     link: Option<Link<T>>,
     /// The connection that is being made; there is never a second one.
-    attempt: Option<Attempt>,
+    attempt: Option<ConnectAttempt>,
     /// What is to be published, oldest first.
     backlog: VecDeque<Pending<T>>,
     settled: Vec<Settled<T>>,
@@ -117,7 +117,7 @@ struct Link<T> {
     channel: Channel,
     ends: PublishEnds,
     confirms: Confirms<Pending<T>, Address>,
-    places: Places,
+    places: DerivedQueues,
     /// When to look again at what waits for a new queue to settle.
     settles_at: Option<Instant>,
     on_refusal: OnRefusal,
@@ -134,7 +134,7 @@ struct Link<T> {
     /// How many returns of tasks that were given up, and why, whose confirms have not come yet.
     returned: HashMap<Address, (usize, String)>,
     /// Why nothing more is believed of what the broker says.
-    objection: Option<Cause>,
+    objection: Option<CloseReason>,
     /// Why the broker takes no publishes at present.
     blocked: Option<String>,
     /// When to say that it does not confirm what it was sent.
@@ -434,7 +434,7 @@ impl<T> Publisher<T> {
         };
         let leash = connection.leash().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
-        let places = Places::default().foresee(self.delays.clone());
+        let places = DerivedQueues::default().predeclare(self.delays.clone());
         let doing = format!("setting up the channel at {}", connection.address());
         let set_up = || {
             leash.unless(interrupt, || Link::open(connection, &self.queue, places, self.on_refusal))
@@ -455,7 +455,7 @@ impl<T> Publisher<T> {
             // Each address has its turn before then; the attempt itself outlives it.
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                Attempt::start(&self.broker, left)?
+                ConnectAttempt::start(&self.broker, left)?
             }
         };
         let Some(lent) = &self.lent else {
@@ -468,7 +468,7 @@ impl<T> Publisher<T> {
         let soon = deadline.min(deadline_after(OWN_WITHIN));
         let why = match attempt.wait(interrupt, Some(soon)) {
             Ok(None) if is_closed(interrupt) => return Ok(None),
-            Ok(None) => attempt.so_far().join(", "),
+            Ok(None) => attempt.failures().join(", "),
             Ok(opened) => return Ok(opened),
             Err(error) => error.chain(),
         };
@@ -481,7 +481,7 @@ impl<T> Publisher<T> {
 
     /// Nothing was reached, in the time that there was.
     fn unreached(&self) -> Error {
-        let tried = self.attempt.as_ref().map(Attempt::so_far).unwrap_or_default();
+        let tried = self.attempt.as_ref().map(ConnectAttempt::failures).unwrap_or_default();
         if tried.is_empty() {
             return Error::Unreachable { attempts: vec![format!("{}: not tried", self.broker)] };
         }
@@ -499,7 +499,7 @@ impl<T> Publisher<T> {
     }
 
     /// Takes back what was in flight, to be published again under the same ids.
-    fn lose_link(&mut self, known: Option<Cause>) {
+    fn lose_link(&mut self, known: Option<CloseReason>) {
         let Some(mut link) = self.link.take() else { return };
         let objection = link.collect(&self.queue, &mut self.settled).err();
         // What kept the broker from answering may be among them.
@@ -517,10 +517,10 @@ impl<T> Publisher<T> {
         }
         self.backlog.make_contiguous().sort_by_key(|pending| pending.deadline);
         self.take_back(mem::take(&mut link.refused));
-        let looked_at = link.places.looks_at();
+        let looked_at = link.places.probing();
         let was_lent = link.connection.is_lent();
         let (address, cause) = link.bury(known);
-        if let (Some(delay), Cause::Malformed(_)) = (looked_at, &cause) {
+        if let (Some(delay), CloseReason::Malformed(_)) = (looked_at, &cause) {
             avoid(delay, &self.queue, &mut self.silent);
         }
         for pending in &mut self.backlog {
@@ -645,14 +645,14 @@ impl<T> Link<T> {
     fn open(
         mut connection: Connection,
         queue: &Queue,
-        mut places: Places,
+        mut places: DerivedQueues,
         on_refusal: OnRefusal,
     ) -> Result<Link<T>, Error> {
         let mut set_up = |connection: &mut Connection| {
             let channel = match queue.declaration() {
                 Declaration::Declare => {
                     let opened = open_channel_to(connection, queue)?;
-                    opened.settled_at.iter().for_each(|at| places.made(Target::Work, *at));
+                    opened.settled_at.iter().for_each(|at| places.made(Target::Main, *at));
                     opened.channel
                 }
                 Declaration::UseAsItIs => connection.open_channel()?,
@@ -697,7 +697,7 @@ impl<T> Link<T> {
         silent: &mut SilentDelays,
         backlog: &mut VecDeque<Pending<T>>,
         settled: &mut Vec<Settled<T>>,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), CloseReason> {
         let mut held = Vec::new();
         let mut settles_at: Option<Instant> = None;
         let mut again_at: Option<Instant> = None;
@@ -735,20 +735,22 @@ impl<T> Link<T> {
             }
             match self.prepare(&pending, queue, aborting) {
                 Ok(()) => published = self.publish_one(pending, queue, aborting),
-                Err(Unready::Settling(until)) => {
+                Err(NotReady::Settling(until)) => {
                     settles_at = settles_at.into_iter().chain([until]).min();
                     held.push(pending);
                 }
-                Err(Unready::Refused(reason)) => settled.push(pending.settled(unconfirmed(reason))),
-                Err(Unready::Nowhere(reason)) => {
+                Err(NotReady::Refused(reason)) => {
+                    settled.push(pending.settled(unconfirmed(reason)))
+                }
+                Err(NotReady::NoTarget(reason)) => {
                     settled.push(pending.settled(Outcome::Returned { reason }));
                 }
-                Err(Unready::Silent(delay, cause)) => {
+                Err(NotReady::Silent(delay, cause)) => {
                     avoid(delay, queue, silent);
                     held.push(pending);
                     published = Err(cause);
                 }
-                Err(Unready::Lost(cause)) => {
+                Err(NotReady::Lost(cause)) => {
                     held.push(pending);
                     published = Err(cause);
                 }
@@ -770,14 +772,14 @@ impl<T> Link<T> {
         })
     }
 
-    /// Sees to it that the queue is there, as [`Places::prepare`] does. Should `aborting` close
+    /// Sees to it that the queue is there, as [`DerivedQueues::prepare`] does. Should `aborting` close
     /// meanwhile, or the task run out of time, the connection goes.
     fn prepare(
         &mut self,
         pending: &Pending<T>,
         queue: &Queue,
         aborting: &Signal,
-    ) -> Result<(), Unready> {
+    ) -> Result<(), NotReady> {
         if let Some(known) = self.places.known(pending.target) {
             return known;
         }
@@ -793,7 +795,7 @@ impl<T> Link<T> {
         mut pending: Pending<T>,
         queue: &Queue,
         aborting: &Signal,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), CloseReason> {
         let name = queue.name_of(pending.target);
         let publish = || self.channel.publish(&name, &pending.task, pending.call_limit());
         let published = if pending.task.body().len() > PASSED_AT_ONCE {
@@ -827,7 +829,7 @@ impl<T> Link<T> {
     }
 
     /// Takes the confirms that have come in.
-    fn collect(&mut self, queue: &Queue, settled: &mut Vec<Settled<T>>) -> Result<(), Cause> {
+    fn collect(&mut self, queue: &Queue, settled: &mut Vec<Settled<T>>) -> Result<(), CloseReason> {
         while let Ok(confirm) = self.ends.confirms.try_recv() {
             self.apply(read_confirm(confirm), queue, settled)?;
         }
@@ -839,7 +841,7 @@ impl<T> Link<T> {
         verdict: Verdict,
         queue: &Queue,
         settled: &mut Vec<Settled<T>>,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), CloseReason> {
         self.collect_returns(queue)?;
         let (Verdict::Acked(reach) | Verdict::Nacked(reach)) = verdict;
         let is_acked = matches!(verdict, Verdict::Acked(_));
@@ -877,7 +879,7 @@ impl<T> Link<T> {
     /// on: whatever was returned is here before its confirm is. One that is of nothing in flight
     /// ends the link: what it is of would count as confirmed. The confirm of that may be here as
     /// well, so no confirm behind such a return counts.
-    fn collect_returns(&mut self, queue: &Queue) -> Result<(), Cause> {
+    fn collect_returns(&mut self, queue: &Queue) -> Result<(), CloseReason> {
         if let Some(cause) = &self.objection {
             return Err(cause.clone());
         }
@@ -925,7 +927,7 @@ impl<T> Link<T> {
         queue: &Queue,
         aborting: &Signal,
         asked: &mut HashMap<Target, Whereabouts>,
-    ) -> Result<Whereabouts, Cause> {
+    ) -> Result<Whereabouts, CloseReason> {
         if let Some(known) = asked.get(&pending.target) {
             return Ok(known.clone());
         }
@@ -972,8 +974,8 @@ impl<T> Link<T> {
         self.confirms.oldest().map(|pending| pending.deadline)
     }
 
-    fn object(&mut self, text: &str) -> Cause {
-        self.objection.insert(Cause::Lost(text.into())).clone()
+    fn object(&mut self, text: &str) -> CloseReason {
+        self.objection.insert(CloseReason::Lost(text.into())).clone()
     }
 
     /// Marks all that a return may be of, where several have the same id, or none: run twice is
@@ -1031,7 +1033,7 @@ impl<T> Link<T> {
     }
 
     /// Ends a link that has failed; tells where and why.
-    fn bury(self, known: Option<Cause>) -> (String, Cause) {
+    fn bury(self, known: Option<CloseReason>) -> (String, CloseReason) {
         let Link { connection, channel, .. } = self;
         let address = connection.address().to_string();
         // The reason of a closed channel is told once, to the first call that fails.
@@ -1108,13 +1110,13 @@ fn next_try(now: Instant, not_before: Instant, deadline: Instant) -> Instant {
     }
 }
 
-fn find(connection: &mut Connection, name: &str) -> Result<Whereabouts, Cause> {
+fn find(connection: &mut Connection, name: &str) -> Result<Whereabouts, CloseReason> {
     // Not the channel that publishes: a refusal takes its channel with it.
     let channel = connection.open_channel()?;
     match channel.count(name) {
         Ok(_) => channel.close().map(|()| Whereabouts::Here),
-        Err(lost) if !lost.spares_the_connection() => Err(lost),
-        Err(cause) if cause.may_pass() => Ok(Whereabouts::Down(cause.to_string())),
+        Err(lost) if !lost.is_channel_error() => Err(lost),
+        Err(cause) if cause.is_transient() => Ok(Whereabouts::Down(cause.to_string())),
         Err(_) => Ok(Whereabouts::Gone),
     }
 }

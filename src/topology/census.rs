@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::amqp::channel::{Channel, Count};
-use crate::amqp::close_reason::{ACCESS_REFUSED, Cause};
+use crate::amqp::close_reason::{ACCESS_REFUSED, CloseReason};
 use crate::amqp::connection::Connection;
 use crate::model::delays::all_delays;
 use crate::model::queue::{Queue, Target};
@@ -21,11 +21,11 @@ pub struct DelayQueue {
 
 /// What opens channels: a connection, or somebody who has one.
 pub(crate) trait Channels {
-    fn open(&self) -> Result<Channel, Cause>;
+    fn open(&self) -> Result<Channel, CloseReason>;
 }
 
 impl Channels for Connection {
-    fn open(&self) -> Result<Channel, Cause> {
+    fn open(&self) -> Result<Channel, CloseReason> {
         self.open_channel()
     }
 }
@@ -59,8 +59,8 @@ impl Census {
     pub(crate) fn ask<T>(
         &mut self,
         channels: &dyn Channels,
-        ask: impl FnOnce(&Channel) -> Result<T, Cause>,
-    ) -> Result<Option<T>, Cause> {
+        ask: impl FnOnce(&Channel) -> Result<T, CloseReason>,
+    ) -> Result<Option<T>, CloseReason> {
         let channel = match self.channel.take() {
             Some(channel) => channel,
             None => channels.open()?,
@@ -86,24 +86,30 @@ impl Census {
         &mut self,
         channels: &dyn Channels,
         target: Target,
-    ) -> Result<Option<Count>, Cause> {
+    ) -> Result<Option<Count>, CloseReason> {
         let name = self.queue.name_of(target);
         self.ask(channels, |channel| channel.count(&name))
     }
 
     /// The delay queues that exist, the shortest delay first.
-    pub(crate) fn delayed(&mut self, channels: &dyn Channels) -> Result<Vec<DelayQueue>, Cause> {
+    pub(crate) fn delayed(
+        &mut self,
+        channels: &dyn Channels,
+    ) -> Result<Vec<DelayQueue>, CloseReason> {
         self.count_delays(channels, all_delays().collect())
     }
 
     /// What is left to do; `None` where the queue does not exist.
-    pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, Cause> {
+    pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, CloseReason> {
         self.left_in(channels, Census::delayed)
     }
 
     /// What is left to do, as far as the delay queues tell that are known to exist. Each of the
     /// others costs a channel.
-    pub(crate) fn left_in_known(&mut self, channels: &dyn Channels) -> Result<Option<Left>, Cause> {
+    pub(crate) fn left_in_known(
+        &mut self,
+        channels: &dyn Channels,
+    ) -> Result<Option<Left>, CloseReason> {
         self.left_in(channels, |census, channels| {
             census.count_delays(channels, census.known.iter().copied().collect())
         })
@@ -112,8 +118,8 @@ impl Census {
     fn left_in(
         &mut self,
         channels: &dyn Channels,
-        delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<DelayQueue>, Cause>,
-    ) -> Result<Option<Left>, Cause> {
+        delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<DelayQueue>, CloseReason>,
+    ) -> Result<Option<Left>, CloseReason> {
         let Some(ready) = self.ready(channels)? else { return Ok(None) };
         if ready > 0 {
             return Ok(Some(Left::Ready(ready)));
@@ -131,15 +137,15 @@ impl Census {
         Ok(self.ready(channels)?.map(left))
     }
 
-    fn ready(&mut self, channels: &dyn Channels) -> Result<Option<u64>, Cause> {
-        Ok(self.count(channels, Target::Work)?.map(|count| count.ready))
+    fn ready(&mut self, channels: &dyn Channels) -> Result<Option<u64>, CloseReason> {
+        Ok(self.count(channels, Target::Main)?.map(|count| count.ready))
     }
 
     fn count_delays(
         &mut self,
         channels: &dyn Channels,
         delays: Vec<Duration>,
-    ) -> Result<Vec<DelayQueue>, Cause> {
+    ) -> Result<Vec<DelayQueue>, CloseReason> {
         let mut existing = Vec::new();
         for delay in delays {
             match self.count(channels, Target::Delay(delay))? {
@@ -155,14 +161,14 @@ impl Census {
 
     /// A delay queue that counts as empty and holds a task all the same. One that no node leads
     /// counts as empty; to take a task from it fails then.
-    fn find_hidden(&mut self, channels: &dyn Channels) -> Result<Option<Duration>, Cause> {
+    fn find_hidden(&mut self, channels: &dyn Channels) -> Result<Option<Duration>, CloseReason> {
         for delay in self.known.clone() {
             let name = self.queue.name_of(Target::Delay(delay));
             match self.ask(channels, |channel| channel.look(&name)) {
                 Ok(Some(true)) => return Ok(Some(delay)),
                 Ok(_) => {}
                 // A login that may not take from it is left with the count.
-                Err(Cause::ChannelClosed { code: ACCESS_REFUSED, .. }) => {}
+                Err(CloseReason::ChannelClosed { code: ACCESS_REFUSED, .. }) => {}
                 Err(cause) => return Err(cause),
             }
         }

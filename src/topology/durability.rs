@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::amqp::channel::Channel;
-use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
+use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
-use crate::model::queue::{Declaration, Plan, Queue, QueueType, Target};
+use crate::model::queue::{Declaration, Queue, QueueDeclaration, QueueType, Target};
 use crate::topology::queue_type::{Comparison, DefaultType, Kind, ask_default_type, compare};
 
 /// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
@@ -46,7 +46,10 @@ impl Opened {
 }
 
 /// Opens a channel, and sees to it that the queue exists as it is described.
-pub(crate) fn open_channel_to(connection: &Connection, queue: &Queue) -> Result<Opened, Cause> {
+pub(crate) fn open_channel_to(
+    connection: &Connection,
+    queue: &Queue,
+) -> Result<Opened, CloseReason> {
     let channel = connection.open_channel()?;
     if !queue.is_declared_durable() {
         channel.declare(queue)?;
@@ -73,22 +76,24 @@ fn refuse_stream(
     connection: &Connection,
     channel: Channel,
     queue: &Queue,
-) -> Result<Channel, Cause> {
+) -> Result<Channel, CloseReason> {
     if queue.declaration() == Declaration::Declare {
         return Ok(channel);
     }
     let (channel, kind) = Kind::ask(connection, channel, queue.name())?;
     match kind.objection() {
-        Some(text) => Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() }),
+        Some(text) => {
+            Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() })
+        }
         None => Ok(channel),
     }
 }
 
-fn make(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
+fn make(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Opened, CloseReason> {
     let (channel, made) = with_default_type(connection, channel, queue)?;
     match channel.declare(&made) {
         // Somebody else has made it meanwhile.
-        Err(refusal @ Cause::ChannelClosed { code: PRECONDITION_FAILED, .. }) => {
+        Err(refusal @ CloseReason::ChannelClosed { code: PRECONDITION_FAILED, .. }) => {
             let channel = another(connection, channel, refusal)?;
             return use_existing(connection, channel, queue);
         }
@@ -96,7 +101,7 @@ fn make(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Open
     }
     let queue = made;
     info!("queue '{}' did not exist: created", queue.name());
-    let plan = queue.plans(Target::Work).swap_remove(0);
+    let plan = queue.plans(Target::Main).swap_remove(0);
     let (channel, settled_at) = settle(connection, channel, &plan)?;
     Ok(Opened { channel, queue, settled_at: Some(settled_at) })
 }
@@ -107,7 +112,7 @@ fn with_default_type(
     connection: &Connection,
     channel: Channel,
     queue: &Queue,
-) -> Result<(Channel, Queue), Cause> {
+) -> Result<(Channel, Queue), CloseReason> {
     if !queue.leaves_the_type_open() {
         return Ok((channel, queue.clone()));
     }
@@ -126,16 +131,20 @@ fn with_default_type(
         DefaultType::Stream => {
             let text = "the default queue type of the virtual host is 'stream', which cannot be a \
                         work queue; name a type: --queue-type quorum";
-            Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() })
+            Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text: text.into() })
         }
     }
 }
 
-fn use_existing(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Opened, Cause> {
+fn use_existing(
+    connection: &Connection,
+    channel: Channel,
+    queue: &Queue,
+) -> Result<Opened, CloseReason> {
     match channel.declare(queue) {
         Ok(()) if !queue.leaves_the_type_open() => Ok(Opened::existing(channel, queue)),
         Ok(()) => use_with_its_type(connection, channel, queue),
-        Err(refusal @ Cause::ChannelClosed { code: PRECONDITION_FAILED, .. })
+        Err(refusal @ CloseReason::ChannelClosed { code: PRECONDITION_FAILED, .. })
             if queue.leaves_the_type_open() =>
         {
             let channel = another(connection, channel, refusal.clone())?;
@@ -150,7 +159,7 @@ fn use_with_its_type(
     connection: &Connection,
     channel: Channel,
     queue: &Queue,
-) -> Result<Opened, Cause> {
+) -> Result<Opened, CloseReason> {
     let (channel, kind) = Kind::ask(connection, channel, queue.name())?;
     if !matches!(kind, Kind::Quorum(_)) {
         return Ok(Opened::existing(channel, queue));
@@ -166,23 +175,23 @@ fn use_as_made_here(
     connection: &Connection,
     channel: Channel,
     queue: &Queue,
-    refusal: Cause,
-) -> Result<Opened, Cause> {
+    refusal: CloseReason,
+) -> Result<Opened, CloseReason> {
     let made = queue.made_as_quorum();
-    let plan = made.plans(Target::Work).swap_remove(0).without_type();
+    let plan = made.plans(Target::Main).swap_remove(0).without_type();
     let other = match compare(&channel, &plan)? {
         Comparison::Same => return Ok(Opened::existing(channel, &made)),
         Comparison::Differs { argument, there } => (argument, there),
         Comparison::Refused(_) => return Err(refusal),
     };
     let channel = connection.open_channel()?;
-    let classic = queue.plans(Target::Work).swap_remove(0).with_type(QueueType::Classic);
+    let classic = queue.plans(Target::Main).swap_remove(0).with_type(QueueType::Classic);
     if compare(&channel, &classic)? == Comparison::Same {
         return Ok(Opened::existing(channel, queue));
     }
     match other {
         // All but this is as we make it.
-        (argument, there) if argument == "x-delivery-limit" => Err(Cause::ChannelClosed {
+        (argument, there) if argument == "x-delivery-limit" => Err(CloseReason::ChannelClosed {
             code: PRECONDITION_FAILED,
             text: format!("its delivery limit is {there} there; give the same --delivery-limit"),
         }),
@@ -229,12 +238,12 @@ fn literal(character: char) -> String {
 pub(crate) fn settle(
     connection: &Connection,
     channel: Channel,
-    plan: &Plan,
-) -> Result<(Channel, Instant), Cause> {
+    plan: &QueueDeclaration,
+) -> Result<(Channel, Instant), CloseReason> {
     // What the broker keeps of its queues is written in order.
-    let written = plan.companion().map(|companion| channel.make_and_delete(&companion));
+    let written = plan.sync_queue().map(|sync_queue| channel.make_and_delete(&sync_queue));
     let (channel, pause) = match written {
-        Some(Ok(())) if plan.is_replicated() => (channel, REPLICATED),
+        Some(Ok(())) if plan.is_quorum() => (channel, REPLICATED),
         Some(Ok(())) => (channel, Duration::ZERO),
         Some(Err(cause)) => (another(connection, channel, cause)?, UNWRITTEN),
         None => (channel, UNWRITTEN),
@@ -243,9 +252,13 @@ pub(crate) fn settle(
 }
 
 /// Another channel in place of one that a refusal took.
-fn another(connection: &Connection, refused: Channel, cause: Cause) -> Result<Channel, Cause> {
+fn another(
+    connection: &Connection,
+    refused: Channel,
+    cause: CloseReason,
+) -> Result<Channel, CloseReason> {
     drop(refused);
-    if cause.spares_the_connection() { connection.open_channel() } else { Err(cause) }
+    if cause.is_channel_error() { connection.open_channel() } else { Err(cause) }
 }
 
 #[cfg(test)]

@@ -13,26 +13,26 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::amqp::channel::{Channel, Count};
-use crate::amqp::close_reason::{Cause, INTERNAL_ERROR};
+use crate::amqp::close_reason::{CloseReason, INTERNAL_ERROR};
 use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::are_more_than_heartbeats;
-use crate::model::queue::{Declaration, Plan, Queue, Target};
+use crate::model::queue::{Declaration, Queue, QueueDeclaration, Target};
 use crate::topology::durability::{REPLICATED, settle};
 
 /// What one connection knows of the queues beside its queue.
 #[derive(Default)]
-pub(crate) struct Places {
+pub(crate) struct DerivedQueues {
     /// Not the channel that publishes: a refused declaration takes its channel with it.
     side: Option<Channel>,
     declared: HashMap<Target, Declared>,
     /// Those that are published to. The others were made ahead only.
     in_use: HashSet<Target>,
-    /// The delays that follow one another; see [`Places::foresee`].
+    /// The delays that follow one another; see [`DerivedQueues::predeclare`].
     delays: Vec<Duration>,
     /// Those of them whose queues were made ahead, or tried to.
     foreseen: HashSet<Duration>,
     /// The delay whose queue is being looked at.
-    looks_at: Option<Duration>,
+    probing: Option<Duration>,
 }
 
 /// A place that was declared on this connection.
@@ -44,28 +44,28 @@ struct Declared {
 }
 
 /// Why a place cannot be published to.
-pub(crate) enum Unready {
+pub(crate) enum NotReady {
     /// It was made just now, and is to be trusted from this moment on only.
     Settling(Instant),
     /// The broker does not allow it.
     Refused(String),
     /// What waited in it would come to a queue that is not there.
-    Nowhere(String),
+    NoTarget(String),
     /// The queue of this delay gives no answer, and the connection is lost for it.
-    Silent(Duration, Cause),
+    Silent(Duration, CloseReason),
     /// The connection is lost.
-    Lost(Cause),
+    Lost(CloseReason),
 }
 
 /// How often a place in use is declared and renewed again: far below the week by which a delay
 /// queue outlives its delay.
 const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 
-impl From<Cause> for Unready {
-    fn from(cause: Cause) -> Unready {
+impl From<CloseReason> for NotReady {
+    fn from(cause: CloseReason) -> NotReady {
         match cause {
-            cause if cause.spares_the_connection() => Unready::Refused(cause.to_string()),
-            cause => Unready::Lost(cause),
+            cause if cause.is_channel_error() => NotReady::Refused(cause.to_string()),
+            cause => NotReady::Lost(cause),
         }
     }
 }
@@ -77,22 +77,22 @@ impl Declared {
     }
 }
 
-impl Places {
+impl DerivedQueues {
     /// Has the queue of a delay made together with that of the one before, so that it has settled
     /// when it is needed: a task that failed once may fail again.
-    pub(crate) fn foresee(mut self, delays: Vec<Duration>) -> Places {
+    pub(crate) fn predeclare(mut self, delays: Vec<Duration>) -> DerivedQueues {
         self.delays = delays;
         self
     }
 
     /// What can be said of `target` without asking the broker; `None` when it has to be asked.
-    pub(crate) fn known(&self, target: Target) -> Option<Result<(), Unready>> {
+    pub(crate) fn known(&self, target: Target) -> Option<Result<(), NotReady>> {
         let declared = self.declared.get(&target).filter(|it| it.is_fresh());
         let settling = declared.map(|it| it.settled_at).filter(|at| Instant::now() < *at);
         if let Some(settled_at) = settling {
-            return Some(Err(Unready::Settling(settled_at)));
+            return Some(Err(NotReady::Settling(settled_at)));
         }
-        (target == Target::Work || self.is_in_use(target)).then_some(Ok(()))
+        (target == Target::Main || self.is_in_use(target)).then_some(Ok(()))
     }
 
     /// Notes that a queue was declared elsewhere just now, and is trusted from this moment on.
@@ -107,16 +107,16 @@ impl Places {
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<(), Unready> {
+    ) -> Result<(), NotReady> {
         if matches!(target, Target::Delay(_)) {
-            self.look_behind(connection, queue)?;
+            self.check_target(connection, queue)?;
         }
         let settled_at = self.make(connection, queue, target)?;
         if let Target::Delay(delay) = target {
             self.make_next(connection, queue, delay)?;
         }
         if Instant::now() < settled_at {
-            return Err(Unready::Settling(settled_at));
+            return Err(NotReady::Settling(settled_at));
         }
         self.in_use.insert(target);
         Ok(())
@@ -134,12 +134,12 @@ impl Places {
 
     /// Looks for the queue behind the delays, where it was not declared: a broker returns what has
     /// no queue to go to, and takes what waits for one that is not there.
-    fn look_behind(&mut self, connection: &mut Connection, queue: &Queue) -> Result<(), Unready> {
+    fn check_target(&mut self, connection: &mut Connection, queue: &Queue) -> Result<(), NotReady> {
         let name = queue.name();
         if queue.declaration() == Declaration::Declare || self.is_there(connection, name)? {
             return Ok(());
         }
-        Err(Unready::Nowhere(format!("there is no queue '{name}' to come to after the delay")))
+        Err(NotReady::NoTarget(format!("there is no queue '{name}' to come to after the delay")))
     }
 
     /// Declares `target` where that was not done within the hour; says from when on it may be
@@ -149,7 +149,7 @@ impl Places {
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<Instant, Unready> {
+    ) -> Result<Instant, NotReady> {
         if let Some(declared) = self.declared.get(&target).filter(|it| it.is_fresh()) {
             return Ok(declared.settled_at);
         }
@@ -160,14 +160,18 @@ impl Places {
         let settled_at = match found {
             None => self.settle(connection, &plan)?,
             // Another connection may have made it a moment ago.
-            Some(count) if plan.is_replicated() && count.is_unused() => at + REPLICATED,
+            Some(count) if plan.is_quorum() && count.is_unused() => at + REPLICATED,
             Some(_) => at,
         };
         self.declared.insert(target, Declared { at, settled_at });
         Ok(settled_at)
     }
 
-    fn settle(&mut self, connection: &mut Connection, plan: &Plan) -> Result<Instant, Cause> {
+    fn settle(
+        &mut self,
+        connection: &mut Connection,
+        plan: &QueueDeclaration,
+    ) -> Result<Instant, CloseReason> {
         let side = self.take_side(connection)?;
         let (side, settled_at) = settle(connection, side, plan)?;
         self.side = Some(side);
@@ -180,22 +184,22 @@ impl Places {
         connection: &mut Connection,
         queue: &Queue,
         delay: Duration,
-    ) -> Result<(), Unready> {
+    ) -> Result<(), NotReady> {
         let next = self.delays.iter().skip_while(|it| **it != delay).nth(1).copied();
         let Some(next) = next.filter(|next| self.foreseen.insert(*next)) else { return Ok(()) };
         match self.make(connection, queue, Target::Delay(next)) {
             // It is told when the queue is needed.
-            Err(Unready::Refused(_)) => Ok(()),
+            Err(NotReady::Refused(_)) => Ok(()),
             made => made.map(drop),
         }
     }
 
-    fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Unready> {
+    fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, NotReady> {
         Ok(self.find(connection, name)?.is_some())
     }
 
     /// What is in a queue; `None` where it is not there.
-    fn find(&mut self, connection: &mut Connection, name: &str) -> Result<Option<Count>, Unready> {
+    fn find(&mut self, connection: &mut Connection, name: &str) -> Result<Option<Count>, NotReady> {
         match self.side(connection)?.count(name) {
             Ok(count) => Ok(Some(count)),
             Err(cause) if cause.is_not_there() => {
@@ -215,13 +219,13 @@ impl Places {
         connection: &mut Connection,
         queue: &Queue,
         target: Target,
-    ) -> Result<Plan, Unready> {
+    ) -> Result<QueueDeclaration, NotReady> {
         let mut refusals = Vec::new();
         for plan in queue.plans(target) {
             match self.declare_as(connection, &plan) {
                 Ok(()) if !refusals.is_empty() => say_once_that_it_is_simple(&plan, &refusals),
                 Ok(()) => {}
-                Err(Unready::Refused(reason)) => {
+                Err(NotReady::Refused(reason)) => {
                     refusals.push(reason);
                     continue;
                 }
@@ -239,10 +243,14 @@ impl Places {
             return Ok(queue.plans(target).swap_remove(0));
         }
         self.side = None;
-        Err(Unready::Refused(reason))
+        Err(NotReady::Refused(reason))
     }
 
-    fn declare_as(&mut self, connection: &mut Connection, plan: &Plan) -> Result<(), Unready> {
+    fn declare_as(
+        &mut self,
+        connection: &mut Connection,
+        plan: &QueueDeclaration,
+    ) -> Result<(), NotReady> {
         let declared = self.side(connection)?.declare_as(plan);
         if declared.is_err() {
             self.side = None;
@@ -260,12 +268,12 @@ impl Places {
     fn renew(
         &mut self,
         connection: &mut Connection,
-        plan: &Plan,
+        plan: &QueueDeclaration,
         delay: Duration,
-    ) -> Result<(), Unready> {
+    ) -> Result<(), NotReady> {
         let (leash, pulse) = (connection.leash().clone(), connection.pulse().clone());
         let call_limit = connection.call_limit();
-        self.looks_at = Some(delay);
+        self.probing = Some(delay);
         let channel = self.side(connection)?;
         let before = pulse.bytes();
         channel.look(&plan.name).map(drop).map_err(|cause| {
@@ -277,29 +285,30 @@ impl Places {
             let is_silent =
                 leash.cause().is_some() && is_alive && !are_more_than_heartbeats(came, call_limit);
             // What the broker says where the queue's process is not there.
-            let is_broken = matches!(cause, Cause::ConnectionClosed { code: INTERNAL_ERROR, .. });
-            if is_silent || is_broken { Unready::Silent(delay, cause) } else { cause.into() }
+            let is_broken =
+                matches!(cause, CloseReason::ConnectionClosed { code: INTERNAL_ERROR, .. });
+            if is_silent || is_broken { NotReady::Silent(delay, cause) } else { cause.into() }
         })?;
-        self.looks_at = None;
+        self.probing = None;
         Ok(())
     }
 
     /// The delay whose queue was being looked at when the connection was lost.
-    pub(crate) fn looks_at(&self) -> Option<Duration> {
-        self.looks_at
+    pub(crate) fn probing(&self) -> Option<Duration> {
+        self.probing
     }
 
-    fn side(&mut self, connection: &mut Connection) -> Result<&Channel, Cause> {
+    fn side(&mut self, connection: &mut Connection) -> Result<&Channel, CloseReason> {
         let side = self.take_side(connection)?;
         Ok(self.side.insert(side))
     }
 
-    fn take_side(&mut self, connection: &mut Connection) -> Result<Channel, Cause> {
+    fn take_side(&mut self, connection: &mut Connection) -> Result<Channel, CloseReason> {
         self.side.take().map_or_else(|| connection.open_channel(), Ok)
     }
 }
 
-fn say_once_that_it_is_simple(plan: &Plan, refusals: &[String]) {
+fn say_once_that_it_is_simple(plan: &QueueDeclaration, refusals: &[String]) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         warn!(

@@ -2,11 +2,11 @@
 //! AMQP has no other way to ask.
 
 use crate::amqp::channel::Channel;
-use crate::amqp::close_reason::{Cause, PRECONDITION_FAILED};
+use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
 use crate::amqp::reply_text::read_mismatch;
 use crate::model::error::STREAM;
-use crate::model::queue::{Argument, Durability, NEVER_TOO_OFTEN, Plan, Queue};
+use crate::model::queue::{Argument, Durability, NEVER_TOO_OFTEN, Queue, QueueDeclaration};
 
 /// What an existing queue is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +92,8 @@ impl Kind {
         connection: &Connection,
         mut channel: Channel,
         name: &str,
-    ) -> Result<(Channel, Kind), Cause> {
-        let kind = Kind::of::<Cause>(name, &mut |plan| {
+    ) -> Result<(Channel, Kind), CloseReason> {
+        let kind = Kind::of::<CloseReason>(name, &mut |plan| {
             let compared = compare(&channel, plan)?;
             if compared != Comparison::Same {
                 channel = connection.open_channel()?;
@@ -107,11 +107,11 @@ impl Kind {
     /// queue costs none.
     pub(crate) fn of<E>(
         name: &str,
-        compare: &mut dyn FnMut(&Plan) -> Result<Comparison, E>,
+        compare: &mut dyn FnMut(&QueueDeclaration) -> Result<Comparison, E>,
     ) -> Result<Kind, E> {
         let classic = vec![("x-queue-type".into(), Argument::Text("classic".into()))];
         let durability = Durability::Durable;
-        let classic = Plan { name: name.into(), durability, arguments: classic };
+        let classic = QueueDeclaration { name: name.into(), durability, arguments: classic };
         match compare(&classic)? {
             Comparison::Same => Ok(Kind::Classic),
             Comparison::Refused(text) => Ok(Kind::Unknown(text)),
@@ -124,12 +124,13 @@ impl Kind {
     /// the order of the alphabet. It compares and changes nothing.
     fn as_declared<E>(
         name: &str,
-        compare: &mut dyn FnMut(&Plan) -> Result<Comparison, E>,
+        compare: &mut dyn FnMut(&QueueDeclaration) -> Result<Comparison, E>,
     ) -> Result<Kind, E> {
         let mut arguments = vec![("x-queue-type".into(), Argument::Text("quorum".into()))];
         for _ in 0..=COMMON.len() + 1 {
             let durability = Durability::Durable;
-            let plan = Plan { name: name.into(), durability, arguments: arguments.clone() };
+            let plan =
+                QueueDeclaration { name: name.into(), durability, arguments: arguments.clone() };
             let (argument, there) = match compare(&plan)? {
                 Comparison::Same => return Ok(Kind::Quorum(Limit::Usual)),
                 Comparison::Differs { argument, there } => (argument, there),
@@ -174,9 +175,12 @@ fn value(text: String) -> Argument {
 }
 
 /// Compares a queue that exists with a declaration. A refusal takes the channel.
-pub(crate) fn compare(channel: &Channel, plan: &Plan) -> Result<Comparison, Cause> {
+pub(crate) fn compare(
+    channel: &Channel,
+    plan: &QueueDeclaration,
+) -> Result<Comparison, CloseReason> {
     match channel.declare_as(plan) {
-        Err(Cause::ChannelClosed { code, text }) => Ok(read_comparison(code, text)),
+        Err(CloseReason::ChannelClosed { code, text }) => Ok(read_comparison(code, text)),
         declared => declared.map(|()| Comparison::Same),
     }
 }
@@ -194,17 +198,21 @@ fn read_comparison(code: u16, text: String) -> Comparison {
 ///
 /// It declares `queue`, which does not exist, with two arguments: each type of queue refuses at
 /// least one of them, and names itself (measured on RabbitMQ 3.10.8, 4.0.5 and 4.3.6).
-pub(crate) fn ask_default_type(channel: Channel, queue: &Queue) -> Result<DefaultType, Cause> {
+pub(crate) fn ask_default_type(
+    channel: Channel,
+    queue: &Queue,
+) -> Result<DefaultType, CloseReason> {
     let arguments = vec![
         ("x-max-age".into(), Argument::Text("1h".into())),
         ("x-max-priority".into(), Argument::Number(1)),
     ];
-    let plan = Plan { name: queue.name().into(), durability: Durability::Durable, arguments };
+    let plan =
+        QueueDeclaration { name: queue.name().into(), durability: Durability::Durable, arguments };
     match channel.declare_as(&plan) {
-        Err(Cause::ChannelClosed { code: PRECONDITION_FAILED, text }) => {
+        Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }) => {
             Ok(read_default_type(&text))
         }
-        Err(cause) if !cause.spares_the_connection() => Err(cause),
+        Err(cause) if !cause.is_channel_error() => Err(cause),
         _ => Ok(DefaultType::Other),
     }
 }

@@ -12,14 +12,14 @@ use log::{debug, info, warn};
 use crate::amqp::channel::{
     Acks, Channel, Incoming, Left, Received, Settlement, Subscription, Unsettled, read_message,
 };
-use crate::amqp::close_reason::Cause;
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
-use crate::amqp::heartbeat::Pulse;
-use crate::model::failure_record::{Scene, attempt_of, to_letter, to_retry};
+use crate::amqp::heartbeat::Heartbeat;
+use crate::model::failure_record::{FailureContext, attempt_of, to_letter, to_retry};
 use crate::model::handler::{Delivery, Failure};
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
-use crate::model::retry::{Fate, RetryPolicy};
+use crate::model::retry::{Decision, RetryPolicy};
 use crate::model::task::{Task, name_of};
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 use crate::worker::event::{Event, EventKind, Observer};
@@ -52,7 +52,7 @@ pub(crate) struct Post<'a> {
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
     pub(crate) cancellation: &'a Cancellation,
-    pub(crate) pulse: &'a Pulse,
+    pub(crate) pulse: &'a Heartbeat,
     pub(crate) health: &'a Health,
     pub(crate) late: &'a LateTasks,
     pub(crate) tickets: &'a Tickets,
@@ -102,11 +102,11 @@ pub(crate) enum End {
     /// It was told to; everything it had is settled or given back.
     Told,
     /// Its channel or connection ended; with the cause, where that was told.
-    Lost(Option<Cause>),
+    Lost(Option<CloseReason>),
 }
 
-impl From<Cause> for End {
-    fn from(cause: Cause) -> End {
+impl From<CloseReason> for End {
+    fn from(cause: CloseReason) -> End {
         End::Lost(Some(cause))
     }
 }
@@ -182,13 +182,13 @@ impl Post<'_> {
     }
 
     /// Another channel, if the queue still exists: a consumer is cancelled also when it does not.
-    fn open_again(&self) -> Result<Channel, Cause> {
+    fn open_again(&self) -> Result<Channel, CloseReason> {
         let channel = self.connection.open_channel()?;
         channel.count(self.queue.name())?;
         Ok(channel)
     }
 
-    fn note_late(&self, cause: &Cause) {
+    fn note_late(&self, cause: &CloseReason) {
         let number = self.runner.number;
         self.late.note(number);
         warn!(
@@ -262,8 +262,8 @@ impl Post<'_> {
 
 /// Whether a consumer that was lost for this may have been so for a task that is late: RabbitMQ
 /// closes the channel, and from 4.3 on cancels the consumer of a quorum queue without a reason.
-fn may_be_late(cause: &Cause) -> bool {
-    cause.is_delivery_timeout() || *cause == Cause::ConsumerCancelled
+fn may_be_late(cause: &CloseReason) -> bool {
+    cause.is_delivery_timeout() || *cause == CloseReason::ConsumerCancelled
 }
 
 /// An idle runner takes an assignment at once; one that has not after this long is busy.
@@ -284,7 +284,7 @@ fn enough_of(prefetch: u16) -> usize {
 }
 
 fn runner_ended() -> Finish {
-    Cause::Lost("the runner ended".into()).into()
+    CloseReason::Lost("the runner ended".into()).into()
 }
 
 enum Told {
@@ -318,11 +318,11 @@ enum Finish {
     /// The broker sends nothing more on this subscription, because of what can go nowhere.
     Stuck,
     Told(Told),
-    Lost(Option<Cause>),
+    Lost(Option<CloseReason>),
 }
 
-impl From<Cause> for Finish {
-    fn from(cause: Cause) -> Finish {
+impl From<CloseReason> for Finish {
+    fn from(cause: CloseReason) -> Finish {
         Finish::Lost(Some(cause))
     }
 }
@@ -539,7 +539,7 @@ impl<'p> Hands<'p> {
 
     /// Keeps what can go nowhere at present, for another subscription to bring other tasks: the
     /// prefetch is of each by itself (<https://www.rabbitmq.com/docs/consumer-prefetch>).
-    fn set_aside(&mut self, subscription: Subscription<'_>) -> Result<(), Option<Cause>> {
+    fn set_aside(&mut self, subscription: Subscription<'_>) -> Result<(), Option<CloseReason>> {
         self.tell(Tale::GoesOn);
         let Left { arrived, ended } = subscription.leave();
         if ended.is_some() {
@@ -574,11 +574,11 @@ impl<'p> Hands<'p> {
         }
     }
 
-    fn dispatch_all(&mut self, arrived: Vec<(Unsettled, Received)>) -> Result<(), Cause> {
+    fn dispatch_all(&mut self, arrived: Vec<(Unsettled, Received)>) -> Result<(), CloseReason> {
         arrived.into_iter().try_for_each(|(unsettled, received)| self.dispatch(unsettled, received))
     }
 
-    fn dispatch(&mut self, unsettled: Unsettled, received: Received) -> Result<(), Cause> {
+    fn dispatch(&mut self, unsettled: Unsettled, received: Received) -> Result<(), CloseReason> {
         let tag = unsettled.tag();
         let duty = (self.post.acks == Acks::Manual).then_some(unsettled);
         // They count up. Of two with the same one, an ack would be for which?
@@ -643,7 +643,7 @@ impl<'p> Hands<'p> {
 
     /// Whether there is room for one more. What is settled is taken out before the broker can hear
     /// of it: one that sends more heeds no prefetch, and nothing else bounds what is in memory.
-    fn check_prefetch(&self) -> Result<(), Cause> {
+    fn check_prefetch(&self) -> Result<(), CloseReason> {
         let (prefetch, acks) = (self.prefetch, self.post.acks);
         let of_this = self.unsettled.len().saturating_sub(self.kept.len());
         if acks == Acks::Automatic || prefetch == 0 || of_this < prefetch.into() {
@@ -655,8 +655,8 @@ impl<'p> Hands<'p> {
     }
 
     /// The end of the connection, on which no more is read.
-    fn condemned(&self, text: String) -> Cause {
-        let cause = Cause::Lost(text);
+    fn condemned(&self, text: String) -> CloseReason {
+        let cause = CloseReason::Lost(text);
         self.channel.condemn(&cause);
         cause
     }
@@ -702,7 +702,7 @@ impl<'p> Hands<'p> {
     }
 
     /// Decides what becomes of a delivery that the runner is through with.
-    fn settle(&mut self, ran: Ran) -> Result<(), Cause> {
+    fn settle(&mut self, ran: Ran) -> Result<(), CloseReason> {
         // With automatic acks there is nothing to give back.
         let manual = self.post.acks == Acks::Manual;
         let is_started = !matches!(ran.result, JobResult::NotStarted);
@@ -746,21 +746,21 @@ impl<'p> Hands<'p> {
             ..event(kind, &job.delivery, elapsed)
         };
         let target = match fate {
-            Fate::Back => {
+            Decision::Requeue => {
                 let event = event(EventKind::Returned);
                 let pause = self.pause(job.tag);
                 self.note(&job.delivery, &format!("goes back to the queue in {pause:?}"), failure);
                 self.post.tally.returned();
                 return self.post.observer.tell(|| event);
             }
-            Fate::Retry(delay) if delay.is_zero() => Target::Work,
-            Fate::Retry(delay) => Target::Delay(delay),
-            Fate::Dead => Target::Dead,
+            Decision::Retry(delay) if delay.is_zero() => Target::Main,
+            Decision::Retry(delay) => Target::Delay(delay),
+            Decision::Dead => Target::Dead,
         };
         let what = match fate {
-            Fate::Retry(delay) if delay.is_zero() => "is tried again at once".to_string(),
-            Fate::Retry(delay) => format!("is tried again in {delay:?}"),
-            Fate::Dead | Fate::Back => "goes to the dead letters".to_string(),
+            Decision::Retry(delay) if delay.is_zero() => "is tried again at once".to_string(),
+            Decision::Retry(delay) => format!("is tried again in {delay:?}"),
+            Decision::Dead | Decision::Requeue => "goes to the dead letters".to_string(),
         };
         self.note(&job.delivery, &what, failure);
         self.leaving.insert(job.tag, event(EventKind::Retried));
@@ -769,8 +769,11 @@ impl<'p> Hands<'p> {
 
     fn hand_over(&self, job: Job, target: Target, failure: &Failure) {
         let Job { tag, delivery } = job;
-        let scene =
-            Scene { queue: self.post.queue.name(), host: self.post.host, now: SystemTime::now() };
+        let scene = FailureContext {
+            queue: self.post.queue.name(),
+            host: self.post.host,
+            now: SystemTime::now(),
+        };
         let failed = if target == Target::Dead { to_letter } else { to_retry };
         let task = failed(delivery.task, delivery.attempt, failure.reason(), scene);
         let receipt = Slip { tag, target, replies: self.replies.clone() };
@@ -800,7 +803,7 @@ impl<'p> Hands<'p> {
     }
 
     /// Acks what the broker has confirmed elsewhere; anything else goes back to the queue.
-    fn handed_over(&mut self, reply: Reply) -> Result<(), Cause> {
+    fn handed_over(&mut self, reply: Reply) -> Result<(), CloseReason> {
         let Reply { tag, target, outcome } = reply;
         let Some(mut event) = self.leaving.remove(&tag) else { return Ok(()) };
         event.time = SystemTime::now();
@@ -835,7 +838,7 @@ impl<'p> Hands<'p> {
     }
 
     /// With automatic acks the broker has forgotten the task long ago.
-    fn lose(&mut self, job: &Job, failure: &Failure, elapsed: Duration) -> Result<(), Cause> {
+    fn lose(&mut self, job: &Job, failure: &Failure, elapsed: Duration) -> Result<(), CloseReason> {
         let (thread, task) = (self.post.runner.number, job.delivery.task.name());
         warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
         self.post.tally.lost();
@@ -857,7 +860,7 @@ impl<'p> Hands<'p> {
         self.refused.due_at(self.unsettled.len() <= back)
     }
 
-    fn requeue_due(&mut self) -> Result<(), Cause> {
+    fn requeue_due(&mut self) -> Result<(), CloseReason> {
         let now = Instant::now();
         if self.refused_until().is_some_and(|until| until <= now) {
             self.requeue_refused();
@@ -878,7 +881,7 @@ impl<'p> Hands<'p> {
         self.going_back.extend(self.refused.take().into_iter().map(|tag| (tag, None)));
     }
 
-    fn requeue_pausing(&mut self) -> Result<(), Cause> {
+    fn requeue_pausing(&mut self) -> Result<(), CloseReason> {
         self.requeue_refused();
         let pausing = mem::take(&mut self.pausing);
         self.going_back.extend(pausing.into_iter().map(|(_, tag)| (tag, None)));
@@ -887,7 +890,7 @@ impl<'p> Hands<'p> {
 
     /// Gives back what is to go: by one nack, as far as that covers nothing that stays. What comes
     /// after something that stays goes one by one if that is little, and else waits for it.
-    fn give_back_together(&mut self) -> Result<(), Cause> {
+    fn give_back_together(&mut self) -> Result<(), CloseReason> {
         let together = covered_by_one(self.unsettled.keys(), self.going_back.keys());
         if let Some(last) = last_of_first(together, &self.going_back) {
             let others = self.going_back.split_off(&(last + 1));
@@ -910,7 +913,7 @@ impl<'p> Hands<'p> {
         Ok(())
     }
 
-    fn give_back(&mut self, job: &Job, elapsed: Duration) -> Result<(), Cause> {
+    fn give_back(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {
         self.settle_one(job.tag, Settlement::GiveBack)?;
         self.returned(job, elapsed);
         Ok(())
@@ -924,7 +927,7 @@ impl<'p> Hands<'p> {
         }
     }
 
-    fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), Cause> {
+    fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), CloseReason> {
         let Some(held) = self.unsettled.remove(&tag) else { return Ok(()) };
         self.kept.remove(&tag);
         let settled = held.duty.map_or(Ok(()), |unsettled| self.channel.settle(unsettled, how));
@@ -955,7 +958,7 @@ impl<'p> Hands<'p> {
         settled.map_or_else(|cause| self.abandon(Some(cause)), |()| End::Told)
     }
 
-    fn give_back_unstarted(&mut self) -> Result<(), Cause> {
+    fn give_back_unstarted(&mut self) -> Result<(), CloseReason> {
         self.shutter.close();
         let unstarted: Vec<Job> = self.queued.try_iter().collect();
         if self.post.acks == Acks::Automatic {
@@ -968,7 +971,7 @@ impl<'p> Hands<'p> {
     /// Settles what the runner is still busy with, what is being handed over and what pauses,
     /// until there is nothing left of it or no more time. At a stop, what the runner has not
     /// started goes back.
-    fn finish_running(&mut self) -> Result<(), Cause> {
+    fn finish_running(&mut self) -> Result<(), CloseReason> {
         self.jobs = None;
         if let Some(ran) = self.last.take() {
             self.settle(ran)?;
@@ -1011,7 +1014,7 @@ impl<'p> Hands<'p> {
     }
 
     /// Gives back what is still running or being handed over, too: it is left behind.
-    fn give_back_all(&mut self) -> Result<(), Cause> {
+    fn give_back_all(&mut self) -> Result<(), CloseReason> {
         // What a lost channel leaves unsettled of them is still there, to be counted.
         while let Ok(ran) = self.ran.try_recv() {
             self.settle(ran)?;
@@ -1047,7 +1050,7 @@ impl<'p> Hands<'p> {
     }
 
     /// Leaves everything to the broker, which has requeued it or is about to.
-    fn abandon(&mut self, cause: Option<Cause>) -> End {
+    fn abandon(&mut self, cause: Option<CloseReason>) -> End {
         if self.post.acks == Acks::Automatic {
             self.note_dropped(self.queued.try_iter().count());
         }

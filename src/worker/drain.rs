@@ -10,9 +10,9 @@ use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
 use log::{Level, info, log};
 
 use crate::amqp::channel::Channel;
-use crate::amqp::close_reason::Cause;
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
-use crate::amqp::heartbeat::{Pulse, are_more_than_heartbeats};
+use crate::amqp::heartbeat::{Heartbeat, are_more_than_heartbeats};
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
 use crate::topology::census::DelayQueue;
@@ -32,7 +32,7 @@ pub(crate) struct Drain {
 /// What a session knows of what may still be on its way.
 pub(crate) struct Seen {
     pub(crate) in_hand: Arc<InHand>,
-    pub(crate) pulse: Pulse,
+    pub(crate) pulse: Heartbeat,
     /// Until when the broker may keep tasks for a connection that was lost before.
     pub(crate) unnoticed: Option<Instant>,
 }
@@ -53,12 +53,12 @@ struct Looks {
 struct Patient(Connection);
 
 impl Channels for Patient {
-    fn open(&self) -> Result<Channel, Cause> {
+    fn open(&self) -> Result<Channel, CloseReason> {
         self.0.open_channel().map(Channel::without_limit)
     }
 }
 
-type Look = fn(&mut Census, &dyn Channels) -> Result<Option<Left>, Cause>;
+type Look = fn(&mut Census, &dyn Channels) -> Result<Option<Left>, CloseReason>;
 
 /// How long a look takes at most, unless a queue does not respond: it asks some eighty questions.
 const LOOK_TAKES: Duration = Duration::from_secs(20);
@@ -146,7 +146,7 @@ impl Looks {
             Err(cause) => {
                 self.census.forget_channel();
                 // Of a connection that is lost the session tells.
-                let why = cause.spares_the_connection().then(|| unknown(&cause.to_string()));
+                let why = cause.is_channel_error().then(|| unknown(&cause.to_string()));
                 (false, why.map(|why| (Level::Warn, why)))
             }
         };

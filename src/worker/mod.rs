@@ -437,11 +437,11 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amqp::close_reason::Cause;
+    use crate::amqp::close_reason::CloseReason;
 
     const SHORT: Duration = Duration::from_secs(1);
 
-    fn died(cause: Cause) -> Course {
+    fn died(cause: CloseReason) -> Course {
         let end = SessionEnd::Lost(Error::session_lost("b:5672", cause));
         Course { consumed: true, unnoticed: None, deadline: None, end }
     }
@@ -452,7 +452,7 @@ mod tests {
         let mut history = History::new();
         let mut sessions = sessions.iter();
         sessions.position(|(lasted, settled)| {
-            history.note(&died(Cause::Malformed("poison".into())), *lasted, *settled);
+            history.note(&died(CloseReason::Malformed("poison".into())), *lasted, *settled);
             history.is_poisoned()
         })
     }
@@ -474,7 +474,11 @@ mod tests {
     #[test]
     fn a_session_that_dies_of_something_else_begins_a_new_row() {
         let mut history = History::new();
-        for cause in [Cause::Malformed("poison".into()), Cause::Gone].into_iter().cycle().take(9) {
+        for cause in [CloseReason::Malformed("poison".into()), CloseReason::Disconnected]
+            .into_iter()
+            .cycle()
+            .take(9)
+        {
             history.note(&died(cause), SHORT, 0);
             assert!(!history.is_poisoned());
         }

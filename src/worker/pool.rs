@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded, select_biased};
 use log::{error, warn};
 
-use crate::amqp::heartbeat::Pulse;
+use crate::amqp::heartbeat::Heartbeat;
 use crate::model::error::Error;
 use crate::model::handler::{Delivery, Failure, Handler};
 use crate::util::deadline::deadline_after;
@@ -32,7 +32,7 @@ pub(crate) struct Assignment {
     /// Once closed, no further job of this assignment is started.
     pub(crate) shut: Signal,
     /// Where the broker is heard that the jobs came from.
-    pub(crate) pulse: Pulse,
+    pub(crate) pulse: Heartbeat,
 }
 
 /// A delivery for the handler, with the tag that its consumer settles it by.
@@ -464,7 +464,7 @@ mod tests {
             enough: usize::MAX,
             tell_enough: bounded(1).0,
             shut,
-            pulse: Pulse::new(0),
+            pulse: Heartbeat::new(0),
         };
         assert!(crew.runners()[0].assignments.send(assignment).is_ok());
         (shutter, ran)

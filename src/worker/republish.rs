@@ -153,7 +153,7 @@ impl Desk {
         let Order { task, receipt } = order;
         match fitted(task, self.largest_frame) {
             Fitted::Recorded(task) => self.publisher.accept(task, receipt.target, receipt),
-            Fitted::Bare(bare) => {
+            Fitted::Truncated(bare) => {
                 warn!(
                     "task {}: its own headers leave no room to count its failures: it goes to \
                      the dead letters at once, without a record",

@@ -11,9 +11,9 @@ use crossbeam_channel::{Receiver, after, at, never, select_biased, unbounded};
 use log::{debug, info, warn};
 
 use crate::amqp::channel::{Acks, Channel};
-use crate::amqp::close_reason::Cause;
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Notice, read_notice};
-use crate::amqp::heartbeat::Pulse;
+use crate::amqp::heartbeat::Heartbeat;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::queue::{Declaration, Queue, Target};
@@ -74,7 +74,7 @@ pub(crate) struct Course {
 /// Why the channels of a session could not be opened, and which queue was asked for.
 struct Refused {
     target: Target,
-    cause: Cause,
+    cause: CloseReason,
 }
 
 pub(crate) enum SessionEnd {
@@ -102,15 +102,15 @@ const MENDING: Duration = Duration::from_secs(10);
 /// and ends one that it has not heard since the look before the last
 /// (<https://www.rabbitmq.com/docs/heartbeats>). Without heartbeats the system's own limits hold,
 /// which nobody tells.
-fn noticed_within(pulse: &Pulse) -> Duration {
+fn noticed_within(pulse: &Heartbeat) -> Duration {
     const WITHOUT: Duration = Duration::from_secs(60);
     const SLACK: Duration = Duration::from_secs(1);
     pulse.limit().map_or(WITHOUT, |two_heartbeats| two_heartbeats * 3 / 2) + SLACK
 }
 
-impl From<Cause> for Refused {
-    fn from(cause: Cause) -> Refused {
-        Refused { target: Target::Work, cause }
+impl From<CloseReason> for Refused {
+    fn from(cause: CloseReason) -> Refused {
+        Refused { target: Target::Main, cause }
     }
 }
 
@@ -187,7 +187,7 @@ impl Session<'_> {
                 }
                 None
             }
-            Lost::Consumer(cause) => Some(self.end(connection, Target::Work, cause)),
+            Lost::Consumer(cause) => Some(self.end(connection, Target::Main, cause)),
         };
         let is_exhausted = is_closed(self.exhausted);
         match (error, told) {
@@ -206,16 +206,16 @@ impl Session<'_> {
             // Each has taken its share, and some of it was not to be run.
             (None, None) if self.work.tickets.are_limited() => SessionEnd::Again,
             (None, _) => {
-                let cause = Cause::Lost("the consumers ended by themselves".into());
+                let cause = CloseReason::Lost("the consumers ended by themselves".into());
                 SessionEnd::Lost(Error::session_lost(&address, cause))
             }
         }
     }
 
-    fn end(&self, connection: Connection, target: Target, cause: Option<Cause>) -> Error {
+    fn end(&self, connection: Connection, target: Target, cause: Option<CloseReason>) -> Error {
         let address = connection.address().to_string();
         let cause = connection.end(cause);
-        if cause == Cause::NoChannelLeft {
+        if cause == CloseReason::NoChannelLeft {
             return Error::setting("threads", "the broker allows fewer channels on a connection");
         }
         Error::from_queue_use(&self.settings.queue.name_of(target), &address, cause)
@@ -236,7 +236,7 @@ fn declare_dead_letters(
     let plans = queue.plans(Target::Dead);
     let declared = plans.iter().try_for_each(|plan| channel.declare_as(plan));
     let cause = match declared {
-        Err(cause) if cause.spares_the_connection() => cause,
+        Err(cause) if cause.is_channel_error() => cause,
         declared => return declared.map(|()| channel).map_err(Refused::from),
     };
     drop(channel);
@@ -247,7 +247,7 @@ fn declare_dead_letters(
             info!("'{name}' cannot be declared: {cause}; it is there, and used as it is");
             Ok(channel)
         }
-        Err(lost) if !lost.spares_the_connection() => Err(lost.into()),
+        Err(lost) if !lost.is_channel_error() => Err(lost.into()),
         // Whether the broker sends letters there, only those know who declared the queue.
         Err(_) if queue.declaration() == Declaration::UseAsItIs => {
             drop(channel);
@@ -270,7 +270,7 @@ enum Told {
 /// What the session has lost.
 enum Lost {
     Nothing,
-    Consumer(Option<Cause>),
+    Consumer(Option<CloseReason>),
 }
 
 /// The session's own thread while its consumers work.
@@ -318,7 +318,7 @@ impl<'a> Watch<'a> {
         let (handover, drain) = match self.start_helpers(queue, unnoticed) {
             Ok(started) => started,
             Err(error) => {
-                self.consumer_lost(Some(Cause::Lost(error.chain())));
+                self.consumer_lost(Some(CloseReason::Lost(error.chain())));
                 return;
             }
         };
@@ -356,15 +356,16 @@ impl<'a> Watch<'a> {
                 let consume = move || {
                     let worked = caught(|| post.work(channel));
                     let end = worked.unwrap_or_else(|panicked| {
-                        Cause::Lost(format!("a consumer {panicked}")).into()
+                        CloseReason::Lost(format!("a consumer {panicked}")).into()
                     });
                     let _ = post.reports.send(Report::Ended(end));
                 };
                 match thread.spawn_scoped(scope, consume) {
                     Ok(_) => self.alive += 1,
                     Err(error) => {
-                        let cause =
-                            Cause::Lost(format!("the system gave no further thread: {error}"));
+                        let cause = CloseReason::Lost(format!(
+                            "the system gave no further thread: {error}"
+                        ));
                         self.consumer_lost(Some(cause));
                     }
                 }
@@ -529,10 +530,10 @@ impl<'a> Watch<'a> {
     }
 
     /// The others finish what they run: where the connection still stands, it can be acked.
-    fn consumer_lost(&mut self, cause: Option<Cause>) {
+    fn consumer_lost(&mut self, cause: Option<CloseReason>) {
         self.stop_in_a_hurry();
         let first = cause.as_ref().filter(|_| !self.has_lost());
-        if let Some(cause) = first.filter(|cause| cause.spares_the_connection()) {
+        if let Some(cause) = first.filter(|cause| cause.is_channel_error()) {
             if let Some(advice) = cause.advice() {
                 warn!("a consumer was lost: {advice}");
             }
