@@ -19,13 +19,13 @@ use crate::util::shutdown::{Signal, closer};
 /// Watches over the calls on one socket; ends with its connection.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    leash: Leash,
+    guard: CallGuard,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What a caller holds to bound its calls. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Leash {
+pub(crate) struct CallGuard {
     shared: Arc<Shared>,
     holder: Holder,
 }
@@ -45,7 +45,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     /// What the broker sends, from when that is counted.
-    pulse: OnceLock<Heartbeat>,
+    heartbeat: OnceLock<Heartbeat>,
 }
 
 #[derive(Debug, Default)]
@@ -85,43 +85,43 @@ impl Watchdog {
     /// Starts watching; `socket` is a clone of the connection's own.
     pub(crate) fn start(socket: TcpStream) -> std::io::Result<Watchdog> {
         let state = Mutex::new(State::default());
-        let (changed, pulse) = (Condvar::new(), OnceLock::new());
-        let shared = Arc::new(Shared { socket, state, changed, pulse });
+        let (changed, heartbeat) = (Condvar::new(), OnceLock::new());
+        let shared = Arc::new(Shared { socket, state, changed, heartbeat });
         let watched = Arc::clone(&shared);
         let thread =
             thread::Builder::new().name("rw-watchdog".into()).spawn(move || watched.watch())?;
-        Ok(Watchdog { leash: Leash { shared, holder: Holder::Owner }, thread: Some(thread) })
+        Ok(Watchdog { guard: CallGuard { shared, holder: Holder::Owner }, thread: Some(thread) })
     }
 
-    pub(crate) fn leash(&self) -> &Leash {
-        &self.leash
+    pub(crate) fn call_guard(&self) -> &CallGuard {
+        &self.guard
     }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.leash.shared.lock().done = true;
-        self.leash.shared.changed.notify_one();
+        self.guard.shared.lock().done = true;
+        self.guard.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-impl Leash {
+impl CallGuard {
     /// Where to hear what the broker sends.
-    pub(crate) fn heed(&self, pulse: &Heartbeat) {
-        let _ = self.shared.pulse.set(pulse.clone());
+    pub(crate) fn watch(&self, heartbeat: &Heartbeat) {
+        let _ = self.shared.heartbeat.set(heartbeat.clone());
     }
 
-    /// The leash of a connection that is lent: [`within`](Leash::within) and
-    /// [`unless`](Leash::unless) have no effect.
-    pub(crate) fn lent(&self) -> Leash {
-        Leash { holder: Holder::Borrower, ..self.clone() }
+    /// The guard of a connection that is lent: [`within`](CallGuard::within) and
+    /// [`unless`](CallGuard::unless) have no effect.
+    pub(crate) fn lent(&self) -> CallGuard {
+        CallGuard { holder: Holder::Borrower, ..self.clone() }
     }
 
     /// Runs `call`; when it has not returned after `limit`, shuts the socket under it.
-    pub(crate) fn within<T>(
+    pub(crate) fn with_timeout<T>(
         &self,
         limit: Duration,
         doing: &'static str,
@@ -136,7 +136,7 @@ impl Leash {
     /// Runs `call`, which waits for the broker's answer; when that has not come, nor anything but
     /// heartbeats for as long as `limit`, shuts the socket under it. So it does after so many
     /// limits whatever comes.
-    pub(crate) fn answered_within<T>(
+    pub(crate) fn with_idle_timeout<T>(
         &self,
         limit: Duration,
         doing: &'static str,
@@ -155,7 +155,7 @@ impl Leash {
     }
 
     /// Runs `call`; when `interrupt` closes meanwhile, shuts the socket under it.
-    pub(crate) fn unless<T>(&self, interrupt: &Signal, call: impl FnOnce() -> T) -> T {
+    pub(crate) fn abort_on<T>(&self, interrupt: &Signal, call: impl FnOnce() -> T) -> T {
         if self.holder == Holder::Borrower {
             return call();
         }
@@ -182,7 +182,7 @@ impl Leash {
     }
 
     /// Shuts the socket for this cause.
-    pub(crate) fn condemn(&self, cause: &CloseReason) {
+    pub(crate) fn fail_connection(&self, cause: &CloseReason) {
         self.shared.lock().cause.get_or_insert_with(|| cause.clone());
         self.abort();
     }
@@ -200,7 +200,7 @@ impl Shared {
     }
 
     fn sent(&self) -> u64 {
-        self.pulse.get().map_or(0, Heartbeat::bytes)
+        self.heartbeat.get().map_or(0, Heartbeat::bytes)
     }
 
     fn add(&self, call: Call) -> u64 {
@@ -274,10 +274,11 @@ mod tests {
         let (mut client, _peer) = pair();
         let watchdog = watched(&client);
         let limit = Duration::from_millis(20);
-        let read = watchdog.leash().within(limit, "reading", || client.read(&mut [0; 1]));
+        let read =
+            watchdog.call_guard().with_timeout(limit, "reading", || client.read(&mut [0; 1]));
         assert_eq!(read.expect("the end of the stream"), 0);
         assert_eq!(
-            watchdog.leash().cause(),
+            watchdog.call_guard().cause(),
             Some(CloseReason::TimedOut { doing: "reading", limit })
         );
     }
@@ -286,18 +287,21 @@ mod tests {
     fn a_call_that_waits_for_an_answer_has_more_time_while_the_broker_sends_something() {
         let (mut client, _peer) = pair();
         let watchdog = watched(&client);
-        let pulse = Heartbeat::new(0);
-        watchdog.leash().heed(&pulse);
+        let heartbeat = Heartbeat::new(0);
+        watchdog.call_guard().watch(&heartbeat);
         let limit = Duration::from_millis(300);
         let (begun, sends_for) = (Instant::now(), 4 * limit);
         let sends = thread::spawn(move || {
             while begun.elapsed() < sends_for {
-                pulse.beat(1000).expect("it counts no silence");
+                heartbeat.record_read(1000).expect("it counts no silence");
                 thread::yield_now();
             }
         });
         let read = || client.read(&mut [0; 1]);
-        watchdog.leash().answered_within(limit, "reading", read).expect("the end of the stream");
+        watchdog
+            .call_guard()
+            .with_idle_timeout(limit, "reading", read)
+            .expect("the end of the stream");
         assert!(begun.elapsed() > sends_for, "{:?}", begun.elapsed());
         sends.join().expect("no panic");
     }
@@ -306,12 +310,12 @@ mod tests {
     fn an_earlier_deadline_is_seen_behind_a_later_one() {
         let (mut client, _peer) = pair();
         let watchdog = watched(&client);
-        let leash = watchdog.leash();
-        let read = leash.within(Duration::from_secs(60), "outer", || {
-            leash.within(Duration::from_millis(20), "inner", || client.read(&mut [0; 1]))
+        let guard = watchdog.call_guard();
+        let read = guard.with_timeout(Duration::from_secs(60), "outer", || {
+            guard.with_timeout(Duration::from_millis(20), "inner", || client.read(&mut [0; 1]))
         });
         assert_eq!(read.expect("the end of the stream"), 0);
-        assert!(matches!(leash.cause(), Some(CloseReason::TimedOut { doing: "inner", .. })));
+        assert!(matches!(guard.cause(), Some(CloseReason::TimedOut { doing: "inner", .. })));
     }
 
     #[test]
@@ -320,7 +324,7 @@ mod tests {
         let watchdog = watched(&client);
         let (interrupter, interrupt) = closer();
         interrupter.close();
-        let read = watchdog.leash().unless(&interrupt, || client.read(&mut [0; 1]));
+        let read = watchdog.call_guard().abort_on(&interrupt, || client.read(&mut [0; 1]));
         assert_eq!(read.expect("the end of the stream"), 0);
     }
 
@@ -328,12 +332,12 @@ mod tests {
     fn a_call_that_panics_ends_its_watch() {
         let (client, _peer) = pair();
         let watchdog = watched(&client);
-        let leash = watchdog.leash().clone();
+        let guard = watchdog.call_guard().clone();
         let (_interrupter, interrupt) = closer();
         let (panicked, has_panicked) = closer();
         thread::spawn(move || {
             let _panicked = panicked;
-            leash.unless(&interrupt, || panic!("as it should"))
+            guard.abort_on(&interrupt, || panic!("as it should"))
         });
         let ended = has_panicked.recv_timeout(Duration::from_secs(60));
         assert_eq!(ended, Err(crossbeam_channel::RecvTimeoutError::Disconnected));
@@ -343,16 +347,19 @@ mod tests {
     fn a_call_without_a_limit_is_left_alone() {
         let (client, _peer) = pair();
         let watchdog = watched(&client);
-        assert_eq!(watchdog.leash().within(Duration::MAX, "adding", || 1 + 1), 2);
-        assert_eq!(watchdog.leash().cause(), None);
+        assert_eq!(watchdog.call_guard().with_timeout(Duration::MAX, "adding", || 1 + 1), 2);
+        assert_eq!(watchdog.call_guard().cause(), None);
     }
 
     #[test]
     fn a_call_in_time_leaves_no_trace() {
         let (client, _peer) = pair();
         let watchdog = watched(&client);
-        assert_eq!(watchdog.leash().within(Duration::from_secs(60), "adding", || 1 + 1), 2);
-        assert_eq!(watchdog.leash().cause(), None);
-        assert!(watchdog.leash().shared.lock().calls.is_empty());
+        assert_eq!(
+            watchdog.call_guard().with_timeout(Duration::from_secs(60), "adding", || 1 + 1),
+            2
+        );
+        assert_eq!(watchdog.call_guard().cause(), None);
+        assert!(watchdog.call_guard().shared.lock().calls.is_empty());
     }
 }

@@ -12,7 +12,7 @@ use amiquip::{
 };
 use crossbeam_channel::Receiver;
 
-use crate::amqp::call_timeout::Leash;
+use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::model::queue::{Argument, Declaration, Durability, Queue, QueueDeclaration, Target};
 use crate::model::task::Task;
@@ -22,7 +22,7 @@ use crate::util::deadline::LONGEST;
 pub(crate) struct Channel {
     /// `None` only while it is being closed.
     inner: Option<amiquip::Channel>,
-    leash: Leash,
+    guard: CallGuard,
     limit: Duration,
     settled: Cell<bool>,
 }
@@ -142,8 +142,8 @@ const ASKING_THE_LEADER: &str =
 const LEAVING: Duration = Duration::from_secs(5);
 
 impl Channel {
-    pub(crate) fn new(inner: amiquip::Channel, leash: Leash, limit: Duration) -> Channel {
-        Channel { inner: Some(inner), leash, limit, settled: Cell::new(false) }
+    pub(crate) fn new(inner: amiquip::Channel, guard: CallGuard, limit: Duration) -> Channel {
+        Channel { inner: Some(inner), guard, limit, settled: Cell::new(false) }
     }
 
     /// Has its questions wait for as long as the connection lasts.
@@ -343,15 +343,15 @@ impl Channel {
     }
 
     /// Shuts the socket of the whole connection, for this cause.
-    pub(crate) fn condemn(&self, cause: &CloseReason) {
-        self.leash.condemn(cause);
+    pub(crate) fn fail_connection(&self, cause: &CloseReason) {
+        self.guard.fail_connection(cause);
     }
 
     /// Closes the channel and waits for the broker's answer: the barrier behind which
     /// everything settled or published on it has reached the broker.
     pub(crate) fn close(mut self) -> Result<(), CloseReason> {
         let Some(inner) = self.inner.take() else { return Ok(()) };
-        let closed = self.leash.answered_within(LEAVING, "closing the channel", || inner.close());
+        let closed = self.guard.with_idle_timeout(LEAVING, "closing the channel", || inner.close());
         closed.map_err(|error| self.cause(error))
     }
 
@@ -359,7 +359,7 @@ impl Channel {
     /// once its listeners have disconnected.
     pub(crate) fn last_words(mut self) -> Option<CloseReason> {
         let inner = self.inner.take()?;
-        let closed = self.leash.within(LEAVING, "closing the channel", || inner.close());
+        let closed = self.guard.with_timeout(LEAVING, "closing the channel", || inner.close());
         closed.err().map(|error| self.cause(error)).filter(|cause| cause.is_channel_error())
     }
 
@@ -370,7 +370,7 @@ impl Channel {
         ask: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, CloseReason> {
         let inner = self.inner()?;
-        let answered = self.leash.answered_within(self.limit, doing, || ask(inner));
+        let answered = self.guard.with_idle_timeout(self.limit, doing, || ask(inner));
         answered.map_err(|error| self.cause(error))
     }
 
@@ -382,7 +382,7 @@ impl Channel {
         tell: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, CloseReason> {
         let inner = self.inner()?;
-        self.leash.within(limit, doing, || tell(inner)).map_err(|error| self.cause(error))
+        self.guard.with_timeout(limit, doing, || tell(inner)).map_err(|error| self.cause(error))
     }
 
     fn inner(&self) -> Result<&amiquip::Channel, CloseReason> {
@@ -390,7 +390,7 @@ impl Channel {
     }
 
     fn cause(&self, error: amiquip::Error) -> CloseReason {
-        self.leash.cause().unwrap_or_else(|| error.into())
+        self.guard.cause().unwrap_or_else(|| error.into())
     }
 }
 
@@ -398,7 +398,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         // The client library's own drop waits for the broker without a limit.
         let inner = self.inner.take();
-        self.leash.within(LEAVING, "closing the channel", || drop(inner));
+        self.guard.with_timeout(LEAVING, "closing the channel", || drop(inner));
     }
 }
 
@@ -415,7 +415,7 @@ impl Subscription<'_> {
     /// io_loop/connection_state.rs:285).
     pub(crate) fn leave(self) -> Left {
         let mut left = Left { arrived: Vec::new(), ended: None };
-        self.channel.leash.answered_within(LEAVING, "cancelling the consumer", || {
+        self.channel.guard.with_idle_timeout(LEAVING, "cancelling the consumer", || {
             let _ = self.inner.cancel();
             for message in self.inner.receiver() {
                 match read_message(message) {

@@ -11,12 +11,12 @@ use amiquip::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, never};
 use log::debug;
 
-use crate::amqp::call_timeout::{Leash, Watchdog};
+use crate::amqp::call_timeout::{CallGuard, Watchdog};
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::{self, CloseReason};
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::heartbeat::Heartbeat;
-use crate::amqp::transport::{Heard, Stream};
+use crate::amqp::transport::{PeerState, Stream};
 use crate::model::address_order::Failures;
 use crate::model::broker::{Address, Broker, Limits, Login, Transport};
 use crate::model::error::Error;
@@ -28,11 +28,11 @@ pub(crate) struct Connection {
     inner: Arc<Mutex<Option<amiquip::Connection>>>,
     /// Disconnects when the client library's I/O thread ends, whatever the cause.
     notices: Receiver<ConnectionBlockedNotification>,
-    leash: Leash,
+    guard: CallGuard,
     /// Ends with the connection; `None` where that is lent.
     watchdog: Option<Watchdog>,
-    pulse: Heartbeat,
-    heard: Arc<Heard>,
+    heartbeat: Heartbeat,
+    peer_state: Arc<PeerState>,
     address: String,
     /// The address that its host name stands for.
     peer: String,
@@ -81,18 +81,18 @@ impl Connection {
             address,
             limits,
         };
-        let (mut inner, pulse, heard) = handshake.run(socket, watchdog.leash())?;
+        let (mut inner, heartbeat, peer_state) = handshake.run(socket, watchdog.call_guard())?;
         let notices = inner.listen_for_connection_blocked().map_err(CloseReason::from)?;
-        pulse.start();
-        watchdog.leash().heed(&pulse);
+        heartbeat.start();
+        watchdog.call_guard().watch(&heartbeat);
         debug!("connected to {address}");
         Ok(Connection {
             inner: Arc::new(Mutex::new(Some(inner))),
             notices,
-            leash: watchdog.leash().clone(),
+            guard: watchdog.call_guard().clone(),
             watchdog: Some(watchdog),
-            pulse,
-            heard,
+            heartbeat,
+            peer_state,
             address: address.to_string(),
             peer,
             failures: broker.failures().clone(),
@@ -106,10 +106,10 @@ impl Connection {
         Connection {
             inner: Arc::clone(&self.inner),
             notices: never(),
-            leash: self.leash.lent(),
+            guard: self.guard.lent(),
             watchdog: None,
-            pulse: self.pulse.clone(),
-            heard: Arc::clone(&self.heard),
+            heartbeat: self.heartbeat.clone(),
+            peer_state: Arc::clone(&self.peer_state),
             address: self.address.clone(),
             peer: self.peer.clone(),
             failures: self.failures.clone(),
@@ -132,14 +132,15 @@ impl Connection {
 
     /// Opens a channel. Waits for the broker, at most the call limit, and for others that do.
     pub(crate) fn open_channel(&self) -> Result<Channel, CloseReason> {
-        let leash = self.leash.clone();
+        let guard = self.guard.clone();
         let mut held = self.lock();
         let Some(inner) = held.as_mut() else {
             return Err(CloseReason::Lost("the connection is closed".into()));
         };
         let limit = self.limits.call;
-        let opened = leash.answered_within(limit, "opening a channel", || inner.open_channel(None));
-        Ok(Channel::new(opened.map_err(CloseReason::from)?, leash, limit))
+        let opened =
+            guard.with_idle_timeout(limit, "opening a channel", || inner.open_channel(None));
+        Ok(Channel::new(opened.map_err(CloseReason::from)?, guard, limit))
     }
 
     /// The broker's notices; disconnected once the connection is dead.
@@ -147,12 +148,12 @@ impl Connection {
         &self.notices
     }
 
-    pub(crate) fn leash(&self) -> &Leash {
-        &self.leash
+    pub(crate) fn call_guard(&self) -> &CallGuard {
+        &self.guard
     }
 
-    pub(crate) fn pulse(&self) -> &Heartbeat {
-        &self.pulse
+    pub(crate) fn heartbeat(&self) -> &Heartbeat {
+        &self.heartbeat
     }
 
     /// How long a call may wait for the broker.
@@ -161,13 +162,13 @@ impl Connection {
     }
 
     /// What its broker said, also when the connection has ended.
-    pub(crate) fn heard(&self) -> Arc<Heard> {
-        Arc::clone(&self.heard)
+    pub(crate) fn peer_state(&self) -> Arc<PeerState> {
+        Arc::clone(&self.peer_state)
     }
 
     /// The largest frame that was agreed upon.
     pub(crate) fn largest_frame(&self) -> usize {
-        let told = self.heard.frame.get().filter(|frame| **frame > 0);
+        let told = self.peer_state.frame.get().filter(|frame| **frame > 0);
         told.map_or(LARGEST_FRAME, |frame| LARGEST_FRAME.min(*frame)) as usize
     }
 
@@ -189,12 +190,13 @@ impl Connection {
     /// Waits for the broker, at most the close limit.
     pub(crate) fn close(self) -> Result<(), CloseReason> {
         let Some(inner) = self.take() else { return Ok(()) };
-        let leash = &self.leash;
-        let closed = leash.within(self.limits.close, "closing the connection", || inner.close());
+        let guard = &self.guard;
+        let closed =
+            guard.with_timeout(self.limits.close, "closing the connection", || inner.close());
         if closed.is_ok() {
-            let _ = self.heard.parted.set(());
+            let _ = self.peer_state.closed_in_order.set(());
         }
-        closed.map_err(|error| leash.cause().unwrap_or_else(|| error.into()))
+        closed.map_err(|error| guard.cause().unwrap_or_else(|| error.into()))
     }
 
     /// Ends a connection on which something failed, in the way that the cause allows, and tells
@@ -207,7 +209,7 @@ impl Connection {
                 }
                 cause
             }
-            cause => self.bury(cause),
+            cause => self.abort(cause),
         }
     }
 
@@ -216,22 +218,23 @@ impl Connection {
     ///
     /// Nothing is asked of the I/O thread before it has ended: a request that meets the broker's
     /// close makes it panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
-    fn bury(self, known: Option<CloseReason>) -> CloseReason {
+    fn abort(self, known: Option<CloseReason>) -> CloseReason {
         let Some(inner) = self.take() else {
             return known.unwrap_or_else(|| CloseReason::Lost("the connection is closed".into()));
         };
-        let leash = &self.leash;
+        let guard = &self.guard;
         if !ends_within(&self.notices, Duration::from_millis(200)) {
-            leash.abort();
+            guard.abort();
             ends_within(&self.notices, BURIAL);
         }
-        let last_words = match leash.within(BURIAL, "ending the connection", || inner.close()) {
-            Ok(()) => CloseReason::Lost("the connection was closed".into()),
-            Err(error) => error.into(),
-        };
+        let close_reason_of_client =
+            match guard.with_timeout(BURIAL, "ending the connection", || inner.close()) {
+                Ok(()) => CloseReason::Lost("the connection was closed".into()),
+                Err(error) => error.into(),
+            };
         let known = known.filter(|cause| *cause != CloseReason::Disconnected);
-        let closed = self.heard.closed.get().map(CloseReason::closed_with);
-        let cause = leash.cause().or(closed).or(known).unwrap_or(last_words);
+        let closed = self.peer_state.closed.get().map(CloseReason::closed_with);
+        let cause = guard.cause().or(closed).or(known).unwrap_or(close_reason_of_client);
         for address in [&self.address, &self.peer] {
             self.failures.note(address, cause.failure());
         }
@@ -242,9 +245,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // The client library's own drop waits for the broker without a limit, and may meet its
-        // dying I/O thread; see `bury`.
+        // dying I/O thread; see `abort`.
         if let Some(inner) = self.take() {
-            self.leash.abort();
+            self.guard.abort();
             ends_within(&self.notices, BURIAL);
             drop(inner);
         }
@@ -305,15 +308,15 @@ impl Handshake<'_> {
     fn run(
         &self,
         socket: TcpStream,
-        leash: &Leash,
-    ) -> Result<(amiquip::Connection, Heartbeat, Arc<Heard>), Refused> {
+        guard: &CallGuard,
+    ) -> Result<(amiquip::Connection, Heartbeat, Arc<PeerState>), Refused> {
         // Stays empty until the broker has begun.
-        let mut heard = Arc::<Heard>::default();
-        let mut pulse = Heartbeat::new(0);
+        let mut peer_state = Arc::<PeerState>::default();
+        let mut heartbeat = Heartbeat::new(0);
         let limit = self.limits.handshake;
-        let opened = leash.within(limit, "waiting for the handshake", || {
+        let opened = guard.with_timeout(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
-            (heard, pulse) = (stream.heard(), stream.pulse());
+            (peer_state, heartbeat) = (stream.peer_state(), stream.heartbeat());
             let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
             let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
             opened.map_err(|error| match error {
@@ -322,13 +325,13 @@ impl Handshake<'_> {
             })
         });
         let refused = match opened {
-            Ok(inner) => return Ok((inner, pulse, heard)),
+            Ok(inner) => return Ok((inner, heartbeat, peer_state)),
             Err(refused) => refused,
         };
         let Refused::Transient(cause) = refused else { return Err(refused) };
         // The client library takes a close that it does not expect for a protocol error.
-        let closed = heard.closed.get().map(CloseReason::closed_with);
-        Err(self.judge(closed.or(leash.cause()).unwrap_or(cause), &heard))
+        let closed = peer_state.closed.get().map(CloseReason::closed_with);
+        Err(self.judge(closed.or(guard.cause()).unwrap_or(cause), &peer_state))
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
@@ -371,11 +374,11 @@ impl Handshake<'_> {
     }
 
     /// Tells a refusal that a person has to act on from one that may pass by itself.
-    fn judge(&self, cause: CloseReason, heard: &Heard) -> Refused {
+    fn judge(&self, cause: CloseReason, peer_state: &PeerState) -> Refused {
         match cause {
             // What follows a login that was taken begins with what the broker proposes.
             CloseReason::ConnectionClosed { code: close_reason::ACCESS_REFUSED, .. }
-                if heard.frame.get().is_none() =>
+                if peer_state.frame.get().is_none() =>
             {
                 Refused::Lasting(Error::LoginRefused {
                     address: self.address.to_string(),

@@ -58,9 +58,9 @@ impl Heartbeat {
     }
 
     /// So much came from the broker, which is an error where it comes too late.
-    pub(crate) fn beat(&self, bytes: usize) -> io::Result<()> {
+    pub(crate) fn record_read(&self, bytes: usize) -> io::Result<()> {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        if self.has_stopped() {
+        if self.is_stale() {
             let text = "nothing was heard for two heartbeats: the broker, or this process, stood \
                         still";
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
@@ -72,7 +72,7 @@ impl Heartbeat {
     }
 
     /// Whether the silence has been too long.
-    pub(crate) fn has_stopped(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         let heard = self.heard.load(Ordering::Acquire);
         let silence = self.now().saturating_sub(heard);
         let limit = self.limit.load(Ordering::Relaxed);
@@ -96,18 +96,19 @@ mod tests {
     use std::time::Duration;
 
     fn heard_ago(heartbeat: u16, silence: Duration) -> Heartbeat {
-        let mut pulse = Heartbeat::new(heartbeat);
-        pulse.start();
-        pulse.begun = pulse.begun.checked_sub(silence).expect("the system is up for longer");
-        pulse
+        let mut heartbeat = Heartbeat::new(heartbeat);
+        heartbeat.start();
+        heartbeat.begun =
+            heartbeat.begun.checked_sub(silence).expect("the system is up for longer");
+        heartbeat
     }
 
     #[test]
     fn more_than_two_heartbeats_of_silence_are_too_many() {
-        assert!(!heard_ago(1, Duration::from_millis(1900)).has_stopped());
+        assert!(!heard_ago(1, Duration::from_millis(1900)).is_stale());
         let stopped = heard_ago(1, Duration::from_millis(2100));
-        assert!(stopped.has_stopped());
-        assert!(stopped.beat(8).is_err(), "what comes now is too late");
+        assert!(stopped.is_stale());
+        assert!(stopped.record_read(8).is_err(), "what comes now is too late");
     }
 
     #[test]
@@ -115,25 +116,25 @@ mod tests {
         for (ours, proposed, stops) in
             [(10, 1, true), (1, 10, true), (10, 10, false), (0, 1, false)]
         {
-            let pulse = heard_ago(ours, Duration::from_secs(3));
-            pulse.agree(proposed);
-            assert_eq!(pulse.has_stopped(), stops, "{ours} and {proposed}");
+            let heartbeat = heard_ago(ours, Duration::from_secs(3));
+            heartbeat.agree(proposed);
+            assert_eq!(heartbeat.is_stale(), stops, "{ours} and {proposed}");
         }
     }
 
     #[test]
     fn what_is_heard_in_time_begins_a_new_silence() {
-        let pulse = heard_ago(1, Duration::from_millis(1500));
-        assert!(pulse.beat(8).is_ok());
-        let later = Heartbeat { begun: pulse.begun - Duration::from_millis(1500), ..pulse };
-        assert!(!later.has_stopped());
+        let heartbeat = heard_ago(1, Duration::from_millis(1500));
+        assert!(heartbeat.record_read(8).is_ok());
+        let later = Heartbeat { begun: heartbeat.begun - Duration::from_millis(1500), ..heartbeat };
+        assert!(!later.is_stale());
     }
 
     #[test]
     fn silence_counts_neither_before_the_start_nor_without_heartbeats() {
         let mut before = Heartbeat::new(1);
         before.begun -= Duration::from_secs(5);
-        assert!(before.beat(8).is_ok() && !before.has_stopped());
-        assert!(!heard_ago(0, Duration::from_secs(100)).has_stopped());
+        assert!(before.record_read(8).is_ok() && !before.is_stale());
+        assert!(!heard_ago(0, Duration::from_secs(100)).is_stale());
     }
 }

@@ -15,13 +15,13 @@ use crate::amqp::heartbeat::Heartbeat;
 /// A connected socket, and what its peer has sent so far.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    line: Line,
-    intake: Intake,
+    line: MaybeTlsStream,
+    intake: InboundFilter,
     opening: Opening,
 }
 
 #[derive(Debug)]
-enum Line {
+enum MaybeTlsStream {
     Plain(TcpStream),
     #[cfg(feature = "tls")]
     Tls(native_tls::TlsStream<Socket>),
@@ -29,29 +29,29 @@ enum Line {
 
 /// What comes of a line, as far as it is passed on.
 #[derive(Debug)]
-struct Intake {
+struct InboundFilter {
     frames: Frames,
     /// What the next read fails with: what came before is read first.
     objection: Option<io::Error>,
-    heard: Arc<Heard>,
-    pulse: Heartbeat,
+    peer_state: Arc<PeerState>,
+    heartbeat: Heartbeat,
 }
 
 /// What its broker said that the client library keeps to itself, or loses.
 #[derive(Debug, Default)]
-pub(crate) struct Heard {
+pub(crate) struct PeerState {
     /// The largest frame that it takes; 0 where it sets no limit.
     pub(crate) frame: OnceLock<u32>,
     /// With what words it has closed the connection.
     pub(crate) closed: OnceLock<(u16, String)>,
     /// That it has answered our close.
-    pub(crate) parted: OnceLock<()>,
+    pub(crate) closed_in_order: OnceLock<()>,
 }
 
-impl Heard {
+impl PeerState {
     /// Whether the broker knows that the connection has ended, and keeps nothing for it.
     pub(crate) fn the_end(&self) -> bool {
-        self.closed.get().is_some() || self.parted.get().is_some()
+        self.closed.get().is_some() || self.closed_in_order.get().is_some()
     }
 }
 
@@ -59,8 +59,8 @@ impl Heard {
 #[cfg(feature = "tls")]
 #[derive(Debug)]
 enum Socket {
-    Waiting(std::net::TcpStream),
-    Polled(TcpStream),
+    Blocking(std::net::TcpStream),
+    NonBlocking(TcpStream),
 }
 
 /// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
@@ -69,7 +69,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 impl Stream {
     /// Where the broker proposes no heartbeat, this one is put in its place, in seconds.
     pub(crate) fn plain(socket: std::net::TcpStream, heartbeat: u16) -> io::Result<Stream> {
-        Ok(Stream::over(Line::Plain(polled(socket)?), heartbeat))
+        Ok(Stream::over(MaybeTlsStream::Plain(polled(socket)?), heartbeat))
     }
 
     /// Shakes hands for TLS. Waits for the peer, until something shuts the socket. It is not left
@@ -82,30 +82,30 @@ impl Stream {
         heartbeat: u16,
     ) -> Result<Stream, TlsRefusal> {
         let after = socket.try_clone()?;
-        let mut line = connector.connect(host, Socket::Waiting(socket))?;
-        *line.get_mut() = Socket::Polled(polled(after)?);
-        Ok(Stream::over(Line::Tls(line), heartbeat))
+        let mut line = connector.connect(host, Socket::Blocking(socket))?;
+        *line.get_mut() = Socket::NonBlocking(polled(after)?);
+        Ok(Stream::over(MaybeTlsStream::Tls(line), heartbeat))
     }
 
-    fn over(line: Line, heartbeat: u16) -> Stream {
-        Stream { line, intake: Intake::new(heartbeat), opening: Opening::default() }
+    fn over(line: MaybeTlsStream, heartbeat: u16) -> Stream {
+        Stream { line, intake: InboundFilter::new(heartbeat), opening: Opening::default() }
     }
 
-    pub(crate) fn heard(&self) -> Arc<Heard> {
-        Arc::clone(&self.intake.heard)
+    pub(crate) fn peer_state(&self) -> Arc<PeerState> {
+        Arc::clone(&self.intake.peer_state)
     }
 
-    pub(crate) fn pulse(&self) -> Heartbeat {
-        self.intake.pulse.clone()
+    pub(crate) fn heartbeat(&self) -> Heartbeat {
+        self.intake.heartbeat.clone()
     }
 
     fn socket(&self) -> io::Result<&TcpStream> {
         match &self.line {
-            Line::Plain(socket) => Ok(socket),
+            MaybeTlsStream::Plain(socket) => Ok(socket),
             #[cfg(feature = "tls")]
-            Line::Tls(line) => match line.get_ref() {
-                Socket::Polled(socket) => Ok(socket),
-                Socket::Waiting(_) => Err(io::ErrorKind::NotConnected.into()),
+            MaybeTlsStream::Tls(line) => match line.get_ref() {
+                Socket::NonBlocking(socket) => Ok(socket),
+                Socket::Blocking(_) => Err(io::ErrorKind::NotConnected.into()),
             },
         }
     }
@@ -147,20 +147,20 @@ fn polled(socket: std::net::TcpStream) -> io::Result<TcpStream> {
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.line {
-            Line::Plain(socket) => self.intake.read(socket, buffer),
+            MaybeTlsStream::Plain(socket) => self.intake.read(socket, buffer),
             #[cfg(feature = "tls")]
-            Line::Tls(line) => self.intake.read(line, buffer),
+            MaybeTlsStream::Tls(line) => self.intake.read(line, buffer),
         }
     }
 }
 
-impl Intake {
-    fn new(heartbeat: u16) -> Intake {
-        Intake {
+impl InboundFilter {
+    fn new(heartbeat: u16) -> InboundFilter {
+        InboundFilter {
             frames: Frames::new(heartbeat),
             objection: None,
-            heard: Arc::default(),
-            pulse: Heartbeat::new(heartbeat),
+            peer_state: Arc::default(),
+            heartbeat: Heartbeat::new(heartbeat),
         }
     }
 
@@ -177,7 +177,7 @@ impl Intake {
             }
             let room = buffer.len().min(self.frames.room());
             let length = line.read(&mut buffer[..room])?;
-            self.pulse.beat(length)?;
+            self.heartbeat.record_read(length)?;
             let sound = self.look(&mut buffer[..length]);
             let has_ended = length == 0 && self.objection.is_none();
             if sound > 0 || has_ended {
@@ -190,11 +190,11 @@ impl Intake {
     fn look(&mut self, bytes: &mut [u8]) -> usize {
         let looked = self.frames.look(bytes, Instant::now());
         if let Some(Proposal { heartbeat, frame }) = self.frames.proposed.take() {
-            self.pulse.agree(heartbeat);
-            let _ = self.heard.frame.set(frame);
+            self.heartbeat.agree(heartbeat);
+            let _ = self.peer_state.frame.set(frame);
         }
         if let Some(closed) = self.frames.closed.take() {
-            let _ = self.heard.closed.set(closed);
+            let _ = self.peer_state.closed.set(closed);
         }
         looked.unwrap_or_else(|Objection { sound, error }| {
             self.objection = Some(error);
@@ -206,17 +206,17 @@ impl Intake {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.line {
-            Line::Plain(socket) => self.opening.write(bytes, socket),
+            MaybeTlsStream::Plain(socket) => self.opening.write(bytes, socket),
             #[cfg(feature = "tls")]
-            Line::Tls(line) => self.opening.write(bytes, line),
+            MaybeTlsStream::Tls(line) => self.opening.write(bytes, line),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.line {
-            Line::Plain(socket) => socket.flush(),
+            MaybeTlsStream::Plain(socket) => socket.flush(),
             #[cfg(feature = "tls")]
-            Line::Tls(line) => line.flush(),
+            MaybeTlsStream::Tls(line) => line.flush(),
         }
     }
 }
@@ -251,8 +251,8 @@ impl Evented for Stream {
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Socket::Waiting(socket) => socket.read(buffer),
-            Socket::Polled(socket) => socket.read(buffer),
+            Socket::Blocking(socket) => socket.read(buffer),
+            Socket::NonBlocking(socket) => socket.read(buffer),
         }
     }
 }
@@ -261,15 +261,15 @@ impl Read for Socket {
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Socket::Waiting(socket) => socket.write(bytes),
-            Socket::Polled(socket) => socket.write(bytes),
+            Socket::Blocking(socket) => socket.write(bytes),
+            Socket::NonBlocking(socket) => socket.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Socket::Waiting(socket) => socket.flush(),
-            Socket::Polled(socket) => socket.flush(),
+            Socket::Blocking(socket) => socket.flush(),
+            Socket::NonBlocking(socket) => socket.flush(),
         }
     }
 }
@@ -359,7 +359,7 @@ mod tests {
     /// What is read as the client library reads: until nothing is there, and again, until the
     /// end or an error.
     fn read_all(mut line: Pieces, size: usize) -> (Vec<u8>, io::Result<()>) {
-        let (mut intake, mut read) = (Intake::new(10), Vec::new());
+        let (mut intake, mut read) = (InboundFilter::new(10), Vec::new());
         let mut buffer = vec![0; size];
         loop {
             match intake.read(&mut line, &mut buffer) {
@@ -427,7 +427,7 @@ mod tests {
         stuck[2] = 2;
         let header = header(&properties(b'S'));
         for cut in HEAD + 1..header.len() {
-            let mut intake = Intake::new(10);
+            let mut intake = InboundFilter::new(10);
             let mut begun = [&start(), &stuck, &header[..cut]].concat();
             intake.frames.look(&mut begun, before).expect("AMQP");
             let mut line = Pieces::new([&header[cut..]]);

@@ -359,8 +359,8 @@ impl<T> Publisher<T> {
     /// `aborting` closes.
     pub(crate) fn close(&mut self) {
         if let Some(link) = self.link.take() {
-            let leash = link.connection.leash().clone();
-            leash.unless(&self.aborting, || link.close());
+            let guard = link.connection.call_guard().clone();
+            guard.abort_on(&self.aborting, || link.close());
         }
     }
 
@@ -432,14 +432,16 @@ impl<T> Publisher<T> {
         let Some(connection) = self.open_connection(interrupt, deadline)? else {
             return Ok(None);
         };
-        let leash = connection.leash().clone();
+        let guard = connection.call_guard().clone();
         let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
         let places = DerivedQueues::default().predeclare(self.delays.clone());
         let doing = format!("setting up the channel at {}", connection.address());
         let set_up = || {
-            leash.unless(interrupt, || Link::open(connection, &self.queue, places, self.on_refusal))
+            guard.abort_on(interrupt, || {
+                Link::open(connection, &self.queue, places, self.on_refusal)
+            })
         };
-        let bounded = || leash.within(left, "setting up the channel", set_up);
+        let bounded = || guard.with_timeout(left, "setting up the channel", set_up);
         telling(interrupt, &doing, bounded).0.map(Some)
     }
 
@@ -784,10 +786,10 @@ impl<T> Link<T> {
             return known;
         }
         let Link { connection, places, .. } = self;
-        let leash = connection.leash().clone();
+        let guard = connection.call_guard().clone();
         let ask = || places.prepare(connection, queue, pending.target);
-        let bounded = || leash.within(pending.call_limit(), "asking for its queue", ask);
-        leash.unless(aborting, bounded)
+        let bounded = || guard.with_timeout(pending.call_limit(), "asking for its queue", ask);
+        guard.abort_on(aborting, bounded)
     }
 
     fn publish_one(
@@ -799,7 +801,7 @@ impl<T> Link<T> {
         let name = queue.name_of(pending.target);
         let publish = || self.channel.publish(&name, &pending.task, pending.call_limit());
         let published = if pending.task.body().len() > PASSED_AT_ONCE {
-            self.connection.leash().unless(aborting, publish)
+            self.connection.call_guard().abort_on(aborting, publish)
         } else {
             publish()
         };
@@ -931,10 +933,10 @@ impl<T> Link<T> {
         if let Some(known) = asked.get(&pending.target) {
             return Ok(known.clone());
         }
-        let leash = self.connection.leash().clone();
+        let guard = self.connection.call_guard().clone();
         let ask = || find(&mut self.connection, &queue.name_of(pending.target));
-        let bounded = || leash.within(pending.call_limit(), "asking for its queue", ask);
-        let found = leash.unless(aborting, bounded)?;
+        let bounded = || guard.with_timeout(pending.call_limit(), "asking for its queue", ask);
+        let found = guard.abort_on(aborting, bounded)?;
         asked.insert(pending.target, found.clone());
         Ok(found)
     }

@@ -271,19 +271,19 @@ impl DerivedQueues {
         plan: &QueueDeclaration,
         delay: Duration,
     ) -> Result<(), NotReady> {
-        let (leash, pulse) = (connection.leash().clone(), connection.pulse().clone());
+        let (guard, heartbeat) = (connection.call_guard().clone(), connection.heartbeat().clone());
         let call_limit = connection.call_limit();
         self.probing = Some(delay);
         let channel = self.side(connection)?;
-        let before = pulse.bytes();
+        let before = heartbeat.bytes();
         channel.look(&plan.name).map(drop).map_err(|cause| {
             self.side = None;
-            let came = pulse.bytes() - before;
+            let came = heartbeat.bytes() - before;
             // Without a heartbeat to be expected meanwhile, the queue and the broker look the same.
-            let beats = pulse.limit().is_some_and(|limit| limit <= call_limit);
+            let beats = heartbeat.limit().is_some_and(|limit| limit <= call_limit);
             let is_alive = came > 0 || !beats;
             let is_silent =
-                leash.cause().is_some() && is_alive && !are_more_than_heartbeats(came, call_limit);
+                guard.cause().is_some() && is_alive && !are_more_than_heartbeats(came, call_limit);
             // What the broker says where the queue's process is not there.
             let is_broken =
                 matches!(cause, CloseReason::ConnectionClosed { code: INTERNAL_ERROR, .. });

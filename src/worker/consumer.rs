@@ -52,7 +52,7 @@ pub(crate) struct Post<'a> {
     /// Closed: give back everything, now.
     pub(crate) leave: &'a Signal,
     pub(crate) cancellation: &'a Cancellation,
-    pub(crate) pulse: &'a Heartbeat,
+    pub(crate) heartbeat: &'a Heartbeat,
     pub(crate) health: &'a Health,
     pub(crate) late: &'a LateTasks,
     pub(crate) tickets: &'a Tickets,
@@ -403,7 +403,7 @@ impl<'p> Hands<'p> {
             enough: enough_of(post.prefetch),
             tell_enough,
             shut,
-            pulse: post.pulse.clone(),
+            heartbeat: post.heartbeat.clone(),
         };
         let hands = Hands {
             post,
@@ -657,7 +657,7 @@ impl<'p> Hands<'p> {
     /// The end of the connection, on which no more is read.
     fn condemned(&self, text: String) -> CloseReason {
         let cause = CloseReason::Lost(text);
-        self.channel.condemn(&cause);
+        self.channel.fail_connection(&cause);
         cause
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct Drain {
 /// What a session knows of what may still be on its way.
 pub(crate) struct Seen {
     pub(crate) in_hand: Arc<InHand>,
-    pub(crate) pulse: Heartbeat,
+    pub(crate) heartbeat: Heartbeat,
     /// Until when the broker may keep tasks for a connection that was lost before.
     pub(crate) unnoticed: Option<Instant>,
 }
@@ -90,15 +90,15 @@ impl Drain {
 /// for the delay queues that are known, the second for all. And with no more come than heartbeats: a
 /// large task on a slow line is neither in the queue nor taken for long. Says how many were taken.
 fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
-    let Seen { in_hand, pulse, mut unnoticed } = seen;
+    let Seen { in_hand, heartbeat, mut unnoticed } = seen;
     let mut before = None;
-    let mut bytes = pulse.bytes();
+    let mut bytes = heartbeat.bytes();
     loop {
         select_biased! {
             recv(over) -> _ => return None,
             recv(after(LOOK_EVERY)) -> _ => {},
         }
-        let all = pulse.bytes();
+        let all = heartbeat.bytes();
         let came = all - mem::replace(&mut bytes, all);
         let settled = in_hand.all_settled().filter(|_| !are_more_than_heartbeats(came, LOOK_EVERY));
         let look = if before.is_some() && before == settled {
@@ -109,7 +109,7 @@ fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
         let empty = settled.is_some() && looks.is_empty(look, over);
         if settled.is_some() {
             // The answers came on the same connection: they are no sign of a task.
-            bytes = pulse.bytes();
+            bytes = heartbeat.bytes();
         }
         let now = settled.filter(|_| empty);
         if now.is_some() && now == before {

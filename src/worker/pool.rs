@@ -32,7 +32,7 @@ pub(crate) struct Assignment {
     /// Once closed, no further job of this assignment is started.
     pub(crate) shut: Signal,
     /// Where the broker is heard that the jobs came from.
-    pub(crate) pulse: Heartbeat,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 /// A delivery for the handler, with the tag that its consumer settles it by.
@@ -325,7 +325,7 @@ impl Running {
 
     fn may_start(&self, assignment: &Assignment) -> bool {
         let over = is_closed(&assignment.shut)
-            || assignment.pulse.has_stopped()
+            || assignment.heartbeat.is_stale()
             || is_closed(&self.work.cancellation.cancelled);
         if over {
             return false;
@@ -464,7 +464,7 @@ mod tests {
             enough: usize::MAX,
             tell_enough: bounded(1).0,
             shut,
-            pulse: Heartbeat::new(0),
+            heartbeat: Heartbeat::new(0),
         };
         assert!(crew.runners()[0].assignments.send(assignment).is_ok());
         (shutter, ran)

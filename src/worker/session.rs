@@ -102,10 +102,10 @@ const MENDING: Duration = Duration::from_secs(10);
 /// and ends one that it has not heard since the look before the last
 /// (<https://www.rabbitmq.com/docs/heartbeats>). Without heartbeats the system's own limits hold,
 /// which nobody tells.
-fn noticed_within(pulse: &Heartbeat) -> Duration {
+fn noticed_within(heartbeat: &Heartbeat) -> Duration {
     const WITHOUT: Duration = Duration::from_secs(60);
     const SLACK: Duration = Duration::from_secs(1);
-    pulse.limit().map_or(WITHOUT, |two_heartbeats| two_heartbeats * 3 / 2) + SLACK
+    heartbeat.limit().map_or(WITHOUT, |two_heartbeats| two_heartbeats * 3 / 2) + SLACK
 }
 
 impl From<CloseReason> for Refused {
@@ -121,11 +121,11 @@ impl Session<'_> {
     /// # Blocking
     /// After a stop, at most for the grace and the time that leaving and closing may take.
     pub(crate) fn run(&self, mut connection: Connection, unnoticed: Option<Instant>) -> Course {
-        let leash = connection.leash().clone();
+        let guard = connection.call_guard().clone();
         let stopping = self.shutdown.stopping();
         let doing = format!("setting up the channels at {}", connection.address());
         // Nothing is in hand yet: a stop need not wait for anything here.
-        let set_up = || leash.unless(stopping, || self.open_channels(&mut connection));
+        let set_up = || guard.abort_on(stopping, || self.open_channels(&mut connection));
         let (channels, queue) = match telling(stopping, &doing, set_up).0 {
             Ok(opened) => opened,
             Err(Refused { target, cause }) => {
@@ -138,8 +138,8 @@ impl Session<'_> {
                 return Course { consumed: false, unnoticed: None, deadline, end };
             }
         };
-        let noticed_within = noticed_within(connection.pulse());
-        let heard = connection.heard();
+        let noticed_within = noticed_within(connection.heartbeat());
+        let heard = connection.peer_state();
         self.work.tickets.share_out();
         self.work.late.begin_session();
         let mut watch = Watch::new(self, &connection);
@@ -342,7 +342,7 @@ impl<'a> Watch<'a> {
                     hurry: &hurry,
                     leave: &leave,
                     cancellation: &work.cancellation,
-                    pulse: connection.pulse(),
+                    heartbeat: connection.heartbeat(),
                     health: &work.health,
                     late: &work.late,
                     tickets: &work.tickets,
@@ -395,7 +395,7 @@ impl<'a> Watch<'a> {
             RunUntil::Drained => {
                 let seen = Seen {
                     in_hand: Arc::clone(&self.in_hand),
-                    pulse: self.connection.pulse().clone(),
+                    heartbeat: self.connection.heartbeat().clone(),
                     unnoticed,
                 };
                 Some(Drain::start(self.connection.lend(), queue, seen)?)
@@ -476,7 +476,7 @@ impl<'a> Watch<'a> {
                     out_of_time = self.leave_now();
                 },
                 recv(wound_down) -> _ => out_of_time = self.leave_now(),
-                recv(out_of_time) -> _ => self.connection.leash().abort(),
+                recv(out_of_time) -> _ => self.connection.call_guard().abort(),
             }
         }
     }
