@@ -18,7 +18,7 @@ use crate::amqp::connection::{Connection, Notice, read_notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::queue::{
-    Argument, Arguments, Declaration, Durability, Queue, QueueDeclaration, Target,
+    Argument, Arguments, Declaration, Durability, Queue, QueueDeclaration, QueueType, Target,
 };
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
@@ -363,6 +363,8 @@ impl Inspector {
         arguments.push((EXPIRES.into(), Argument::Number(0)));
         let plan =
             QueueDeclaration { name: name.into(), durability: Durability::Durable, arguments };
+        // A stream, where that is the default, would not have come to its expiry.
+        let plan = plan.with_type(QueueType::Classic);
         let asked = self.ask_about(name, |channel| match channel.declare_as(&plan) {
             Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
                 if text.contains(EXPIRES) || text.contains("inequivalent arg") =>
