@@ -153,6 +153,10 @@ const OVERFLOW: &str = "x-overflow";
 const REJECT_PUBLISH: &str = "reject-publish";
 const MAX_PRIORITY: &str = "x-max-priority";
 
+/// Arguments that only a classic queue can have: RabbitMQ refuses them for another type.
+pub(crate) const CLASSIC_ONLY: [&str; 4] =
+    [MAX_PRIORITY, "x-queue-mode", "x-queue-master-locator", "x-queue-version"];
+
 impl Queue {
     /// A durable classic queue that is declared before its first use.
     #[must_use]
@@ -287,11 +291,18 @@ impl Queue {
 
     /// Whether its type is left to the virtual host.
     pub(crate) fn leaves_the_type_open(&self) -> bool {
-        self.kind == QueueType::Classic && self.is_declared_durable()
+        self.is_declared_durable() && self.arguments().iter().all(|(name, _)| name != TYPE)
+    }
+
+    fn asks_for_a_classic_queue(&self) -> bool {
+        self.arguments.iter().any(|(name, _)| CLASSIC_ONLY.contains(&name.as_str()))
     }
 
     fn arguments(&self) -> Arguments {
         let mut arguments = match self.kind {
+            QueueType::Classic if self.asks_for_a_classic_queue() => {
+                vec![type_argument(QueueType::Classic)]
+            }
             QueueType::Classic => Vec::new(),
             QueueType::Quorum => {
                 let mut arguments = safe_hop(self.name_of(Target::Dead));
@@ -533,7 +544,9 @@ mod tests {
         let queue = Queue::new("q").argument("x-max-priority", 10);
         assert!(queue.validate().is_ok() && queue.has_priorities());
         let declared = plan(&queue, Target::Main).arguments;
-        assert_eq!(declared, [("x-max-priority".into(), Argument::Number(10))]);
+        let classic = type_argument(QueueType::Classic);
+        assert_eq!(declared, [classic, ("x-max-priority".into(), Argument::Number(10))]);
+        assert!(!queue.leaves_the_type_open() && Queue::new("q").leaves_the_type_open());
         assert!(!Queue::new("q").has_priorities());
 
         let full = Queue::new("q").argument("x-max-length", 10);

@@ -6,7 +6,9 @@ use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
 use crate::amqp::reply_text::read_mismatch;
 use crate::model::error::STREAM;
-use crate::model::queue::{Argument, Durability, NEVER_TOO_OFTEN, Queue, QueueDeclaration};
+use crate::model::queue::{
+    Argument, CLASSIC_ONLY, Durability, NEVER_TOO_OFTEN, Queue, QueueDeclaration,
+};
 
 /// What an existing queue is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,9 +143,7 @@ impl Kind {
                 "x-queue-type" if there == "stream" => return Ok(Kind::Stream),
                 // RabbitMQ 3.10 does not name the type of a queue declared without one.
                 "x-queue-type" | "durable" | "auto_delete" => return Ok(Kind::Classic),
-                "x-max-priority" | "x-queue-mode" | "x-queue-master-locator" => {
-                    return Ok(Kind::Classic);
-                }
+                other if CLASSIC_ONLY.contains(&other) => return Ok(Kind::Classic),
                 "x-initial-cluster-size" | "x-max-age" => return Ok(Kind::Stream),
                 other => match COMMON.iter().chain(&[STRATEGY]).find(|known| **known == other) {
                     Some(known) => arguments.push(((*known).into(), value(there))),

@@ -19,8 +19,16 @@ struct Vhost<'a> {
 
 impl Vhost<'_> {
     fn with_default<'a>(broker: &'a Lent, kind: &str) -> Vhost<'a> {
-        let name = unique_queue(kind);
-        broker.ctl(&["add_vhost", &name, "--default-queue-type", kind]);
+        Vhost::add(broker, &["--default-queue-type", kind])
+    }
+
+    fn without_default(broker: &Lent) -> Vhost<'_> {
+        Vhost::add(broker, &[])
+    }
+
+    fn add<'a>(broker: &'a Lent, flags: &[&str]) -> Vhost<'a> {
+        let name = unique_queue("vhost");
+        broker.ctl(&[&["add_vhost", &name], flags].concat());
         broker.ctl(&["set_permissions", "-p", &name, "guest", ".*", ".*", ".*"]);
         Vhost { broker, name }
     }
@@ -143,6 +151,55 @@ fn where_stream_is_the_default_no_queue_is_made_of_it() {
 }
 
 #[test]
+fn check_names_the_type_of_a_queue_that_is_another_than_is_asked_for() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "classic");
+    let url = vhost.url();
+    let to = ["--url", &url, "--queue", "q"];
+    Command::producer(&to).args(&["--queue-type", "quorum", "x"]).run(SOON).assert_code(0);
+
+    let checked = Command::queuectl(&to).arg("check").run(SOON);
+
+    checked.assert_code(2);
+    let told = checked.stdout();
+    let last = told.lines().last().unwrap_or_default();
+    assert!(last.contains("it is a quorum queue there (--queue-type quorum)"), "{told}");
+}
+
+/// Only a classic queue can have them.
+#[test]
+fn a_queue_declared_with_priorities_is_a_classic_one_whatever_the_default_is() {
+    let broker = breakable_broker();
+    for default in ["classic", "quorum", "stream"] {
+        let vhost = Vhost::with_default(&broker, default);
+        let url = vhost.url();
+        let to = ["--url", &url, "--queue", "q", "--max-priority", "5"];
+        let published = Command::producer(&to).arg("x").run(SOON);
+        let worked = Command::worker(&to).args(&["--drain", "--", "true"]).run(LONG);
+        let checked = Command::queuectl(&to).arg("check").run(SOON);
+
+        published.assert_code(0);
+        worked.assert_code(0);
+        checked.assert_code(0);
+        assert_eq!(vhost.queues(), ["q classic"], "the default is {default}");
+    }
+}
+
+/// The clients of others name no type there.
+#[test]
+fn a_queue_that_somebody_else_declared_with_priorities_is_the_same() {
+    let broker = breakable_broker();
+    let vhost = Vhost::without_default(&broker);
+    let url = vhost.url();
+    let mut priorities = FieldTable::new();
+    priorities.insert("x-max-priority".into(), AmqpValue::LongLongInt(5));
+    Client::connect(&url).declare_with("q", priorities);
+
+    let to = ["--url", &url, "--queue", "q", "--max-priority", "5", "x"];
+    Command::producer(&to).run(SOON).assert_code(0);
+}
+
+#[test]
 fn a_queue_declared_with_priorities_gives_by_them() {
     let queue = unique_queue("declared-priorities");
     let to = ["--url", shared_broker().url(), "--queue", &queue, "--max-priority", "5"];
@@ -179,7 +236,10 @@ fn a_priority_for_a_queue_without_priorities_is_a_warning() {
 fn arguments_reach_the_broker_and_those_that_would_lose_tasks_do_not() {
     let queue = unique_queue("arguments");
     let to = ["--url", shared_broker().url(), "--queue", &queue];
-    let bounded = ["--queue-arg", "x-max-length=1", "--queue-arg", "x-overflow=reject-publish"];
+    // Priorities make it a classic queue; a quorum queue takes some more before it refuses.
+    let bounded =
+        "--max-priority 1 --queue-arg x-max-length=1 --queue-arg x-overflow=reject-publish";
+    let bounded: Vec<&str> = bounded.split(' ').collect();
     let publish = ["--lines", "--json", "--timeout", "2s"];
 
     let output = Command::producer(&to).args(&bounded).args(&publish).stdin("1\n2\n").run(SOON);
