@@ -69,9 +69,9 @@ enum Command {
 enum Dead {
     /// Show dead letters, the oldest first; they stay where they are
     ///
-    /// Each letter is taken and given back. A quorum queue that would drop it for that, made by
-    /// hand with a delivery limit (RabbitMQ 4.0 to 4.2: also without), is refused. While JSON is
-    /// printed, nobody else sees the letters.
+    /// Each letter is taken and given back, which may change their order in a quorum queue. A
+    /// quorum queue that would drop it for that, made by hand with a delivery limit (RabbitMQ 4.0
+    /// to 4.2: also without), is refused. While JSON is printed, nobody else sees the letters.
     #[command(after_long_help = DEAD_LIST)]
     List {
         #[command(flatten)]
@@ -85,7 +85,7 @@ enum Dead {
     /// list` does
     #[command(after_long_help = DEAD_SHOW)]
     Show {
-        /// The task's id; of several with this id the oldest is shown
+        /// The task's id; of several with this id the first is shown
         #[arg(value_name = "ID", allow_hyphen_values = true)]
         id: String,
 
@@ -195,7 +195,7 @@ struct SelectArgs {
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     id: Vec<String>,
 
-    /// This many at most, the oldest first
+    /// This many at most, the first ones in their queue
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
 }

@@ -22,7 +22,7 @@ impl DeadLetterFilter {
         DeadLetterFilter::default()
     }
 
-    /// At most this many, the oldest first.
+    /// At most this many, the first ones in their queue.
     #[must_use]
     pub fn limit(mut self, letters: u64) -> DeadLetterFilter {
         self.limit = Some(letters);

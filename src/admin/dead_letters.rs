@@ -85,9 +85,10 @@ impl DeadLetters {
         DeadLetters { broker: broker.clone(), queue: queue.clone() }
     }
 
-    /// Reads letters, oldest first, one after the other, until `visit` breaks. They stay where they
-    /// are, in their order. While they are read, nobody else sees them: do not let `visit` wait.
-    /// Returns the ids that were asked for and that no selected letter has.
+    /// Reads letters in the order of their queue, one after the other, until `visit` breaks. They
+    /// stay in it. A classic queue keeps their order, the oldest first; in a quorum queue each read
+    /// may change it. While they are read, nobody else sees them: do not let `visit` wait. Returns
+    /// the ids that were asked for and that no selected letter has.
     ///
     /// # Errors
     /// As [`Inspector::status`]; a queue that never had a dead letter has none.

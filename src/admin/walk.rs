@@ -49,7 +49,7 @@ impl<'a> Walk<'a> {
         Ok(Some(Walk { channel, dead, selection, most, at_once: 1, first, there }))
     }
 
-    /// Hands over the letters that are meant, the oldest first. What is not settled stays taken.
+    /// Hands over the letters that are meant, in the order of their queue. What is not settled stays taken.
     /// Returns the ids that were asked for and are not there; none if the
     /// walk ended before its end.
     pub(crate) fn go(
