@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpValue, FieldTable};
 use crossbeam_channel::bounded;
 use rabbit_work::{Outcome, Producer, Queue, Task};
 use serde_json::Value;
@@ -36,13 +35,6 @@ fn errors(output: &Output) -> Vec<String> {
 fn json(output: &Output) -> Value {
     let text = output.stdout();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-fn full_queue(queue: &str, length: i32) {
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-max-length".into(), AmqpValue::LongInt(length));
-    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    shared_broker().client().declare_with(queue, arguments);
 }
 
 #[test]
@@ -213,7 +205,7 @@ fn whatever_keeps_a_producer_from_publishing_has_a_summary_too() {
 #[test]
 fn row_44_refused_tasks_are_nacked_exit_1_and_written_to_failed_exactly() {
     let queue = unique_queue("full");
-    full_queue(&queue, 1);
+    shared_broker().client().declare_bounded(&queue, 1);
     let dir = tempfile::tempdir().expect("a directory");
     let failed = dir.path().join("failed");
     let failed_at = failed.to_string_lossy();

@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpValue, FieldTable};
-
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
@@ -91,10 +89,7 @@ fn a_second_signal_ends_a_producer_whose_tasks_are_refused() {
 fn a_queue_that_is_full_takes_the_rest_once_there_is_room() {
     let queue = unique_queue("room");
     let client = shared_broker().client();
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-max-length".into(), AmqpValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    client.declare_with(&queue, arguments);
+    client.declare_bounded(&queue, 1);
     let lines: BTreeSet<String> = (0..5).map(|number| format!("task {number}")).collect();
     let input: String = lines.iter().map(|line| format!("{line}\n")).collect();
 

@@ -20,7 +20,6 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use amiquip::{AmqpValue, FieldTable};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -45,6 +44,15 @@ impl Bench {
         Bench { broker, queue, dir: tempfile::tempdir().expect("a folder") }
     }
 
+    /// The same, with a classic queue also where the default is another type.
+    fn with_classic(test: &str) -> Bench {
+        let bench = Bench::new(test);
+        let client = bench.broker.client();
+        client.delete(&bench.queue);
+        client.declare_classic(&bench.queue);
+        bench
+    }
+
     fn publish(&self, bodies: &[&[u8]]) {
         let messages = bodies.iter().map(|body| (*body, amiquip::AmqpProperties::default()));
         self.broker.client().publish_all(&self.queue, messages);
@@ -64,10 +72,7 @@ impl Bench {
     /// A queue beside it that refuses what it has no room for; gone with it, too.
     fn full_queue(&self, room: i32) -> String {
         let name = format!("{}.full", self.queue);
-        let mut arguments = FieldTable::new();
-        arguments.insert("x-max-length".into(), AmqpValue::LongInt(room));
-        arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-        self.broker.client().declare_with(&name, arguments);
+        self.broker.client().declare_bounded(&name, room);
         name
     }
 

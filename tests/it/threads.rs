@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use amiquip::{AmqpProperties, AmqpValue};
 use crossbeam_channel::bounded;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -188,10 +188,7 @@ fn the_good_are_done_behind(bad: usize, each: &str, kind: &str) {
     let queue = unique_queue("refused");
     let dead = format!("{queue}.dead");
     let mut client = shared_broker().client();
-    let mut full = FieldTable::new();
-    full.insert("x-max-length".into(), AmqpValue::LongLongInt(0));
-    full.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    client.declare_with(&dead, full);
+    client.declare_bounded(&dead, 0);
     let to = ["--url", shared_broker().url(), "--queue", &queue, "--queue-type", kind];
     Command::worker(&to).args(&["--drain", "--", "true"]).run(SOON).assert_code(0);
     let names = (0..bad).map(|it| format!("bad-{it}")).collect::<Vec<_>>();

@@ -192,7 +192,8 @@ fn a_full_stderr_that_nobody_reads_does_not_keep_it_from_ending() {
 
 #[test]
 fn the_health_file_is_removed_also_where_there_is_no_orderly_end() {
-    let bench = Bench::new("lastresort");
+    // The worker says nothing of a classic queue, and so comes to work though nobody reads it.
+    let bench = Bench::with_classic("lastresort");
     let file = bench.path("health");
     let worker = bench.unread_worker("--print --grace 0s --health-file health").start();
     poll("the health file", SOON, || file.exists().then_some(()));

@@ -125,6 +125,20 @@ impl Client {
         self.declare_with(queue, FieldTable::new());
     }
 
+    /// Declares a durable classic queue, also where the default is another type.
+    pub(crate) fn declare_classic(&self, queue: &str) {
+        self.declare_with(queue, classic());
+    }
+
+    /// Declares a queue that refuses what it has no room for. It is classic: a quorum queue takes
+    /// some more before it refuses.
+    pub(crate) fn declare_bounded(&self, queue: &str, room: i32) {
+        let mut arguments = classic();
+        arguments.insert("x-max-length".into(), AmqpValue::LongInt(room));
+        arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+        self.declare_with(queue, arguments);
+    }
+
     /// Declares a durable queue, and has the broker write down all that it needs to find it again
     /// after a kill: that comes with the next queue at the latest.
     pub(crate) fn declare_with(&self, queue: &str, arguments: FieldTable) {
@@ -278,6 +292,12 @@ impl Message {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
+}
+
+fn classic() -> FieldTable {
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("classic".into()));
+    arguments
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
