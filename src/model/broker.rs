@@ -108,8 +108,9 @@ impl Default for Limits {
 /// The heartbeat of the only address.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The heartbeat of one of several addresses: a dead one is left soon, because another can be
-/// tried. RabbitMQ advises against less (<https://www.rabbitmq.com/docs/heartbeats>).
+/// The longest heartbeat of one of several addresses: a dead one is left soon, because another can
+/// be tried, and before a publish has run out of time. RabbitMQ advises against less
+/// (<https://www.rabbitmq.com/docs/heartbeats>).
 const HEARTBEAT_AMONG_SEVERAL: Duration = Duration::from_secs(5);
 
 impl Broker {
@@ -184,8 +185,11 @@ impl Broker {
 
     /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. The broker's own
     /// value counts where it is smaller, but not where it is none: then it is what is asked for
-    /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s, and 5 s if
-    /// there are several nodes, in the URLs or behind a host name.
+    /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s.
+    ///
+    /// With several nodes, in the URLs or behind a host name, the heartbeat is 5 s at most, also
+    /// where more or none is asked for: a producer must leave a frozen node before a task's time
+    /// is up.
     ///
     /// Source: <https://www.rabbitmq.com/docs/heartbeats>.
     #[must_use]
@@ -234,10 +238,16 @@ impl Broker {
     /// The limits for an address whose host has so many nodes.
     pub(crate) fn limits(&self, address: &Address, nodes: usize) -> Limits {
         let is_only_one = self.addresses.len() == 1 && nodes <= 1;
-        let heartbeat = if is_only_one { HEARTBEAT } else { HEARTBEAT_AMONG_SEVERAL };
+        let asked = address.heartbeat.or(self.heartbeat);
+        let heartbeat = if is_only_one {
+            asked.unwrap_or(HEARTBEAT)
+        } else {
+            let is_short = |it: &Duration| !it.is_zero() && *it < HEARTBEAT_AMONG_SEVERAL;
+            asked.filter(is_short).unwrap_or(HEARTBEAT_AMONG_SEVERAL)
+        };
         Limits {
             connect: address.connect_timeout.unwrap_or(self.limits.connect),
-            heartbeat: address.heartbeat.or(self.heartbeat).unwrap_or(heartbeat),
+            heartbeat,
             ..self.limits
         }
     }
@@ -533,12 +543,23 @@ mod tests {
         let heartbeat = |broker: &Broker, targets| {
             broker.limits(&broker.addresses[0], targets).heartbeat.as_secs()
         };
-        let [one, two] = ["amqp://a", "amqp://a,amqp://b"].map(|it| it.parse().expect("it"));
-        assert_eq!((heartbeat(&one, 1), heartbeat(&one, 2), heartbeat(&two, 1)), (10, 5, 5));
-        let asked = two.heartbeat(Duration::from_secs(7));
-        assert_eq!(heartbeat(&asked, 1), 7);
-        let asked: Broker = "amqp://a?heartbeat=8,amqp://b".parse().expect("addresses");
-        assert_eq!(heartbeat(&asked, 1), 8);
+        for (parameter, alone, among_several) in [
+            ("", 10, 5),
+            ("?heartbeat=2", 2, 2),
+            ("?heartbeat=7", 7, 5),
+            ("?heartbeat=60", 60, 5),
+            ("?heartbeat=0", 0, 5),
+        ] {
+            let one: Broker = format!("amqp://a{parameter}").parse().expect("an address");
+            let two: Broker = format!("amqp://a{parameter},amqp://b").parse().expect("addresses");
+            let heartbeats = [heartbeat(&one, 1), heartbeat(&one, 2), heartbeat(&two, 1)];
+            assert_eq!(heartbeats, [alone, among_several, among_several], "{parameter}");
+        }
+        let [one, two] = ["amqp://a", "amqp://a,amqp://b"].map(|urls| {
+            let broker: Broker = urls.parse().expect("addresses");
+            broker.heartbeat(Duration::from_secs(20))
+        });
+        assert_eq!([heartbeat(&one, 1), heartbeat(&two, 1)], [20, 5]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
 mod handover;
+mod heartbeats;
 mod letters;
 mod library;
 mod login;
