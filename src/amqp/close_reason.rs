@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::amqp::guard::Excessive;
 use crate::amqp::reply_text::explain_mismatch;
 #[cfg(feature = "tls")]
-use crate::amqp::transport::TlsRefusal;
+use crate::amqp::tls::{self, HandshakeFailure};
 use crate::model::address_order::Failure;
 use crate::model::error::Error;
 
@@ -215,8 +215,8 @@ impl From<amiquip::Error> for CloseReason {
                 judge_answer(&source)
             }
             #[cfg(feature = "tls")]
-            E::IoErrorReadingSocket { source } if is_tls_alert(&source) => {
-                CloseReason::Tls(explain_tls(&source.to_string()))
+            E::IoErrorReadingSocket { source } if tls::is_alert(&source) => {
+                CloseReason::Tls(tls::explain(&source.to_string()))
             }
             E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::TimedOut => {
                 CloseReason::Unheard(format!("reading failed: {source}"))
@@ -269,11 +269,11 @@ fn in_one_line(text: &str) -> String {
 }
 
 #[cfg(feature = "tls")]
-impl From<TlsRefusal> for CloseReason {
-    fn from(refusal: TlsRefusal) -> CloseReason {
-        match refusal {
-            TlsRefusal::Socket(error) => CloseReason::Lost(format!("TLS: {error}")),
-            TlsRefusal::Handshake(error) => judge_tls(&error),
+impl From<HandshakeFailure> for CloseReason {
+    fn from(failure: HandshakeFailure) -> CloseReason {
+        match failure {
+            HandshakeFailure::Lost(text) => CloseReason::Lost(text),
+            HandshakeFailure::Refused(text) => CloseReason::Tls(text),
         }
     }
 }
@@ -283,41 +283,6 @@ fn judge_answer(error: &std::io::Error) -> CloseReason {
     match error.get_ref().and_then(|source| source.downcast_ref::<Excessive>()) {
         Some(excessive) => CloseReason::Malformed(excessive.to_string()),
         None => CloseReason::Lost(error.to_string()),
-    }
-}
-
-/// A socket that ended or failed during the handshake may do better the next time; what the two
-/// ends said to each other stays as it is.
-#[cfg(feature = "tls")]
-fn judge_tls(error: &native_tls::Error) -> CloseReason {
-    use std::error::Error;
-    let text = error.to_string();
-    let of_the_socket = error.source().is_some_and(|source| source.is::<std::io::Error>());
-    if of_the_socket || text.to_lowercase().contains("unexpected eof") {
-        return CloseReason::Lost(format!("TLS: {text}"));
-    }
-    CloseReason::Tls(explain_tls(&text))
-}
-
-/// Whether the other end ended TLS with a reason. In TLS 1.3 our handshake is over before it has
-/// looked at our certificate, so that it refuses that in what is read next. OpenSSL's words.
-#[cfg(feature = "tls")]
-fn is_tls_alert(error: &std::io::Error) -> bool {
-    error.to_string().contains("SSL alert number")
-}
-
-/// What a person can do about it, before OpenSSL's words, where those do not tell.
-#[cfg(feature = "tls")]
-fn explain_tls(text: &str) -> String {
-    let said = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if said(&["wrong version number"]) {
-        format!("the answer is not TLS; for a port without it, write amqp:// in the URL ({text})")
-    } else if said(&["local issuer", "self-signed", "self signed"]) {
-        format!("the certificate's authority is not known here; give its certificate ({text})")
-    } else if said(&["certificate required"]) {
-        format!("the broker demands a certificate of ours ({text})")
-    } else {
-        text.to_owned()
     }
 }
 

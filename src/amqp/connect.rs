@@ -13,7 +13,8 @@ use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::warn;
 
 use crate::amqp::close_reason::CloseReason;
-use crate::amqp::connection::{Connection, Refused};
+use crate::amqp::connection::Connection;
+use crate::amqp::handshake::Refused;
 use crate::model::address_order::Failure;
 use crate::model::broker::{Address, Broker, Limits};
 use crate::model::error::Error;

@@ -1,26 +1,23 @@
-//! Owns the one door to the client library: hands it a socket that is connected, and closes or
-//! buries what came of it, each in bounded time.
+//! A live connection: opens channels on it, and closes or aborts it within a limit, for a reason.
 
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amiquip::{
-    AmqpValue, Auth, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, IoStream,
-};
+use amiquip::{AmqpValue, ConnectionBlockedNotification};
 use crossbeam_channel::{Receiver, RecvTimeoutError, never};
 use log::debug;
 
 use crate::amqp::call_timeout::{CallGuard, Watchdog};
 use crate::amqp::channel::Channel;
-use crate::amqp::close_reason::{self, CloseReason};
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::guard::LARGEST_FRAME;
+use crate::amqp::handshake::{Established, Handshake, Refused};
 use crate::amqp::heartbeat::Heartbeat;
-use crate::amqp::transport::{PeerState, Stream};
+use crate::amqp::transport::PeerState;
 use crate::model::address_order::Failures;
-use crate::model::broker::{Address, Broker, Limits, Login, Transport};
-use crate::model::error::Error;
-use crate::util::deadline::{LONGEST, deadline_after};
+use crate::model::broker::{Address, Broker, Limits};
+use crate::util::deadline::deadline_after;
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
 pub(crate) struct Connection {
@@ -53,35 +50,23 @@ pub(crate) enum Notice {
     Unblocked,
 }
 
-/// How many messages of the client library may wait for its I/O thread, for each channel: a
-/// publish is three. Its default of 16 has the two threads change places at every fifth task.
-const HANDOVER_BOUND: usize = 1024;
-
-/// How much later than ours the client library's own limit on the handshake ends.
-const BEYOND: Duration = Duration::from_secs(5);
-
-/// How long the client library's I/O thread may take to end once its socket is gone.
-const BURIAL: Duration = Duration::from_secs(1);
+/// How long the client library's I/O thread may take to end after its socket was shut.
+const IO_THREAD_END_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Shakes hands over a socket that is connected. Waits for the broker, at most the handshake
-    /// limit.
+    /// Logs in over a connected socket. Waits for the broker, at most the handshake limit.
     pub(crate) fn over(
         socket: TcpStream,
         broker: &Broker,
         address: &Address,
         limits: Limits,
     ) -> Result<Connection, Refused> {
-        let peer = socket.peer_addr().map_err(|error| lost(&error))?.to_string();
-        let watched = socket.try_clone().map_err(|error| lost(&error))?;
+        let peer = socket.peer_addr()?.to_string();
+        let watched = socket.try_clone()?;
         let watchdog = Watchdog::start(watched).map_err(Refused::for_want_of_a_thread)?;
-        let handshake = Handshake {
-            #[cfg(feature = "tls")]
-            certificates: broker.certificates(),
-            address,
-            limits,
-        };
-        let (mut inner, heartbeat, peer_state) = handshake.run(socket, watchdog.call_guard())?;
+        let established =
+            Handshake { broker, address, limits }.run(socket, watchdog.call_guard())?;
+        let Established { mut inner, heartbeat, peer_state } = established;
         let notices = inner.listen_for_connection_blocked().map_err(CloseReason::from)?;
         heartbeat.start();
         watchdog.call_guard().watch(&heartbeat);
@@ -225,10 +210,12 @@ impl Connection {
         let guard = &self.guard;
         if !ends_within(&self.notices, Duration::from_millis(200)) {
             guard.abort();
-            ends_within(&self.notices, BURIAL);
+            ends_within(&self.notices, IO_THREAD_END_TIMEOUT);
         }
         let close_reason_of_client =
-            match guard.with_timeout(BURIAL, "ending the connection", || inner.close()) {
+            match guard
+                .with_timeout(IO_THREAD_END_TIMEOUT, "ending the connection", || inner.close())
+            {
                 Ok(()) => CloseReason::Lost("the connection was closed".into()),
                 Err(error) => error.into(),
             };
@@ -248,7 +235,7 @@ impl Drop for Connection {
         // dying I/O thread; see `abort`.
         if let Some(inner) = self.take() {
             self.guard.abort();
-            ends_within(&self.notices, BURIAL);
+            ends_within(&self.notices, IO_THREAD_END_TIMEOUT);
             drop(inner);
         }
     }
@@ -270,163 +257,4 @@ fn ends_within(notices: &Receiver<ConnectionBlockedNotification>, limit: Duratio
             Err(RecvTimeoutError::Timeout) => return false,
         }
     }
-}
-
-/// Why one address gave no connection.
-pub(crate) enum Refused {
-    Transient(CloseReason),
-    Lasting(Error),
-}
-
-impl Refused {
-    /// What no address can help.
-    pub(crate) fn for_want_of_a_thread(source: std::io::Error) -> Refused {
-        Refused::Lasting(Error::NoThread { source })
-    }
-}
-
-impl From<CloseReason> for Refused {
-    fn from(cause: CloseReason) -> Refused {
-        Refused::Transient(cause)
-    }
-}
-
-fn lost(error: &std::io::Error) -> CloseReason {
-    CloseReason::Lost(error.to_string())
-}
-
-impl IoStream for Stream {}
-
-struct Handshake<'a> {
-    #[cfg(feature = "tls")]
-    certificates: &'a crate::model::broker::Tls,
-    address: &'a Address,
-    limits: Limits,
-}
-
-impl Handshake<'_> {
-    fn run(
-        &self,
-        socket: TcpStream,
-        guard: &CallGuard,
-    ) -> Result<(amiquip::Connection, Heartbeat, Arc<PeerState>), Refused> {
-        // Stays empty until the broker has begun.
-        let mut peer_state = Arc::<PeerState>::default();
-        let mut heartbeat = Heartbeat::new(0);
-        let limit = self.limits.handshake;
-        let opened = guard.with_timeout(limit, "waiting for the handshake", || {
-            let stream = self.stream(socket)?;
-            (peer_state, heartbeat) = (stream.peer_state(), stream.heartbeat());
-            let tuning = ConnectionTuning::default().mem_channel_bound(HANDOVER_BOUND);
-            let opened = amiquip::Connection::insecure_open_stream(stream, self.options(), tuning);
-            opened.map_err(|error| match error {
-                amiquip::Error::ForkFailed { source } => Refused::for_want_of_a_thread(source),
-                error => Refused::Transient(error.into()),
-            })
-        });
-        let refused = match opened {
-            Ok(inner) => return Ok((inner, heartbeat, peer_state)),
-            Err(refused) => refused,
-        };
-        let Refused::Transient(cause) = refused else { return Err(refused) };
-        // The client library takes a close that it does not expect for a protocol error.
-        let closed = peer_state.closed.get().map(CloseReason::closed_with);
-        Err(self.judge(closed.or(guard.cause()).unwrap_or(cause), &peer_state))
-    }
-
-    fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
-        match self.address.transport {
-            Transport::Plain => {
-                let stream = Stream::plain(socket, self.heartbeat());
-                stream.map_err(|error| lost(&error).into())
-            }
-            #[cfg(feature = "tls")]
-            Transport::Tls => {
-                let connector = tls_connector(self.certificates)?;
-                let shaken = Stream::tls(socket, &connector, &self.address.host, self.heartbeat());
-                shaken.map_err(|refusal| CloseReason::from(refusal).into())
-            }
-            #[cfg(not(feature = "tls"))]
-            Transport::Tls => Err(CloseReason::Tls("not in this build".into()).into()),
-        }
-    }
-
-    fn options(&self) -> ConnectionOptions<Auth> {
-        let auth = match self.address.login {
-            Login::Plain => Auth::Plain {
-                username: self.address.user.clone(),
-                password: self.address.password.clone(),
-            },
-            Login::External => Auth::External,
-        };
-        ConnectionOptions::default()
-            .auth(auth)
-            .virtual_host(self.address.vhost.clone())
-            .heartbeat(self.heartbeat())
-            .frame_max(LARGEST_FRAME)
-            // Ours comes first: the client library takes its own for a refused login.
-            .connection_timeout(Some(self.limits.handshake.min(LONGEST) + BEYOND))
-            .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
-    }
-
-    fn heartbeat(&self) -> u16 {
-        self.limits.heartbeat.as_secs().try_into().unwrap_or(u16::MAX)
-    }
-
-    /// Tells a refusal that a person has to act on from one that may pass by itself.
-    fn judge(&self, cause: CloseReason, peer_state: &PeerState) -> Refused {
-        match cause {
-            // What follows a login that was taken begins with what the broker proposes.
-            CloseReason::ConnectionClosed { code: close_reason::ACCESS_REFUSED, .. }
-                if peer_state.frame.get().is_none() =>
-            {
-                Refused::Lasting(Error::LoginRefused {
-                    address: self.address.to_string(),
-                    user: self.address.user.clone(),
-                })
-            }
-            CloseReason::NoSuchLogin(text) => {
-                let reason = format!("{}: {text}", self.address);
-                Refused::Lasting(Error::setting("auth_mechanism", reason))
-            }
-            // Of the virtual host, of the user or of the node: others may go.
-            CloseReason::ConnectionClosed { ref text, .. } if text.contains("connection limit") => {
-                Refused::Transient(cause)
-            }
-            CloseReason::ConnectionClosed {
-                code:
-                    close_reason::NOT_ALLOWED | close_reason::ACCESS_REFUSED | close_reason::NOT_FOUND,
-                text,
-            } => Refused::Lasting(Error::VhostRefused { vhost: self.address.vhost.clone(), text }),
-            CloseReason::Tls(reason) => {
-                let reason = format!("{}: {reason}", self.address);
-                Refused::Lasting(Error::Tls { reason })
-            }
-            cause => Refused::Transient(cause),
-        }
-    }
-}
-
-#[cfg(feature = "tls")]
-fn tls_connector(tls: &crate::model::broker::Tls) -> Result<native_tls::TlsConnector, Refused> {
-    let lasting = |what: &str, error: native_tls::Error| {
-        Refused::Lasting(Error::Tls { reason: format!("{what} cannot be used: {error}") })
-    };
-    let mut builder = native_tls::TlsConnector::builder();
-    if let Some(pem) = &tls.authority {
-        let authorities = native_tls::Certificate::stack_from_pem(pem);
-        let authorities = authorities.map_err(|error| lasting("the authority", error))?;
-        if authorities.is_empty() {
-            let reason = "the authority's PEM has no certificate in it".into();
-            return Err(Refused::Lasting(Error::Tls { reason }));
-        }
-        for authority in authorities {
-            builder.add_root_certificate(authority);
-        }
-    }
-    if let Some((certificate, key)) = &tls.identity {
-        let identity = native_tls::Identity::from_pkcs8(certificate, key);
-        builder.identity(identity.map_err(|e| lasting("the certificate or its key", e))?);
-    }
-    builder.build().map_err(|error| lasting("TLS", error))
 }

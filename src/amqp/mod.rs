@@ -7,6 +7,9 @@ pub(crate) mod close_reason;
 pub(crate) mod connect;
 pub(crate) mod connection;
 pub(crate) mod guard;
+mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod reply_text;
+#[cfg(feature = "tls")]
+mod tls;
 pub(crate) mod transport;

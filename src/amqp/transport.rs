@@ -5,12 +5,15 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use crate::amqp::client_properties::Opening;
 use crate::amqp::guard::{Frames, Objection, Proposal};
 use crate::amqp::heartbeat::Heartbeat;
+#[cfg(feature = "tls")]
+use crate::amqp::tls::{self, HandshakeFailure};
 
 /// A connected socket, and what its peer has sent so far.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub(crate) struct Stream {
 enum MaybeTlsStream {
     Plain(TcpStream),
     #[cfg(feature = "tls")]
-    Tls(native_tls::TlsStream<Socket>),
+    Tls(native_tls::TlsStream<tls::Socket>),
 }
 
 /// What comes of a line, as far as it is passed on.
@@ -55,14 +58,6 @@ impl PeerState {
     }
 }
 
-/// What is below TLS: waits in the handshake, and no longer behind it.
-#[cfg(feature = "tls")]
-#[derive(Debug)]
-enum Socket {
-    Blocking(std::net::TcpStream),
-    NonBlocking(TcpStream),
-}
-
 /// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -80,11 +75,9 @@ impl Stream {
         connector: &native_tls::TlsConnector,
         host: &str,
         heartbeat: u16,
-    ) -> Result<Stream, TlsRefusal> {
-        let after = socket.try_clone()?;
-        let mut line = connector.connect(host, Socket::Blocking(socket))?;
-        *line.get_mut() = Socket::NonBlocking(polled(after)?);
-        Ok(Stream::over(MaybeTlsStream::Tls(line), heartbeat))
+    ) -> Result<Stream, HandshakeFailure> {
+        let stream = tls::connect(connector, host, socket, polled)?;
+        Ok(Stream::over(MaybeTlsStream::Tls(stream), heartbeat))
     }
 
     fn over(line: MaybeTlsStream, heartbeat: u16) -> Stream {
@@ -104,36 +97,9 @@ impl Stream {
             MaybeTlsStream::Plain(socket) => Ok(socket),
             #[cfg(feature = "tls")]
             MaybeTlsStream::Tls(line) => match line.get_ref() {
-                Socket::NonBlocking(socket) => Ok(socket),
-                Socket::Blocking(_) => Err(io::ErrorKind::NotConnected.into()),
+                tls::Socket::NonBlocking(socket) => Ok(socket),
+                tls::Socket::Blocking(_) => Err(io::ErrorKind::NotConnected.into()),
             },
-        }
-    }
-}
-
-/// Why there is no TLS.
-#[cfg(feature = "tls")]
-#[derive(Debug)]
-pub(crate) enum TlsRefusal {
-    Socket(io::Error),
-    Handshake(native_tls::Error),
-}
-
-#[cfg(feature = "tls")]
-impl From<io::Error> for TlsRefusal {
-    fn from(error: io::Error) -> TlsRefusal {
-        TlsRefusal::Socket(error)
-    }
-}
-
-#[cfg(feature = "tls")]
-impl<S> From<native_tls::HandshakeError<S>> for TlsRefusal {
-    fn from(error: native_tls::HandshakeError<S>) -> TlsRefusal {
-        match error {
-            native_tls::HandshakeError::Failure(error) => TlsRefusal::Handshake(error),
-            native_tls::HandshakeError::WouldBlock(_) => {
-                TlsRefusal::Socket(io::ErrorKind::WouldBlock.into())
-            }
         }
     }
 }
@@ -221,6 +187,8 @@ impl Write for Stream {
     }
 }
 
+impl IoStream for Stream {}
+
 impl Evented for Stream {
     fn register(
         &self,
@@ -244,33 +212,6 @@ impl Evented for Stream {
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
         self.socket()?.deregister(poll)
-    }
-}
-
-#[cfg(feature = "tls")]
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Blocking(socket) => socket.read(buffer),
-            Socket::NonBlocking(socket) => socket.read(buffer),
-        }
-    }
-}
-
-#[cfg(feature = "tls")]
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Blocking(socket) => socket.write(bytes),
-            Socket::NonBlocking(socket) => socket.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Socket::Blocking(socket) => socket.flush(),
-            Socket::NonBlocking(socket) => socket.flush(),
-        }
     }
 }
 
