@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use crate::amqp::guard::Excessive;
+use crate::amqp::guard::LimitExceeded;
 use crate::amqp::reply_text::explain_mismatch;
 #[cfg(feature = "tls")]
 use crate::amqp::tls::{self, HandshakeFailure};
@@ -212,7 +212,7 @@ impl From<amiquip::Error> for CloseReason {
             E::EventLoopDropped | E::EventLoopClientDropped => CloseReason::Disconnected,
             E::UnexpectedSocketClose => CloseReason::Lost("the socket was closed".into()),
             E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
-                judge_answer(&source)
+                read_guard_error(&source)
             }
             #[cfg(feature = "tls")]
             E::IoErrorReadingSocket { source } if tls::is_alert(&source) => {
@@ -278,10 +278,10 @@ impl From<HandshakeFailure> for CloseReason {
     }
 }
 
-/// Our own objection to what came.
-fn judge_answer(error: &std::io::Error) -> CloseReason {
-    match error.get_ref().and_then(|source| source.downcast_ref::<Excessive>()) {
-        Some(excessive) => CloseReason::Malformed(excessive.to_string()),
+/// What our frame guard means by an error of its own.
+fn read_guard_error(error: &std::io::Error) -> CloseReason {
+    match error.get_ref().and_then(|source| source.downcast_ref::<LimitExceeded>()) {
+        Some(exceeded) => CloseReason::Malformed(exceeded.to_string()),
         None => CloseReason::Lost(error.to_string()),
     }
 }

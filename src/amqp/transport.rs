@@ -1,5 +1,5 @@
-//! Owns what the client library reads and writes: a socket, with TLS around it or without, whose
-//! frames are looked at before it sees them.
+//! The stream that the client library reads and writes: a socket, with or without TLS, whose
+//! incoming frames pass the guard first.
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
@@ -10,7 +10,7 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use crate::amqp::client_properties::Opening;
-use crate::amqp::guard::{Frames, Objection, Proposal};
+use crate::amqp::guard::{FrameGuard, InvalidFrame, Proposal};
 use crate::amqp::heartbeat::Heartbeat;
 #[cfg(feature = "tls")]
 use crate::amqp::tls::{self, HandshakeFailure};
@@ -19,7 +19,7 @@ use crate::amqp::tls::{self, HandshakeFailure};
 #[derive(Debug)]
 pub(crate) struct Stream {
     line: MaybeTlsStream,
-    intake: InboundFilter,
+    inbound: InboundFilter,
     opening: Opening,
 }
 
@@ -30,45 +30,45 @@ enum MaybeTlsStream {
     Tls(native_tls::TlsStream<tls::Socket>),
 }
 
-/// What comes of a line, as far as it is passed on.
+/// Passes on what comes from a broker, as far as it is valid.
 #[derive(Debug)]
 struct InboundFilter {
-    frames: Frames,
-    /// What the next read fails with: what came before is read first.
-    objection: Option<io::Error>,
+    guard: FrameGuard,
+    /// What the next read fails with, after all that came before it was read.
+    failure: Option<io::Error>,
     peer_state: Arc<PeerState>,
     heartbeat: Heartbeat,
 }
 
-/// What its broker said that the client library keeps to itself, or loses.
+/// What the broker said that the client library does not report, or loses.
 #[derive(Debug, Default)]
 pub(crate) struct PeerState {
-    /// The largest frame that it takes; 0 where it sets no limit.
+    /// The largest frame that it accepts; 0 for no limit.
     pub(crate) frame: OnceLock<u32>,
-    /// With what words it has closed the connection.
+    /// The code and the text with which it has closed the connection.
     pub(crate) closed: OnceLock<(u16, String)>,
-    /// That it has answered our close.
+    /// Set when it has answered our close.
     pub(crate) closed_in_order: OnceLock<()>,
 }
 
 impl PeerState {
-    /// Whether the broker knows that the connection has ended, and keeps nothing for it.
-    pub(crate) fn the_end(&self) -> bool {
+    /// Whether the broker knows that the connection has ended, and holds no tasks for it.
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.get().is_some() || self.closed_in_order.get().is_some()
     }
 }
 
-/// After this long without traffic the system probes the peer, beside AMQP's own heartbeats.
+/// After this long without traffic the system probes the peer, in addition to AMQP's heartbeats.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 impl Stream {
-    /// Where the broker proposes no heartbeat, this one is put in its place, in seconds.
+    /// If the broker proposes no heartbeat, `heartbeat` replaces it, in seconds.
     pub(crate) fn plain(socket: std::net::TcpStream, heartbeat: u16) -> io::Result<Stream> {
         Ok(Stream::over(MaybeTlsStream::Plain(polled(socket)?), heartbeat))
     }
 
-    /// Shakes hands for TLS. Waits for the peer, until something shuts the socket. It is not left
-    /// to the client library, above whose TLS nothing could look at the frames.
+    /// Does the TLS handshake. Waits for the peer, until something shuts the socket. The client
+    /// library does not do it: nothing could inspect the frames that come out of its own TLS.
     #[cfg(feature = "tls")]
     pub(crate) fn tls(
         socket: std::net::TcpStream,
@@ -81,15 +81,15 @@ impl Stream {
     }
 
     fn over(line: MaybeTlsStream, heartbeat: u16) -> Stream {
-        Stream { line, intake: InboundFilter::new(heartbeat), opening: Opening::default() }
+        Stream { line, inbound: InboundFilter::new(heartbeat), opening: Opening::default() }
     }
 
     pub(crate) fn peer_state(&self) -> Arc<PeerState> {
-        Arc::clone(&self.intake.peer_state)
+        Arc::clone(&self.inbound.peer_state)
     }
 
     pub(crate) fn heartbeat(&self) -> Heartbeat {
-        self.intake.heartbeat.clone()
+        self.inbound.heartbeat.clone()
     }
 
     fn socket(&self) -> io::Result<&TcpStream> {
@@ -113,9 +113,9 @@ fn polled(socket: std::net::TcpStream) -> io::Result<TcpStream> {
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.line {
-            MaybeTlsStream::Plain(socket) => self.intake.read(socket, buffer),
+            MaybeTlsStream::Plain(socket) => self.inbound.read(socket, buffer),
             #[cfg(feature = "tls")]
-            MaybeTlsStream::Tls(line) => self.intake.read(line, buffer),
+            MaybeTlsStream::Tls(line) => self.inbound.read(line, buffer),
         }
     }
 }
@@ -123,48 +123,48 @@ impl Read for Stream {
 impl InboundFilter {
     fn new(heartbeat: u16) -> InboundFilter {
         InboundFilter {
-            frames: Frames::new(heartbeat),
-            objection: None,
+            guard: FrameGuard::new(heartbeat),
+            failure: None,
             peer_state: Arc::default(),
             heartbeat: Heartbeat::new(heartbeat),
         }
     }
 
-    /// Reads on where all that came is withheld: the client library takes a read of nothing for
-    /// the end, and asks again for what is here only when the line has something new.
+    /// Reads again if all that came was buffered: the client library takes a read of zero bytes for
+    /// the end, and reads what is buffered only when the socket has something new.
     fn read(&mut self, line: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let released = self.frames.release(buffer);
+            let released = self.guard.release(buffer);
             if released > 0 {
                 return Ok(released);
             }
-            if let Some(error) = self.objection.take() {
+            if let Some(error) = self.failure.take() {
                 return Err(error);
             }
-            let room = buffer.len().min(self.frames.room());
+            let room = buffer.len().min(self.guard.room());
             let length = line.read(&mut buffer[..room])?;
             self.heartbeat.record_read(length)?;
-            let sound = self.look(&mut buffer[..length]);
-            let has_ended = length == 0 && self.objection.is_none();
-            if sound > 0 || has_ended {
-                return Ok(sound);
+            let valid_len = self.inspect(&mut buffer[..length]);
+            let has_ended = length == 0 && self.failure.is_none();
+            if valid_len > 0 || has_ended {
+                return Ok(valid_len);
             }
         }
     }
 
-    /// Says how many of the bytes that came to pass on.
-    fn look(&mut self, bytes: &mut [u8]) -> usize {
-        let looked = self.frames.look(bytes, Instant::now());
-        if let Some(Proposal { heartbeat, frame }) = self.frames.proposed.take() {
+    /// Returns how many of the bytes that came to pass on.
+    fn inspect(&mut self, bytes: &mut [u8]) -> usize {
+        let inspected = self.guard.inspect(bytes, Instant::now());
+        if let Some(Proposal { heartbeat, frame }) = self.guard.proposed.take() {
             self.heartbeat.agree(heartbeat);
             let _ = self.peer_state.frame.set(frame);
         }
-        if let Some(closed) = self.frames.closed.take() {
+        if let Some(closed) = self.guard.closed.take() {
             let _ = self.peer_state.closed.set(closed);
         }
-        looked.unwrap_or_else(|Objection { sound, error }| {
-            self.objection = Some(error);
-            sound
+        inspected.unwrap_or_else(|InvalidFrame { valid_len, error }| {
+            self.failure = Some(error);
+            valid_len
         })
     }
 }
@@ -300,14 +300,14 @@ mod tests {
     /// What is read as the client library reads: until nothing is there, and again, until the
     /// end or an error.
     fn read_all(mut line: Pieces, size: usize) -> (Vec<u8>, io::Result<()>) {
-        let (mut intake, mut read) = (InboundFilter::new(10), Vec::new());
+        let (mut inbound, mut read) = (InboundFilter::new(10), Vec::new());
         let mut buffer = vec![0; size];
         loop {
-            match intake.read(&mut line, &mut buffer) {
+            match inbound.read(&mut line, &mut buffer) {
                 Ok(0) => return (read, Ok(())),
                 Ok(length) => read.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    assert_eq!(intake.frames.release(&mut [0]), 0, "nothing is left lying");
+                    assert_eq!(inbound.guard.release(&mut [0]), 0, "nothing is left lying");
                 }
                 Err(error) => return (read, Err(error)),
             }
@@ -317,7 +317,7 @@ mod tests {
     const SIZES: [usize; 3] = [1, 7, 4096];
 
     #[test]
-    fn a_message_is_mended_whatever_pieces_it_comes_and_is_read_in() {
+    fn a_message_is_sanitized_whatever_pieces_it_comes_and_is_read_in() {
         let sent = [start(), message(b'S'), message(b'S')].concat();
         let wanted = [start(), message(b'x'), message(b'x')].concat();
         for size in SIZES {
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_an_objection_is_read_first() {
+    fn what_came_before_an_invalid_frame_is_read_first() {
         let deep = (0..200_u8).fold(b"V".to_vec(), |inside, _| {
             let size = u32::try_from(inside.len()).expect("a small value");
             [b"A", &size.to_be_bytes()[..], &inside].concat()
@@ -361,23 +361,23 @@ mod tests {
     }
 
     #[test]
-    fn properties_that_are_whole_are_read_before_an_objection_to_something_else() {
+    fn properties_that_are_whole_are_read_before_another_failure() {
         let before = Instant::now().checked_sub(Duration::from_secs(60));
         let before = before.expect("the system is up for longer");
         let mut stuck = frame(1, DELIVER);
         stuck[2] = 2;
         let header = header(&properties(b'S'));
         for cut in HEAD + 1..header.len() {
-            let mut intake = InboundFilter::new(10);
+            let mut inbound = InboundFilter::new(10);
             let mut begun = [&start(), &stuck, &header[..cut]].concat();
-            intake.frames.look(&mut begun, before).expect("AMQP");
+            inbound.guard.inspect(&mut begun, before).expect("AMQP");
             let mut line = Pieces::new([&header[cut..]]);
             line.blocks = false;
 
             let mut read = [0; 1000];
-            let length = intake.read(&mut line, &mut read).expect("properties");
+            let length = inbound.read(&mut line, &mut read).expect("properties");
             assert_eq!(read[..length - 1], properties(b'x'), "{cut}");
-            let error = intake.read(&mut line, &mut read).expect_err("stuck").to_string();
+            let error = inbound.read(&mut line, &mut read).expect_err("stuck").to_string();
             assert!(error.contains("a message on channel 2"), "{cut}: {error}");
         }
     }

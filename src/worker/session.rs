@@ -147,7 +147,7 @@ impl Session<'_> {
         let Watch { standing, told, deadline, lost, in_hand, .. } = watch;
         let end = self.wind_up(connection, told, deadline, lost, in_hand.taken());
         let unnoticed = match &end {
-            SessionEnd::Lost(_) if !heard.the_end() => Some(deadline_after(noticed_within)),
+            SessionEnd::Lost(_) if !heard.is_closed() => Some(deadline_after(noticed_within)),
             _ => None,
         };
         Course { consumed: !standing.is_empty(), unnoticed, deadline, end }

@@ -1,6 +1,5 @@
-//! Owns the limit on what a peer has begun: a frame or a message that does not come on holds up
-//! what is behind it, and nothing else tells, since heartbeats go on, or are taken for a part of
-//! it. Pure.
+//! Detects a frame or a message that a peer has begun and does not continue. It holds up all that
+//! follows it, and heartbeats do not reveal it: they go on, or are taken for a part of it. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +7,16 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub(crate) struct Unfinished {
     /// The present frame.
-    frame: Option<Stretch>,
-    /// The messages that wait for a frame, one at most on each channel.
+    frame: Option<Progress>,
+    /// The messages that wait for a frame, at most one on each channel.
     messages: Vec<Message>,
-    /// The message of the present frame, if it waits for another behind it.
+    /// The message of the present frame, if another frame of it follows.
     next: Option<(u16, Awaited)>,
 }
 
-/// What came of a frame since this moment.
+/// How many bytes of a frame came since this moment.
 #[derive(Debug)]
-struct Stretch {
+struct Progress {
     since: Instant,
     bytes: usize,
 }
@@ -38,23 +37,23 @@ enum Awaited {
 }
 
 /// How long a message may wait for its next frame, and a frame for its next kilobyte. RabbitMQ
-/// sends a message in one go, and nothing in between.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// sends the frames of a message one after the other, with nothing between them.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What comes of a frame within the longest wait: a line of 1 KB/s, which is slow, brings thirty
-/// times as much, and heartbeats that are taken for a part of it bring half of it at most.
-const STRETCH: usize = 1000;
+/// How many bytes of a frame have to come within the stall timeout. A slow line of 1 KB/s brings
+/// thirty times as much; heartbeats that are taken for a part of the frame bring at most half.
+const LEAST_PROGRESS: usize = 1000;
 
 /// Return, deliver and get-ok of the class basic.
 const BRING_A_MESSAGE: [[u8; 4]; 3] = [[0, 60, 0, 50], [0, 60, 0, 60], [0, 60, 0, 71]];
 
 impl Unfinished {
-    /// So many bytes came of the present frame, or of the next where there is none.
+    /// So many bytes came of the present frame, or of the next if there is none.
     pub(crate) fn grow(&mut self, bytes: usize, now: Instant) {
-        let stretch = self.frame.get_or_insert(Stretch { since: now, bytes: 0 });
-        stretch.bytes += bytes;
-        if stretch.bytes >= STRETCH {
-            *stretch = Stretch { since: now, bytes: 0 };
+        let progress = self.frame.get_or_insert(Progress { since: now, bytes: 0 });
+        progress.bytes += bytes;
+        if progress.bytes >= LEAST_PROGRESS {
+            *progress = Progress { since: now, bytes: 0 };
         }
     }
 
@@ -85,25 +84,25 @@ impl Unfinished {
         self.messages.extend(next);
     }
 
-    /// Says what does not come on.
+    /// Reports what has stalled.
     pub(crate) fn check(&self, now: Instant) -> Result<(), String> {
-        let late = |since: Instant| now.saturating_duration_since(since) > LONGEST_WAIT;
-        if self.frame.as_ref().is_some_and(|stretch| late(stretch.since)) {
+        let late = |since: Instant| now.saturating_duration_since(since) > STALL_TIMEOUT;
+        if self.frame.as_ref().is_some_and(|progress| late(progress.since)) {
             return Err(format!(
-                "the broker began a frame, of which less than {STRETCH} bytes came in \
-                 {LONGEST_WAIT:?}"
+                "the broker began a frame, of which less than {LEAST_PROGRESS} bytes came in \
+                 {STALL_TIMEOUT:?}"
             ));
         }
         match self.messages.iter().find(|message| late(message.since)) {
             Some(Message { channel, .. }) => Err(format!(
                 "the broker began a message on channel {channel}, of which nothing more came in \
-                 {LONGEST_WAIT:?}"
+                 {STALL_TIMEOUT:?}"
             )),
             None => Ok(()),
         }
     }
 
-    /// What was awaited on this channel, and is no more.
+    /// Ends the wait on this channel, and returns what was awaited.
     fn take(&mut self, channel: u16) -> Option<Awaited> {
         let place = self.messages.iter().position(|message| message.channel == channel)?;
         Some(self.messages.swap_remove(place).awaited)
@@ -128,9 +127,9 @@ mod tests {
             Line { unfinished: Unfinished::default(), now: Instant::now() }
         }
 
-        fn frame(&mut self, tell: impl FnOnce(&mut Unfinished)) {
+        fn frame(&mut self, note: impl FnOnce(&mut Unfinished)) {
             self.unfinished.grow(20, self.now);
-            tell(&mut self.unfinished);
+            note(&mut self.unfinished);
             self.unfinished.end_frame(self.now);
         }
 
@@ -154,10 +153,10 @@ mod tests {
         for last in 0..steps.len() {
             let mut line = Line::new();
             for step in &steps[..=last] {
-                assert!(line.holds_for(LONGEST_WAIT), "before step {last}");
+                assert!(line.holds_for(STALL_TIMEOUT), "before step {last}");
                 line.frame(step);
             }
-            assert!(line.holds_for(LONGEST_WAIT), "after step {last}");
+            assert!(line.holds_for(STALL_TIMEOUT), "after step {last}");
             assert!(!line.holds_for(SECOND), "after step {last}");
         }
     }
@@ -168,14 +167,14 @@ mod tests {
         line.frame(|it| it.method(1, DELIVER));
         line.frame(|it| it.header(1, 30));
         line.frame(|it| it.body(1, 30));
-        assert!(line.holds_for(10 * LONGEST_WAIT));
+        assert!(line.holds_for(10 * STALL_TIMEOUT));
 
         line.frame(|it| it.method(2, [0, 60, 0, 50]));
         line.frame(|it| it.header(2, 0));
-        assert!(line.holds_for(10 * LONGEST_WAIT), "an empty one");
+        assert!(line.holds_for(10 * STALL_TIMEOUT), "an empty one");
 
         line.frame(|it| it.method(3, [0, 60, 0, 80]));
-        assert!(line.holds_for(10 * LONGEST_WAIT), "an ack");
+        assert!(line.holds_for(10 * STALL_TIMEOUT), "an ack");
     }
 
     #[test]
@@ -193,7 +192,7 @@ mod tests {
         assert!(error.contains("channel 7"), "{error}");
 
         line.frame(|it| it.method(7, [0, 20, 0, 40]));
-        assert!(line.holds_for(10 * LONGEST_WAIT), "the channel was closed");
+        assert!(line.holds_for(10 * STALL_TIMEOUT), "the channel was closed");
     }
 
     #[test]

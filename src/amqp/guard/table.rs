@@ -1,21 +1,19 @@
-//! Owns the walk through a frame's tables and arrays. It says how deep they are nested: the client
-//! library follows them by calling itself, without a limit, and a stack that is used up ends the
-//! process (amq-protocol-types 1.2.0 parsing.rs:50, 54). And it mends text that is not UTF-8, in
-//! tables and in the properties around them: there the library ends without a word, and all behind
-//! it is lost. Pure.
+//! Walks through the tables and arrays of a frame. It limits their nesting: amiquip parses them by
+//! recursion without a limit, and a stack overflow ends the process (amq-protocol-types 1.2.0
+//! parsing.rs:50, 54). And it sanitizes text that is not UTF-8, in tables and in the properties
+//! around them: amiquip stops parsing there without an error, and all that follows is lost. Pure.
 
 use std::str;
 
-/// So many tables and arrays may be within one another. The client library's thread has a stack of
-/// 2 MiB, which some 550 of them use up where nothing is optimized. RabbitMQ's own headers have
-/// four.
+/// How deep tables and arrays may be nested. The client library's thread has a stack of 2 MiB,
+/// which some 550 levels use up in a debug build. RabbitMQ's own headers have four levels.
 pub(crate) const DEEPEST: usize = 100;
 
-/// Tables and arrays are within one another further down than is taken.
+/// Tables and arrays are nested deeper than [`DEEPEST`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooDeep;
 
-/// A value of a table or of an array, and what is behind it.
+/// A value of a table or of an array, and what follows it.
 struct Entry<'a> {
     /// Empty in an array.
     name: &'a mut [u8],
@@ -59,8 +57,8 @@ const PROPERTIES: [Written; 14] = {
     ]
 };
 
-/// Mends a message's properties.
-pub(crate) fn mend_properties(properties: &mut [u8]) -> Result<(), TooDeep> {
+/// Sanitizes a message's properties.
+pub(crate) fn sanitize_properties(properties: &mut [u8]) -> Result<(), TooDeep> {
     let Some((flags, mut left)) = properties.split_first_chunk_mut() else { return Ok(()) };
     let flags = u16::from_be_bytes(*flags);
     for (place, written) in PROPERTIES.into_iter().enumerate() {
@@ -74,8 +72,8 @@ pub(crate) fn mend_properties(properties: &mut [u8]) -> Result<(), TooDeep> {
         };
         let Some((property, after)) = split else { return Ok(()) };
         match written {
-            Written::Text => mend_text(property),
-            Written::Table => mend(DEEPEST - 1, TABLE, property)?,
+            Written::Text => sanitize_text(property),
+            Written::Table => sanitize(DEEPEST - 1, TABLE, property)?,
             Written::Bytes(_) => {}
         }
         left = after;
@@ -83,23 +81,23 @@ pub(crate) fn mend_properties(properties: &mut [u8]) -> Result<(), TooDeep> {
     Ok(())
 }
 
-/// Mends the table that is first in these bytes, whose length stays. Where it cannot be followed,
-/// the client library does not follow it either.
-pub(crate) fn mend_table(bytes: &mut [u8]) -> Result<(), TooDeep> {
-    long(bytes).map_or(Ok(()), |(table, _)| mend(DEEPEST - 1, TABLE, table))
+/// Sanitizes the table that is first in these bytes, whose length stays. If it cannot be parsed,
+/// the client library does not parse it either.
+pub(crate) fn sanitize_table(bytes: &mut [u8]) -> Result<(), TooDeep> {
+    long(bytes).map_or(Ok(()), |(table, _)| sanitize(DEEPEST - 1, TABLE, table))
 }
 
-/// Mends what is in this table or array, which may be nested by so many levels. Ends where a value
-/// makes no sense: what contains this one goes on behind it.
-fn mend(levels: usize, holder: u8, inside: &mut [u8]) -> Result<(), TooDeep> {
+/// Sanitizes what is in this table or array, which may be nested by so many levels. Ends at a value
+/// that makes no sense: the table around this one continues after it.
+fn sanitize(levels: usize, holder: u8, inside: &mut [u8]) -> Result<(), TooDeep> {
     let mut left = inside;
     while let Some(entry) = next(holder, left) {
-        mend_text(entry.name);
+        sanitize_text(entry.name);
         match *entry.kind {
             kind @ (TABLE | ARRAY) => {
-                mend(levels.checked_sub(1).ok_or(TooDeep)?, kind, entry.inside)?;
+                sanitize(levels.checked_sub(1).ok_or(TooDeep)?, kind, entry.inside)?;
             }
-            // They are written alike, and the client library takes these for what they are.
+            // Text and bytes have the same layout, and the client library accepts any bytes.
             TEXT if str::from_utf8(entry.inside).is_err() => *entry.kind = BYTES,
             _ => {}
         }
@@ -109,7 +107,7 @@ fn mend(levels: usize, holder: u8, inside: &mut [u8]) -> Result<(), TooDeep> {
 }
 
 /// A name, or a property, can be nothing but text.
-fn mend_text(text: &mut [u8]) {
+fn sanitize_text(text: &mut [u8]) {
     if str::from_utf8(text).is_err() {
         text.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
     }
@@ -123,7 +121,7 @@ fn next(holder: u8, left: &mut [u8]) -> Option<Entry<'_>> {
     Some(Entry { name, kind, inside, after })
 }
 
-/// What is in the value that is first in these bytes, and what is behind it.
+/// What is in the value that is first in these bytes, and what follows it.
 fn split(kind: u8, bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     let size = match kind {
         b'V' => 0,
@@ -138,13 +136,13 @@ fn split(kind: u8, bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     bytes.split_at_mut_checked(size)
 }
 
-/// What is in a value whose size has four bytes, and what is behind it.
+/// What is in a value whose size has four bytes, and what follows it.
 fn long(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     let (size, left) = bytes.split_first_chunk_mut()?;
     left.split_at_mut_checked(u32::from_be_bytes(*size) as usize)
 }
 
-/// What is in a string whose size has one byte, and what is behind it.
+/// What is in a string whose size has one byte, and what follows it.
 fn short(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     let (size, left) = bytes.split_first_mut()?;
     left.split_at_mut_checked(usize::from(*size))
@@ -173,11 +171,11 @@ mod tests {
     }
 
     fn table_is_too_deep(bytes: &[u8]) -> bool {
-        mend_table(&mut bytes.to_vec()).is_err()
+        sanitize_table(&mut bytes.to_vec()).is_err()
     }
 
     fn properties_are_too_deep(bytes: &[u8]) -> bool {
-        mend_properties(&mut bytes.to_vec()).is_err()
+        sanitize_properties(&mut bytes.to_vec()).is_err()
     }
 
     /// Values of every type, and two of each that contains others.
@@ -206,9 +204,9 @@ mod tests {
         table(&[value, &long_value(ARRAY, &[&inner, value, &inner].concat()), &inner, value])
     }
 
-    fn mended(table: &[u8]) -> Vec<u8> {
+    fn sanitized(table: &[u8]) -> Vec<u8> {
         let mut bytes = table.to_vec();
-        mend_table(&mut bytes).expect("not too deep");
+        sanitize_table(&mut bytes).expect("not too deep");
         bytes
     }
 
@@ -274,14 +272,14 @@ mod tests {
     fn text_that_is_not_utf_8_becomes_bytes_wherever_it_is_and_nothing_else_changes() {
         for text in [&b"caf\xe9"[..], b"\xff", b"\xc3", b"\xed\xa0\x80", &[0x80; 300]] {
             let broken = everywhere(&long_value(TEXT, text));
-            assert!(mended(&broken) == everywhere(&long_value(BYTES, text)), "{text:?}");
+            assert!(sanitized(&broken) == everywhere(&long_value(BYTES, text)), "{text:?}");
         }
         for text in ["", "plain", "caf\u{e9}", "\u{1f407} and \0", "S\0\0\0\u{1}"] {
             let sound = everywhere(&long_value(TEXT, text.as_bytes()));
-            assert!(mended(&sound) == sound, "{text:?}");
+            assert!(sanitized(&sound) == sound, "{text:?}");
         }
         let bytes = everywhere(&long_value(BYTES, b"S\0\0\0\x01\xe9"));
-        assert!(mended(&bytes) == bytes, "what looks like text among bytes is none");
+        assert!(sanitized(&bytes) == bytes, "what looks like text among bytes is none");
     }
 
     #[test]
@@ -291,37 +289,37 @@ mod tests {
             let inner = [&entry, &*entry].concat();
             sized(&[&entry, &b"\x01kF"[..], &sized(&inner), &entry].concat())
         };
-        assert_eq!(mended(&named(b"caf\xe9 \xff!")), named(b"caf? ?!"));
-        assert_eq!(mended(&named(b"\xc3\xa9 \xe9")), named(b"?? ?"));
-        assert_eq!(mended(&named("caf\u{e9}".as_bytes())), named("caf\u{e9}".as_bytes()));
+        assert_eq!(sanitized(&named(b"caf\xe9 \xff!")), named(b"caf? ?!"));
+        assert_eq!(sanitized(&named(b"\xc3\xa9 \xe9")), named(b"?? ?"));
+        assert_eq!(sanitized(&named("caf\u{e9}".as_bytes())), named("caf\u{e9}".as_bytes()));
     }
 
     #[test]
     fn what_is_behind_something_without_sense_stays_as_it_is() {
         let broken = long_value(TEXT, b"\xe9");
-        let mended_value = long_value(BYTES, b"\xe9");
+        let sanitized_value = long_value(BYTES, b"\xe9");
         let before = table(&[&broken, b"?", &broken]);
-        assert_eq!(mended(&before), table(&[&mended_value, b"?", &broken]));
+        assert_eq!(sanitized(&before), table(&[&sanitized_value, b"?", &broken]));
         for too_long in [b"S\0\0\0\x02\xe9", b"A\0\0\0\x02\xe9"] {
             let only = table(&[too_long]);
-            assert_eq!(mended(&only), only);
+            assert_eq!(sanitized(&only), only);
         }
     }
 
     #[test]
-    fn bytes_cut_short_anywhere_are_mended_as_far_as_they_make_sense() {
+    fn bytes_cut_short_anywhere_are_sanitized_as_far_as_they_make_sense() {
         let whole = table(&[&long_value(ARRAY, &long_value(TEXT, b"caf\xe9")), b"V"]);
         let properties = [&[0xA0, 0], &b"\x04type"[..], &whole].concat();
         for length in 0..properties.len() {
             let mut cut = properties[..length].to_vec();
-            assert_eq!(mend_properties(&mut cut), Ok(()));
+            assert_eq!(sanitize_properties(&mut cut), Ok(()));
             assert_eq!(cut, properties[..length], "the table is not whole");
         }
         // Tables that are whole and end in the middle of a value.
         for length in 4..whole.len() {
             let cut = sized(&whole[4..length]);
             let array = whole.len() - b"\x04nameV".len();
-            let changed = mended(&cut) != cut;
+            let changed = sanitized(&cut) != cut;
             assert_eq!(changed, length >= array, "{length}");
         }
     }
@@ -348,7 +346,7 @@ mod tests {
             };
             for (before, after) in [(&broken, &whole), (&sound, &sound)] {
                 let mut properties = [&chosen(before), &b"\xce"[..]].concat();
-                mend_properties(&mut properties).expect("not too deep");
+                sanitize_properties(&mut properties).expect("not too deep");
                 assert!(properties == [&chosen(after), &b"\xce"[..]].concat(), "{flags:x}");
             }
         }
