@@ -3,17 +3,17 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem;
 use std::time::Duration;
 
 use amiquip::{
-    AmqpValue, Confirm, ConsumerMessage, ConsumerOptions, FieldTable, Publish, QueueDeclareOptions,
+    AmqpValue, Confirm, ConsumerMessage, ConsumerOptions, FieldTable, QueueDeclareOptions,
     QueueDeleteOptions, Return,
 };
 use crossbeam_channel::Receiver;
 
 use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
+use crate::amqp::message::{publish_to, take_task};
 use crate::model::queue::{Argument, Declaration, Durability, Queue, QueueDeclaration, Target};
 use crate::model::task::Task;
 use crate::util::deadline::LONGEST;
@@ -309,13 +309,7 @@ impl Channel {
         task: &Task,
         limit: Duration,
     ) -> Result<(), CloseReason> {
-        let publish = Publish {
-            body: task.body(),
-            routing_key: queue.into(),
-            mandatory: true,
-            immediate: false,
-            properties: task.properties().clone(),
-        };
+        let publish = publish_to(queue, task);
         self.tell_within(limit, "publishing", |inner| inner.basic_publish("", publish))
     }
 
@@ -448,10 +442,8 @@ pub(crate) fn read_message(message: ConsumerMessage) -> Incoming {
 }
 
 fn take_apart(mut delivery: amiquip::Delivery) -> (Unsettled, Received) {
-    let body = mem::take(&mut delivery.body);
-    let properties = mem::take(&mut delivery.properties);
-    let received =
-        Received { task: Task::received(body, properties), redelivered: delivery.redelivered };
+    let task = take_task(&mut delivery);
+    let received = Received { task, redelivered: delivery.redelivered };
     (Unsettled { shell: delivery, on_this_thread: PhantomData }, received)
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod connection;
 pub(crate) mod guard;
 mod handshake;
 pub(crate) mod heartbeat;
+pub(crate) mod message;
 pub(crate) mod reply_text;
 #[cfg(feature = "tls")]
 mod tls;

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::model::task::{SET_ASIDE, Task, USUAL_FRAME, Value};
+use crate::model::task::{Headers, SET_ASIDE, Task, USUAL_FRAME, Value};
 
 /// What is known of a task's failures since it was published, or replayed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub(crate) fn is_internal_header(name: &str) -> bool {
 pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
     match task.value(ATTEMPTS) {
         None => 1,
-        Some(count) => match number(&count).and_then(|count| u32::try_from(count).ok()) {
+        Some(count) => match number(count).and_then(|count| u32::try_from(count).ok()) {
             Some(failures) => failures.saturating_add(1),
             None => max_attempts,
         },
@@ -99,30 +99,25 @@ pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
 /// next attempt needs, and why it waits: on its way back the broker reads and sorts the headers
 /// several times, and four more made the whole way a fifth longer (RabbitMQ 3.10.8).
 pub(crate) fn to_retry(task: Task, attempt: u32, reason: &str, scene: FailureContext<'_>) -> Task {
-    let first = match task.value(FIRST) {
-        Some(first @ Value::Time(_)) => first,
-        _ => Value::Time(scene.now),
-    };
+    let first = task.value(FIRST).and_then(Value::as_time).unwrap_or(scene.now);
     let written = [
-        (ATTEMPTS, Value::Number(attempt.into())),
-        (FIRST, first),
-        (REASON, Value::Text(cut(reason, LONGEST_REASON))),
+        (ATTEMPTS, Some(Value::I64(attempt.into()))),
+        (FIRST, Value::time(first)),
+        (REASON, Some(Value::Text(cut(reason, LONGEST_REASON)))),
     ];
     let removed = OF_THE_BROKER.into_iter().chain(OF_A_LETTER).map(|name| (name, None));
-    let written = written.map(|(name, value)| (name, Some(value)));
     task.prepare_for_republish().with_values(removed.chain(written))
 }
 
 /// The task after its attempt of this number has failed, to be a dead letter.
 pub(crate) fn to_letter(task: Task, attempt: u32, reason: &str, scene: FailureContext<'_>) -> Task {
     let written = [
-        (QUEUE, Value::Text(scene.queue.into())),
-        (LAST, Value::Time(scene.now)),
-        (HOST, Value::Text(scene.host.into())),
-        (VERSION, Value::Text(env!("CARGO_PKG_VERSION").into())),
+        (QUEUE, Some(Value::Text(scene.queue.into()))),
+        (LAST, Value::time(scene.now)),
+        (HOST, Some(Value::Text(scene.host.into()))),
+        (VERSION, Some(Value::Text(env!("CARGO_PKG_VERSION").into()))),
     ];
-    let task = to_retry(task, attempt, reason, scene);
-    task.with_values(written.map(|(name, value)| (name, Some(value))))
+    to_retry(task, attempt, reason, scene).with_values(written)
 }
 
 /// The dead letter as a task again: with no failures so far, and with the failures that it had in
@@ -141,16 +136,16 @@ pub(crate) fn reset_for_replay(letter: Task) -> Task {
     }
 }
 
-/// One step towards a task without our record.
+/// Takes one step towards a task without our record.
 fn shortened(task: Task) -> Fitted {
     match (task.value(HISTORY), task.value(REASON)) {
-        (Some(Value::List(mut deaths)), _) if !deaths.is_empty() => {
-            deaths.remove(0);
-            let rest = (!deaths.is_empty()).then_some(Value::List(deaths));
+        (Some(Value::List(deaths)), _) if !deaths.is_empty() => {
+            let rest = &deaths[1..];
+            let rest = (!rest.is_empty()).then(|| Value::List(rest.to_vec()));
             Fitted::Recorded(task.with_value(HISTORY, rest))
         }
         (_, Some(Value::Text(reason))) if reason.len() > SHORT_REASON => {
-            let reason = Value::Text(cut(&reason, SHORT_REASON));
+            let reason = Value::Text(cut(reason, SHORT_REASON));
             Fitted::Recorded(task.with_value(REASON, Some(reason)))
         }
         _ => {
@@ -174,9 +169,7 @@ pub(crate) fn fitted(mut task: Task, largest_frame: usize) -> Fitted {
 
 /// What a dead letter says of its failures.
 pub(crate) fn record_of(letter: &Task) -> FailureRecord {
-    let get = |name: &str| letter.value(name);
-    let mut record = FailureRecord::default();
-    read(&mut record, get);
+    let mut record = read(|name| letter.value(name));
     if let Some(death) = last_death(letter) {
         apply_x_death(&mut record, death);
     }
@@ -186,75 +179,63 @@ pub(crate) fn record_of(letter: &Task) -> FailureRecord {
 /// The deaths before the last, oldest first.
 pub(crate) fn history_of(letter: &Task) -> Vec<FailureRecord> {
     let Some(Value::List(entries)) = letter.value(HISTORY) else { return Vec::new() };
-    let records = entries.iter().map(|entry| {
-        let mut record = FailureRecord::default();
-        read(&mut record, |name| entry_of(entry, name).cloned());
-        record
-    });
-    records.collect()
+    entries.iter().map(|entry| read(|name| entry.entry(name))).collect()
 }
 
-fn read(record: &mut FailureRecord, get: impl Fn(&str) -> Option<Value>) {
-    let text = |name| match get(name) {
-        Some(Value::Text(text)) => text,
-        _ => String::new(),
-    };
-    let time = |name| match get(name) {
-        Some(Value::Time(time)) => Some(time),
-        _ => None,
-    };
-    record.queue = text(QUEUE);
-    let attempts = get(ATTEMPTS).as_ref().and_then(number);
-    record.attempts = attempts.and_then(|count| count.try_into().ok()).unwrap_or(0);
-    record.first_failure = time(FIRST);
-    record.last_failure = time(LAST);
-    record.reason = text(REASON);
-    record.host = text(HOST);
-    record.version = text(VERSION);
+fn read<'a>(get: impl Fn(&str) -> Option<&'a Value>) -> FailureRecord {
+    let text = |name| get(name).and_then(Value::as_text).unwrap_or_default().to_owned();
+    let time = |name| get(name).and_then(Value::as_time);
+    let attempts = get(ATTEMPTS).and_then(number);
+    FailureRecord {
+        queue: text(QUEUE),
+        attempts: attempts.and_then(|count| count.try_into().ok()).unwrap_or(0),
+        first_failure: time(FIRST),
+        last_failure: time(LAST),
+        reason: text(REASON),
+        host: text(HOST),
+        version: text(VERSION),
+    }
 }
 
 fn written(record: FailureRecord) -> Value {
-    let mut entries = vec![
+    let mut entries = Headers::from([
         (QUEUE.into(), Value::Text(record.queue)),
-        (ATTEMPTS.into(), Value::Number(record.attempts.try_into().unwrap_or(i64::MAX))),
+        (ATTEMPTS.into(), Value::I64(record.attempts.try_into().unwrap_or(i64::MAX))),
         (REASON.into(), Value::Text(record.reason)),
         (HOST.into(), Value::Text(record.host)),
         (VERSION.into(), Value::Text(record.version)),
-    ];
+    ]);
     for (name, time) in [(FIRST, record.first_failure), (LAST, record.last_failure)] {
-        entries.extend(time.map(|time| (name.to_string(), Value::Time(time))));
+        entries.extend(time.and_then(Value::time).map(|time| (name.to_string(), time)));
     }
     Value::Table(entries)
 }
 
-/// The last entry of the broker's own record, where the broker made the dead letter. Ours carry
-/// none: see [`OF_THE_BROKER`].
-fn last_death(letter: &Task) -> Option<Value> {
+/// The last entry of the broker's own record, if the broker made the dead letter. Ours carry none:
+/// see [`OF_THE_BROKER`].
+fn last_death(letter: &Task) -> Option<&Value> {
     match letter.value(DEATHS) {
-        Some(Value::List(deaths)) => deaths.into_iter().next(),
+        Some(Value::List(deaths)) => deaths.first(),
         _ => None,
     }
 }
 
 /// Puts the broker's own record of a death in place of what an earlier failure left there.
-fn apply_x_death(record: &mut FailureRecord, death: Value) {
-    let reason = match entry_of(&death, "reason") {
-        Some(Value::Text(reason)) => reason.clone(),
-        _ => String::new(),
-    };
-    let failed_before = record.attempts;
-    if let Some(Value::Text(queue)) = entry_of(&death, "queue") {
-        record.queue.clone_from(queue);
+fn apply_x_death(record: &mut FailureRecord, death: &Value) {
+    let text = |name| death.entry(name).and_then(Value::as_text);
+    if let Some(queue) = text("queue") {
+        record.queue = queue.into();
     }
-    if let Some(Value::Time(time)) = entry_of(&death, "time") {
-        record.last_failure = Some(*time);
-        record.first_failure.get_or_insert(*time);
+    if let Some(time) = death.entry("time").and_then(Value::as_time) {
+        record.last_failure = Some(time);
+        record.first_failure.get_or_insert(time);
     }
-    record.reason = match reason.as_str() {
+    record.reason = match text("reason").unwrap_or_default() {
         "delivery_limit" => format!(
             "delivery limit: the broker delivered it more often than the queue allows, and each \
-             time the worker crashed, lost its connection or gave it back ({failed_before} \
-             failures were counted beside that)"
+             time the worker crashed, lost its connection or gave it back ({} failures were \
+             counted beside that)",
+            record.attempts
         ),
         "expired" => "expired: no worker took it in time".into(),
         "maxlen" => "the queue was full".into(),
@@ -263,17 +244,9 @@ fn apply_x_death(record: &mut FailureRecord, death: Value) {
     };
 }
 
-fn entry_of<'a>(table: &'a Value, name: &str) -> Option<&'a Value> {
-    let Value::Table(entries) = table else { return None };
-    entries.iter().find_map(|(entry, value)| (entry == name).then_some(value))
-}
-
+/// A whole number, or a text that is one.
 fn number(value: &Value) -> Option<i64> {
-    match value {
-        Value::Number(number) => Some(*number),
-        Value::Text(text) => text.parse().ok(),
-        _ => None,
-    }
+    value.as_number().or_else(|| value.as_text()?.parse().ok())
 }
 
 /// At most `limit` bytes: the beginning and the end, which is where errors tell the most.
@@ -311,11 +284,11 @@ mod tests {
     }
 
     fn death(reason: &str) -> Value {
-        Value::List(vec![Value::Table(vec![
+        Value::List(vec![Value::Table(Headers::from([
             ("reason".into(), Value::Text(reason.into())),
             ("queue".into(), Value::Text("q".into())),
-            ("time".into(), Value::Time(UNIX_EPOCH + Duration::from_secs(9))),
-        ])])
+            ("time".into(), Value::Timestamp(9)),
+        ]))])
     }
 
     #[test]
@@ -348,15 +321,15 @@ mod tests {
         for damaged in [
             Value::Text("many".into()),
             Value::Text(String::new()),
-            Value::Number(-1),
-            Value::Number(i64::MAX),
+            Value::I64(-1),
+            Value::I64(i64::MAX),
             Value::List(vec![]),
-            Value::Time(UNIX_EPOCH),
+            Value::Timestamp(0),
         ] {
             assert_eq!(attempt_of(&with(damaged.clone()), 5), 5, "{damaged:?}");
         }
         assert_eq!(attempt_of(&with(Value::Text("2".into())), 5), 3);
-        assert_eq!(attempt_of(&with(Value::Number(u32::MAX.into())), 5), u32::MAX);
+        assert_eq!(attempt_of(&with(Value::I64(u32::MAX.into())), 5), u32::MAX);
     }
 
     #[test]

@@ -1,0 +1,335 @@
+//! [`Task`]: a unit of work, its settings, and what another publish of it keeps. Pure.
+
+mod properties;
+mod validate;
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub(crate) use properties::{Headers, Properties, Value};
+
+use crate::util::text::printable;
+
+/// A unit of work: a body of any bytes, and the message properties that travel with it.
+///
+/// A new task is persistent, which on a durable queue survives a broker restart
+/// (<https://www.rabbitmq.com/docs/queues#durability>).
+///
+/// ```
+/// use rabbit_work::Task;
+///
+/// let task = Task::new("resize photo 17").with_content_type("text/plain").with_header("user", "ann");
+/// assert_eq!(task.body(), b"resize photo 17");
+/// ```
+#[derive(Clone)]
+pub struct Task {
+    body: Vec<u8>,
+    properties: Properties,
+    /// How long it waits before it comes to its queue.
+    delay: Option<Duration>,
+}
+
+const PERSISTENT: u8 = 2;
+const TRANSIENT: u8 = 1;
+
+const EXPIRATION: &str = "x-rabbit-work-expiration";
+const USER_ID: &str = "x-rabbit-work-user-id";
+const COPIES: &str = "x-rabbit-work-cc";
+/// Where [`Task::prepare_for_republish`] keeps what would be in the way.
+pub(crate) const SET_ASIDE: [&str; 3] = [EXPIRATION, USER_ID, COPIES];
+
+/// The largest frame, as RabbitMQ has it unless it is configured otherwise. All properties have
+/// to fit one (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
+pub(crate) const USUAL_FRAME: usize = 128 * 1024;
+/// What is in the frame of the properties beside them: its type, channel, length and end, the
+/// class, the length of the body, and the flags.
+const FRAME_OVERHEAD: usize = 22;
+/// What is around a task on the wire: its frames, and a queue with the longest name.
+const AROUND: usize = 400;
+
+impl Task {
+    /// A persistent task with this body.
+    #[must_use]
+    pub fn new(body: impl Into<Vec<u8>>) -> Task {
+        let properties = Properties { delivery_mode: Some(PERSISTENT), ..Properties::default() };
+        Task { body: body.into(), properties, delay: None }
+    }
+
+    /// Gives the task an id (`message_id`). Default: a random UUID, set when it is published.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<String>) -> Task {
+        self.properties.message_id = Some(id.into());
+        self
+    }
+
+    /// Makes the task transient: a broker restart loses it. Default: persistent.
+    #[must_use]
+    pub fn transient(mut self) -> Task {
+        self.properties.delivery_mode = Some(TRANSIENT);
+        self
+    }
+
+    /// Sets the body's media type. Default: none.
+    #[must_use]
+    pub fn with_content_type(mut self, content_type: impl Into<String>) -> Task {
+        self.properties.content_type = Some(content_type.into());
+        self
+    }
+
+    /// Sets a header to a text. Default: no headers.
+    #[must_use]
+    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Task {
+        self.headers_mut().insert(name.into(), Value::Text(value.into()));
+        self
+    }
+
+    /// Sets the id that ties an answer to this task. Default: none.
+    #[must_use]
+    pub fn with_correlation_id(mut self, id: impl Into<String>) -> Task {
+        self.properties.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Sets the queue that an answer should go to. Default: none.
+    #[must_use]
+    pub fn with_reply_to(mut self, queue: impl Into<String>) -> Task {
+        self.properties.reply_to = Some(queue.into());
+        self
+    }
+
+    /// Sets the priority, from 0. It counts in queues that were declared with priorities
+    /// (`x-max-priority`), which [`Queue::passive`](crate::Queue::passive) can use, and in
+    /// quorum queues since RabbitMQ 4 (<https://www.rabbitmq.com/docs/priority>). Default: none.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u8) -> Task {
+        self.properties.priority = Some(priority);
+        self
+    }
+
+    /// Has the broker drop the task when no worker has taken it after this long, in whole
+    /// milliseconds, at most 3650 days. From a quorum queue that this crate declared it goes to the
+    /// dead letters instead. Once a worker had the task, it no longer expires, be it
+    /// tried again or replayed. Not to be combined with a [`delay`](Task::with_delay), which it
+    /// would cut short: RabbitMQ counts the one of the two that is shorter, and forgets the
+    /// expiration where a delay ends (<https://www.rabbitmq.com/docs/ttl>). Default: never.
+    #[must_use]
+    pub fn with_expiration(mut self, after: Duration) -> Task {
+        self.properties.expiration = Some(after.as_millis().to_string());
+        self
+    }
+
+    /// Holds the task back at least this long before it comes to its queue; at most 42 days. It
+    /// waits at the broker, in a queue for all tasks with the same delay, so the delay is rounded
+    /// up as in a [`RetryPolicy`](crate::RetryPolicy). Default: none.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Task {
+        self.delay = (!delay.is_zero()).then_some(delay);
+        self
+    }
+
+    /// The body, as published.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The task's id (`message_id`), where it has one.
+    #[must_use]
+    pub fn id(&self) -> Option<&str> {
+        self.properties.message_id.as_deref()
+    }
+
+    /// What logs call it: its id, on one line and without anything that a terminal would act on.
+    pub(crate) fn name(&self) -> String {
+        name_of(self.id())
+    }
+
+    /// A header's value as text; numbers and booleans are written in decimal and as
+    /// `true`/`false`. Absent, not a text, or of a nested type: `None`.
+    #[must_use]
+    pub fn header_text(&self, name: &str) -> Option<String> {
+        self.value(name)?.to_text()
+    }
+
+    /// When the task was published, where its producer said so (the `timestamp` property, to
+    /// the second).
+    #[must_use]
+    pub fn enqueued_at(&self) -> Option<SystemTime> {
+        Value::Timestamp(self.properties.timestamp?).as_time()
+    }
+
+    /// The body's media type, where its producer said so.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.properties.content_type.as_deref()
+    }
+
+    /// The priority, where its producer set one.
+    #[must_use]
+    pub fn priority(&self) -> Option<u8> {
+        self.properties.priority
+    }
+
+    /// The id that ties an answer to this task, where it has one.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.properties.correlation_id.as_deref()
+    }
+
+    /// The queue that an answer should go to, where it has one.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to.as_deref()
+    }
+
+    /// The headers that can be written as text, by name; see [`header_text`](Task::header_text).
+    pub fn headers_as_text(&self) -> impl Iterator<Item = (&str, String)> {
+        let headers = self.properties.headers.iter().flatten();
+        headers.filter_map(|(name, value)| Some((name.as_str(), value.to_text()?)))
+    }
+
+    /// A task as it was received.
+    pub(crate) fn received(body: Vec<u8>, properties: Properties) -> Task {
+        Task { body, properties, delay: None }
+    }
+
+    pub(crate) fn delay(&self) -> Option<Duration> {
+        self.delay
+    }
+
+    pub(crate) fn value(&self, name: &str) -> Option<&Value> {
+        self.properties.headers.as_ref()?.get(name)
+    }
+
+    /// Sets a header, or removes it.
+    pub(crate) fn with_value(self, name: &str, value: Option<Value>) -> Task {
+        self.with_values([(name, value)])
+    }
+
+    /// Sets headers, or removes them.
+    pub(crate) fn with_values<'a>(
+        mut self,
+        values: impl IntoIterator<Item = (&'a str, Option<Value>)>,
+    ) -> Task {
+        let headers = self.headers_mut();
+        for (name, value) in values {
+            match value {
+                Some(value) => headers.insert(name.into(), value),
+                None => headers.remove(name),
+            };
+        }
+        self
+    }
+
+    /// Prepares the task for another publish, which is not its producer's: nothing of it is lost,
+    /// and it goes to one queue only. Headers of ours keep what would prevent that:
+    ///
+    /// * `expiration` would end a delay early, or expire a dead letter;
+    /// * the broker refuses a `user_id` other than the login's, and closes the channel
+    ///   (<https://www.rabbitmq.com/docs/validated-user-id>);
+    /// * `CC` would send copies again (<https://www.rabbitmq.com/docs/sender-selected>).
+    pub(crate) fn prepare_for_republish(mut self) -> Task {
+        self.delay = None;
+        self.properties.delivery_mode = Some(PERSISTENT);
+        let expiration = self.properties.expiration.take();
+        let user_id = self.properties.user_id.take();
+        let headers = self.headers_mut();
+        for (name, text) in [(EXPIRATION, expiration), (USER_ID, user_id)] {
+            if let Some(text) = text {
+                headers.insert(name.into(), Value::Text(text));
+            }
+        }
+        if let Some(copies) = headers.remove("CC") {
+            headers.insert(COPIES.into(), copies);
+        }
+        self
+    }
+
+    pub(crate) fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn headers_mut(&mut self) -> &mut Headers {
+        self.properties.headers.get_or_insert_default()
+    }
+
+    /// Whether its properties fit a frame of this size, without which they cannot be sent.
+    pub(crate) fn fits_a_frame(&self, largest: usize) -> bool {
+        self.properties.size_on_the_wire() + FRAME_OVERHEAD <= largest
+    }
+
+    pub(crate) fn size_on_the_wire(&self) -> usize {
+        self.body().len() + self.properties.size_on_the_wire() + AROUND
+    }
+
+    /// Fills in what every published task carries: an id, by which returns and logs name it, and
+    /// the time.
+    pub(crate) fn stamped(mut self, now: SystemTime) -> Task {
+        let Properties { message_id, timestamp, .. } = &mut self.properties;
+        message_id.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
+        if timestamp.is_none() {
+            let since = now.duration_since(UNIX_EPOCH);
+            *timestamp = since.ok().map(|since| since.as_secs());
+        }
+        self
+    }
+}
+
+/// The body stays out of it: logs carry no bodies.
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("id", &self.id()).field("bytes", &self.body.len()).finish()
+    }
+}
+
+/// What logs call a task with this id, if any.
+pub(crate) fn name_of(id: Option<&str>) -> String {
+    id.map_or_else(|| "without an id".into(), printable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_task_is_persistent_and_a_transient_one_is_not() {
+        assert_eq!(Task::new("x").properties().delivery_mode, Some(PERSISTENT));
+        assert_eq!(Task::new("x").transient().properties().delivery_mode, Some(TRANSIENT));
+    }
+
+    #[test]
+    fn a_stamp_keeps_what_is_there_already() {
+        let now = UNIX_EPOCH + Duration::from_secs(42);
+        let stamped = Task::new("x").with_id("mine").stamped(now).stamped(SystemTime::now());
+        assert_eq!(stamped.id(), Some("mine"));
+        assert_eq!(stamped.enqueued_at(), Some(now));
+        let (one, two) = (Task::new("").stamped(now), Task::new("").stamped(now));
+        assert_ne!(one.id(), two.id());
+    }
+
+    #[test]
+    fn a_republished_task_keeps_all_but_what_would_harm_it() {
+        let sent = Task::new("x")
+            .with_id("1")
+            .with_content_type("t")
+            .with_priority(3)
+            .with_header("h", "v");
+        let sent = sent.with_correlation_id("c").with_reply_to("r").stamped(SystemTime::now());
+        let harmful = sent.clone().with_expiration(Duration::from_millis(5)).transient();
+        let mut harmful = harmful.with_header("CC", "elsewhere");
+        harmful.properties.user_id = Some("guest".into());
+        let again = harmful.prepare_for_republish();
+        assert_eq!(again.properties().expiration, None);
+        assert_eq!(again.properties().user_id, None);
+        assert_eq!(again.value("CC"), None);
+        assert_eq!(again.value(USER_ID), Some(&Value::Text("guest".into())));
+        assert_eq!(again.value(EXPIRATION), Some(&Value::Text("5".into())));
+        let noted = [EXPIRATION, USER_ID, COPIES].map(|name| (name, None));
+        assert_eq!(again.with_values(noted).properties(), sent.properties());
+    }
+
+    #[test]
+    fn a_body_stays_out_of_the_debug_output() {
+        assert_eq!(format!("{:?}", Task::new("secret")), "Task { id: None, bytes: 6 }");
+    }
+}
