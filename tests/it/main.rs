@@ -11,6 +11,7 @@ mod faults;
 mod guarantees;
 mod handover;
 mod heartbeats;
+mod headers;
 mod letters;
 mod library;
 mod login;
