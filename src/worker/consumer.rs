@@ -190,7 +190,7 @@ impl Post<'_> {
 
     fn note_late(&self, cause: &CloseReason) {
         let number = self.runner.number;
-        self.late.note(number);
+        self.late.mark_late(number);
         warn!(
             "thread {number}: its consumer was lost: {cause}: what it had may run twice; if that \
              was held longer than the broker waits for an ack, raise consumer_timeout in \
@@ -610,8 +610,10 @@ impl<'p> Hands<'p> {
             self.post.tickets.unclaim();
             let job = Job { tag, delivery };
             match repeat {
-                Repeat::Counts => self.dispose(job, &Failure::retry(OUTLIVED), Duration::ZERO),
-                Repeat::Waits => self.put_off(&job),
+                Repeat::CountFailure => {
+                    self.dispose(job, &Failure::retry(OUTLIVED), Duration::ZERO)
+                }
+                Repeat::Wait => self.put_off(&job),
             }
             return Ok(());
         }
@@ -626,7 +628,7 @@ impl<'p> Hands<'p> {
     fn judge(&self, delivery: &Delivery) -> Option<Repeat> {
         let late = self.post.late;
         match self.post.acks {
-            Acks::Manual => late.judge(&delivery.task, delivery.redelivered),
+            Acks::Manual => late.check(&delivery.task, delivery.redelivered),
             Acks::Automatic => None,
         }
     }

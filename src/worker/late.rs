@@ -1,5 +1,5 @@
-//! The tasks that were held longer than the broker waits for an ack, as this process knows them: the
-//! broker gives such a task to somebody else, and most brokers do not count it.
+//! Recognizes tasks that ran longer than the broker waits for an ack (`consumer_timeout`). The broker
+//! delivers such a task again, and most brokers do not count that.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,27 +13,34 @@ pub(crate) struct LateTasks(Mutex<Tasks>);
 
 #[derive(Debug, Default)]
 struct Tasks {
-    /// By the number of its thread, what runs that the present session has brought.
+    /// By the number of its thread, each running task that the present session received.
     running: HashMap<usize, Mark>,
-    /// Whether each was counted. One that was counted and has ended is forgotten.
-    late: HashMap<Mark, bool>,
+    /// An entry is removed once its task has ended and is counted.
+    late: HashMap<Mark, LateAttempt>,
 }
 
-/// What becomes of a delivery of a task that this worker had before.
+/// Whether the attempt that was late counts as a failure already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LateAttempt {
+    Uncounted,
+    Counted,
+}
+
+/// What to do with a repeated delivery instead of running it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repeat {
-    /// It was late, and that is to count as a failed attempt.
-    Counts,
-    /// It still runs here, and is not to run beside itself.
-    Waits,
+    /// The task was late: count that as a failed attempt.
+    CountFailure,
+    /// The task still runs here: do not run it twice at the same time.
+    Wait,
 }
 
-/// What a task is known by when it comes again: its id and its body, of which the two ends are
-/// enough. One without an id is not known again: others may have the same body.
+/// Identifies a task when it comes again: by its id, the length of its body and the body's two ends.
+/// A task without an id has no mark, because other tasks may have the same body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Mark(u64);
 
-/// How much of each end of a body is looked at.
+/// How many bytes of each end of a body count.
 const END: usize = 1024;
 
 impl Mark {
@@ -49,50 +56,51 @@ impl Mark {
 }
 
 impl LateTasks {
-    pub(crate) fn begins(&self, thread: usize, task: &Task) {
+    pub(crate) fn started(&self, thread: usize, task: &Task) {
         if let Some(mark) = Mark::of(task) {
             self.lock().running.insert(thread, mark);
         }
     }
 
-    pub(crate) fn ends(&self, thread: usize) {
+    pub(crate) fn ended(&self, thread: usize) {
         let mut tasks = self.lock();
         let Some(mark) = tasks.running.remove(&thread) else { return };
-        if tasks.late.get(&mark) == Some(&true) {
+        if tasks.late.get(&mark) == Some(&LateAttempt::Counted) {
             tasks.late.remove(&mark);
         }
     }
 
-    /// A new session begins: what still runs, the broker delivers to others, late or not.
+    /// Forgets running tasks when a new session begins: the broker has requeued them all, late or
+    /// not.
     pub(crate) fn begin_session(&self) {
         self.lock().running.clear();
     }
 
-    /// The broker waits no longer for what this thread has.
-    pub(crate) fn note(&self, thread: usize) {
+    /// Marks the task of this thread as late: the broker waits no longer for its ack.
+    pub(crate) fn mark_late(&self, thread: usize) {
         let mut tasks = self.lock();
         if let Some(mark) = tasks.running.get(&thread).copied() {
-            tasks.late.insert(mark, false);
+            tasks.late.insert(mark, LateAttempt::Uncounted);
         }
     }
 
-    /// What becomes of a delivery of this task, if it is not to be run: each time that it was late
+    /// Says what to do with a delivery that must not run; `None` for one that may. Each late attempt
     /// counts once.
-    pub(crate) fn judge(&self, task: &Task, redelivered: bool) -> Option<Repeat> {
+    pub(crate) fn check(&self, task: &Task, redelivered: bool) -> Option<Repeat> {
         let mark = Mark::of(task)?;
         let mut tasks = self.lock();
         let is_running = tasks.running.values().any(|it| *it == mark);
         match tasks.late.get(&mark) {
-            Some(false) if redelivered => {
-                tasks.late.insert(mark, true);
+            Some(LateAttempt::Uncounted) if redelivered => {
+                tasks.late.insert(mark, LateAttempt::Counted);
                 if !is_running {
                     tasks.late.remove(&mark);
                 }
-                Some(Repeat::Counts)
+                Some(Repeat::CountFailure)
             }
-            Some(_) if is_running => Some(Repeat::Waits),
-            // It may come before the word that its first delivery is late.
-            None if is_running && redelivered => Some(Repeat::Waits),
+            Some(_) if is_running => Some(Repeat::Wait),
+            // The repeated delivery may arrive before we learn that the first one is late.
+            None if is_running && redelivered => Some(Repeat::Wait),
             Some(_) => {
                 // Another task, with the same id and body.
                 tasks.late.remove(&mark);
@@ -109,7 +117,7 @@ impl LateTasks {
 
 #[cfg(test)]
 mod tests {
-    use super::Repeat::{Counts, Waits};
+    use super::Repeat::{CountFailure, Wait};
     use super::*;
 
     fn task(id: &str, body: &[u8]) -> Task {
@@ -119,9 +127,9 @@ mod tests {
     /// In thread 1 this task is late.
     fn late(task: &Task) -> LateTasks {
         let late = LateTasks::default();
-        late.begins(1, task);
-        late.note(1);
-        late.note(2);
+        late.started(1, task);
+        late.mark_late(1);
+        late.mark_late(2);
         late
     }
 
@@ -129,74 +137,74 @@ mod tests {
     fn a_task_that_was_late_and_has_ended_counts_once() {
         let it = task("a", b"body");
         let late = late(&it);
-        late.ends(1);
-        assert_eq!(late.judge(&it, true), Some(Counts));
-        assert_eq!(late.judge(&it, true), None, "it was counted");
+        late.ended(1);
+        assert_eq!(late.check(&it, true), Some(CountFailure));
+        assert_eq!(late.check(&it, true), None, "it was counted");
     }
 
     #[test]
     fn a_task_that_is_late_and_still_runs_counts_once_and_then_waits_for_its_end() {
         let it = task("a", b"body");
         let late = late(&it);
-        assert_eq!(late.judge(&it, true), Some(Counts));
-        assert_eq!(late.judge(&it, false), Some(Waits), "from its delay queue");
-        assert_eq!(late.judge(&it, true), Some(Waits), "given back");
-        late.ends(1);
-        assert_eq!(late.judge(&it, true), None, "it was counted while it ran");
+        assert_eq!(late.check(&it, true), Some(CountFailure));
+        assert_eq!(late.check(&it, false), Some(Wait), "from its delay queue");
+        assert_eq!(late.check(&it, true), Some(Wait), "given back");
+        late.ended(1);
+        assert_eq!(late.check(&it, true), None, "it was counted while it ran");
     }
 
     #[test]
     fn a_task_that_is_late_again_counts_again() {
         let it = task("a", b"body");
         let late = late(&it);
-        assert_eq!(late.judge(&it, true), Some(Counts));
-        late.ends(1);
-        late.begins(2, &it);
-        late.note(2);
-        assert_eq!(late.judge(&it, true), Some(Counts));
+        assert_eq!(late.check(&it, true), Some(CountFailure));
+        late.ended(1);
+        late.started(2, &it);
+        late.mark_late(2);
+        assert_eq!(late.check(&it, true), Some(CountFailure));
     }
 
     #[test]
     fn one_that_comes_before_the_word_that_it_is_late_waits_and_then_counts() {
         let it = task("a", b"body");
         let late = LateTasks::default();
-        late.begins(1, &it);
-        assert_eq!(late.judge(&it, false), None, "another task, with the same id and body");
-        assert_eq!(late.judge(&it, true), Some(Waits));
-        late.note(1);
-        assert_eq!(late.judge(&it, true), Some(Counts));
+        late.started(1, &it);
+        assert_eq!(late.check(&it, false), None, "another task, with the same id and body");
+        assert_eq!(late.check(&it, true), Some(Wait));
+        late.mark_late(1);
+        assert_eq!(late.check(&it, true), Some(CountFailure));
     }
 
     #[test]
     fn what_a_lost_session_has_left_running_holds_up_no_other() {
         let it = task("a", b"body");
         let late = LateTasks::default();
-        late.begins(1, &it);
+        late.started(1, &it);
         late.begin_session();
-        assert_eq!(late.judge(&it, true), None, "the broker gives it to others");
-        late.note(1);
-        late.ends(1);
-        assert_eq!(late.judge(&it, true), None, "it was not late");
+        assert_eq!(late.check(&it, true), None, "the broker gives it to others");
+        late.mark_late(1);
+        late.ended(1);
+        assert_eq!(late.check(&it, true), None, "it was not late");
     }
 
     #[test]
     fn another_task_does_not_count() {
         let it = task("a", b"body");
         let late = late(&it);
-        assert_eq!(late.judge(&task("b", b"body"), true), None);
-        assert_eq!(late.judge(&task("a", b"other"), true), None);
-        late.ends(1);
-        assert_eq!(late.judge(&it, false), None, "published anew");
-        assert_eq!(late.judge(&it, true), None, "forgotten with that");
+        assert_eq!(late.check(&task("b", b"body"), true), None);
+        assert_eq!(late.check(&task("a", b"other"), true), None);
+        late.ended(1);
+        assert_eq!(late.check(&it, false), None, "published anew");
+        assert_eq!(late.check(&it, true), None, "forgotten with that");
     }
 
     #[test]
     fn tasks_without_an_id_are_never_taken_for_each_other() {
         let same = Task::received(b"same".to_vec(), Default::default());
         let late = late(&same);
-        assert_eq!(late.judge(&same, true), None);
-        late.ends(1);
-        assert_eq!(late.judge(&same, true), None);
+        assert_eq!(late.check(&same, true), None);
+        late.ended(1);
+        assert_eq!(late.check(&same, true), None);
     }
 
     #[test]

@@ -342,7 +342,7 @@ impl Running {
         let thread = job.delivery.thread;
         self.busy.fetch_add(1, Ordering::SeqCst);
         self.work.health.works(thread);
-        self.work.late.begins(thread, &job.delivery.task);
+        self.work.late.started(thread, &job.delivery.task);
         self.work.observer.tell(|| event(EventKind::Started, &job.delivery, Duration::ZERO));
         let started = Instant::now();
         let result = match caught(|| self.work.handler.handle(&job.delivery)) {
@@ -357,7 +357,7 @@ impl Running {
             }
             Err(panicked) => JobResult::Failed(Failure::retry(panicked)),
         };
-        self.work.late.ends(thread);
+        self.work.late.ended(thread);
         match &result {
             JobResult::Failed(Failure::Requeue { .. }) => self.work.health.could_not_work(thread),
             _ => self.work.health.works_no_more(thread),
