@@ -8,6 +8,8 @@ use std::fmt;
 #[cfg(feature = "tls")]
 use std::fs;
 use std::io::{self, Write};
+#[cfg(unix)]
+use std::os::fd::AsFd;
 use std::path::Path;
 #[cfg(feature = "tls")]
 use std::path::PathBuf;
@@ -27,6 +29,10 @@ use rabbit_work::OutputStream;
 #[cfg(feature = "tls")]
 use rabbit_work::Tls;
 use rabbit_work::{Argument, Broker, Error, Queue, QueueType, Shutdown, Trigger, shutdown};
+#[cfg(unix)]
+use rustix::event::{PollFd, PollFlags, poll};
+#[cfg(unix)]
+use rustix::io::Errno;
 
 /// What a command ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -376,7 +382,7 @@ fn write_patiently(builder: &mut env_logger::Builder) {
 
     impl Write for Stderr {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            OutputStream::Stderr.write_all(bytes).map(|()| bytes.len())
+            write_all(OutputStream::Stderr, bytes).map(|()| bytes.len())
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -451,7 +457,7 @@ fn write_plainly(record: &Record<'_>) {
     let line = format!("{}: {}\n", name(), record.args());
     // Whoever is not told by this is told by the exit status.
     #[cfg(unix)]
-    let _ = OutputStream::Stderr.write_all(line.as_bytes());
+    let _ = write_all(OutputStream::Stderr, line.as_bytes());
     #[cfg(not(unix))]
     let _ = io::stderr().write_all(line.as_bytes());
 }
@@ -587,7 +593,7 @@ pub(crate) fn print_line(line: impl fmt::Display) -> io::Result<()> {
 /// Writes bytes to stdout.
 #[cfg(unix)]
 pub(crate) fn write_out(bytes: &[u8]) -> io::Result<()> {
-    OutputStream::Stdout.write_all(bytes)
+    write_all(OutputStream::Stdout, bytes)
 }
 
 #[cfg(not(unix))]
@@ -633,4 +639,48 @@ pub(crate) fn in_one_unit(delay: Duration) -> String {
 #[cfg(feature = "tls")]
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|error| Error::setting(option, format!("{}: {error}", path.display())))
+}
+
+/// Writes all of it to one of our own streams, and waits for room where another program that shares
+/// the stream made it non-blocking.
+#[cfg(unix)]
+pub(crate) fn write_all(stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
+    match stream {
+        OutputStream::Stdout => write_patiently_to(io::stdout().lock(), bytes),
+        OutputStream::Stderr => write_patiently_to(io::stderr().lock(), bytes),
+    }
+}
+
+#[cfg(unix)]
+fn write_patiently_to(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match when_writable(&mut out, |out| out.write(bytes))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => bytes = &bytes[count..],
+        }
+    }
+    when_writable(&mut out, Write::flush)
+}
+
+#[cfg(unix)]
+fn when_writable<O: Write + AsFd, T>(
+    out: &mut O,
+    write: impl Fn(&mut O) -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match write(out) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_until_writable(out)?,
+            written => return written,
+        }
+    }
+}
+
+/// Returns also when all readers are gone: the next write fails then.
+#[cfg(unix)]
+fn wait_until_writable(out: &impl AsFd) -> io::Result<()> {
+    match poll(&mut [PollFd::new(out, PollFlags::OUT)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -327,7 +327,8 @@ fn command(options: &Options, output: &Output) -> Result<Option<Command>, Error>
             return Err(Error::setting("--tag", reason));
         }
         let output = output.clone();
-        command = command.tag_lines(move |stream, lines| output.written(stream.write_all(lines)));
+        command =
+            command.tag_lines(move |stream, lines| output.written(cli::write_all(stream, lines)));
     }
     Ok(Some(command))
 }

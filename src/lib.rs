@@ -77,7 +77,7 @@
 //! * `rw-watchdog`, and two of the client library: one set for each connection.
 //! * `rw-connect`, `rw-lookup`, `rw-patience` and `rw-interrupt`: only while a connection is made or
 //!   a session set up.
-//! * `rw-bell`, `rw-leftover` and `rw-waiter`: only with `Command`, beside its programs.
+//! * `rw-cancel`, `rw-background` and `rw-waiter`: only with `Command`, beside its programs.
 //!
 //! So a stop gives back at once what was prefetched while the handlers finish, a dead connection
 //! is noticed during a task, and a task that outlives its connection holds up no other thread. A

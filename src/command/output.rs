@@ -1,5 +1,5 @@
-//! Owns what a task's program writes: passes it on in whole lines, byte for byte or with a tag
-//! before each line, and keeps the end of its standard error.
+//! Forwards the output of a task's program in whole lines, unchanged or with a tag before each
+//! line, and keeps the end of its standard error for the failure's reason.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,10 +23,10 @@ pub enum OutputStream {
 /// Where lines go, with their tags.
 pub(crate) type Sink = dyn Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sync;
 
-/// What becomes of a program's lines.
+/// How a program's lines are forwarded.
 #[derive(Clone)]
-pub(crate) enum Passing {
-    /// To our own standard error, as they are.
+pub(crate) enum OutputMode {
+    /// To our own standard error, unchanged.
     Plain,
     /// To the sink, each with this before it.
     Tagged { tag: Arc<[u8]>, sink: Arc<Sink> },
@@ -36,27 +36,27 @@ pub(crate) enum Passing {
 pub(crate) struct Pipe {
     end: OwnedFd,
     stream: OutputStream,
-    passing: Passing,
-    /// What was read and not passed on yet.
-    held: Vec<u8>,
-    /// The last of all that was read.
+    mode: OutputMode,
+    /// Read and not forwarded yet.
+    pending: Vec<u8>,
+    /// The end of all that was read.
     tail: Vec<u8>,
 }
 
-/// The pipes of programs that have ended, held open by what those left in the background.
+/// The number of pipes whose program has ended and that a background process holds open.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Leftovers(Arc<AtomicUsize>);
+pub(crate) struct BackgroundPipes(Arc<AtomicUsize>);
 
 /// How much of the end of a stream is kept.
 const TAIL: usize = 4096;
 /// What is read at a time: as much as a pipe holds.
 const CHUNK: usize = 64 * 1024;
 /// A pipe holds 1 MiB at most, unless root says otherwise; each read takes 64 KiB.
-const MOST_READS_OF_REST: usize = 16;
-/// The longest line that is waited for.
-const LONGEST_HELD: usize = 64 * 1024;
-/// So many leftover pipes are passed on at a time; each takes a thread.
-const MOST_LEFTOVERS: usize = 64;
+const MAX_READS_OF_REST: usize = 16;
+/// A line up to this length is forwarded as one.
+const MAX_LINE: usize = 64 * 1024;
+/// The most background pipes that are forwarded at a time; each takes a thread.
+const MAX_BACKGROUND_PIPES: usize = 64;
 
 /// Whether a pipe may bring more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,27 +65,9 @@ pub(crate) enum Flow {
     Ended,
 }
 
-impl OutputStream {
-    /// Writes all of this to this program's own stream of that kind, while others that do so
-    /// wait. Where the stream was made non-blocking, as any program that shares it can do, this
-    /// waits for room as if it were not.
-    ///
-    /// # Errors
-    /// Those of the stream. One that was closed when this program began takes everything.
-    ///
-    /// # Blocking
-    /// While a reader of the stream does not read.
-    pub fn write_all(self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            OutputStream::Stdout => write_patiently(io::stdout().lock(), bytes),
-            OutputStream::Stderr => write_patiently(io::stderr().lock(), bytes),
-        }
-    }
-}
-
 impl Pipe {
-    pub(crate) fn new(end: OwnedFd, stream: OutputStream, passing: &Passing) -> Pipe {
-        Pipe { end, stream, passing: passing.clone(), held: Vec::new(), tail: Vec::new() }
+    pub(crate) fn new(end: OwnedFd, stream: OutputStream, mode: &OutputMode) -> Pipe {
+        Pipe { end, stream, mode: mode.clone(), pending: Vec::new(), tail: Vec::new() }
     }
 
     pub(crate) fn end(&self) -> BorrowedFd<'_> {
@@ -100,18 +82,18 @@ impl Pipe {
         &self.tail
     }
 
-    /// Reads once, which waits unless there is something to be read, and passes on whole lines.
-    pub(crate) fn pass_on(&mut self) -> io::Result<Flow> {
-        let before = self.held.len();
-        self.held.reserve(CHUNK);
+    /// Reads once, which waits while the pipe is empty, and forwards whole lines.
+    pub(crate) fn forward(&mut self) -> io::Result<Flow> {
+        let before = self.pending.len();
+        self.pending.reserve(CHUNK);
         let count = loop {
-            match read(&self.end, spare_capacity(&mut self.held)) {
+            match read(&self.end, spare_capacity(&mut self.pending)) {
                 Err(Errno::INTR) => {}
-                // As if it had ended: there is nothing to be had from it.
+                // An error counts as the end: the pipe brings nothing more.
                 count => break count.unwrap_or(0),
             }
         };
-        keep_tail(&mut self.tail, &self.held[before..]);
+        keep_tail(&mut self.tail, &self.pending[before..]);
         if count == 0 {
             self.flush()?;
             return Ok(Flow::Ended);
@@ -121,14 +103,14 @@ impl Pipe {
         Ok(Flow::Open)
     }
 
-    /// Passes on what the program left in the pipe when it ended, and no more: what it started
-    /// in the background may hold the pipe open for ever.
-    pub(crate) fn pass_on_rest(&mut self) -> io::Result<Flow> {
-        for _ in 0..MOST_READS_OF_REST {
+    /// Forwards what the program left in the pipe when it ended, and no more: a background process
+    /// may hold the pipe open for ever.
+    pub(crate) fn forward_rest(&mut self) -> io::Result<Flow> {
+        for _ in 0..MAX_READS_OF_REST {
             if !self.is_readable() {
                 break;
             }
-            if self.pass_on()? == Flow::Ended {
+            if self.forward()? == Flow::Ended {
                 return Ok(Flow::Ended);
             }
         }
@@ -136,20 +118,20 @@ impl Pipe {
         Ok(Flow::Open)
     }
 
-    /// Goes on passing on what comes, in a thread of its own, until the last that holds the
-    /// pipe lets go of it. Beyond a number of such pipes they are closed instead.
-    pub(crate) fn linger(mut self, leftovers: &Leftovers) {
-        let Leftovers(count) = leftovers.clone();
-        if count.fetch_add(1, Ordering::AcqRel) >= MOST_LEFTOVERS {
+    /// Keeps forwarding in a thread of its own until the last process closes the pipe. If there are
+    /// too many such pipes, this one is closed instead.
+    pub(crate) fn keep_forwarding(mut self, background: &BackgroundPipes) {
+        let BackgroundPipes(count) = background.clone();
+        if count.fetch_add(1, Ordering::AcqRel) >= MAX_BACKGROUND_PIPES {
             count.fetch_sub(1, Ordering::AcqRel);
             return;
         }
         let counted = Arc::clone(&count);
-        let pass_on = move || {
-            while matches!(self.pass_on(), Ok(Flow::Open)) {}
+        let forward = move || {
+            while matches!(self.forward(), Ok(Flow::Open)) {}
             counted.fetch_sub(1, Ordering::AcqRel);
         };
-        if thread::Builder::new().name("rw-leftover".into()).spawn(pass_on).is_err() {
+        if thread::Builder::new().name("rw-background".into()).spawn(forward).is_err() {
             count.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -159,67 +141,58 @@ impl Pipe {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
-    /// How much of what is held, of which all but `before` is new, is whole lines. For plain
-    /// output a carriage return ends a line too: progress is shown that way.
+    /// How many pending bytes are whole lines; those up to `before` hold no end of a line. In plain
+    /// output a carriage return ends a line: progress is shown that way.
     fn whole_lines(&self, before: usize) -> usize {
-        let ends_line = |byte: &u8| match self.passing {
-            Passing::Plain => matches!(byte, b'\n' | b'\r'),
-            Passing::Tagged { .. } => *byte == b'\n',
+        let ends_line = |byte: &u8| match self.mode {
+            OutputMode::Plain => matches!(byte, b'\n' | b'\r'),
+            OutputMode::Tagged { .. } => *byte == b'\n',
         };
-        match self.held[before..].iter().rposition(ends_line) {
+        match self.pending[before..].iter().rposition(ends_line) {
             Some(place) => before + place + 1,
-            None if self.held.len() >= LONGEST_HELD => self.held.len(),
+            None if self.pending.len() >= MAX_LINE => self.pending.len(),
             None => 0,
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.write(self.held.len())
+        self.write(self.pending.len())
     }
 
     fn write(&mut self, count: usize) -> io::Result<()> {
         if count == 0 {
             return Ok(());
         }
-        let lines = &self.held[..count];
-        let written = match &self.passing {
-            // Nobody can be told that standard error is lost.
-            Passing::Plain => {
-                let _ = OutputStream::Stderr.write_all(lines);
+        let lines = &self.pending[..count];
+        let written = match &self.mode {
+            // There is nowhere to report that standard error cannot be written.
+            OutputMode::Plain => {
+                let _ = write_all(io::stderr().lock(), lines);
                 Ok(())
             }
-            Passing::Tagged { tag, sink } => sink(self.stream, &tagged(tag, lines)),
+            OutputMode::Tagged { tag, sink } => sink(self.stream, &tagged(tag, lines)),
         };
-        self.held.drain(..count);
+        self.pending.drain(..count);
         written
     }
 }
 
-fn write_patiently(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
+/// Any program that shares our standard error can make it non-blocking: then this waits for room,
+/// as if it were not.
+fn write_all(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match when_there_is_room(&mut out, |out| out.write(bytes))? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            count => bytes = &bytes[count..],
+        match out.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_room(&out)?,
+            Err(error) => return Err(error),
         }
     }
-    when_there_is_room(&mut out, Write::flush)
+    Ok(())
 }
 
-fn when_there_is_room<O: Write + AsFd, T>(
-    out: &mut O,
-    write: impl Fn(&mut O) -> io::Result<T>,
-) -> io::Result<T> {
-    loop {
-        match write(out).map_err(|error| (error.kind(), error)) {
-            Ok(written) => return Ok(written),
-            Err((io::ErrorKind::Interrupted, _)) => {}
-            Err((io::ErrorKind::WouldBlock, _)) => wait_for_room(out)?,
-            Err((_, error)) => return Err(error),
-        }
-    }
-}
-
-/// Also for the end of all readers, which the next write is told of.
+/// Returns also when all readers are gone: the next write fails then.
 fn wait_for_room(out: &impl AsFd) -> io::Result<()> {
     match poll(&mut [PollFd::new(out, PollFlags::OUT)], None) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -258,7 +231,7 @@ mod tests {
 
     type Written = Arc<Mutex<Vec<u8>>>;
 
-    fn tagging() -> (Passing, Written) {
+    fn tagging() -> (OutputMode, Written) {
         let written = Written::default();
         let into = Arc::clone(&written);
         let sink = move |_: OutputStream, lines: &[u8]| {
@@ -266,12 +239,12 @@ mod tests {
             Ok(())
         };
         let tag: Arc<[u8]> = Arc::from(b"[1 a] ".as_slice());
-        (Passing::Tagged { tag, sink: Arc::new(sink) }, written)
+        (OutputMode::Tagged { tag, sink: Arc::new(sink) }, written)
     }
 
-    fn pipe(passing: &Passing) -> (Pipe, File) {
+    fn pipe(mode: &OutputMode) -> (Pipe, File) {
         let (end, other) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
-        (Pipe::new(end, OutputStream::Stdout, passing), File::from(other))
+        (Pipe::new(end, OutputStream::Stdout, mode), File::from(other))
     }
 
     fn text(written: &Written) -> String {
@@ -280,30 +253,30 @@ mod tests {
 
     #[test]
     fn each_line_has_its_tag_and_a_partial_one_waits_for_its_end() {
-        let (passing, written) = tagging();
-        let (mut pipe, mut program) = pipe(&passing);
+        let (mode, written) = tagging();
+        let (mut pipe, mut program) = pipe(&mode);
         program.write_all(b"one\n\ntw").expect("written");
-        assert_eq!(pipe.pass_on().expect("passed on"), Flow::Open);
+        assert_eq!(pipe.forward().expect("forwarded"), Flow::Open);
         assert_eq!(text(&written), "[1 a] one\n[1 a] \n");
         program.write_all(b"o\nthree").expect("written");
-        assert_eq!(pipe.pass_on().expect("passed on"), Flow::Open);
+        assert_eq!(pipe.forward().expect("forwarded"), Flow::Open);
         drop(program);
-        assert_eq!(pipe.pass_on().expect("passed on"), Flow::Ended);
+        assert_eq!(pipe.forward().expect("forwarded"), Flow::Ended);
         assert_eq!(text(&written), "[1 a] one\n[1 a] \n[1 a] two\n[1 a] three\n");
         assert_eq!(pipe.tail(), b"one\n\ntwo\nthree");
     }
 
     #[test]
-    fn what_is_left_is_passed_on_while_somebody_holds_the_pipe() {
-        let (passing, written) = tagging();
-        let (mut pipe, mut program) = pipe(&passing);
-        pipe.pass_on_rest().expect("an empty pipe is no wait");
+    fn the_rest_is_forwarded_while_another_process_holds_the_pipe() {
+        let (mode, written) = tagging();
+        let (mut pipe, mut program) = pipe(&mode);
+        pipe.forward_rest().expect("an empty pipe is no wait");
         program.write_all(b"last words").expect("written");
-        assert_eq!(pipe.pass_on_rest().expect("passed on"), Flow::Open);
+        assert_eq!(pipe.forward_rest().expect("forwarded"), Flow::Open);
         assert_eq!(text(&written), "[1 a] last words\n");
         drop(program);
         // A program that another test is starting may hold a copy until it runs: wait for that.
-        assert_eq!(pipe.pass_on().expect("passed on"), Flow::Ended);
+        assert_eq!(pipe.forward().expect("forwarded"), Flow::Ended);
     }
 
     #[test]

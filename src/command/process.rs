@@ -1,26 +1,21 @@
-//! Owns a program while it runs for a task: its process group, its end, and the ways to hasten
-//! that. Waits on descriptors only, so that an end, a time limit and a stop all wake it.
+//! Runs one program for a task: its process group, the wait for its end, and SIGTERM and SIGKILL at
+//! a time limit or a stop. It waits on descriptors only, so that each of them wakes it.
 
-use std::collections::HashMap;
-use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, test_kill_process_group, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, test_kill_process_group, waitid};
 
-use crate::command::output::{Flow, Leftovers, OutputStream, Passing, Pipe};
+use crate::command::cancel::{CancelPipe, KILL_AFTER, RegisteredGroup, signal_group};
+use crate::command::output::{BackgroundPipes, Flow, OutputMode, OutputStream, Pipe};
 
 /// A program, from its start until it is reaped.
 pub(crate) struct Process {
@@ -34,67 +29,43 @@ pub(crate) struct Process {
 /// How a program ended.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
-    /// Why it was told to, if it was.
-    pub(crate) told: Option<Told>,
+    /// Why it was stopped; `None` if it ended by itself.
+    pub(crate) stopped_by: Option<StopCause>,
     /// The end of its standard error.
     pub(crate) stderr_tail: Vec<u8>,
-    /// Why what it wrote could not be passed on, if so.
-    pub(crate) unwritable: Option<io::Error>,
+    /// Why its output could not be forwarded.
+    pub(crate) output_error: Option<io::Error>,
 }
 
-/// Why a program was told to end.
+/// Why a program was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    OutOfTime,
+pub(crate) enum StopCause {
+    TimeLimit,
     Cancelled,
 }
 
-/// A cancellation as descriptors, to be waited for together with others: each hangs up when its
-/// stage has come.
-#[derive(Debug)]
-pub(crate) struct Bell {
-    cancelled: Receiver<Infallible>,
-    cancel: OwnedFd,
-    kill: OwnedFd,
-    roll: Arc<Roll>,
-    /// Its end is that of the thread that rings.
-    _alive: Sender<Infallible>,
-}
-
-/// The groups that run, each with what it was told last. Who attends a program can be held up by
-/// a reader of our own output that does not read; it is told to end all the same.
-#[derive(Debug, Default)]
-struct Roll(Mutex<HashMap<Pid, Option<Signal>>>);
-
-/// A group's place on the roll, to be left before its leader is reaped: its number may be
-/// somebody else's then.
-struct Listed<'a> {
-    roll: &'a Roll,
-    group: Pid,
-}
-
-/// How far a program has been asked to end.
+/// What a program was sent so far: nothing, SIGTERM or SIGKILL.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Running { until: Option<Instant> },
-    Terminated { told: Told, kill_at: Instant },
-    Killed { told: Told },
+    Terminated { cause: StopCause, kill_at: Instant },
+    Killed { cause: StopCause },
 }
 
-/// The program with all that it started and that did not leave its process group. Dropped
-/// before it was reaped, it is killed.
+/// The program and every process it started that did not leave its process group. Dropped before
+/// the program is reaped, the group is killed.
 struct Group {
     leader: Child,
     id: Pid,
     status: Option<ExitStatus>,
 }
 
-/// What a program writes, as far as it comes through us.
+/// The pipes of a program that we read.
 #[derive(Default)]
 struct Output {
     pipes: Vec<Pipe>,
     stderr_tail: Vec<u8>,
-    unwritable: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 /// What can wake a wait.
@@ -106,134 +77,135 @@ enum Source {
     Pipe(OutputStream),
 }
 
-/// What a program gets between SIGTERM and SIGKILL.
-pub(crate) const KILL_AFTER: Duration = Duration::from_secs(5);
-
-/// How long after the bell a program counts as one whose attendant is held up.
-const HELD_UP: Duration = Duration::from_millis(250);
-
-/// How often the rest of a group is looked for after its leader has ended on SIGTERM: the
-/// system tells of the end of a process, but not of a group's.
-const LOOK_FOR_REST: Duration = Duration::from_millis(20);
+/// How often a group is checked for remaining processes after its leader has ended on SIGTERM: the
+/// system reports the end of a process, but not of a group.
+const GROUP_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Process {
     /// Starts the program in a process group of its own.
     pub(crate) fn start(
         command: &mut Command,
         limit: Option<Duration>,
-        passing: &Passing,
+        mode: &OutputMode,
     ) -> io::Result<Process> {
         let mut group = Group::of(command.process_group(0).spawn()?);
         let until = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let output = Output::of(&mut group.leader, passing);
-        let end = notice_of_end(group.id)?;
+        let output = Output::of(&mut group.leader, mode);
+        let end = end_notice(group.id)?;
         Ok(Process { group, end, stage: Stage::Running { until }, output })
     }
 
-    /// Waits for its end: its own; or at the time limit, or when the bell rings, the one that
-    /// SIGTERM to its group brings, or SIGKILL after that. What it left running in the
-    /// background lives on, unless it was told to end.
-    pub(crate) fn attend(mut self, bell: &Bell, leftovers: &Leftovers) -> io::Result<Ended> {
-        let mut listed = Some(bell.roll.list(self.group.id));
+    /// Waits for the program's end. At the time limit, or when it is cancelled, its group gets
+    /// SIGTERM, and SIGKILL after that. What a program that ended by itself left running in the
+    /// background lives on.
+    pub(crate) fn wait(
+        mut self,
+        cancel: &CancelPipe,
+        background: &BackgroundPipes,
+    ) -> io::Result<Ended> {
+        let mut registered = Some(cancel.register(self.group.id));
         let status = loop {
-            let woken_by = self.wait(bell)?;
-            self.hasten(&woken_by, listed.as_ref());
-            self.output.pass_on(&woken_by);
+            let woken_by = self.next_events(cancel)?;
+            self.escalate(&woken_by, registered.as_ref());
+            self.output.forward(&woken_by);
             if woken_by.contains(&Source::End) {
-                listed = None;
+                registered = None;
                 self.group.reap()?;
             }
             match self.group.status {
-                Some(status) if !self.has_rest() => break status,
+                Some(status) if !self.waits_for_group() => break status,
                 _ => {}
             }
         };
-        self.output.end(leftovers);
-        let Output { stderr_tail, unwritable, .. } = self.output;
-        Ok(Ended { status, told: self.stage.told(), stderr_tail, unwritable })
+        self.output.end(background);
+        let Output { stderr_tail, error: output_error, .. } = self.output;
+        Ok(Ended { status, stopped_by: self.stage.stopped_by(), stderr_tail, output_error })
     }
 
-    /// Returns what has happened, or nothing at the next deadline.
-    fn wait(&self, bell: &Bell) -> io::Result<Vec<Source>> {
+    /// Waits for events; returns none at the next deadline.
+    fn next_events(&self, cancel: &CancelPipe) -> io::Result<Vec<Source>> {
         let mut sources = Vec::with_capacity(5);
         if self.group.status.is_none() {
             sources.push((Source::End, self.end.as_fd()));
         }
         if matches!(self.stage, Stage::Running { .. }) {
-            sources.push((Source::Cancel, bell.cancel.as_fd()));
+            sources.push((Source::Cancel, cancel.cancel()));
         }
         if !matches!(self.stage, Stage::Killed { .. }) {
-            sources.push((Source::Kill, bell.kill.as_fd()));
+            sources.push((Source::Kill, cancel.kill()));
         }
         let pipes = self.output.pipes.iter();
         sources.extend(pipes.map(|pipe| (Source::Pipe(pipe.stream()), pipe.end())));
-        ready(&sources, self.next_look())
+        ready(&sources, self.next_deadline())
     }
 
-    fn next_look(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         match self.stage {
             Stage::Running { until } => until,
             Stage::Terminated { kill_at, .. } if self.group.status.is_none() => Some(kill_at),
-            Stage::Terminated { kill_at, .. } => Some(kill_at.min(Instant::now() + LOOK_FOR_REST)),
+            Stage::Terminated { kill_at, .. } => {
+                Some(kill_at.min(Instant::now() + GROUP_CHECK_INTERVAL))
+            }
             Stage::Killed { .. } => None,
         }
     }
 
-    /// Tells the group to end, if it is time for that.
-    fn hasten(&mut self, woken_by: &[Source], listed: Option<&Listed<'_>>) {
-        let now = Instant::now();
-        let next = match self.stage {
-            Stage::Running { .. } if woken_by.contains(&Source::End) => {
-                return self.note_what_the_bell_told(listed);
-            }
-            Stage::Running { .. } if woken_by.contains(&Source::Kill) => {
-                Stage::Killed { told: Told::Cancelled }
-            }
-            Stage::Running { .. } if woken_by.contains(&Source::Cancel) => {
-                Stage::Terminated { told: Told::Cancelled, kill_at: now + KILL_AFTER }
-            }
-            Stage::Running { until: Some(until) } if until <= now => {
-                Stage::Terminated { told: Told::OutOfTime, kill_at: now + KILL_AFTER }
-            }
-            Stage::Terminated { told, kill_at }
-                if kill_at <= now || woken_by.contains(&Source::Kill) =>
-            {
-                Stage::Killed { told }
-            }
-            Stage::Running { .. } | Stage::Terminated { .. } | Stage::Killed { .. } => return,
-        };
+    /// Signals the group, if it is time for that.
+    fn escalate(&mut self, woken_by: &[Source], registered: Option<&RegisteredGroup<'_>>) {
+        if matches!(self.stage, Stage::Running { .. }) && woken_by.contains(&Source::End) {
+            return self.adopt_cancellation(registered);
+        }
+        let Some(next) = self.stage.next(woken_by, Instant::now()) else { return };
         let signal = match next {
             Stage::Killed { .. } => Signal::KILL,
             _ => Signal::TERM,
         };
-        match listed {
-            Some(listed) => listed.tell(signal),
+        match registered {
+            Some(group) => group.signal(signal),
             None => self.group.signal(signal),
         }
         self.stage = next;
     }
 
-    /// Where this thread was held up, the bell told the group to end before this did.
-    fn note_what_the_bell_told(&mut self, listed: Option<&Listed<'_>>) {
-        let (told, now) = (Told::Cancelled, Instant::now());
-        self.stage = match listed.and_then(Listed::told) {
+    /// While this thread was blocked, the cancellation may have signalled the group first.
+    fn adopt_cancellation(&mut self, registered: Option<&RegisteredGroup<'_>>) {
+        let cause = StopCause::Cancelled;
+        self.stage = match registered.and_then(RegisteredGroup::last_signal) {
             None => return,
-            Some(Signal::KILL) => Stage::Killed { told },
-            Some(_) => Stage::Terminated { told, kill_at: now + KILL_AFTER },
+            Some(Signal::KILL) => Stage::Killed { cause },
+            Some(_) => Stage::Terminated { cause, kill_at: Instant::now() + KILL_AFTER },
         };
     }
 
-    /// Whether, after the leader, others of its group are to be waited for.
-    fn has_rest(&self) -> bool {
+    /// Whether other processes of the group are waited for after its leader.
+    fn waits_for_group(&self) -> bool {
         matches!(self.stage, Stage::Terminated { .. }) && self.group.lives()
     }
 }
 
 impl Stage {
-    fn told(self) -> Option<Told> {
+    /// The stage that follows now, if one does.
+    fn next(self, woken_by: &[Source], now: Instant) -> Option<Stage> {
+        let terminated = |cause| Stage::Terminated { cause, kill_at: now + KILL_AFTER };
+        let (cancelled, killed) =
+            (woken_by.contains(&Source::Cancel), woken_by.contains(&Source::Kill));
+        match self {
+            Stage::Running { .. } if killed => Some(Stage::Killed { cause: StopCause::Cancelled }),
+            Stage::Running { .. } if cancelled => Some(terminated(StopCause::Cancelled)),
+            Stage::Running { until } if until.is_some_and(|until| until <= now) => {
+                Some(terminated(StopCause::TimeLimit))
+            }
+            Stage::Terminated { cause, kill_at } if killed || kill_at <= now => {
+                Some(Stage::Killed { cause })
+            }
+            Stage::Running { .. } | Stage::Terminated { .. } | Stage::Killed { .. } => None,
+        }
+    }
+
+    fn stopped_by(self) -> Option<StopCause> {
         match self {
             Stage::Running { .. } => None,
-            Stage::Terminated { told, .. } | Stage::Killed { told } => Some(told),
+            Stage::Terminated { cause, .. } | Stage::Killed { cause } => Some(cause),
         }
     }
 }
@@ -244,13 +216,13 @@ impl Group {
         Group { leader, id, status: None }
     }
 
-    /// Once the leader is reaped, only to be called shortly after it was seen to live: its
-    /// number goes to nobody else before that.
+    /// Once the leader is reaped, call it only right after the group was seen to live: until then
+    /// its number cannot belong to another group.
     fn signal(&self, signal: Signal) {
         signal_group(self.id, signal);
     }
 
-    /// To be asked when the leader is reaped; before that it counts, dead or alive.
+    /// Call it when the leader is reaped: before that the leader counts, dead or alive.
     fn lives(&self) -> bool {
         test_kill_process_group(self.id) != Err(Errno::SRCH) && !only_zombies(self.id)
     }
@@ -274,48 +246,48 @@ impl Drop for Group {
 }
 
 impl Output {
-    fn of(leader: &mut Child, passing: &Passing) -> Output {
+    fn of(leader: &mut Child, mode: &OutputMode) -> Output {
         let stdout = leader.stdout.take().map(OwnedFd::from);
         let stderr = leader.stderr.take().map(OwnedFd::from);
         let both = [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)];
         let piped = both.into_iter().filter_map(|(stream, end)| Some((stream, end?)));
-        let pipes = piped.map(|(stream, end)| Pipe::new(end, stream, passing)).collect();
+        let pipes = piped.map(|(stream, end)| Pipe::new(end, stream, mode)).collect();
         Output { pipes, ..Output::default() }
     }
 
-    fn pass_on(&mut self, woken_by: &[Source]) {
+    fn forward(&mut self, woken_by: &[Source]) {
         for mut pipe in std::mem::take(&mut self.pipes) {
             if !woken_by.contains(&Source::Pipe(pipe.stream())) {
                 self.pipes.push(pipe);
                 continue;
             }
-            match pipe.pass_on() {
+            match pipe.forward() {
                 Ok(Flow::Open) => self.pipes.push(pipe),
                 Ok(Flow::Ended) => self.keep_tail(&pipe),
-                Err(error) => self.give_up(pipe, error),
+                Err(error) => self.close(pipe, error),
             }
         }
     }
 
-    /// Passes on what is there, after the program's end, and leaves the pipes that others hold
-    /// to themselves.
-    fn end(&mut self, leftovers: &Leftovers) {
+    /// Forwards what is in the pipes after the program's end. A pipe that a background process
+    /// holds open goes to a thread of its own.
+    fn end(&mut self, background: &BackgroundPipes) {
         for mut pipe in std::mem::take(&mut self.pipes) {
-            match pipe.pass_on_rest() {
+            match pipe.forward_rest() {
                 Ok(Flow::Ended) => self.keep_tail(&pipe),
                 Ok(Flow::Open) => {
                     self.keep_tail(&pipe);
-                    pipe.linger(leftovers);
+                    pipe.keep_forwarding(background);
                 }
-                Err(error) => self.give_up(pipe, error),
+                Err(error) => self.close(pipe, error),
             }
         }
     }
 
-    /// The program's next write to a pipe that we close ends it.
-    fn give_up(&mut self, pipe: Pipe, error: io::Error) {
+    /// Closes the pipe: the program's next write to it raises SIGPIPE.
+    fn close(&mut self, pipe: Pipe, error: io::Error) {
         self.keep_tail(&pipe);
-        self.unwritable.get_or_insert(error);
+        self.error.get_or_insert(error);
     }
 
     fn keep_tail(&mut self, pipe: &Pipe) {
@@ -325,103 +297,8 @@ impl Output {
     }
 }
 
-impl Bell {
-    /// Waits for the two signals in a thread that ends when the bell is dropped.
-    pub(crate) fn hang(
-        cancelled: &Receiver<Infallible>,
-        killed: &Receiver<Infallible>,
-    ) -> io::Result<Bell> {
-        let (cancel, ring_cancel) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (kill, ring_kill) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (_alive, gone) = bounded::<Infallible>(0);
-        let (heard, killed) = (cancelled.clone(), killed.clone());
-        let roll = Arc::new(Roll::default());
-        let called = Arc::clone(&roll);
-        thread::Builder::new().name("rw-bell".into()).spawn(move || {
-            select! {
-                recv(gone) -> _ => return,
-                recv(killed) -> _ => {}, // Both ring.
-                recv(heard) -> _ => {},
-            }
-            drop(ring_cancel);
-            for (patience, signal) in [(HELD_UP, Signal::TERM), (KILL_AFTER, Signal::KILL)] {
-                select! {
-                    recv(gone) -> _ => return,
-                    recv(killed) -> _ => break,
-                    default(patience) => called.tell_all(signal),
-                }
-            }
-            select! {
-                recv(gone) -> _ => return,
-                recv(killed) -> _ => {},
-            }
-            drop(ring_kill);
-            called.tell_all(Signal::KILL);
-        })?;
-        Ok(Bell { cancelled: cancelled.clone(), cancel, kill, roll, _alive })
-    }
-
-    pub(crate) fn rings_for(&self, cancelled: &Receiver<Infallible>) -> bool {
-        self.cancelled.same_channel(cancelled)
-    }
-}
-
-impl Roll {
-    fn list(&self, group: Pid) -> Listed<'_> {
-        self.lock().insert(group, None);
-        Listed { roll: self, group }
-    }
-
-    fn tell_all(&self, signal: Signal) {
-        for (group, told) in self.lock().iter_mut() {
-            tell(*group, told, signal);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Pid, Option<Signal>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Listed<'_> {
-    /// What the group was told last, by whomever.
-    fn told(&self) -> Option<Signal> {
-        self.roll.lock().get(&self.group).copied().flatten()
-    }
-
-    fn tell(&self, signal: Signal) {
-        if let Some(told) = self.roll.lock().get_mut(&self.group) {
-            tell(self.group, told, signal);
-        }
-    }
-}
-
-impl Drop for Listed<'_> {
-    fn drop(&mut self) {
-        self.roll.lock().remove(&self.group);
-    }
-}
-
-/// Sends a group a signal, once; after SIGKILL there is nothing more to say.
-fn tell(group: Pid, told: &mut Option<Signal>, signal: Signal) {
-    if *told == Some(signal) || *told == Some(Signal::KILL) {
-        return;
-    }
-    *told = Some(signal);
-    signal_group(group, signal);
-}
-
-/// One that was stopped, as by reading from the terminal, hears of SIGTERM when it goes on.
-fn signal_group(group: Pid, signal: Signal) {
-    // It may have ended by itself.
-    let _ = kill_process_group(group, signal);
-    if signal == Signal::TERM {
-        let _ = kill_process_group(group, Signal::CONT);
-    }
-}
-
-/// Whether nothing is left of a group but what its new parent, the system's first process, has
-/// not reaped yet; in a container that may take long, or for ever. Where this cannot be told, no.
+/// Whether only zombies are left of a group. Its new parent, the system's first process, reaps them;
+/// in a container it may never do so. False if this cannot be found out.
 fn only_zombies(group: Pid) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     let mut found = None;
@@ -446,8 +323,8 @@ fn state_in_group(stat: &str, group: Pid) -> Option<char> {
     (its_group == group.as_raw_nonzero().get()).then_some(state)
 }
 
-/// A descriptor that becomes readable when the process has ended, and is not reaped yet.
-fn notice_of_end(process: Pid) -> io::Result<OwnedFd> {
+/// A descriptor that becomes readable when the process has ended. The process is not reaped then.
+fn end_notice(process: Pid) -> io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{PidfdFlags, pidfd_open};
@@ -457,10 +334,10 @@ fn notice_of_end(process: Pid) -> io::Result<OwnedFd> {
             return Ok(end);
         }
     }
-    notice_by_thread(process)
+    end_notice_by_thread(process)
 }
 
-fn notice_by_thread(process: Pid) -> io::Result<OwnedFd> {
+fn end_notice_by_thread(process: Pid) -> io::Result<OwnedFd> {
     let (end, held) = pipe_with(PipeFlags::CLOEXEC)?;
     thread::Builder::new().name("rw-waiter".into()).spawn(move || {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -470,7 +347,7 @@ fn notice_by_thread(process: Pid) -> io::Result<OwnedFd> {
     Ok(end)
 }
 
-/// Those that have something to say, which comes at the latest at the deadline; then none.
+/// The sources that are ready; none at the deadline.
 fn ready(
     sources: &[(Source, BorrowedFd<'_>)],
     deadline: Option<Instant>,
@@ -496,8 +373,12 @@ fn timespec(left: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Stdio;
+    use std::sync::Arc;
+
+    use crossbeam_channel::bounded;
 
     use super::*;
     use crate::util::shutdown::closer;
@@ -509,26 +390,27 @@ mod tests {
         command
     }
 
-    fn attend(script: &str, limit: Option<Duration>) -> Ended {
+    fn run(script: &str, limit: Option<Duration>) -> Ended {
         let (_cancel, cancelled) = closer();
         let (_kill, killed) = closer();
-        let bell = Bell::hang(&cancelled, &killed).expect("a bell");
-        let process = Process::start(&mut shell(script), limit, &Passing::Plain).expect("started");
-        process.attend(&bell, &Leftovers::default()).expect("attended")
+        let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
+        let process =
+            Process::start(&mut shell(script), limit, &OutputMode::Plain).expect("started");
+        process.wait(&cancel_pipe, &BackgroundPipes::default()).expect("waited for")
     }
 
     #[test]
     fn it_ends_by_itself_with_its_status_and_its_last_words() {
-        let ended = attend("echo last words >&2; exit 7", None);
-        assert_eq!((ended.status.code(), ended.told), (Some(7), None));
+        let ended = run("echo last words >&2; exit 7", None);
+        assert_eq!((ended.status.code(), ended.stopped_by), (Some(7), None));
         assert_eq!(ended.stderr_tail, b"last words\n");
     }
 
     #[test]
     fn out_of_time_the_whole_group_ends() {
         let started = Instant::now();
-        let ended = attend("sleep 1000 & sleep 1000", Some(Duration::from_millis(50)));
-        assert_eq!(ended.told, Some(Told::OutOfTime));
+        let ended = run("sleep 1000 & sleep 1000", Some(Duration::from_millis(50)));
+        assert_eq!(ended.stopped_by, Some(StopCause::TimeLimit));
         assert!(started.elapsed() < KILL_AFTER, "SIGTERM was enough");
     }
 
@@ -545,7 +427,7 @@ mod tests {
     #[test]
     fn a_background_program_is_not_waited_for() {
         let started = Instant::now();
-        let ended = attend("sleep 3 & exit 0", None);
+        let ended = run("sleep 3 & exit 0", None);
         assert!(ended.status.success());
         assert!(started.elapsed() < Duration::from_secs(3));
     }
@@ -553,7 +435,7 @@ mod tests {
     #[test]
     fn a_thread_notices_an_end_where_the_system_has_no_descriptor_for_it() {
         let mut child = shell("exit 0").spawn().expect("started");
-        let end = notice_by_thread(Pid::from_child(&child)).expect("a notice");
+        let end = end_notice_by_thread(Pid::from_child(&child)).expect("a notice");
         let deadline = Some(Instant::now() + Duration::from_secs(20));
         let woken = ready(&[(Source::End, end.as_fd())], deadline).expect("polled");
         assert_eq!(woken, [Source::End]);
@@ -561,10 +443,10 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_though_nobody_takes_its_words() {
+    fn it_ends_though_nobody_reads_its_output() {
         let (cancel, cancelled) = closer();
         let (kill, killed) = closer();
-        let bell = Bell::hang(&cancelled, &killed).expect("a bell");
+        let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
         let (holding, held) = bounded(1);
         let (release, released) = bounded::<Infallible>(0);
         let sink = move |_: OutputStream, _: &[u8]| {
@@ -572,11 +454,12 @@ mod tests {
             let _ = released.recv();
             Ok(())
         };
-        let passing = Passing::Tagged { tag: Arc::from([].as_slice()), sink: Arc::new(sink) };
+        let mode = OutputMode::Tagged { tag: Arc::from([].as_slice()), sink: Arc::new(sink) };
         let script = "trap '' TERM; echo words >&2; while :; do sleep 1; done";
-        let process = Process::start(&mut shell(script), None, &passing).expect("started");
-        let end = notice_of_end(process.group.id).expect("a notice");
-        let attending = thread::spawn(move || process.attend(&bell, &Leftovers::default()));
+        let process = Process::start(&mut shell(script), None, &mode).expect("started");
+        let end = end_notice(process.group.id).expect("a notice");
+        let waiting =
+            thread::spawn(move || process.wait(&cancel_pipe, &BackgroundPipes::default()));
         held.recv().expect("the words come");
 
         cancel.close();
@@ -586,36 +469,37 @@ mod tests {
 
         assert_eq!(woken, [Source::End]);
         drop(release);
-        let ended = attending.join().expect("no panic").expect("attended");
+        let ended = waiting.join().expect("no panic").expect("waited for");
         assert_eq!(ended.status.signal(), Some(9));
     }
 
     #[test]
-    fn told_by_the_bell_while_nobody_attended_it_is_cancelled_all_the_same() {
+    fn signalled_while_its_thread_was_blocked_it_counts_as_cancelled() {
         let (_cancel, cancelled) = closer();
         let (kill, killed) = closer();
-        let bell = Bell::hang(&cancelled, &killed).expect("a bell");
+        let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
         let mut process =
-            Process::start(&mut shell("sleep 60"), None, &Passing::Plain).expect("started");
-        let listed = bell.roll.list(process.group.id);
+            Process::start(&mut shell("sleep 60"), None, &OutputMode::Plain).expect("started");
+        let registered = cancel_pipe.register(process.group.id);
         kill.close();
         ready(&[(Source::End, process.end.as_fd())], None).expect("it ends");
-        process.hasten(&[Source::End, Source::Kill], Some(&listed));
-        assert_eq!(process.stage.told(), Some(Told::Cancelled));
+        process.escalate(&[Source::End, Source::Kill], Some(&registered));
+        assert_eq!(process.stage.stopped_by(), Some(StopCause::Cancelled));
     }
 
     #[test]
     fn cancelled_it_ends_and_killed_it_ends_whatever_it_does() {
         let (cancel, cancelled) = closer();
         let (kill, killed) = closer();
-        let bell = Bell::hang(&cancelled, &killed).expect("a bell");
+        let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
         let script = "trap '' TERM; while :; do sleep 1; done";
-        let process = Process::start(&mut shell(script), None, &Passing::Plain).expect("started");
+        let process =
+            Process::start(&mut shell(script), None, &OutputMode::Plain).expect("started");
         cancel.close();
         kill.close();
         let started = Instant::now();
-        let ended = process.attend(&bell, &Leftovers::default()).expect("attended");
-        assert_eq!(ended.told, Some(Told::Cancelled));
+        let ended = process.wait(&cancel_pipe, &BackgroundPipes::default()).expect("waited for");
+        assert_eq!(ended.stopped_by, Some(StopCause::Cancelled));
         assert!(started.elapsed() < KILL_AFTER, "it was not given its time");
     }
 }
