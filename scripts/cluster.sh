@@ -141,7 +141,7 @@ make_node() {
     printf '%s\n' kind=native "node=rw-$2@localhost" "port=$2" "lent_epmd_port=$3" >"$1/node.env"
     (umask 077 && printf %s "$4" >"$1/node/home/.erlang.cookie")
     # When a node dies, the broker offers delayed tasks to their queue again after this time, which
-    # is 3 minutes by default, and 32 of them hold up all others (docs/GUARANTEES.md).
+    # is 3 minutes by default, and 32 of them hold up all others (docs/failures.md).
     echo '[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].' \
         >"$1/node/advanced.config"
 }

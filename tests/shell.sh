@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the recipes of docs/SHELL.md: each ```sh block as it stands, in the order they are in, with
+# Runs the recipes of docs/shell.md: each ```sh block as it stands, in the order they are in, with
 # the commands of this checkout in PATH and a queue's broker in AMQP_URL. The ```text block that
 # follows is what it has to print. The crontab is run as cron would, and the systemd unit started
 # and stopped as systemd would.
@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PATIENCE=60 # seconds, for each block
 
 main() {
-    local recipes=${1:-$here/docs/SHELL.md}
+    local recipes=${1:-$here/docs/shell.md}
     recipes=$(realpath "$recipes")
     work=$(mktemp -d)
     trap finish EXIT

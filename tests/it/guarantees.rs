@@ -1,28 +1,552 @@
-//! The page of promises names tests; a promise whose test has gone is shown by nothing.
+//! Checks that tests show each promise of docs/guarantees.md, and that docs/faults.md has each
+//! fault that a test names.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::support::command::Command;
 
 const SOON: Duration = Duration::from_secs(30);
+const PAGE: &str = include_str!("../../docs/guarantees.md");
+const FAULTS: &str = include_str!("../../docs/faults.md");
+
+/// The first words of each promise, and the tests that show it. A test is named without its
+/// modules, so that it can move.
+const SHOWN_BY: &[(&str, &[&str])] = &[
+    // Nothing is lost
+    (
+        "Broker killed",
+        &[
+            "row_22_kill_9_of_the_broker_loses_nothing_that_was_confirmed",
+            "row_22_kill_9_right_after_the_first_confirm_of_a_new_queue_loses_nothing",
+            "a_queue_that_we_make_is_written_down_before_it_is_used",
+        ],
+    ),
+    ("Broker restarted", &["row_21_graceful_restarts_lose_nothing_and_the_worker_comes_back"]),
+    (
+        "Worker killed",
+        &[
+            "row_1_kill_9_in_a_task_gives_it_to_another_worker_at_once",
+            "a_worker_that_is_killed_gives_everything_back",
+        ],
+    ),
+    ("Producer killed", &["row_62_what_a_killed_producer_said_was_sent_is_on_the_queue"]),
+    (
+        "Connection cut",
+        &[
+            "row_25_a_cut_after_every_byte_of_a_publish_loses_nothing",
+            "row_25_a_cut_after_every_byte_of_a_worker_s_session_loses_nothing",
+            "row_25_a_cut_in_the_first_handshake_delays_a_producer_and_a_worker_and_no_more",
+        ],
+    ),
+    ("Ack after the work", &["the_ack_comes_after_the_handler_returned_and_on_the_same_channel"]),
+    (
+        "Bodies",
+        &[
+            "rows_53_and_54_bodies_arrive_byte_for_byte",
+            "a_body_arrives_byte_for_byte_whatever_its_length",
+        ],
+    ),
+    (
+        "Quorum by default",
+        &[
+            "where_quorum_is_the_default_a_new_queue_is_one_with_a_route_for_what_kills_its_worker",
+            "a_quorum_queue_that_somebody_else_declared_without_arguments_is_used_as_it_is",
+            "a_policy_sends_what_kills_its_worker_to_the_dead_letters",
+        ],
+    ),
+    ("Random faults", &["soak"]),
+    // Every publish has an outcome
+    (
+        "One receipt for each task",
+        &["a_producer_publishes_ten_thousand_tasks_with_one_receipt_each"],
+    ),
+    ("Nacks", &["row_45_a_nack_before_an_ack_of_many_refuses_exactly_its_own"]),
+    (
+        "Refused tasks",
+        &[
+            "a_refused_task_is_published_again_under_its_id_until_it_is_taken",
+            "a_task_that_is_returned_because_its_queue_is_down_waits_for_the_queue",
+            "a_queue_that_is_full_takes_the_rest_once_there_is_room",
+            "a_task_that_is_refused_until_its_timeout_is_nacked_and_its_queue_is_named",
+        ],
+    ),
+    (
+        "Returned tasks",
+        &[
+            "row_57_a_task_without_a_queue_is_returned",
+            "a_delayed_task_for_a_queue_that_is_not_there_is_returned_as_well",
+            "row_37_a_queue_deleted_while_publishing_shows_in_returns",
+        ],
+    ),
+    (
+        "Late returns",
+        &[
+            "a_return_that_comes_late_is_not_told_of_the_same_task_published_again",
+            "a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that_other",
+            "a_return_that_may_be_of_several_is_told_of_each_of_them",
+        ],
+    ),
+    ("Late receipts", &["what_was_confirmed_in_time_is_confirmed_however_late_anybody_asks"]),
+    (
+        "Missing confirms",
+        &[
+            "row_46_a_confirm_that_never_comes_is_unconfirmed_after_the_timeout",
+            "a_delay_queue_that_is_asked_for_in_vain_is_waited_for_within_the_timeout",
+        ],
+    ),
+    (
+        "Failed file",
+        &[
+            "what_was_not_confirmed_can_be_fed_again_and_nothing_else",
+            "row_44_refused_tasks_are_nacked_exit_1_and_written_to_failed_exactly",
+        ],
+    ),
+    (
+        "Oversized input",
+        &[
+            "a_line_that_is_too_long_is_told_and_neither_held_in_memory_nor_in_the_way",
+            "what_is_too_long_is_in_failed_byte_for_byte",
+        ],
+    ),
+    (
+        "Interrupted input",
+        &["stopped_in_the_middle_each_task_that_was_read_is_on_the_queue_or_in_failed"],
+    ),
+    // Failed tasks are retried or kept
+    ("Retries", &["a_task_comes_back_after_each_delay_with_its_attempts_counted_and_all_it_had"]),
+    (
+        "Attempts",
+        &["row_48_a_task_that_always_fails_runs_as_often_as_the_policy_allows_and_never_sooner"],
+    ),
+    (
+        "Time limit",
+        &[
+            "row_12_at_the_time_limit_the_whole_group_ends",
+            "rows_9_and_12_a_program_that_ignores_the_time_limit_is_killed",
+            "row_12_the_others_go_on_while_a_program_runs_into_its_time_limit",
+        ],
+    ),
+    (
+        "Dead letters",
+        &[
+            "a_dead_letter_explains_itself_and_is_otherwise_as_it_was_sent",
+            "a_dead_letter_tells_how_it_ended_and_what_was_said_last",
+            "a_list_of_dead_letters_shows_how_each_ended_and_what_was_said_last",
+        ],
+    ),
+    (
+        "Confirm, then ack",
+        &[
+            "killed_in_the_middle_of_hand_overs_a_worker_loses_nothing",
+            "cut_connections_in_the_middle_of_hand_overs_lose_nothing",
+            "a_broker_killed_in_the_middle_of_hand_overs_loses_nothing",
+        ],
+    ),
+    (
+        "Large headers",
+        &[
+            "a_task_whose_headers_fill_a_frame_still_ends_as_a_dead_letter",
+            "a_record_makes_room_for_a_task_s_own_headers_also_where_frames_are_small",
+        ],
+    ),
+    (
+        "Invalid UTF-8",
+        &[
+            "headers_that_are_not_utf_8_keep_their_bytes_and_what_is_behind_them",
+            "properties_that_are_not_utf_8_become_ascii_and_take_no_others_with_them",
+        ],
+    ),
+    (
+        "Unavailable command",
+        &[
+            "a_program_that_is_replaced_is_waited_for_and_no_task_goes_back",
+            "a_program_that_stays_away_ends_the_worker_and_its_task_goes_back_uncounted",
+            "a_program_that_the_system_does_not_know_ends_the_worker",
+        ],
+    ),
+    (
+        "Refused copies",
+        &[
+            "what_cannot_be_handed_over_goes_back_after_a_pause_uncounted",
+            "tasks_behind_many_that_cannot_be_handed_over_go_on",
+            "tasks_behind_slow_ones_that_cannot_be_handed_over_go_on",
+        ],
+    ),
+    (
+        "Delay queue without a leader",
+        &[
+            "a_delay_queue_that_gives_no_answer_is_gone_around",
+            "a_delay_queue_that_gives_no_answer_between_two_heartbeats_is_gone_around",
+            "a_delay_queue_of_which_a_task_was_not_confirmed_is_asked_again",
+        ],
+    ),
+    (
+        "One connection",
+        &["with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends"],
+    ),
+    (
+        "Replay",
+        &[
+            "a_replay_killed_at_any_moment_loses_nothing",
+            "a_replay_right_after_a_look_replays_all",
+            "a_replayed_task_no_longer_expires",
+            "a_letter_whose_headers_make_no_sense_holds_up_none_behind_it",
+        ],
+    ),
+    (
+        "Selected letters",
+        &[
+            "chosen_letters_are_replayed_in_one_go_and_those_that_are_missing_named",
+            "chosen_letters_are_thrown_away_and_the_others_stay",
+            "no_ids_choose_no_letter",
+        ],
+    ),
+    (
+        "Many letters",
+        &[
+            "many_letters_are_back_at_once_after_a_look",
+            "a_long_line_is_crossed_for_many_letters_at_once",
+            "large_letters_are_listed_in_little_memory",
+        ],
+    ),
+    (
+        "Unanswered requests",
+        &[
+            "what_is_asked_for_and_not_answered_may_still_happen",
+            "what_was_never_asked_for_will_not_happen",
+        ],
+    ),
+    ("Safe listing", &["letters_that_looks_would_destroy_are_not_looked_at_but_replayed"]),
+    ("Crash loops", &["a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so"]),
+    ("Exit statuses", &["row_11_each_of_10_000_ends_is_settled_as_what_it_is"]),
+    (
+        "Panics",
+        &[
+            "row_13_a_panic_is_a_failed_task_and_the_thread_goes_on",
+            "row_14_a_thousand_panics_in_every_thread_kill_no_connection_and_lose_no_task",
+            "an_observer_that_panics_with_what_panics_holds_up_no_task",
+            "a_stop_is_bounded_also_where_the_handler_panics_at_it",
+        ],
+    ),
+    (
+        "Drain",
+        &[
+            "several_workers_that_drain_one_queue_all_end_and_tell_of_their_own_dead_letters",
+            "a_drain_waits_for_a_large_task_on_a_slow_line",
+            "what_was_on_its_way_when_the_queue_was_empty_is_worked_before_a_drain_ends",
+            "a_drain_waits_until_the_broker_must_have_noticed_that_a_connection_was_lost",
+            "a_drain_waits_as_long_where_the_connection_is_lost_behind_a_channel",
+            "a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since",
+            "a_letter_that_is_confirmed_when_its_consumer_is_gone_counts",
+            "a_drain_tells_of_a_letter_that_may_be_there",
+        ],
+    ),
+    (
+        "Delivery timeout",
+        &[
+            "row_43_a_delivery_timeout_of_a_real_broker_has_the_task_run_again_and_acked_once",
+            "row_43_a_delivery_timeout_is_named_and_the_late_ack_is_not_sent",
+            "row_43_a_consumer_cancelled_during_a_task_sends_no_late_ack_and_consumes_again",
+            "row_43_a_cancel_of_the_broker_s_that_crosses_ours_sends_no_late_ack",
+            "a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_one_thread",
+            "a_task_that_is_late_once_counts_once_and_is_done_when_it_has_ended",
+            "tasks_with_the_same_body_and_no_id_are_not_taken_for_one_that_is_late",
+        ],
+    ),
+    // Lost connections are replaced
+    (
+        "Silent broker",
+        &[
+            "row_27_a_blackhole_is_noticed_within_two_heartbeats_and_left_when_it_ends",
+            "row_23_a_frozen_broker_is_noticed_within_two_heartbeats_and_used_again_when_it_thaws",
+            "a_broker_that_proposes_no_heartbeat_gets_ours_and_is_noticed_when_it_falls_silent",
+            "row_23_a_broker_that_proposes_no_heartbeat_sends_ours_and_is_noticed_when_it_freezes",
+            "a_connection_with_tls_that_is_cut_or_freezes_is_replaced",
+        ],
+    ),
+    (
+        "Slow network",
+        &[
+            "row_32_a_slow_network_is_no_dead_one",
+            "threads_that_fill_a_slow_line_do_not_take_it_for_a_silent_one",
+        ],
+    ),
+    ("Blocked standard error", &["a_standard_error_that_nobody_reads_stops_no_heartbeats"]),
+    ("All consumers return", &["row_15_cut_connections_are_replaced_with_all_their_consumers"]),
+    (
+        "Stale deliveries",
+        &[
+            "what_a_dead_connection_had_buffered_is_never_started",
+            "what_a_process_that_stood_still_had_buffered_is_never_started",
+            "the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is_shorter",
+        ],
+    ),
+    ("Late acks", &["a_task_whose_session_is_lost_is_never_acked_later_and_counts_as_orphaned"]),
+    ("Deleted queue", &["row_36_a_queue_deleted_while_consuming_is_declared_and_consumed_again"]),
+    (
+        "Reported waits",
+        &[
+            "a_host_that_does_not_answer_is_named_while_it_is_waited_for_and_when_it_is_passed_over",
+            "a_channel_that_is_slow_to_open_is_told",
+            "a_consumer_that_is_slow_to_be_let_in_is_told",
+            "a_hand_over_that_is_not_confirmed_is_told",
+            "an_alarm_in_the_middle_of_a_hand_over_is_told_and_what_was_confirmed_is_acked",
+        ],
+    ),
+    (
+        "Broken addresses",
+        &[
+            "a_producer_reaches_the_healthy_host_behind_three_silent_ones_in_time",
+            "of_silent_hosts_each_that_was_tried_is_named_with_its_own_cause",
+            "a_producer_whose_address_freezes_in_the_middle_confirms_everything_in_time",
+            "after_a_frozen_address_the_others_are_tried_first",
+            "an_address_that_was_silent_is_tried_after_one_that_lost_a_connection",
+        ],
+    ),
+    (
+        "Frozen node",
+        &["a_frozen_node_is_left_before_a_task_s_time_is_up_whatever_heartbeat_the_url_asks_for"],
+    ),
+    ("Last try", &["a_task_is_tried_once_more_just_before_its_time_ends"]),
+    (
+        "Spread",
+        &[
+            "a_fleet_spreads_over_its_addresses",
+            "addresses_are_tried_in_the_order_given_where_that_is_asked_for",
+        ],
+    ),
+    (
+        "Login",
+        &[
+            "a_cut_at_the_login_is_no_refusal_however_late_it_comes",
+            "a_limit_on_connections_that_is_reached_is_waited_out",
+            "a_login_that_is_refused_in_words_is_status_2_however_long_the_broker_takes",
+            "a_wrong_password_is_status_2_also_where_the_timeout_is_short",
+        ],
+    ),
+    (
+        "The broker's words",
+        &[
+            "the_broker_s_own_words_are_in_the_line_that_tells_of_a_lost_session",
+            "the_broker_s_own_words_are_told_also_where_it_closes_at_the_login",
+        ],
+    ),
+    (
+        "Unreadable messages",
+        &[
+            "a_message_that_cannot_be_parsed_trips_the_breaker_with_cause_and_remedy",
+            "a_letter_that_cannot_be_parsed_is_named_with_the_remedy",
+            "headers_that_are_nested_too_deep_trip_the_breaker_and_do_not_kill_the_process",
+            "a_return_that_is_nested_too_deep_ends_the_session_and_not_the_producer",
+            "a_start_that_is_nested_too_deep_is_no_broker_and_told_as_the_cause",
+            "a_task_whose_headers_are_nested_as_deep_as_is_taken_fails_like_any_other",
+        ],
+    ),
+    (
+        "Wrong answers",
+        &[
+            "a_delivery_tag_that_comes_twice_ends_the_session",
+            "a_return_of_something_else_ends_the_connection_and_what_is_in_flight_is_published_again",
+            "no_confirm_behind_a_return_of_something_else_counts",
+            "more_deliveries_than_the_prefetch_allows_end_the_session",
+            "what_nobody_asked_for_costs_a_session_and_no_more",
+            "a_damaged_byte_costs_a_session_and_no_more",
+            "the_first_word_on_a_task_counts_and_none_on_another",
+        ],
+    ),
+    (
+        "Stalled and oversized frames",
+        &[
+            "a_message_that_does_not_come_on_ends_the_session_though_heartbeats_do",
+            "an_absurd_size_ends_the_session_and_neither_the_process_nor_its_memory",
+            "an_absurd_size_ends_the_session_over_tls_too",
+        ],
+    ),
+    (
+        "Alarms",
+        &[
+            "rows_33_and_35_an_alarm_is_reported_once_and_publishing_goes_on_when_it_ends",
+            "a_worker_stopped_during_an_alarm_acks_what_it_finished",
+        ],
+    ),
+    // Every stop is bounded
+    (
+        "First signal",
+        &[
+            "a_stop_gives_back_what_is_prefetched_at_once_and_waits_for_what_runs",
+            "rows_4_and_6_a_busy_worker_gives_back_at_once_and_finishes_what_runs",
+        ],
+    ),
+    (
+        "Requeue",
+        &[
+            "many_that_a_stop_gives_back_go_by_one_nack_that_covers_no_task_that_runs",
+            "a_few_that_a_stop_gives_back_do_not_wait_for_the_task_that_runs",
+        ],
+    ),
+    (
+        "Grace",
+        &[
+            "a_signal_at_any_step_of_a_silent_broker_ends_it_within_the_grace_and_5_s",
+            "row_23_signals_to_a_worker_of_a_frozen_broker_end_it_in_bounded_time",
+            "signals_in_a_blackhole_end_a_worker_in_bounded_time",
+            "signals_to_a_worker_of_a_frozen_tls_front_end_it_in_bounded_time",
+        ],
+    ),
+    (
+        "Second signal",
+        &[
+            // Of a worker and of a producer.
+            "a_second_signal_at_any_step_of_a_silent_broker_ends_it_within_2_s",
+            "row_5_a_second_signal_ends_it_within_two_seconds_with_130_and_nothing_is_lost",
+            "a_second_signal_in_a_blackhole_ends_a_worker_within_2_s_also_after_a_hand_over",
+        ],
+    ),
+    (
+        "Last report",
+        &[
+            "what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice",
+            "what_is_left_behind_running_is_told_as_given_back",
+        ],
+    ),
+    ("Blocked signals", &["a_signal_stops_it_also_where_whoever_started_it_had_blocked_that"]),
+    ("Terminal", &["row_7_a_ctrl_c_in_the_terminal_does_not_reach_the_program"]),
+    (
+        "Stubborn commands",
+        &["row_9_who_ignores_sigterm_is_killed_after_5_s", "the_third_signal_kills_at_once"],
+    ),
+    (
+        "Interrupted batch",
+        &[
+            "a_batch_that_a_signal_ends_before_it_is_through_exits_with_4",
+            "a_signal_after_the_last_of_max_tasks_has_begun_changes_nothing",
+        ],
+    ),
+    (
+        "Task budget",
+        &[
+            "no_more_is_taken_than_max_tasks_allows",
+            "workers_of_many_threads_that_do_some_tasks_each_return_none_of_them",
+        ],
+    ),
+    (
+        "Producer",
+        &[
+            "a_signal_at_any_step_of_a_silent_broker_ends_it_within_its_timeout_and_5_s",
+            "a_second_signal_in_the_middle_of_a_large_task_leaves_it_in_failed",
+            "row_34_a_producer_stopped_during_an_alarm_ends_in_time_and_says_what_is_unconfirmed",
+            "row_34_an_alarm_before_the_first_delayed_task_is_reported_and_what_is_unconfirmed_kept",
+            "a_second_signal_while_a_delay_queue_is_asked_for_keeps_what_was_not_confirmed",
+        ],
+    ),
+    (
+        "Containers",
+        &[
+            "what_commands_leave_behind_is_reaped_and_each_has_its_own_status",
+            "signals_and_statuses_go_through_the_first_process",
+        ],
+    ),
+    (
+        "Health file",
+        &[
+            "the_health_file_is_there_while_all_is_well",
+            "the_health_file_is_removed_also_where_there_is_no_orderly_end",
+        ],
+    ),
+    ("Resources", &["row_70_a_thousand_sessions_die_of_nothing_and_leave_no_thread_or_descriptor"]),
+    // Nothing leaks
+    (
+        "Passwords",
+        &[
+            "no_password_shows_at_any_level_when_all_goes_well_or_the_connection_is_lost",
+            "row_58_bad_addresses_and_logins_exit_2_in_one_line_without_the_password",
+        ],
+    ),
+    ("Certificates", &["row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent"]),
+    ("No injection", &["no_body_and_no_header_can_say_what_is_run"]),
+    // What is not promised
+    (
+        "Exactly once",
+        &["rows_2_and_49_a_task_that_kills_its_worker_is_redelivered_as_such_and_done_twice"],
+    ),
+    (
+        "Options that give tasks up",
+        &[
+            "with_auto_ack_a_killed_worker_loses_what_it_had",
+            "a_broker_restart_keeps_a_durable_queue_with_its_persistent_tasks_only",
+        ],
+    ),
+    ("Closed standard output", &["closed_standard_output_is_no_place_for_what_is_tagged"]),
+    (
+        "Blocked standard output",
+        &["stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed"],
+    ),
+];
 
 #[test]
-fn every_test_that_the_page_of_guarantees_names_is_there() {
-    let page = fs::read_to_string("docs/GUARANTEES.md").expect("the page is there");
-    let this = std::env::current_exe().expect("the path of this program");
+fn every_promise_has_a_test() {
+    let shown: BTreeMap<_, _> = SHOWN_BY.iter().copied().collect();
+    assert_eq!(shown.len(), SHOWN_BY.len(), "a promise is in the table twice");
 
-    let list = Command::program(this, &["--list"]).run(SOON).success();
+    let (promises, limits) = PAGE.split_once("## What is not promised").expect("its last section");
 
-    let there: BTreeSet<&str> =
-        list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
-    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(|it| is_test(it)).collect();
-    assert!(named.len() > 50, "{named:?}");
-    let gone: Vec<_> = named.into_iter().filter(|it| !there.contains(it)).collect();
+    let promised = first_words(promises);
+    assert!(promised.len() > 50, "{promised:?}");
+    let without_a_test: Vec<_> =
+        promised.iter().filter(|it| shown.get(*it).is_none_or(|tests| tests.is_empty())).collect();
+    assert!(without_a_test.is_empty(), "no test shows: {without_a_test:?}");
+    let on_the_page: BTreeSet<_> = promised.into_iter().chain(first_words(limits)).collect();
+    let unknown: Vec<_> = shown.keys().filter(|it| !on_the_page.contains(*it)).collect();
+    assert!(unknown.is_empty(), "docs/guarantees.md does not say: {unknown:?}");
+}
+
+#[test]
+fn every_test_that_shows_a_promise_exists() {
+    let tests = names_of_tests();
+
+    let named = SHOWN_BY.iter().flat_map(|(_, tests)| tests.iter());
+    let gone: Vec<_> = named.filter(|it| !tests.contains(**it)).collect();
     assert!(gone.is_empty(), "no such tests: {gone:?}");
 }
 
-fn is_test(quoted: &str) -> bool {
-    quoted.contains("::") && !quoted.contains(' ')
+#[test]
+fn every_fault_that_a_test_names_is_on_the_list() {
+    let list: BTreeSet<&str> = FAULTS
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split_once(" |"))
+        .map(|(number, _)| number)
+        .collect();
+
+    let tests = names_of_tests();
+
+    let named: BTreeSet<&str> = tests.iter().flat_map(|test| faults_in(test)).collect();
+    assert!(named.len() > 30, "{named:?}");
+    let unknown: Vec<_> = named.difference(&list).collect();
+    assert!(unknown.is_empty(), "docs/faults.md does not list: {unknown:?}");
+}
+
+/// The tests of this program, without their modules.
+fn names_of_tests() -> BTreeSet<String> {
+    let this = std::env::current_exe().expect("the path of this program");
+    let list = Command::program(this, &["--list"]).run(SOON).success();
+    let paths = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    paths.filter_map(|path| path.rsplit("::").next()).map(str::to_owned).collect()
+}
+
+/// `9` and `12` of `rows_9_and_12_a_program_that_…`.
+fn faults_in(test: &str) -> impl Iterator<Item = &str> {
+    let numbers = test.strip_prefix("row_").or_else(|| test.strip_prefix("rows_")).unwrap_or("");
+    let is_number = |it: &&str| it.starts_with(|first: char| first.is_ascii_digit());
+    let parts = numbers.split('_').take_while(move |it| *it == "and" || is_number(it));
+    parts.filter(is_number)
+}
+
+/// The bold words at the start of each item.
+fn first_words(section: &str) -> BTreeSet<&str> {
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("* **")?.split_once(".**"))
+        .map(|(words, _)| words)
+        .collect()
 }

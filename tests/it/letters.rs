@@ -440,7 +440,7 @@ fn quorum(arguments: &[(&str, AmqpValue)]) -> FieldTable {
     table
 }
 
-/// The commands that docs/retries.md gives, on what a dead-letter exchange made by hand leaves.
+/// The commands that docs/failures.md gives, on what a dead-letter exchange made by hand leaves.
 #[test]
 fn the_letters_of_an_exchange_made_by_hand_are_read_and_replayed_as_documented() {
     let queue = unique_queue("old");
@@ -455,7 +455,7 @@ fn the_letters_of_an_exchange_made_by_hand_are_read_and_replayed_as_documented()
     client.publish(&queue, b"x", AmqpProperties::default().with_expiration("1".into()));
     client.wait_for_count(&dead, 1, SOON);
 
-    let commands = include_str!("../../docs/retries.md").lines().map(str::trim);
+    let commands = include_str!("../../docs/failures.md").lines().map(str::trim);
     let commands = commands.filter_map(|it| it.strip_prefix("queuectl --queue old "));
     let outputs: Vec<String> = commands
         .map(|it| queuectl(&queue, &it.split_whitespace().collect::<Vec<_>>()).success())

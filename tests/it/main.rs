@@ -10,8 +10,8 @@ mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
 mod handover;
-mod heartbeats;
 mod headers;
+mod heartbeats;
 mod letters;
 mod library;
 mod login;

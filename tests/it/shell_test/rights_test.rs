@@ -1,11 +1,11 @@
-//! The rights that docs/retries.md says are enough for a login, and nothing more.
+//! The rights that docs/failures.md says are enough for a login, and nothing more.
 
 use super::SOON;
 use crate::support::broker::breakable_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
 
-const DOCUMENT: &str = include_str!("../../../docs/retries.md");
+const DOCUMENT: &str = include_str!("../../../docs/failures.md");
 
 /// A queue's own names, the default exchange, and either of them.
 const NAMES: &str = r"^Q(\.|$)";
