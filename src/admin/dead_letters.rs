@@ -17,7 +17,10 @@ use crate::model::failure_record::{FailureRecord, history_of, record_of, reset_f
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
-use crate::publish::publisher::{Limits, Publisher, Settled, Until};
+use crate::publish::config::{Limits, PublisherConfig};
+use crate::publish::pending::Resolved;
+use crate::publish::publisher::{Publisher, Until};
+use crate::publish::refusal::OnRefusal;
 
 /// The dead letters of one queue: tasks that failed for good, in `NAME.dead`.
 #[derive(Clone, Debug)]
@@ -140,17 +143,19 @@ impl DeadLetters {
             let Some(walk) = Walk::begin(channel, dead, selection, at_once)? else {
                 return Ok(None);
             };
-            let mut publisher =
-                Publisher::new(&self.broker, &self.queue, LIMITS).giving_up_what_is_refused();
-            // Where the broker allows no second connection.
-            publisher.lent = Some(connection.lend());
+            let mut publisher = Publisher::new(PublisherConfig {
+                // Where the broker allows no second connection.
+                lent: Some(connection.lend()),
+                on_refusal: OnRefusal::GiveUp,
+                ..PublisherConfig::new(&self.broker, &self.queue, LIMITS)
+            });
             if let Err(error) = publisher.connect() {
                 return Ok(Some(Err(error)));
             }
             let missing = walk.go(|unsettled, letter| {
                 publisher.accept(reset_for_replay(letter), Target::Main, unsettled);
-                publisher.pump(Until::Settled);
-                settle(channel, publisher.take_settled(), &mut replay)
+                publisher.pump(Until::Resolved);
+                settle(channel, publisher.take_resolved(), &mut replay)
             })?;
             publisher.close();
             Ok(Some(Ok(missing)))
@@ -283,10 +288,10 @@ fn all_ids(selection: &DeadLetterFilter) -> Vec<String> {
 /// Acks the letter whose task is confirmed. Another one stays, and so do those after it.
 fn settle(
     channel: &Channel,
-    settled: Vec<Settled<Unsettled>>,
+    resolved: Vec<Resolved<Unsettled>>,
     replay: &mut ReplaySummary,
 ) -> Result<ControlFlow<()>, CloseReason> {
-    for Settled { outcome, ticket, .. } in settled {
+    for Resolved { outcome, ticket, .. } in resolved {
         match outcome {
             Outcome::Confirmed => {
                 channel.settle(ticket, Settlement::Ack)?;

@@ -1,4 +1,4 @@
-//! Owns which publishes of one channel still wait for the broker's confirm. Pure.
+//! Keeps which publishes of one channel still wait for the broker's confirm. Pure.
 //!
 //! The client library's own smoother is not used: it turns a nack that came out of order into
 //! an ack (amiquip 0.4.2 confirm.rs:190).
@@ -15,7 +15,7 @@ use crate::amqp::channel::Reach;
 pub(crate) struct Confirms<T, K> {
     last_tag: u64,
     outstanding: BTreeMap<u64, T>,
-    /// Publishes that were given up, and what identifies each when its confirm comes late.
+    /// Publishes that we no longer wait for, and the key that identifies a late confirm.
     unawaited: BTreeMap<u64, K>,
 }
 
@@ -30,19 +30,19 @@ impl<T, K> Confirms<T, K> {
         self.outstanding.insert(self.last_tag, item);
     }
 
-    /// Takes out what a confirm settles, in the order of publishing; apart from it what
-    /// nobody waits for. What is settled already is not settled again.
-    pub(crate) fn settle(&mut self, reach: Reach) -> (Vec<T>, Vec<K>) {
+    /// Takes out the publishes that a confirm resolves, in the order of publishing; apart from them
+    /// the keys of those that were given up. None is resolved twice.
+    pub(crate) fn resolve(&mut self, reach: Reach) -> (Vec<T>, Vec<K>) {
         (take(&mut self.outstanding, reach), take(&mut self.unawaited, reach))
     }
 
-    /// Whether this may be said of what was published, settled or not.
+    /// Whether a confirm can speak of these tags: all were published, resolved by now or not.
     pub(crate) fn allows(&self, reach: Reach) -> bool {
         let (Reach::One(tag) | Reach::UpTo(tag)) = reach;
         (1..=self.last_tag).contains(&tag)
     }
 
-    /// Those that somebody waits for, in the order of publishing.
+    /// The publishes that are still awaited, in the order of publishing.
     pub(crate) fn outstanding(&self) -> impl Iterator<Item = &T> {
         self.outstanding.values()
     }
@@ -52,12 +52,12 @@ impl<T, K> Confirms<T, K> {
         self.outstanding.values_mut()
     }
 
-    /// Whether one of those that nobody waits for is told by this.
-    pub(crate) fn has_unawaited(&self, rest: &K) -> bool
+    /// Whether this key identifies a publish that was given up.
+    pub(crate) fn has_unawaited(&self, key: &K) -> bool
     where
         K: PartialEq,
     {
-        self.unawaited.values().any(|it| it == rest)
+        self.unawaited.values().any(|it| it == key)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -68,7 +68,7 @@ impl<T, K> Confirms<T, K> {
         self.outstanding.is_empty()
     }
 
-    /// Whether each publish was acked or nacked, those that nobody waits for among them.
+    /// Whether each publish was acked or nacked, also those that were given up.
     pub(crate) fn owes_none(&self) -> bool {
         self.is_empty() && self.unawaited.is_empty()
     }
@@ -84,17 +84,17 @@ impl<T, K> Confirms<T, K> {
     }
 
     /// Gives up the outstanding ones that `expired` picks, and takes them out in the order of
-    /// publishing; of each there stays what `rest` says.
+    /// publishing. Of each, its key is kept.
     pub(crate) fn give_up(
         &mut self,
         expired: impl Fn(&T) -> bool,
-        rest: impl Fn(&T) -> K,
+        key: impl Fn(&T) -> K,
     ) -> Vec<T> {
         let (out, keep) =
             std::mem::take(&mut self.outstanding).into_iter().partition(|(_, item)| expired(item));
         self.outstanding = keep;
         let out: BTreeMap<u64, T> = out;
-        self.unawaited.extend(out.iter().map(|(tag, item)| (*tag, rest(item))));
+        self.unawaited.extend(out.iter().map(|(tag, item)| (*tag, key(item))));
         out.into_values().collect()
     }
 }
@@ -120,37 +120,37 @@ mod tests {
     }
 
     #[test]
-    fn a_single_confirm_settles_one() {
+    fn a_single_confirm_resolves_one() {
         let mut confirms = five();
-        assert_eq!(confirms.settle(Reach::One(3)).0, ['c']);
-        assert!(confirms.settle(Reach::One(3)).0.is_empty());
+        assert_eq!(confirms.resolve(Reach::One(3)).0, ['c']);
+        assert!(confirms.resolve(Reach::One(3)).0.is_empty());
         assert_eq!(confirms.take_all(), ['a', 'b', 'd', 'e']);
     }
 
     #[test]
-    fn a_multiple_settles_only_what_is_still_outstanding() {
+    fn a_multiple_resolves_only_what_is_still_outstanding() {
         let mut confirms = five();
-        assert_eq!(confirms.settle(Reach::One(3)).0, ['c'], "nacked out of order");
-        assert_eq!(confirms.settle(Reach::UpTo(5)).0, ['a', 'b', 'd', 'e'], "acked, without c");
+        assert_eq!(confirms.resolve(Reach::One(3)).0, ['c'], "nacked out of order");
+        assert_eq!(confirms.resolve(Reach::UpTo(5)).0, ['a', 'b', 'd', 'e'], "acked, without c");
         assert!(confirms.is_empty());
     }
 
     #[test]
     fn tags_go_on_counting_after_a_gap() {
         let mut confirms = five();
-        assert_eq!(confirms.settle(Reach::UpTo(4)).0.len(), 4);
+        assert_eq!(confirms.resolve(Reach::UpTo(4)).0.len(), 4);
         confirms.publish('f');
-        assert_eq!(confirms.settle(Reach::One(6)).0, ['f']);
+        assert_eq!(confirms.resolve(Reach::One(6)).0, ['f']);
         assert_eq!(confirms.oldest(), Some(&'e'));
     }
 
     #[test]
-    fn unknown_tags_settle_nothing() {
+    fn unknown_tags_resolve_nothing() {
         let mut confirms = five();
-        assert!(confirms.settle(Reach::One(0)).0.is_empty());
-        assert!(confirms.settle(Reach::One(6)).0.is_empty());
-        assert!(confirms.settle(Reach::UpTo(0)).0.is_empty());
-        assert_eq!(confirms.settle(Reach::UpTo(u64::MAX)).0.len(), 5);
+        assert!(confirms.resolve(Reach::One(0)).0.is_empty());
+        assert!(confirms.resolve(Reach::One(6)).0.is_empty());
+        assert!(confirms.resolve(Reach::UpTo(0)).0.is_empty());
+        assert_eq!(confirms.resolve(Reach::UpTo(u64::MAX)).0.len(), 5);
     }
 
     #[test]
@@ -158,16 +158,16 @@ mod tests {
         let mut confirms = five();
         let given_up = confirms.give_up(|item| "bd".contains(*item), char::to_ascii_uppercase);
         assert_eq!(given_up, ['b', 'd']);
-        assert_eq!(confirms.settle(Reach::One(5)), (vec!['e'], vec![]));
+        assert_eq!(confirms.resolve(Reach::One(5)), (vec!['e'], vec![]));
         assert_eq!(confirms.len(), 2);
     }
 
     #[test]
-    fn a_late_confirm_is_told_apart_and_once() {
+    fn a_late_confirm_is_reported_apart_and_once() {
         let mut confirms = five();
         confirms.give_up(|item| "bd".contains(*item), char::to_ascii_uppercase);
-        assert_eq!(confirms.settle(Reach::One(2)), (vec![], vec!['B']));
-        assert_eq!(confirms.settle(Reach::UpTo(4)), (vec!['a', 'c'], vec!['D']));
-        assert_eq!(confirms.settle(Reach::UpTo(4)), (vec![], vec![]));
+        assert_eq!(confirms.resolve(Reach::One(2)), (vec![], vec!['B']));
+        assert_eq!(confirms.resolve(Reach::UpTo(4)), (vec!['a', 'c'], vec!['D']));
+        assert_eq!(confirms.resolve(Reach::UpTo(4)), (vec![], vec![]));
     }
 }

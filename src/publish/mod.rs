@@ -1,7 +1,15 @@
-//! Owns [`Producer`]: puts tasks on a queue, each confirmed.
+//! [`Producer`]: puts tasks on a queue, each confirmed by the broker.
 
-pub(crate) mod confirms;
+mod backlog;
+pub(crate) mod config;
+mod confirms;
+mod in_flight;
+mod link;
+pub(crate) mod pending;
 pub(crate) mod publisher;
+mod reconnect;
+pub(crate) mod refusal;
+mod returns;
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +19,9 @@ use crate::model::error::Error;
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
-use crate::publish::publisher::{Limits, Publisher, Settled, Until};
+use crate::publish::config::{Limits, PublisherConfig};
+use crate::publish::pending::Resolved;
+use crate::publish::publisher::{Publisher, Until};
 use crate::util::shutdown::Shutdown;
 
 /// Puts tasks on one queue, each mandatory and confirmed by the broker.
@@ -64,7 +74,7 @@ impl Producer {
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Producer {
         let limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
-        let publisher = Publisher::new(broker, queue, limits);
+        let publisher = Publisher::new(PublisherConfig::new(broker, queue, limits));
         Producer { publisher, queue: queue.clone(), receipts: Vec::new() }
     }
 
@@ -72,14 +82,14 @@ impl Producer {
     /// Default: 1000 tasks.
     #[must_use]
     pub fn window(mut self, tasks: usize) -> Producer {
-        self.publisher.limits.window = tasks.max(1);
+        self.publisher.set_window(tasks.max(1));
         self
     }
 
     /// Sets how long each task is tried, from when it was handed in. Default: 30 s.
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Producer {
-        self.publisher.limits.timeout = limit;
+        self.publisher.set_timeout(limit);
         self
     }
 
@@ -88,8 +98,7 @@ impl Producer {
     /// [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
     #[must_use]
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Producer {
-        self.publisher.stopping = shutdown.stopping().clone();
-        self.publisher.aborting = shutdown.aborting().clone();
+        self.publisher.set_shutdown(shutdown);
         self
     }
 
@@ -124,7 +133,7 @@ impl Producer {
         let task = task.stamped(SystemTime::now());
         let id = task.id().unwrap_or_default().to_string();
         self.accept(task);
-        self.publisher.pump(Until::Settled);
+        self.publisher.pump(Until::Resolved);
         self.collect();
         let mine = self.receipts.iter().rposition(|it| it.task.id() == Some(id.as_str()));
         match mine.map(|place| self.receipts.remove(place).outcome) {
@@ -162,7 +171,7 @@ impl Producer {
     /// At most for the timeout.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn flush(&mut self) -> Vec<Receipt> {
-        self.publisher.pump(Until::Settled);
+        self.publisher.pump(Until::Resolved);
         self.take_receipts()
     }
 
@@ -183,9 +192,9 @@ impl Producer {
     }
 
     fn collect(&mut self) {
-        let settled = self.publisher.take_settled().into_iter();
+        let resolved = self.publisher.take_resolved().into_iter();
         self.receipts
-            .extend(settled.map(|Settled { task, outcome, .. }| Receipt { task, outcome }));
+            .extend(resolved.map(|Resolved { task, outcome, .. }| Receipt { task, outcome }));
     }
 
     fn take_receipts(&mut self) -> Vec<Receipt> {

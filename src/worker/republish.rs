@@ -22,7 +22,10 @@ use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::retry::RetryPolicy;
 use crate::model::task::{Task, USUAL_FRAME};
-use crate::publish::publisher::{Limits, Publisher, Settled};
+use crate::publish::config::{Limits, PublisherConfig};
+use crate::publish::pending::Resolved;
+use crate::publish::publisher::Publisher;
+use crate::publish::refusal::OnRefusal;
 use crate::util::shutdown::{Signal, is_closed};
 use crate::worker::summary::Tally;
 
@@ -82,12 +85,15 @@ impl Handover {
     ) -> Result<Handover, Error> {
         let (orders, inbox) = unbounded();
         let (alive, ended) = bounded(0);
-        let mut publisher =
-            Publisher::new(broker, queue, LIMITS).proven().giving_up_what_is_refused();
-        publisher.lent = Some(connection.lend());
-        publisher.stopping = leave.clone();
-        publisher.aborting = leave.clone();
-        publisher.delays = policy.series();
+        let publisher = Publisher::new(PublisherConfig {
+            lent: Some(connection.lend()),
+            stopping: leave.clone(),
+            aborting: leave.clone(),
+            delays: policy.series(),
+            on_refusal: OnRefusal::GiveUp,
+            has_connected: true,
+            ..PublisherConfig::new(broker, queue, LIMITS)
+        });
         let mut desk = Desk {
             publisher,
             largest_frame: connection.largest_frame().min(USUAL_FRAME),
@@ -166,8 +172,8 @@ impl Desk {
     }
 
     fn reply(&mut self) {
-        for settled in self.publisher.take_settled() {
-            let Settled { ticket: Slip { tag, target, replies }, outcome, sent, .. } = settled;
+        for resolved in self.publisher.take_resolved() {
+            let Resolved { ticket: Slip { tag, target, replies }, outcome, sent, .. } = resolved;
             // Also without anybody to ack for it: a letter that is there is there.
             match (target, &outcome) {
                 (Target::Dead, Outcome::Confirmed) => self.tally.dead(),

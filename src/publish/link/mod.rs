@@ -1,0 +1,356 @@
+//! One connection of a publisher and its channel: publishes, confirms, returns and notices.
+
+mod round;
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
+use log::{info, warn};
+
+use crate::amqp::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
+use crate::amqp::close_reason::CloseReason;
+use crate::amqp::connection::{Connection, Notice, read_notice};
+use crate::model::error::Error;
+use crate::model::outcome::Outcome;
+use crate::model::queue::{Declaration, Queue, Target};
+use crate::publish::backlog::Backlog;
+use crate::publish::config::PublisherConfig;
+use crate::publish::in_flight::InFlight;
+use crate::publish::pending::Pending;
+use crate::publish::refusal::{LastRefusal, OnRefusal, Refusal};
+use crate::topology::DerivedQueues;
+use crate::topology::durability::open_channel_to;
+use crate::util::patience::PATIENCE;
+use crate::util::shutdown::Signal;
+
+/// A connection with the publishes that are in flight on it.
+pub(crate) struct Link<T> {
+    connection: Connection,
+    channel: Channel,
+    ends: PublishEnds,
+    in_flight: InFlight<T>,
+    queues: DerivedQueues,
+    /// When the next new queue that tasks wait for is durable.
+    durable_at: Option<Instant>,
+    /// When to publish the next of the refused tasks again.
+    again_at: Option<Instant>,
+    last_refusal: LastRefusal,
+    /// The delay whose queue did not respond, which is why the connection is lost.
+    silent_delay: Option<Duration>,
+    /// Why no further confirm is believed.
+    protocol_error: Option<CloseReason>,
+    /// Why the broker blocks publishers at present.
+    blocked: Option<String>,
+    /// When to warn that no confirm has come.
+    slow_confirm_at: Option<Instant>,
+    /// Whether the broker has answered any publish.
+    has_confirmed: bool,
+}
+
+/// What ended a wait.
+pub(crate) enum Woken<W> {
+    Confirm(Verdict),
+    Notice(Notice),
+    Wake(Result<W, RecvError>),
+    Lost,
+    Time,
+}
+
+/// How a link ended.
+pub(crate) struct LinkEnd {
+    pub(crate) address: String,
+    pub(crate) cause: CloseReason,
+    /// The delay whose queue did not respond, or sent what cannot be parsed.
+    pub(crate) silent_delay: Option<Duration>,
+}
+
+impl<T> Link<T> {
+    /// Opens a channel in confirm mode, and declares the queue.
+    pub(crate) fn open(
+        mut connection: Connection,
+        config: &PublisherConfig,
+    ) -> Result<Link<T>, Error> {
+        let mut queues = DerivedQueues::default().predeclare(config.delays.clone());
+        match open_channel(&mut connection, &config.queue, &mut queues) {
+            Ok((channel, ends)) => Ok(Link::new(connection, channel, ends, queues)),
+            Err(cause) => {
+                let address = connection.address().to_string();
+                let cause = connection.end(Some(cause));
+                Err(Error::from_queue_use(config.queue.name(), &address, cause))
+            }
+        }
+    }
+
+    fn new(
+        connection: Connection,
+        channel: Channel,
+        ends: PublishEnds,
+        queues: DerivedQueues,
+    ) -> Link<T> {
+        Link {
+            connection,
+            channel,
+            ends,
+            in_flight: InFlight::new(),
+            queues,
+            durable_at: None,
+            again_at: None,
+            last_refusal: LastRefusal::default(),
+            silent_delay: None,
+            protocol_error: None,
+            blocked: None,
+            slow_confirm_at: None,
+            has_confirmed: false,
+        }
+    }
+
+    /// How many tasks are in flight.
+    pub(crate) fn tasks_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    pub(crate) fn has_confirmed(&self) -> bool {
+        self.has_confirmed
+    }
+
+    pub(crate) fn is_lent(&self) -> bool {
+        self.connection.is_lent()
+    }
+
+    pub(crate) fn oldest_deadline(&self) -> Option<Instant> {
+        self.in_flight.oldest_deadline()
+    }
+
+    /// Waits for the next event, at most until the deadline or until something here is due.
+    pub(crate) fn wait<W>(
+        &self,
+        deadline: Option<Instant>,
+        aborting: &Signal,
+        wake: &Receiver<W>,
+    ) -> Woken<W> {
+        let deadlines = [deadline, self.durable_at, self.again_at, self.slow_confirm_at];
+        let deadline = deadlines.into_iter().flatten().min();
+        select_biased! {
+            recv(aborting) -> _ => Woken::Time,
+            recv(self.ends.confirms) -> confirm => {
+                confirm.map_or(Woken::Lost, |confirm| Woken::Confirm(read_confirm(confirm)))
+            },
+            recv(self.connection.notices()) -> notice => {
+                notice.map_or(Woken::Lost, |notice| Woken::Notice(read_notice(notice)))
+            },
+            recv(wake) -> woken => Woken::Wake(woken),
+            recv(deadline.map_or_else(never, at)) -> _ => Woken::Time,
+        }
+    }
+
+    /// Takes the confirms that have come in.
+    pub(crate) fn collect(
+        &mut self,
+        config: &PublisherConfig,
+        backlog: &mut Backlog<T>,
+    ) -> Result<(), CloseReason> {
+        while let Ok(confirm) = self.ends.confirms.try_recv() {
+            self.apply(read_confirm(confirm), config, backlog)?;
+        }
+        Ok(())
+    }
+
+    /// Resolves the tasks that a confirm speaks of, or has them published again.
+    pub(crate) fn apply(
+        &mut self,
+        verdict: Verdict,
+        config: &PublisherConfig,
+        backlog: &mut Backlog<T>,
+    ) -> Result<(), CloseReason> {
+        self.collect_returns(&config.queue)?;
+        let (Verdict::Acked(reach) | Verdict::Nacked(reach)) = verdict;
+        if !self.in_flight.allows(reach) {
+            return Err(self.distrust("the broker confirmed what was not published"));
+        }
+        let (answered, given_up) = self.in_flight.resolve(reach);
+        self.has_confirmed |= !answered.is_empty();
+        for mut pending in answered {
+            match (self.in_flight.take_return(&mut pending, &config.queue), verdict) {
+                (Some(reason), _) => {
+                    self.queues.forget(pending.target);
+                    self.refuse(pending, Refusal::Returned(reason), config, backlog);
+                }
+                (None, Verdict::Acked(_)) => backlog.resolve(pending, Outcome::Confirmed),
+                (None, Verdict::Nacked(_)) => {
+                    self.refuse(pending, Refusal::Nack, config, backlog);
+                }
+            }
+        }
+        self.slow_confirm_at = (!self.in_flight.is_empty()).then(|| Instant::now() + PATIENCE);
+        // After the others: if one confirm is for both, the return may be of either. A confirmed
+        // task that counts as returned runs twice; a returned one that counts as confirmed, never.
+        self.in_flight.forget_returns(&given_up);
+        Ok(())
+    }
+
+    /// Records the returns that have come in. The broker sends a return before the confirm of the
+    /// same task, and one thread passes both on: before each confirm, all returns are here.
+    ///
+    /// A return of nothing in flight ends the link: the task that it is of would count as
+    /// confirmed. The confirm of that task may have come as well, so no later confirm counts.
+    fn collect_returns(&mut self, queue: &Queue) -> Result<(), CloseReason> {
+        if let Some(cause) = &self.protocol_error {
+            return Err(cause.clone());
+        }
+        while let Ok(returned) = self.ends.returns.try_recv() {
+            if self.in_flight.record_return(read_return(returned), queue).is_err() {
+                return Err(self.distrust("the broker returned what was not published"));
+            }
+        }
+        Ok(())
+    }
+
+    fn distrust(&mut self, text: &str) -> CloseReason {
+        self.protocol_error.insert(CloseReason::Lost(text.into())).clone()
+    }
+
+    /// Puts a refused task back into the backlog, or resolves it, as the publisher is set.
+    fn refuse(
+        &mut self,
+        mut pending: Pending<T>,
+        refusal: Refusal,
+        config: &PublisherConfig,
+        backlog: &mut Backlog<T>,
+    ) {
+        match (config.on_refusal, refusal) {
+            (OnRefusal::GiveUp, refusal) => {
+                let outcome = pending.outcome_after(&refusal, &config.queue);
+                return backlog.resolve(pending, outcome);
+            }
+            // Whether the queue is missing or only down is asked before the next publish.
+            (OnRefusal::TryAgain, Refusal::Returned(reason)) => {
+                pending.refusal = Some(Refusal::Returned(reason));
+            }
+            (OnRefusal::TryAgain, refusal) => {
+                pending.retry_later(refusal, &config.queue, &mut self.last_refusal);
+            }
+        }
+        backlog.insert(pending);
+    }
+
+    /// Records that the broker blocks publishers, or does so no longer.
+    pub(crate) fn note(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Blocked(reason) => {
+                warn!("the broker blocks publishers: {reason}; publishing waits");
+                self.blocked = Some(reason.clone());
+            }
+            Notice::Unblocked => {
+                info!("the broker takes publishes again");
+                self.blocked = None;
+                self.slow_confirm_at = Some(Instant::now() + PATIENCE);
+            }
+        }
+    }
+
+    /// Warns once, if no confirm has come for some time.
+    pub(crate) fn warn_slow_confirm(&mut self) {
+        if self.slow_confirm_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        self.slow_confirm_at = None;
+        let count = self.in_flight.len();
+        if count > 0 && self.blocked.is_none() {
+            warn!(
+                "no confirm for {PATIENCE:?}: {count} tasks are on their way, or wait for the broker"
+            );
+        }
+    }
+
+    /// What the tasks wait for.
+    pub(crate) fn what_is_awaited(&self) -> String {
+        match (&self.blocked, self.durable_at) {
+            (Some(reason), _) => format!("the broker blocks publishers: {reason}"),
+            (None, Some(_)) => "its queue was made just now, and is trusted a moment later".into(),
+            (None, None) => "the broker says nothing, as where no node leads the queue".into(),
+        }
+    }
+
+    /// Resolves the tasks in flight that `which` picks. They may arrive all the same.
+    pub(crate) fn give_up(
+        &mut self,
+        outcome: &Outcome,
+        which: impl Fn(&Pending<T>) -> bool,
+        queue: &Queue,
+        backlog: &mut Backlog<T>,
+    ) {
+        for pending in self.in_flight.give_up(which, queue) {
+            // The next task for its queue asks whether that still responds.
+            self.queues.forget(pending.target);
+            backlog.resolve(pending, outcome.clone());
+        }
+    }
+
+    /// Takes what came before the connection was lost: confirms, and notices, which may say why
+    /// the broker did not answer. Returns the error if the broker's words made no sense.
+    pub(crate) fn collect_last(
+        &mut self,
+        config: &PublisherConfig,
+        backlog: &mut Backlog<T>,
+    ) -> Option<CloseReason> {
+        let protocol_error = self.collect(config, backlog).err();
+        while let Ok(notice) = self.connection.notices().try_recv() {
+            self.note(&read_notice(notice));
+        }
+        protocol_error
+    }
+
+    /// Takes out everything in flight, in the order of publishing.
+    pub(crate) fn take_in_flight(&mut self) -> Vec<Pending<T>> {
+        self.in_flight.take_all()
+    }
+
+    /// Ends a link that has failed.
+    pub(crate) fn end(self, known: Option<CloseReason>) -> LinkEnd {
+        let (silent_delay, probing) = (self.silent_delay, self.queues.probing());
+        let Link { connection, channel, .. } = self;
+        let address = connection.address().to_string();
+        // A closed channel gives its reason once, to the first call that fails.
+        let cause = connection.end(known.or_else(|| channel.last_words()));
+        let is_malformed = matches!(cause, CloseReason::Malformed(_));
+        let silent_delay = silent_delay.or(probing.filter(|_| is_malformed));
+        LinkEnd { address, cause, silent_delay }
+    }
+
+    /// Closes a healthy link, at most within the close limit; not at all once `aborting` closes.
+    pub(crate) fn close(self, aborting: &Signal) {
+        let guard = self.connection.call_guard().clone();
+        guard.abort_on(aborting, || self.close_in_order());
+    }
+
+    /// Closes the connection first: nothing that matters is queued on the channel, and its close
+    /// then waits for nobody.
+    fn close_in_order(self) {
+        let Link { connection, channel, in_flight, .. } = self;
+        // A broker that owes confirms may not answer a close either.
+        if in_flight.is_all_confirmed() {
+            let _ = connection.close();
+        } else {
+            drop(connection);
+        }
+        drop(channel);
+    }
+}
+
+/// Opens a channel in confirm mode, and declares the queue unless it is used as it is.
+fn open_channel(
+    connection: &mut Connection,
+    queue: &Queue,
+    queues: &mut DerivedQueues,
+) -> Result<(Channel, PublishEnds), CloseReason> {
+    let channel = match queue.declaration() {
+        Declaration::Declare => {
+            let opened = open_channel_to(connection, queue)?;
+            opened.settled_at.iter().for_each(|at| queues.made(Target::Main, *at));
+            opened.channel
+        }
+        Declaration::UseAsItIs => connection.open_channel()?,
+    };
+    let ends = channel.confirm_publishes()?;
+    Ok((channel, ends))
+}

@@ -1,0 +1,226 @@
+//! Connects a publisher, as often as it takes: one attempt at a time, a pause after each failure.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{at, select_biased};
+use log::warn;
+
+use crate::amqp::connect::ConnectAttempt;
+use crate::amqp::connection::Connection;
+use crate::model::broker::Broker;
+use crate::model::error::Error;
+use crate::publish::config::PublisherConfig;
+use crate::publish::link::Link;
+use crate::publish::pending::SHORTEST_CALL;
+use crate::publish::refusal::LAST_TRY;
+use crate::util::backoff::Backoff;
+use crate::util::deadline::deadline_after;
+use crate::util::patience::telling;
+use crate::util::shutdown::{Signal, is_closed};
+
+/// When and how a publisher connects next.
+pub(crate) struct Connector {
+    /// The attempt that is under way. There is never a second one.
+    attempt: Option<ConnectAttempt>,
+    backoff: Backoff,
+    /// When to connect again after a failure.
+    retry_at: Option<Instant>,
+    /// Whether this broker has ever let us in.
+    has_connected: bool,
+    /// Why no connection can be had before `retry_at`, whatever is tried.
+    fatal: Option<String>,
+}
+
+/// How long a connection of its own may take while another one is lent.
+const OWN_WITHIN: Duration = Duration::from_secs(5);
+
+impl Connector {
+    pub(crate) fn new(config: &PublisherConfig) -> Connector {
+        Connector {
+            attempt: None,
+            backoff: Backoff::of_a_publisher(),
+            retry_at: None,
+            has_connected: config.has_connected,
+            fatal: None,
+        }
+    }
+
+    /// Tries once to connect, after the pause that is due. `Ok(None)` if the time was over first.
+    pub(crate) fn connect<T>(
+        &mut self,
+        config: &PublisherConfig,
+        deadline: Instant,
+        interrupt: &Signal,
+    ) -> Result<Option<Link<T>>, Error> {
+        if !self.pauses_before(deadline, interrupt) || Instant::now() >= deadline {
+            return Ok(None);
+        }
+        let valid = config.queue.validate();
+        let opened = valid.and_then(|()| self.open(config, deadline, interrupt));
+        match &opened {
+            Ok(Some(_)) => self.has_connected = true,
+            Ok(None) => {}
+            Err(error) => self.note_failure(error),
+        }
+        opened
+    }
+
+    /// The pause before the next attempt, which begins now.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = self.backoff.next_pause();
+        self.retry_at = Some(Instant::now() + pause);
+        pause
+    }
+
+    /// Begins with short pauses again: the last connection was of use.
+    pub(crate) fn reset_pauses(&mut self) {
+        self.backoff = Backoff::of_a_publisher();
+    }
+
+    /// Why nothing can be published until the pause is over, if that is so.
+    pub(crate) fn fatal(&self) -> Option<&str> {
+        self.fatal.as_deref()
+    }
+
+    pub(crate) fn set_fatal(&mut self, reason: String) {
+        self.fatal = Some(reason);
+    }
+
+    /// Forgets a fatal error once its pause is over.
+    pub(crate) fn expire_fatal(&mut self) {
+        if self.retry_at.is_none_or(|retry_at| retry_at <= Instant::now()) {
+            self.fatal = None;
+        }
+    }
+
+    /// Forgets a fatal error and its pause: somebody may have fixed the cause.
+    pub(crate) fn forget_fatal(&mut self) {
+        if self.fatal.take().is_some() {
+            self.retry_at = None;
+        }
+    }
+
+    /// The error when no connection was made in time.
+    pub(crate) fn unreachable(&self, broker: &Broker) -> Error {
+        let failures = self.attempt.as_ref().map(ConnectAttempt::failures).unwrap_or_default();
+        if failures.is_empty() {
+            return Error::Unreachable { attempts: vec![format!("{broker}: not tried")] };
+        }
+        Error::Unreachable { attempts: failures }
+    }
+
+    /// Waits for the pause that is due; whether it is over before the deadline and the interrupt.
+    fn pauses_before(&mut self, deadline: Instant, interrupt: &Signal) -> bool {
+        let Some(retry_at) = self.retry_at else { return true };
+        let retry_at = reconnect_at(Instant::now(), retry_at, deadline);
+        select_biased! {
+            recv(interrupt) -> _ => return false,
+            recv(at(retry_at.min(deadline))) -> _ => {},
+        }
+        if Instant::now() < retry_at {
+            return false;
+        }
+        self.retry_at = None;
+        true
+    }
+
+    fn open<T>(
+        &mut self,
+        config: &PublisherConfig,
+        deadline: Instant,
+        interrupt: &Signal,
+    ) -> Result<Option<Link<T>>, Error> {
+        let Some(connection) = self.open_connection(config, deadline, interrupt)? else {
+            return Ok(None);
+        };
+        let guard = connection.call_guard().clone();
+        let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
+        let doing = format!("setting up the channel at {}", connection.address());
+        let open = || guard.abort_on(interrupt, || Link::open(connection, config));
+        let bounded = || guard.with_timeout(left, "setting up the channel", open);
+        telling(interrupt, &doing, bounded).0.map(Some)
+    }
+
+    /// A connection of its own, or the one that is lent if its own takes long or fails.
+    fn open_connection(
+        &mut self,
+        config: &PublisherConfig,
+        deadline: Instant,
+        interrupt: &Signal,
+    ) -> Result<Option<Connection>, Error> {
+        let attempt = self.take_attempt(&config.broker, deadline)?;
+        let Some(lent) = &config.lent else {
+            let opened = attempt.wait(interrupt, Some(deadline))?;
+            if opened.is_none() {
+                // The next wait goes on with it.
+                self.attempt = Some(attempt);
+            }
+            return Ok(opened);
+        };
+        let soon = deadline.min(deadline_after(OWN_WITHIN));
+        let why = match attempt.wait(interrupt, Some(soon)) {
+            Ok(None) if is_closed(interrupt) => return Ok(None),
+            Ok(None) => attempt.failures().join(", "),
+            Ok(opened) => return Ok(opened),
+            Err(error) => error.chain(),
+        };
+        warn!(
+            "no second connection: {why}; tasks are published on the first one: during an alarm of \
+             the broker, acks wait with them"
+        );
+        Ok(Some(lent.lend()))
+    }
+
+    /// The attempt that is under way, or a new one. It may outlive the deadline; before that, it
+    /// tries each address.
+    fn take_attempt(
+        &mut self,
+        broker: &Broker,
+        deadline: Instant,
+    ) -> Result<ConnectAttempt, Error> {
+        if let Some(under_way) = self.attempt.take() {
+            return Ok(under_way);
+        }
+        ConnectAttempt::start(broker, deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn note_failure(&mut self, error: &Error) {
+        let pause = self.pause();
+        if error.is_transient() || self.has_connected {
+            warn!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
+        } else {
+            self.fatal = Some(error.chain());
+        }
+    }
+}
+
+/// When to connect again: after the pause, but once more before the deadline.
+fn reconnect_at(now: Instant, retry_at: Instant, deadline: Instant) -> Instant {
+    match deadline.checked_sub(LAST_TRY) {
+        Some(last) if now < last => retry_at.min(last),
+        _ => retry_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_tried_once_more_before_its_time_ends() {
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        for (retry_at, deadline, at) in [
+            (2000, 10_000, 2000),
+            (2000, 3000, 2000),
+            (2000, 2500, 1500),
+            (2000, 1500, 500),
+            // It had its last try.
+            (2000, 1000, 2000),
+            (2000, 0, 2000),
+        ] {
+            let next = reconnect_at(now, after(retry_at), after(deadline));
+            assert_eq!(next, after(at), "{retry_at} of {deadline}");
+        }
+    }
+}
