@@ -53,7 +53,7 @@ use crate::util::shutdown::Shutdown;
 /// ```
 #[derive(Debug)]
 pub struct Producer {
-    publisher: Publisher<()>,
+    publisher: Publisher<Ticket>,
     queue: Queue,
     receipts: Vec<Receipt>,
 }
@@ -67,6 +67,15 @@ pub struct Receipt {
     pub task: Task,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+/// The call that handed a task in, which is the one to return its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ticket {
+    /// [`Producer::publish`], which has one task in flight at most.
+    Publish,
+    /// [`Producer::send`], with a receipt.
+    Send,
 }
 
 impl Producer {
@@ -130,15 +139,13 @@ impl Producer {
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
         self.validate(&task)?;
         self.connect()?;
-        let task = task.stamped(SystemTime::now());
-        let id = task.id().unwrap_or_default().to_string();
-        self.accept(task);
+        self.accept(task.stamped(SystemTime::now()), Ticket::Publish);
         self.publisher.pump(Until::Resolved);
-        self.collect();
-        let mine = self.receipts.iter().rposition(|it| it.task.id() == Some(id.as_str()));
-        match mine.map(|place| self.receipts.remove(place).outcome) {
-            Some(Outcome::Confirmed) => Ok(id),
-            Some(outcome) => Err(Error::NotConfirmed { outcome }),
+        match self.collect() {
+            Some(Receipt { task, outcome: Outcome::Confirmed }) => {
+                Ok(task.id().unwrap_or_default().to_string())
+            }
+            Some(Receipt { outcome, .. }) => Err(Error::NotConfirmed { outcome }),
             None => {
                 let reason = "its receipt is missing".to_string();
                 Err(Error::NotConfirmed { outcome: Outcome::Unconfirmed { reason } })
@@ -156,10 +163,10 @@ impl Producer {
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
         match self.validate(&task) {
             Ok(()) => {
-                self.accept(task.stamped(SystemTime::now()));
+                self.accept(task.stamped(SystemTime::now()), Ticket::Send);
                 self.publisher.pump(Until::Published);
             }
-            Err(error) => self.publisher.refuse(task, error.to_string(), ()),
+            Err(error) => self.publisher.refuse(task, error.to_string(), Ticket::Send),
         }
         self.take_receipts()
     }
@@ -183,22 +190,32 @@ impl Producer {
         }
     }
 
-    fn accept(&mut self, task: Task) {
+    fn accept(&mut self, task: Task, ticket: Ticket) {
         let target = match task.delay() {
             Some(delay) => Target::Delay(round_up(delay)),
             None => Target::Main,
         };
-        self.publisher.accept(task, target, ());
+        self.publisher.accept(task, target, ticket);
     }
 
-    fn collect(&mut self) {
-        let resolved = self.publisher.take_resolved().into_iter();
-        self.receipts
-            .extend(resolved.map(|Resolved { task, outcome, .. }| Receipt { task, outcome }));
+    /// Keeps the receipts of tasks that were sent. Returns the one of a task that was published.
+    fn collect(&mut self) -> Option<Receipt> {
+        let resolved = self.publisher.take_resolved();
+        self.receipts.reserve(resolved.len());
+        let mut published = None;
+        for Resolved { task, outcome, ticket, .. } in resolved {
+            let receipt = Receipt { task, outcome };
+            match ticket {
+                Ticket::Publish => published = Some(receipt),
+                Ticket::Send => self.receipts.push(receipt),
+            }
+        }
+        published
     }
 
     fn take_receipts(&mut self) -> Vec<Receipt> {
-        self.collect();
+        // Nothing is published here: `publish` has waited for its task.
+        let _ = self.collect();
         std::mem::take(&mut self.receipts)
     }
 }
@@ -207,5 +224,25 @@ impl Drop for Producer {
     /// Closes the connection; waits for the broker, at most the close limit.
     fn drop(&mut self) {
         self.publisher.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_task_has_its_own_receipt_whatever_ids_the_others_have() {
+        let broker = "amqp://localhost".parse().expect("a URL");
+        let mut producer = Producer::new(&broker, &Queue::new("q"));
+        for (reason, ticket) in
+            [("before", Ticket::Send), ("own", Ticket::Publish), ("after", Ticket::Send)]
+        {
+            producer.publisher.refuse(Task::new("job").with_id("1"), reason.into(), ticket);
+        }
+        let refused = |reason: &str| Outcome::Refused { reason: reason.into() };
+        assert_eq!(producer.collect().map(|it| it.outcome), Some(refused("own")));
+        let others: Vec<_> = producer.flush().into_iter().map(|it| it.outcome).collect();
+        assert_eq!(others, [refused("before"), refused("after")]);
     }
 }
