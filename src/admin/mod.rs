@@ -14,7 +14,7 @@ use log::debug;
 use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connect;
-use crate::amqp::connection::{Connection, Notice, read_notice};
+use crate::amqp::connection::{Connection, Notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::queue::{
@@ -274,7 +274,7 @@ impl Inspector {
         })?;
         let Some(ends) = ends else { return Err(missing(self.queue.name())) };
         let answer = match &self.connection {
-            Some(connection) => answer_to_publish(connection, &ends.confirms),
+            Some(connection) => answer_to_publish(connection, ends.confirms()),
             None => return Err(missing(self.queue.name())),
         };
         match answer {
@@ -508,7 +508,7 @@ fn answer_to_publish<C>(
             Ok(_) => Answer::Confirmed,
             Err(_) => Answer::Closed,
         },
-        recv(connection.notices()) -> notice => match notice.map(read_notice) {
+        recv(connection.notices()) -> notice => match notice.map(Into::into) {
             Ok(Notice::Blocked(reason)) => Answer::Blocked(reason),
             _ => Answer::Closed,
         },

@@ -37,9 +37,6 @@ pub(crate) struct Connection {
     limits: Limits,
 }
 
-/// Where a connection's notices come in, to be read with [`read_notice`].
-pub(crate) type Notices = Receiver<ConnectionBlockedNotification>;
-
 /// What the broker says about the whole connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -129,7 +126,7 @@ impl Connection {
     }
 
     /// The broker's notices; disconnected once the connection is dead.
-    pub(crate) fn notices(&self) -> &Notices {
+    pub(crate) fn notices(&self) -> &Receiver<impl Into<Notice> + use<>> {
         &self.notices
     }
 
@@ -241,10 +238,12 @@ impl Drop for Connection {
     }
 }
 
-pub(crate) fn read_notice(notice: ConnectionBlockedNotification) -> Notice {
-    match notice {
-        ConnectionBlockedNotification::Blocked(reason) => Notice::Blocked(reason),
-        ConnectionBlockedNotification::Unblocked => Notice::Unblocked,
+impl From<ConnectionBlockedNotification> for Notice {
+    fn from(notice: ConnectionBlockedNotification) -> Notice {
+        match notice {
+            ConnectionBlockedNotification::Blocked(reason) => Notice::Blocked(reason),
+            ConnectionBlockedNotification::Unblocked => Notice::Unblocked,
+        }
     }
 }
 

@@ -10,7 +10,9 @@ pub(crate) mod guard;
 mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod message;
+mod publish_events;
 pub(crate) mod reply_text;
+mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
 pub(crate) mod transport;

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select_b
 use log::{debug, info, warn};
 
 use crate::amqp::channel::{
-    Acks, Channel, Incoming, Left, Received, Settlement, Subscription, Unsettled, read_message,
+    Acks, Channel, Incoming, Left, Received, Settlement, Subscription, Unsettled,
 };
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
@@ -480,7 +480,7 @@ impl<'p> Hands<'p> {
             // It may have come since the wait began.
             recv(stuck) -> _ => if self.is_blocked() { Ok(()) } else { Err(Finish::Stuck) },
             recv(inbox) -> message => match message {
-                Ok(message) => self.take(read_message(message)),
+                Ok(message) => self.take(message.into()),
                 Err(_) => Err(Finish::Lost(None)),
             },
         }
@@ -557,7 +557,7 @@ impl<'p> Hands<'p> {
     fn stands(&mut self, subscription: &Subscription<'_>) -> Result<(), Finish> {
         loop {
             match subscription.inbox().try_recv() {
-                Ok(message) => self.take(read_message(message))?,
+                Ok(message) => self.take(message.into())?,
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(Finish::Lost(None)),
             }

@@ -12,7 +12,7 @@ use log::{debug, info, warn};
 
 use crate::amqp::channel::{Acks, Channel};
 use crate::amqp::close_reason::CloseReason;
-use crate::amqp::connection::{Connection, Notice, read_notice};
+use crate::amqp::connection::{Connection, Notice};
 use crate::amqp::heartbeat::Heartbeat;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
@@ -462,7 +462,7 @@ impl<'a> Watch<'a> {
                     }
                 },
                 recv(notices) -> notice => match notice {
-                    Ok(notice) => note(&read_notice(notice), is_blocked),
+                    Ok(notice) => note(&notice.into(), is_blocked),
                     Err(_) => {
                         notices = never();
                         self.leave.0.close();

@@ -1,4 +1,4 @@
-//! Sessions of valid and invalid guard, in pieces of every size.
+//! Sessions of valid and invalid frames, in pieces of every size.
 
 use std::time::Duration;
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
 use log::{info, warn};
 
-use crate::amqp::channel::{Channel, PublishEnds, Verdict, read_confirm, read_return};
+use crate::amqp::channel::{Channel, PublishEvents, Verdict};
 use crate::amqp::close_reason::CloseReason;
-use crate::amqp::connection::{Connection, Notice, read_notice};
+use crate::amqp::connection::{Connection, Notice};
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Declaration, Queue, Target};
@@ -27,7 +27,7 @@ use crate::util::shutdown::Signal;
 pub(crate) struct Link<T> {
     connection: Connection,
     channel: Channel,
-    ends: PublishEnds,
+    ends: PublishEvents,
     in_flight: InFlight<T>,
     queues: DerivedQueues,
     /// When the next new queue that tasks wait for is durable.
@@ -84,7 +84,7 @@ impl<T> Link<T> {
     fn new(
         connection: Connection,
         channel: Channel,
-        ends: PublishEnds,
+        ends: PublishEvents,
         queues: DerivedQueues,
     ) -> Link<T> {
         Link {
@@ -132,11 +132,11 @@ impl<T> Link<T> {
         let deadline = deadlines.into_iter().flatten().min();
         select_biased! {
             recv(aborting) -> _ => Woken::Time,
-            recv(self.ends.confirms) -> confirm => {
-                confirm.map_or(Woken::Lost, |confirm| Woken::Confirm(read_confirm(confirm)))
+            recv(self.ends.confirms()) -> confirm => {
+                confirm.map_or(Woken::Lost, |confirm| Woken::Confirm(confirm.into()))
             },
             recv(self.connection.notices()) -> notice => {
-                notice.map_or(Woken::Lost, |notice| Woken::Notice(read_notice(notice)))
+                notice.map_or(Woken::Lost, |notice| Woken::Notice(notice.into()))
             },
             recv(wake) -> woken => Woken::Wake(woken),
             recv(deadline.map_or_else(never, at)) -> _ => Woken::Time,
@@ -149,8 +149,8 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
-        while let Ok(confirm) = self.ends.confirms.try_recv() {
-            self.apply(read_confirm(confirm), config, backlog)?;
+        while let Ok(confirm) = self.ends.confirms().try_recv() {
+            self.apply(confirm.into(), config, backlog)?;
         }
         Ok(())
     }
@@ -197,8 +197,8 @@ impl<T> Link<T> {
         if let Some(cause) = &self.protocol_error {
             return Err(cause.clone());
         }
-        while let Ok(returned) = self.ends.returns.try_recv() {
-            if self.in_flight.record_return(read_return(returned), queue).is_err() {
+        while let Some(returned) = self.ends.next_return() {
+            if self.in_flight.record_return(returned, queue).is_err() {
                 return Err(self.distrust("the broker returned what was not published"));
             }
         }
@@ -295,7 +295,7 @@ impl<T> Link<T> {
     ) -> Option<CloseReason> {
         let protocol_error = self.collect(config, backlog).err();
         while let Ok(notice) = self.connection.notices().try_recv() {
-            self.note(&read_notice(notice));
+            self.note(&notice.into());
         }
         protocol_error
     }
@@ -311,7 +311,7 @@ impl<T> Link<T> {
         let Link { connection, channel, .. } = self;
         let address = connection.address().to_string();
         // A closed channel gives its reason once, to the first call that fails.
-        let cause = connection.end(known.or_else(|| channel.last_words()));
+        let cause = connection.end(known.or_else(|| channel.close_reason()));
         let is_malformed = matches!(cause, CloseReason::Malformed(_));
         let silent_delay = silent_delay.or(probing.filter(|_| is_malformed));
         LinkEnd { address, cause, silent_delay }
@@ -342,7 +342,7 @@ fn open_channel(
     connection: &mut Connection,
     queue: &Queue,
     queues: &mut DerivedQueues,
-) -> Result<(Channel, PublishEnds), CloseReason> {
+) -> Result<(Channel, PublishEvents), CloseReason> {
     let channel = match queue.declaration() {
         Declaration::Declare => {
             let opened = open_channel_to(connection, queue)?;
