@@ -74,9 +74,9 @@
 //!   If no second connection is to be had within 5 s, it uses a channel of the first one.
 //! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a channel of
 //!   its own.
-//! * `rw-watchdog`, and two of the client library: one set for each connection.
-//! * `rw-connect`, `rw-lookup`, `rw-patience` and `rw-interrupt`: only while a connection is made or
-//!   a session set up.
+//! * `rw-watchdog`, and two of the client library: one set for each connection. The watchdog shuts
+//!   the socket under a call that takes too long or is interrupted, and logs one that is slow.
+//! * `rw-connect` and `rw-lookup`: only while a connection is made.
 //! * `rw-cancel`, `rw-background` and `rw-waiter`: only with `Command`, beside its programs.
 //!
 //! So a stop gives back at once what was prefetched while the handlers finish, a dead connection

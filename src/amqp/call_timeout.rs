@@ -1,29 +1,31 @@
-//! Owns the limit on every wait inside the client library: amiquip bounds none of its calls, so
-//! a thread of ours shuts the socket under a call that takes too long, which makes it return.
-//! A call that waits for an answer has not taken too long while the broker sends something: that
-//! comes first, and on a slow line may be many large bodies.
+//! Limits every wait inside the client library. amiquip limits none of its calls, so a thread of ours
+//! shuts the socket under a call that takes too long or that is interrupted, which makes it return.
+//! It also logs a call that is slow. A call that waits for an answer has more time while the broker
+//! sends something else: that comes first, and on a slow line it may be many large bodies.
 
 use std::collections::HashMap;
 use std::net::{Shutdown as SocketShutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::select_biased;
+use crossbeam_channel::{Receiver, Select, Sender, bounded};
+use log::warn;
 
 use crate::amqp::close_reason::CloseReason;
-use crate::amqp::heartbeat::{Heartbeat, are_more_than_heartbeats};
-use crate::util::deadline::deadline_after;
-use crate::util::shutdown::{Signal, closer};
+use crate::amqp::heartbeat::Heartbeat;
+pub(crate) use crate::amqp::watch::Warned;
+use crate::amqp::watch::{Limit, Warning, Watch};
+use crate::util::shutdown::{Signal, is_closed};
 
-/// Watches over the calls on one socket; ends with its connection.
+/// Watches the calls on one socket; ends with its connection.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     guard: CallGuard,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a caller holds to bound its calls. Cheap to clone.
+/// Bounds the calls of whoever holds it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct CallGuard {
     shared: Arc<Shared>,
@@ -34,74 +36,77 @@ pub(crate) struct CallGuard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
     Owner,
-    /// Somebody who must not end the connection of others for a limit of his own: only an answer
-    /// that does not come for a whole call limit does.
+    /// A borrower must not end the connection of others for a limit of its own, but only for an
+    /// answer that does not come for a whole call limit.
     Borrower,
 }
 
 #[derive(Debug)]
 struct Shared {
-    socket: TcpStream,
+    /// Empty until it is connected.
+    socket: OnceLock<TcpStream>,
     state: Mutex<State>,
-    changed: Condvar,
-    /// What the broker sends, from when that is counted.
+    wake: Sender<()>,
+    /// What the broker sends, after its bytes are counted.
     heartbeat: OnceLock<Heartbeat>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The calls under way, by number.
-    calls: HashMap<u64, Call>,
+    /// What is watched, by number.
+    watches: HashMap<u64, Watch>,
     next_number: u64,
-    /// When the thread looks up next by itself; it need not be woken for a later deadline.
-    looks_up_at: Option<Instant>,
+    /// When the thread wakes next by itself; for a later deadline it need not be woken.
+    wakes_at: Option<Instant>,
     /// Why the socket was shut.
     cause: Option<CloseReason>,
     done: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    doing: &'static str,
-    limit: Duration,
-    deadline: Instant,
-    /// When it has taken too long whatever the broker sends.
-    last: Instant,
-    /// How much the broker had sent a limit before that, where what it sends counts.
-    sent_before: Option<u64>,
+/// A watch, until the call returns or panics.
+struct Watched<'a> {
+    shared: &'a Shared,
+    /// `None` after it was removed.
+    number: Option<u64>,
 }
 
-/// How many limits a call may take while the broker sends other things.
-const MOST_LIMITS: u32 = 12;
-
-impl Call {
-    fn new(doing: &'static str, limit: Duration) -> Call {
-        let deadline = deadline_after(limit);
-        Call { doing, limit, deadline, last: deadline, sent_before: None }
-    }
-}
+/// After this long a call is logged as slow.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Watchdog {
-    /// Starts watching; `socket` is a clone of the connection's own.
-    pub(crate) fn start(socket: TcpStream) -> std::io::Result<Watchdog> {
-        let state = Mutex::new(State::default());
-        let (changed, heartbeat) = (Condvar::new(), OnceLock::new());
-        let shared = Arc::new(Shared { socket, state, changed, heartbeat });
+    pub(crate) fn start() -> std::io::Result<Watchdog> {
+        let (wake, woken) = bounded(1);
+        let shared = Arc::new(Shared {
+            socket: OnceLock::new(),
+            state: Mutex::default(),
+            wake,
+            heartbeat: OnceLock::new(),
+        });
         let watched = Arc::clone(&shared);
-        let thread =
-            thread::Builder::new().name("rw-watchdog".into()).spawn(move || watched.watch())?;
+        let watch = move || watched.watch(&woken);
+        let thread = thread::Builder::new().name("rw-watchdog".into()).spawn(watch)?;
         Ok(Watchdog { guard: CallGuard { shared, holder: Holder::Owner }, thread: Some(thread) })
     }
 
     pub(crate) fn call_guard(&self) -> &CallGuard {
         &self.guard
     }
+
+    /// The socket to shut: a clone of the connection's own.
+    pub(crate) fn watch_socket(&self, socket: TcpStream) {
+        let _ = self.guard.shared.socket.set(socket);
+    }
+
+    /// Where the bytes of the broker are counted.
+    pub(crate) fn watch_heartbeat(&self, heartbeat: &Heartbeat) {
+        let _ = self.guard.shared.heartbeat.set(heartbeat.clone());
+    }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
         self.guard.shared.lock().done = true;
-        self.guard.shared.changed.notify_one();
+        self.guard.shared.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -109,13 +114,8 @@ impl Drop for Watchdog {
 }
 
 impl CallGuard {
-    /// Where to hear what the broker sends.
-    pub(crate) fn watch(&self, heartbeat: &Heartbeat) {
-        let _ = self.shared.heartbeat.set(heartbeat.clone());
-    }
-
-    /// The guard of a connection that is lent: [`within`](CallGuard::within) and
-    /// [`unless`](CallGuard::unless) have no effect.
+    /// The guard of a connection that is lent: [`with_timeout`](CallGuard::with_timeout) and
+    /// [`abort_on`](CallGuard::abort_on) have no effect.
     pub(crate) fn lent(&self) -> CallGuard {
         CallGuard { holder: Holder::Borrower, ..self.clone() }
     }
@@ -128,57 +128,50 @@ impl CallGuard {
         call: impl FnOnce() -> T,
     ) -> T {
         match self.holder {
-            Holder::Owner => self.run(Call::new(doing, limit), call),
+            Holder::Owner => self.shared.run(Watch::Limit(Limit::new(doing, limit)), call).0,
             Holder::Borrower => call(),
         }
     }
 
-    /// Runs `call`, which waits for the broker's answer; when that has not come, nor anything but
-    /// heartbeats for as long as `limit`, shuts the socket under it. So it does after so many
-    /// limits whatever comes.
+    /// Runs `call`, which waits for the broker's answer. Shuts the socket under it when nothing but
+    /// heartbeats came for `limit`, and after so many limits whatever comes.
     pub(crate) fn with_idle_timeout<T>(
         &self,
         limit: Duration,
         doing: &'static str,
         call: impl FnOnce() -> T,
     ) -> T {
-        let last = deadline_after(limit.saturating_mul(MOST_LIMITS));
-        let sent_before = Some(self.shared.sent());
-        self.run(Call { last, sent_before, ..Call::new(doing, limit) }, call)
-    }
-
-    fn run<T>(&self, watched: Call, call: impl FnOnce() -> T) -> T {
-        let number = self.shared.add(watched);
-        let result = call();
-        self.shared.lock().calls.remove(&number);
-        result
+        let limit = Limit::while_idle(doing, limit, self.shared.sent());
+        self.shared.run(Watch::Limit(limit), call).0
     }
 
     /// Runs `call`; when `interrupt` closes meanwhile, shuts the socket under it.
     pub(crate) fn abort_on<T>(&self, interrupt: &Signal, call: impl FnOnce() -> T) -> T {
-        if self.holder == Holder::Borrower {
-            return call();
+        match self.holder {
+            Holder::Owner => self.shared.run(Watch::Interrupt(interrupt.clone()), call).0,
+            Holder::Borrower => call(),
         }
-        let (returned, has_returned) = closer();
-        thread::scope(|scope| {
-            let watch =
-                thread::Builder::new().name("rw-interrupt".into()).spawn_scoped(scope, || {
-                    select_biased! {
-                        recv(has_returned) -> _ => {}
-                        recv(interrupt) -> _ => self.abort(),
-                    }
-                });
-            // Without that thread, the limits of the single calls still hold.
-            drop(watch);
-            // Also when the call panics: the scope waits for the thread.
-            let _returned = returned;
-            call()
-        })
+    }
+
+    /// Runs `call`; when it has not returned after `patience`, logs once that `doing` takes longer,
+    /// unless `unwanted` has closed.
+    pub(crate) fn warn_after<T>(
+        &self,
+        patience: Duration,
+        unwanted: &Signal,
+        doing: &str,
+        call: impl FnOnce() -> T,
+    ) -> (T, Warned) {
+        let warning = Warning::new(patience, unwanted, doing);
+        match self.shared.run(Watch::Warning(warning), call) {
+            (result, Some(Watch::Warning(warning))) => (result, warning.warned),
+            (result, _) => (result, Warned::No),
+        }
     }
 
     /// Shuts the socket: whatever is blocked on it returns within milliseconds.
     pub(crate) fn abort(&self) {
-        let _ = self.shared.socket.shutdown(SocketShutdown::Both);
+        self.shared.shut();
     }
 
     /// Shuts the socket for this cause.
@@ -187,8 +180,8 @@ impl CallGuard {
         self.abort();
     }
 
-    /// What it was shut for, a call that passed its limit or another: the true cause of the
-    /// connection's end.
+    /// Why the socket was shut, for a limit or another cause: the true cause of the connection's
+    /// end.
     pub(crate) fn cause(&self) -> Option<CloseReason> {
         self.shared.lock().cause.clone()
     }
@@ -203,53 +196,110 @@ impl Shared {
         self.heartbeat.get().map_or(0, Heartbeat::bytes)
     }
 
-    fn add(&self, call: Call) -> u64 {
+    fn shut(&self) {
+        if let Some(socket) = self.socket.get() {
+            let _ = socket.shutdown(SocketShutdown::Both);
+        }
+    }
+
+    fn wake(&self) {
+        // If it is full, the thread wakes anyway.
+        let _ = self.wake.try_send(());
+    }
+
+    /// Runs `call`, and returns what has become of the watch.
+    fn run<T>(&self, watch: Watch, call: impl FnOnce() -> T) -> (T, Option<Watch>) {
+        let mut watched = self.add(watch);
+        let result = call();
+        (result, watched.remove())
+    }
+
+    fn add(&self, watch: Watch) -> Watched<'_> {
         let mut state = self.lock();
         let number = state.next_number;
         state.next_number += 1;
-        state.calls.insert(number, call);
-        if state.looks_up_at.is_none_or(|at| call.deadline < at) {
-            self.changed.notify_one();
+        if watch.has_to_wake(state.wakes_at) {
+            self.wake();
         }
-        number
+        state.watches.insert(number, watch);
+        Watched { shared: self, number: Some(number) }
     }
 
-    fn watch(&self) {
-        let mut state = self.lock();
-        while !state.done {
-            let now = Instant::now();
-            self.look(&mut state, now);
-            state.looks_up_at = state.calls.values().map(|call| call.deadline).min();
-            state = match state.looks_up_at {
-                Some(at) => {
-                    let waited = self.changed.wait_timeout(state, at - now);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+    fn watch(&self, woken: &Receiver<()>) {
+        loop {
+            let mut state = self.lock();
+            if state.done {
+                return;
+            }
+            let lines = self.check(&mut state, Instant::now());
+            state.wakes_at = state.watches.values().filter_map(Watch::deadline).min();
+            let (interrupts, wakes_at) = (state.interrupts(), state.wakes_at);
+            drop(state);
+            // Without the lock, which calls on the connection wait for.
+            lines.iter().for_each(|line| warn!("{line}"));
+            wait(woken, &interrupts, wakes_at);
         }
     }
 
-    /// Shuts the socket under the calls whose time is up, or gives them more.
-    fn look(&self, state: &mut State, now: Instant) {
+    /// Does what is due, and returns the lines to log.
+    fn check(&self, state: &mut State, now: Instant) -> Vec<String> {
         let sent = self.sent();
-        let State { calls, cause, .. } = state;
-        calls.retain(|_, call| {
-            let Call { doing, limit, deadline, sent_before, .. } = *call;
-            if deadline > now {
-                return true;
+        let mut lines = Vec::new();
+        let State { watches, cause, .. } = state;
+        watches.retain(|_, watch| {
+            let ends = match watch {
+                Watch::Limit(limit) => limit.has_passed(now, sent),
+                Watch::Interrupt(signal) => is_closed(signal),
+                Watch::Warning(warning) => {
+                    lines.extend(warning.due(now));
+                    false
+                }
+            };
+            if ends {
+                *cause = cause.take().or_else(|| watch.cause());
+                self.shut();
             }
-            let came = sent_before.map_or(0, |before| sent - before);
-            if now < call.last && are_more_than_heartbeats(came, limit) {
-                call.deadline = deadline_after(limit).min(call.last);
-                call.sent_before = Some(sent);
-                return true;
-            }
-            cause.get_or_insert(CloseReason::TimedOut { doing, limit });
-            let _ = self.socket.shutdown(SocketShutdown::Both);
-            false
+            !ends
         });
+        lines
     }
+}
+
+impl State {
+    fn interrupts(&self) -> Vec<Signal> {
+        let signals = self.watches.values().filter_map(|watch| match watch {
+            Watch::Interrupt(signal) => Some(signal.clone()),
+            Watch::Limit(_) | Watch::Warning(_) => None,
+        });
+        signals.collect()
+    }
+}
+
+impl Watched<'_> {
+    fn remove(&mut self) -> Option<Watch> {
+        let number = self.number.take()?;
+        self.shared.lock().watches.remove(&number)
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Waits until the thread is woken, one of these signals closes, or the deadline passes.
+fn wait(woken: &Receiver<()>, interrupts: &[Signal], deadline: Option<Instant>) {
+    let mut select = Select::new();
+    select.recv(woken);
+    for interrupt in interrupts {
+        select.recv(interrupt);
+    }
+    match deadline {
+        Some(deadline) => drop(select.ready_deadline(deadline)),
+        None => drop(select.ready()),
+    }
+    let _ = woken.try_recv();
 }
 
 #[cfg(test)]
@@ -257,6 +307,8 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::net::TcpListener;
+
+    use crate::util::shutdown::closer;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -266,7 +318,9 @@ mod tests {
     }
 
     fn watched(client: &TcpStream) -> Watchdog {
-        Watchdog::start(client.try_clone().expect("a clone")).expect("a thread")
+        let watchdog = Watchdog::start().expect("a thread");
+        watchdog.watch_socket(client.try_clone().expect("a clone"));
+        watchdog
     }
 
     #[test]
@@ -288,7 +342,7 @@ mod tests {
         let (mut client, _peer) = pair();
         let watchdog = watched(&client);
         let heartbeat = Heartbeat::new(0);
-        watchdog.call_guard().watch(&heartbeat);
+        watchdog.watch_heartbeat(&heartbeat);
         let limit = Duration::from_millis(300);
         let (begun, sends_for) = (Instant::now(), 4 * limit);
         let sends = thread::spawn(move || {
@@ -329,18 +383,50 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_is_interrupted_while_it_runs_loses_its_socket() {
+        let (mut client, _peer) = pair();
+        let watchdog = watched(&client);
+        let (interrupter, interrupt) = closer();
+        let read = watchdog.call_guard().abort_on(&interrupt, || {
+            // The thread waits by then, or is about to.
+            interrupter.close();
+            client.read(&mut [0; 1])
+        });
+        assert_eq!(read.expect("the end of the stream"), 0);
+        assert_eq!(watchdog.call_guard().cause(), None);
+    }
+
+    #[test]
     fn a_call_that_panics_ends_its_watch() {
         let (client, _peer) = pair();
         let watchdog = watched(&client);
         let guard = watchdog.call_guard().clone();
         let (_interrupter, interrupt) = closer();
-        let (panicked, has_panicked) = closer();
-        thread::spawn(move || {
-            let _panicked = panicked;
-            guard.abort_on(&interrupt, || panic!("as it should"))
-        });
-        let ended = has_panicked.recv_timeout(Duration::from_secs(60));
-        assert_eq!(ended, Err(crossbeam_channel::RecvTimeoutError::Disconnected));
+        let panics = move || {
+            guard.abort_on(&interrupt, || {
+                guard.with_timeout(Duration::from_secs(60), "panicking", || panic!("as it should"))
+            })
+        };
+        assert!(thread::spawn(panics).join().is_err());
+        assert!(watchdog.call_guard().shared.lock().watches.is_empty());
+    }
+
+    #[test]
+    fn a_slow_call_is_logged_unless_nobody_wants_to_know() {
+        let watchdog = Watchdog::start().expect("a thread");
+        let guard = watchdog.call_guard();
+        let (unwanting, unwanted) = closer();
+        let soon = Duration::from_millis(20);
+        let is_due = || guard.shared.lock().watches.values().any(|it| it.deadline().is_some());
+        let slow = || {
+            while is_due() {
+                thread::yield_now();
+            }
+        };
+        assert_eq!(guard.warn_after(soon, &unwanted, "waiting", slow), ((), Warned::Yes));
+        assert_eq!(guard.warn_after(PATIENCE, &unwanted, "adding", || 1 + 1), (2, Warned::No));
+        unwanting.close();
+        assert_eq!(guard.warn_after(soon, &unwanted, "waiting", slow), ((), Warned::No));
     }
 
     #[test]
@@ -360,6 +446,6 @@ mod tests {
             2
         );
         assert_eq!(watchdog.call_guard().cause(), None);
-        assert!(watchdog.call_guard().shared.lock().calls.is_empty());
+        assert!(watchdog.call_guard().shared.lock().watches.is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! Owns the attempt to connect: one address after the other, and each address of a host name, in a
-//! thread of its own, until one of them takes us.
+//! Connects: tries one address after the other, and each IP address of a host name, in a thread of
+//! its own, until one of them takes us.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::warn;
 
+use crate::amqp::call_timeout::{PATIENCE, Warned, Watchdog};
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
 use crate::amqp::handshake::Refused;
@@ -20,15 +21,14 @@ use crate::model::broker::{Address, Broker, Limits};
 use crate::model::error::Error;
 use crate::util::deadline::{LONGEST, deadline_after};
 use crate::util::panic::caught;
-use crate::util::patience::{Told, telling};
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 
-/// A connection that is being made. Dropping it lets go of what comes.
+/// A connection that is being made. Dropping it discards the result.
 #[derive(Debug)]
 pub(crate) struct ConnectAttempt {
     opened: Receiver<Result<Connection, Error>>,
     progress: Arc<Mutex<Progress>>,
-    /// Closes when nobody waits for this any more.
+    /// Dropped with this: nobody waits for the result any more.
     _wanted: Closer,
 }
 
@@ -41,22 +41,22 @@ struct Progress {
     trying: Option<String>,
 }
 
-/// What the thread of an attempt has to know.
+/// Tries the addresses, in the thread of an attempt.
 struct AddressLoop {
     broker: Broker,
-    /// When the last address should have its turn at the latest.
+    /// When the last address should have its turn.
     deadline: Instant,
     progress: Arc<Mutex<Progress>>,
     cancelled: Signal,
 }
 
-/// The least time that an address gets, and the most while others are left to try: one that is
-/// slower than that gets more when it is the last.
+/// The least time that an address gets, and the most while others are left to try. The last one
+/// gets more.
 const SHORTEST_SHARE: Duration = Duration::from_secs(1);
 const LONGEST_SHARE: Duration = Duration::from_secs(5);
 
 /// Opens a connection to the first address that takes one. `None` when `interrupt` closed first; the
-/// attempt then ends by its own limits, unseen.
+/// attempt then ends by its own limits, in the backgaddress_loop.
 pub(crate) fn open(broker: &Broker, interrupt: &Signal) -> Result<Option<Connection>, Error> {
     ConnectAttempt::start(broker, LONGEST)?.wait(interrupt, None)
 }
@@ -67,24 +67,24 @@ impl ConnectAttempt {
         let (result, opened) = bounded(1);
         let (wanted, cancelled) = closer();
         let progress = Arc::new(Mutex::new(Progress::default()));
-        let round = AddressLoop {
+        let address_loop = AddressLoop {
             broker: broker.clone(),
             deadline: deadline_after(budget),
             progress: Arc::clone(&progress),
             cancelled,
         };
-        // No signal gets through to what it waits for: it gets a thread that may be left behind.
+        // What it waits for cannot be interrupted, so that it may have to be left behind.
         thread::Builder::new()
             .name("rw-connect".into())
             .spawn(move || {
-                let opened = caught(|| round.run());
-                let _ = result.send(opened.unwrap_or_else(|panicked| Err(of_a_panic(panicked))));
+                let opened = caught(|| address_loop.run());
+                let _ = result.send(opened.unwrap_or_else(|panicked| Err(panic_error(panicked))));
             })
             .map_err(|source| Error::NoThread { source })?;
         Ok(ConnectAttempt { opened, progress, _wanted: wanted })
     }
 
-    /// Waits for what comes of it. `None` when `interrupt` closed or `deadline` passed first; it
+    /// Waits for the result. `None` when `interrupt` closed or `deadline` passed first; the attempt
     /// then goes on, and can be waited for again.
     pub(crate) fn wait(
         &self,
@@ -102,7 +102,7 @@ impl ConnectAttempt {
         }
     }
 
-    /// What became of each address that has been tried so far.
+    /// Why each address that has been tried so far failed.
     pub(crate) fn failures(&self) -> Vec<String> {
         let progress = lock(&self.progress);
         let trying = progress.trying.iter().map(|address| format!("{address}: no answer in time"));
@@ -110,7 +110,7 @@ impl ConnectAttempt {
     }
 }
 
-/// What is tried next.
+/// An address, or one IP address of it, to try.
 struct Candidate<'a> {
     address: &'a Address,
     host: Host,
@@ -118,11 +118,11 @@ struct Candidate<'a> {
 
 #[derive(Clone, Copy)]
 enum Host {
-    /// A name that is to be looked up.
+    /// A name that has to be looked up.
     Name,
     /// The only target of the host.
     Target(SocketAddr),
-    /// One of several targets of the host, which has so many nodes.
+    /// One of several targets of the host, which stand for so many nodes.
     OneOfTargets(SocketAddr, usize),
 }
 
@@ -159,89 +159,125 @@ impl AddressLoop {
     }
 
     fn try_all(&self, mut left: VecDeque<Candidate<'_>>) -> Result<Connection, Error> {
-        let mut refusal = None;
-        let mut untold = Vec::new();
+        let mut failed = Failed::default();
         while let Some(candidate) = left.pop_front() {
             if is_closed(&self.cancelled) {
                 left.clear();
             }
-            let (tried, told) = self.try_candidate(&candidate, left.len());
-            let (failed, failure) = match tried {
+            let (tried, warned) = self.try_candidate(&candidate, left.len());
+            match tried {
                 Ok(Tried::Opened(connection)) => {
-                    untold.iter().for_each(log_skipped);
+                    failed.unlogged.iter().for_each(|text| log_skipped(text));
                     return Ok(*connection);
                 }
                 Ok(Tried::Resolved(targets)) => {
-                    let nodes = count_nodes(&targets);
-                    let several = targets.len() > 1;
-                    for target in self.broker.targets_in_turn(targets).into_iter().rev() {
-                        let host = if several {
-                            Host::OneOfTargets(target, nodes)
-                        } else {
-                            Host::Target(target)
-                        };
-                        left.push_front(Candidate { address: candidate.address, host });
-                    }
-                    continue;
+                    self.try_next(candidate.address, targets, &mut left);
                 }
-                Err(Refused::Transient(cause)) => {
-                    (format!("{candidate}: {cause}"), cause.failure())
+                Err(refused) => {
+                    let text = self.note_failed(&candidate, refused, &mut failed);
+                    failed.log(text, &candidate, warned, left.is_empty());
                 }
-                Err(Refused::Lasting(error)) => {
-                    let failed = placed(candidate.address, &error);
-                    refusal.get_or_insert(error);
-                    (failed, Failure::Lost)
-                }
-            };
-            self.note_failed(&candidate, &failed, failure);
-            // Should there be no connection at all, the error says it, too. That one target of a
-            // host name fails is usual: localhost often has two, and a broker listens on one.
-            if told == Told::No && candidate.target_among_several().is_none() {
-                untold.push(failed);
-            } else if told == Told::Yes && !left.is_empty() {
-                log_skipped(&failed);
             }
         }
         // A refusal is something to act on; that the next address is down as well is not.
         let attempts = lock(&self.progress).failed.clone();
-        Err(refusal.unwrap_or(Error::Unreachable { attempts }))
+        Err(failed.lasting.unwrap_or(Error::Unreachable { attempts }))
+    }
+
+    /// Puts the targets of a host name before what is left.
+    fn try_next<'a>(
+        &self,
+        address: &'a Address,
+        targets: Vec<SocketAddr>,
+        left: &mut VecDeque<Candidate<'a>>,
+    ) {
+        let nodes = count_nodes(&targets);
+        let several = targets.len() > 1;
+        for target in self.broker.targets_in_turn(targets).into_iter().rev() {
+            let host =
+                if several { Host::OneOfTargets(target, nodes) } else { Host::Target(target) };
+            left.push_front(Candidate { address, host });
+        }
     }
 
     fn try_candidate(
         &self,
         candidate: &Candidate<'_>,
-        behind: usize,
-    ) -> (Result<Tried, Refused>, Told) {
+        others: usize,
+    ) -> (Result<Tried, Refused>, Warned) {
         lock(&self.progress).trying = Some(candidate.to_string());
-        let deadline = deadline_after(self.time(behind));
+        let deadline = deadline_after(self.time(others));
+        let watchdog = match Watchdog::start().map_err(Refused::for_want_of_a_thread) {
+            Ok(watchdog) => watchdog,
+            Err(refused) => return (Err(refused), Warned::No),
+        };
+        let guard = watchdog.call_guard().clone();
         let doing = format!("connecting to {candidate}");
-        telling(&self.cancelled, &doing, || match candidate.host {
-            Host::Name => resolve(&self.broker, candidate.address, deadline),
-            Host::Target(target) => open_at(&self.broker, candidate.address, target, 1, deadline),
+        let Candidate { address, host } = *candidate;
+        guard.warn_after(PATIENCE, &self.cancelled, &doing, || match host {
+            Host::Name => resolve(&self.broker, address, deadline),
+            Host::Target(target) => open_at(&self.broker, address, (target, 1), watchdog, deadline),
             Host::OneOfTargets(target, nodes) => {
-                open_at(&self.broker, candidate.address, target, nodes, deadline)
+                open_at(&self.broker, address, (target, nodes), watchdog, deadline)
             }
         })
     }
 
-    /// The time for one address, with so many behind it. The last may take what it needs: whoever
-    /// waits has a deadline of its own.
-    fn time(&self, behind: usize) -> Duration {
-        match behind {
+    /// The time for one address, if so many others are left. The last may take what it needs: the
+    /// caller has a deadline of its own.
+    fn time(&self, others: usize) -> Duration {
+        match others {
             0 => LONGEST,
-            _ => share(self.deadline, behind + 1).clamp(SHORTEST_SHARE, LONGEST_SHARE),
+            _ => share(self.deadline, others + 1).clamp(SHORTEST_SHARE, LONGEST_SHARE),
         }
     }
 
-    /// Of a host name, one of its targets failed, and the others are tried first the next time.
-    fn note_failed(&self, candidate: &Candidate<'_>, failed: &str, failure: Failure) {
-        self.broker.failures().note(&candidate.address.to_string(), failure);
+    /// Notes why a candidate failed, and returns it as text.
+    fn note_failed(
+        &self,
+        candidate: &Candidate<'_>,
+        refused: Refused,
+        failed: &mut Failed,
+    ) -> String {
+        let (text, failure) = match refused {
+            Refused::Transient(cause) => (format!("{candidate}: {cause}"), cause.failure()),
+            Refused::Lasting(error) => {
+                let text = with_address(candidate.address, &error);
+                failed.lasting.get_or_insert(error);
+                (text, Failure::Lost)
+            }
+        };
+        let failures = self.broker.failures();
+        failures.note(&candidate.address.to_string(), failure);
+        // The other targets of its host name are tried first the next time.
         if let Some(target) = candidate.target_among_several() {
-            self.broker.failures().note(&target.to_string(), failure);
+            failures.note(&target.to_string(), failure);
         }
         let mut progress = lock(&self.progress);
         progress.trying = None;
-        progress.failed.push(failed.to_owned());
+        progress.failed.push(text.clone());
+        text
+    }
+}
+
+/// What failed before an address took us.
+#[derive(Default)]
+struct Failed {
+    /// The first refusal that a person has to act on.
+    lasting: Option<Error>,
+    /// What is logged if another address takes us. If none does, the error contains it.
+    unlogged: Vec<String>,
+}
+
+impl Failed {
+    /// Logs at once what the log already said to be slow. That one target of a host name fails is
+    /// usual, and not logged: localhost often has two, and a broker listens on one.
+    fn log(&mut self, text: String, candidate: &Candidate<'_>, warned: Warned, is_last: bool) {
+        match warned {
+            Warned::Yes if !is_last => log_skipped(&text),
+            Warned::No if candidate.target_among_several().is_none() => self.unlogged.push(text),
+            Warned::Yes | Warned::No => {}
+        }
     }
 }
 
@@ -249,47 +285,48 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn log_skipped(failed: &String) {
+fn log_skipped(failed: &str) {
     warn!("passed over {failed}");
 }
 
-/// An error of this address, with the address in it once.
-fn placed(address: &Address, error: &Error) -> String {
+/// The text of an error of this address, with the address in it once.
+fn with_address(address: &Address, error: &Error) -> String {
     let (address, error) = (address.to_string(), error.to_string());
     if error.contains(&address) { error } else { format!("{address}: {error}") }
 }
 
-/// The client library panics where the system gives no thread for its timer (mio-extras 2.0.6,
+/// The client library panics if the system gives no thread for its timer (mio-extras 2.0.6,
 /// timer.rs:488).
-fn of_a_panic(panicked: String) -> Error {
+fn panic_error(panicked: String) -> Error {
     if panicked.contains("failed to spawn thread") {
         return Error::NoThread { source: io::Error::other(panicked) };
     }
     Error::Unreachable { attempts: vec![format!("the attempt {panicked}")] }
 }
 
-/// What came of a candidate.
+/// The result of trying a candidate.
 enum Tried {
     Opened(Box<Connection>),
-    /// Its host name stands for these.
+    /// The addresses of its host name.
     Resolved(Vec<SocketAddr>),
 }
 
 fn open_at(
     broker: &Broker,
     address: &Address,
-    target: SocketAddr,
-    nodes: usize,
+    (target, nodes): (SocketAddr, usize),
+    watchdog: Watchdog,
     deadline: Instant,
 ) -> Result<Tried, Refused> {
     let limits = broker.limits(address, nodes);
     let socket = connect(target, within(limits.connect, deadline))?;
     let limits = Limits { handshake: within(limits.handshake, deadline), ..limits };
-    let opened = Connection::over(socket, broker, address, limits)?;
+    let opened = Connection::over(socket, watchdog, broker, address, limits)?;
     Ok(Tried::Opened(Box::new(opened)))
 }
 
-/// How many nodes the targets of a host name may be: one node often has an address of each family.
+/// How many nodes the targets of a host name may stand for: one node often has an address of each
+/// family.
 fn count_nodes(targets: &[SocketAddr]) -> usize {
     let of_one_family = targets.iter().filter(|it| it.is_ipv4()).count();
     of_one_family.max(targets.len() - of_one_family)
@@ -301,7 +338,7 @@ fn share(deadline: Instant, parts: usize) -> Duration {
     left / u32::try_from(parts).unwrap_or(u32::MAX)
 }
 
-/// As much of the limit as is left, in whole tenths of a second, which read better; not nothing.
+/// As much of the limit as is left, in whole tenths of a second, which read better; at least one.
 fn within(limit: Duration, deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     let tenths = left.as_millis() / 100 + 1;
@@ -315,18 +352,18 @@ fn resolve(broker: &Broker, address: &Address, deadline: Instant) -> Result<Trie
     Ok(Tried::Resolved(targets))
 }
 
-/// Looks a name up in a thread that may be left behind: the system's own limit for that may be
-/// minutes away, and nothing can interrupt it.
+/// Looks a name up in a thread that may be left behind: the system's own limit may be minutes away,
+/// and nothing can interrupt the lookup.
 fn look_up(
     name: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
     limit: Duration,
 ) -> Result<Vec<SocketAddr>, Refused> {
-    let (tell, told) = bounded(1);
+    let (answer, answered) = bounded(1);
     let thread = thread::Builder::new().name("rw-lookup".into()).spawn(move || {
-        let _ = tell.send(name());
+        let _ = answer.send(name());
     });
     thread.map_err(Refused::for_want_of_a_thread)?;
-    let cause = match told.recv_timeout(limit) {
+    let cause = match answered.recv_timeout(limit) {
         Ok(Ok(targets)) => return Ok(targets),
         Ok(Err(error)) => CloseReason::Lost(format!("the host name does not resolve: {error}")),
         Err(_) => CloseReason::TimedOut { doing: "looking up the host name", limit },
@@ -334,8 +371,8 @@ fn look_up(
     Err(cause.into())
 }
 
-/// Opens the socket ourselves: the client library sets neither TCP_NODELAY, without which a lone
-/// publish waits 40 ms for its confirm, nor any timeout (amiquip 0.4.2 connection.rs:446).
+/// Opens the socket. The client library would set neither TCP_NODELAY, without which a lone publish
+/// waits 40 ms for its confirm, nor a timeout (amiquip 0.4.2 connection.rs:446).
 fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, CloseReason> {
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::TimedOut => CloseReason::TimedOut { doing: "connecting", limit },
@@ -359,10 +396,10 @@ mod tests {
         let broker: Broker = "amqp://rabbit-1".parse().expect("a broker");
         let address = broker.addresses_in_turn()[0];
         let text = "NOT_FOUND - vhost x not found".to_string();
-        let refused = placed(address, &Error::VhostRefused { vhost: "x".into(), text });
+        let refused = with_address(address, &Error::VhostRefused { vhost: "x".into(), text });
         assert!(refused.starts_with("rabbit-1:5672: the broker refused"), "{refused}");
         let (address_too, user) = (address.to_string(), "u".to_string());
-        let refused = placed(address, &Error::LoginRefused { address: address_too, user });
+        let refused = with_address(address, &Error::LoginRefused { address: address_too, user });
         assert_eq!(refused.matches("rabbit-1:5672").count(), 1, "{refused}");
     }
 
@@ -415,7 +452,7 @@ mod tests {
         let silent_at = silent.local_addr().expect("its address");
         let broker: Broker = "amqp://name".parse().expect("a broker");
         let (_wanted, cancelled) = closer();
-        let round = AddressLoop {
+        let address_loop = AddressLoop {
             broker: broker.clone().in_order(),
             deadline: deadline_after(Duration::from_secs(2)),
             progress: Arc::default(),
@@ -425,13 +462,13 @@ mod tests {
         let targets = [silent_at, saying(b"HTTP/1.1 400\r\n")];
         let left = targets.map(|target| Candidate { address, host: Host::OneOfTargets(target, 2) });
 
-        let Err(error) = round.try_all(left.into()) else { panic!("there is no broker") };
+        let Err(error) = address_loop.try_all(left.into()) else { panic!("there is no broker") };
 
         let Error::Unreachable { attempts } = error else { panic!("{error:?}") };
         assert!(attempts[0].starts_with("name:5672 (127.0.0.1): no answer within"), "{attempts:?}");
         assert!(attempts[1].contains("this is not AMQP"), "{attempts:?}");
         let [first, second] = targets;
-        assert_eq!(round.broker.targets_in_turn(targets.into()), [second, first]);
+        assert_eq!(address_loop.broker.targets_in_turn(targets.into()), [second, first]);
     }
 
     #[test]

@@ -54,19 +54,19 @@ impl Connection {
     /// Logs in over a connected socket. Waits for the broker, at most the handshake limit.
     pub(crate) fn over(
         socket: TcpStream,
+        watchdog: Watchdog,
         broker: &Broker,
         address: &Address,
         limits: Limits,
     ) -> Result<Connection, Refused> {
         let peer = socket.peer_addr()?.to_string();
-        let watched = socket.try_clone()?;
-        let watchdog = Watchdog::start(watched).map_err(Refused::for_want_of_a_thread)?;
+        watchdog.watch_socket(socket.try_clone()?);
         let established =
             Handshake { broker, address, limits }.run(socket, watchdog.call_guard())?;
         let Established { mut inner, heartbeat, peer_state } = established;
         let notices = inner.listen_for_connection_blocked().map_err(CloseReason::from)?;
         heartbeat.start();
-        watchdog.call_guard().watch(&heartbeat);
+        watchdog.watch_heartbeat(&heartbeat);
         debug!("connected to {address}");
         Ok(Connection {
             inner: Arc::new(Mutex::new(Some(inner))),

@@ -16,3 +16,4 @@ mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
 pub(crate) mod transport;
+mod watch;

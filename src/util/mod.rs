@@ -3,6 +3,5 @@
 pub(crate) mod backoff;
 pub(crate) mod deadline;
 pub(crate) mod panic;
-pub(crate) mod patience;
 pub(crate) mod shutdown;
 pub(crate) mod text;

@@ -17,7 +17,6 @@ use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
 use crate::topology::census::DelayQueue;
 use crate::topology::census::{Census, Channels, Left};
-use crate::util::patience::telling_after;
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 use crate::worker::consumer::InHand;
 
@@ -135,8 +134,9 @@ fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
 impl Looks {
     fn is_empty(&mut self, look: Look, over: &Signal) -> bool {
         let doing = format!("looking at '{}' and its delay queues", self.queue.name());
+        let guard = self.channels.0.call_guard();
         let asked = || look(&mut self.census, &self.channels);
-        let (left, _) = telling_after(LOOK_TAKES, over, &doing, asked);
+        let (left, _) = guard.warn_after(LOOK_TAKES, over, &doing, asked);
         let (is_empty, saying) = match left {
             Ok(Some(Left::Nothing)) => (true, None),
             Ok(Some(Left::Ready(_))) => (false, None),

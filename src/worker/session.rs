@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select_biased, unbounded};
 use log::{debug, info, warn};
 
+use crate::amqp::call_timeout::PATIENCE;
 use crate::amqp::channel::{Acks, Channel};
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Notice};
@@ -21,7 +22,6 @@ use crate::model::retry::RetryPolicy;
 use crate::topology::durability::open_channel_to;
 use crate::util::deadline::deadline_after;
 use crate::util::panic::caught;
-use crate::util::patience::{PATIENCE, telling};
 use crate::util::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
 use crate::worker::consumer::{End, InHand, Post, Redelivered, Report};
 use crate::worker::drain::{Drain, Seen};
@@ -126,7 +126,7 @@ impl Session<'_> {
         let doing = format!("setting up the channels at {}", connection.address());
         // Nothing is in hand yet: a stop need not wait for anything here.
         let set_up = || guard.abort_on(stopping, || self.open_channels(&mut connection));
-        let (channels, queue) = match telling(stopping, &doing, set_up).0 {
+        let (channels, queue) = match guard.warn_after(PATIENCE, stopping, &doing, set_up).0 {
             Ok(opened) => opened,
             Err(Refused { target, cause }) => {
                 let lost = self.end(connection, target, Some(cause));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
 use log::{info, warn};
 
+use crate::amqp::call_timeout::PATIENCE;
 use crate::amqp::channel::{Channel, PublishEvents, Verdict};
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Notice};
@@ -20,7 +21,6 @@ use crate::publish::pending::Pending;
 use crate::publish::refusal::{LastRefusal, OnRefusal, Refusal};
 use crate::topology::DerivedQueues;
 use crate::topology::durability::open_channel_to;
-use crate::util::patience::PATIENCE;
 use crate::util::shutdown::Signal;
 
 /// A connection with the publishes that are in flight on it.

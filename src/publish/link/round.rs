@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::Link;
+use crate::amqp::call_timeout::PATIENCE;
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
 use crate::model::outcome::Outcome;
@@ -14,7 +15,6 @@ use crate::publish::config::PublisherConfig;
 use crate::publish::pending::{Pending, unconfirmed};
 use crate::publish::refusal::Refusal;
 use crate::topology::NotReady;
-use crate::util::patience::PATIENCE;
 
 /// What one round has found out.
 struct Round<T> {
