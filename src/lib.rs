@@ -128,8 +128,6 @@ pub use command::Command;
 #[cfg(all(unix, feature = "command"))]
 pub use command::output::OutputStream;
 pub use model::broker::Broker;
-#[cfg(feature = "tls")]
-pub use model::broker::Tls;
 pub use model::error::Error;
 pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
@@ -137,6 +135,8 @@ pub use model::outcome::Outcome;
 pub use model::queue::{Argument, Queue, QueueType};
 pub use model::retry::RetryPolicy;
 pub use model::task::Task;
+#[cfg(feature = "tls")]
+pub use model::tls::Tls;
 pub use publish::{Producer, Receipt};
 pub use topology::census::DelayQueue;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};

@@ -18,7 +18,7 @@ use crate::amqp::connection::{Connection, Notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::queue::{
-    Argument, Arguments, Declaration, Durability, Queue, QueueDeclaration, QueueType, Target,
+    Argument, Arguments, Durability, Queue, QueueDeclaration, QueueType, Target,
 };
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
@@ -200,7 +200,7 @@ impl Inspector {
             return Err(Error::setting("queue", format!("'{}': {objection}", queue.name())));
         }
         let mut told = format!("{} ready, {} consumers", count.ready, count.consumers);
-        if queue.declaration() == Declaration::Declare {
+        if !queue.is_passive() {
             self.check_declaration(&kind)?;
             told.push_str(", declared with these arguments");
         }
@@ -221,13 +221,13 @@ impl Inspector {
             Some(there) if !queue.is_of_type(there) => there,
             _ => return declared,
         };
-        let made_here = queue.made_as_quorum().plans(Target::Main).swap_remove(0).without_type();
+        let made_here = queue.as_quorum().best_declaration(Target::Main).without_type();
         match declared {
             Ok(()) if self.broker_version()?.is_some_and(|version| version >= LIMITED_SINCE) => {
                 Err(Error::setting("queue type", dropping_quorum_queue(queue.name())))
             }
             Err(Error::QueueMismatch { queue: name, .. }) => {
-                if queue.leaves_the_type_open() && self.compare(&made_here)? == Comparison::Same {
+                if queue.takes_default_type() && self.compare(&made_here)? == Comparison::Same {
                     return Ok(());
                 }
                 let text = format!("it is a {there} queue there (--queue-type {there})");
@@ -305,7 +305,7 @@ impl Inspector {
             self.check_declare(&name, Vec::new())?;
             return Ok("not there yet, may be declared".into());
         };
-        let plans = self.queue.plans(Target::Dead);
+        let plans = self.queue.declarations(Target::Dead);
         match self.ask(|channel| plans.iter().try_for_each(|plan| channel.declare_as(plan))) {
             Ok(_) => {
                 let replicated = plans.iter().any(QueueDeclaration::is_quorum);
@@ -344,7 +344,7 @@ impl Inspector {
             return Ok(());
         }
         let mut refusals = Vec::new();
-        for plan in self.queue.plans(target) {
+        for plan in self.queue.declarations(target) {
             match self.ask_about(&plan.name, |channel| channel.declare_as(&plan)) {
                 Err(refusal @ (Error::QueueMismatch { .. } | Error::QueueRefused { .. })) => {
                     refusals.push(refusal);
@@ -389,7 +389,7 @@ impl Inspector {
     /// For some answers of the broker, each bounded by its limits.
     pub fn queue_type(&mut self) -> Result<Option<&'static str>, Error> {
         self.count_queue()?;
-        for plan in self.queue.plans(Target::Main) {
+        for plan in self.queue.declarations(Target::Main) {
             if plan.is_quorum() && self.compare(&plan)? == Comparison::Same {
                 return Ok(Some("quorum"));
             }

@@ -67,7 +67,7 @@ fn harmful(dead: &str, limit: &str) -> Error {
 }
 
 fn kind_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Result<Kind, Error> {
-    for plan in queue.plans(Target::Dead) {
+    for plan in queue.declarations(Target::Dead) {
         // What we declare without a type can be a quorum queue, too, by the virtual host's default.
         let is_telling = plan.is_quorum() || version < LIMITED_SINCE;
         if is_telling && inspector.compare(&plan)? == Comparison::Same {

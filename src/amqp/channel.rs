@@ -14,7 +14,7 @@ use crate::amqp::subscription::take_apart;
 pub(crate) use crate::amqp::subscription::{
     Acks, Incoming, Left, Received, Settlement, Subscription, Unsettled,
 };
-use crate::model::queue::{Argument, Declaration, Durability, Queue, QueueDeclaration, Target};
+use crate::model::queue::{Argument, Durability, Queue, QueueDeclaration, Target};
 use crate::model::task::Task;
 use crate::util::deadline::LONGEST;
 
@@ -65,12 +65,10 @@ impl Channel {
 
     /// Declares the queue as it is described, or checks that it exists.
     pub(crate) fn declare(&self, queue: &Queue) -> Result<(), CloseReason> {
-        match queue.declaration() {
-            Declaration::Declare => {
-                queue.plans(Target::Main).iter().try_for_each(|plan| self.declare_as(plan))
-            }
-            Declaration::UseAsItIs => self.count(queue.name()).map(drop),
+        if queue.is_passive() {
+            return self.count(queue.name()).map(drop);
         }
+        self.declare_as(&queue.best_declaration(Target::Main))
     }
 
     /// Declares a queue. A refusal closes the channel.

@@ -16,7 +16,8 @@ use crate::amqp::handshake::{Established, Handshake, Refused};
 use crate::amqp::heartbeat::Heartbeat;
 use crate::amqp::transport::PeerState;
 use crate::model::address_order::Failures;
-use crate::model::broker::{Address, Broker, Limits};
+use crate::model::broker::{Broker, Limits};
+use crate::model::url::Address;
 use crate::util::deadline::deadline_after;
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.

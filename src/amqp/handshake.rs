@@ -12,8 +12,9 @@ use crate::amqp::close_reason::{ACCESS_REFUSED, CloseReason, NOT_ALLOWED, NOT_FO
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::heartbeat::Heartbeat;
 use crate::amqp::transport::{PeerState, Stream};
-use crate::model::broker::{Address, Broker, Limits, Login, Transport};
+use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
+use crate::model::url::{Address, Login, Transport};
 use crate::util::deadline::LONGEST;
 
 /// Why one address gave no connection.

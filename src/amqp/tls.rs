@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use mio::net::TcpStream;
 use native_tls::{Certificate, HandshakeError, Identity, TlsConnector, TlsStream};
 
-use crate::model::broker::Tls;
 use crate::model::error::Error;
+use crate::model::tls::Tls;
 
 /// The socket below TLS: it blocks during the handshake, and not after it.
 #[derive(Debug)]

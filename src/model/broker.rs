@@ -1,16 +1,16 @@
-//! Owns [`Broker`]: where RabbitMQ is and how to log in there. Parses URLs, never shows a
-//! password.
+//! [`Broker`]: the addresses of RabbitMQ, the order in which they are tried, and the limits of each
+//! wait.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-use url::Url;
-
 use crate::model::address_order::Failures;
 use crate::model::error::Error;
+#[cfg(feature = "tls")]
+use crate::model::tls::Tls;
+use crate::model::url::{Address, invalid, parse_addresses};
 
 /// One RabbitMQ, as one or more addresses, with the limits of every wait for it.
 ///
@@ -49,40 +49,6 @@ enum Order {
     Shuffled(Vec<usize>),
 }
 
-/// The certificates of an `amqps://` connection, each in PEM.
-#[cfg(feature = "tls")]
-#[derive(Clone, Default)]
-pub struct Tls {
-    pub(crate) authority: Option<Vec<u8>>,
-    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-/// One address with the login that belongs to it.
-#[derive(Clone)]
-pub(crate) struct Address {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) vhost: String,
-    pub(crate) user: String,
-    pub(crate) password: String,
-    pub(crate) login: Login,
-    pub(crate) transport: Transport,
-    pub(crate) heartbeat: Option<Duration>,
-    pub(crate) connect_timeout: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Login {
-    Plain,
-    External,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
-    Plain,
-    Tls,
-}
-
 /// How long each wait for the broker may last.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -115,8 +81,8 @@ const HEARTBEAT_AMONG_SEVERAL: Duration = Duration::from_secs(5);
 
 impl Broker {
     /// A broker by its URLs. Each may itself be a comma-separated list. In a user, a password or a
-    /// virtual host, percent-encode the characters `/ ? # @ , :`. `amqp://` has the default port 5672, `amqps://` 5671; an absent user or password is
-    /// `guest`, an absent virtual host `/`. Of the query parameters, `heartbeat` (seconds),
+    /// virtual host, percent-encode the characters `/ ? # @ , :`. `amqp://` has the default port 5672,
+    /// `amqps://` 5671; an absent user or password is `guest`, an absent virtual host `/`. Of the query parameters, `heartbeat` (seconds),
     /// `connection_timeout` (milliseconds) and `auth_mechanism=external` are known
     /// (<https://www.rabbitmq.com/docs/uri-spec>).
     ///
@@ -276,213 +242,10 @@ impl fmt::Display for Broker {
     }
 }
 
-#[cfg(feature = "tls")]
-impl Tls {
-    /// Trusts this authority's certificate too, or every one where the PEM has several.
-    #[must_use]
-    pub fn authority(mut self, pem: impl Into<Vec<u8>>) -> Tls {
-        self.authority = Some(pem.into());
-        self
-    }
-
-    /// Shows this certificate to the broker; the key is PKCS#8.
-    #[must_use]
-    pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Tls {
-        self.identity = Some((certificate.into(), key.into()));
-        self
-    }
-}
-
-#[cfg(feature = "tls")]
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls")
-            .field("authority", &self.authority.is_some())
-            .field("identity", &self.identity.is_some())
-            .finish()
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-impl fmt::Debug for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{self}/{}", self.user, self.vhost)
-    }
-}
-
-fn parse_addresses(urls: &[&str]) -> Result<Vec<Address>, Error> {
-    let read = |(place, url): (usize, &&str)| match parse_address(url) {
-        Err(Error::InvalidUrl { reason }) if urls.len() > 1 => {
-            Err(invalid(format!("URL {} of {}: {reason}", place + 1, urls.len())))
-        }
-        read => read,
-    };
-    urls.iter().enumerate().map(read).collect()
-}
-
-/// The client library's own reading of URLs is not used: its errors print the password, and it
-/// knows fewer forms (amiquip 0.4.2 errors.rs:26, connection.rs:516).
-fn parse_address(text: &str) -> Result<Address, Error> {
-    let url = Url::parse(text).map_err(|error| invalid(error.to_string()))?;
-    let (transport, default_port) = match url.scheme() {
-        "amqp" => (Transport::Plain, 5672),
-        "amqps" if cfg!(feature = "tls") => (Transport::Tls, 5671),
-        "amqps" => return Err(invalid("this build has no TLS, so amqps:// cannot be used")),
-        _ => return Err(invalid("the scheme is neither amqp:// nor amqps://")),
-    };
-    // One slash, or three, would make a login a part of the virtual host, which is told.
-    let path = text.split_once("://").map(|(_, rest)| rest);
-    if path.is_none() || url.cannot_be_a_base() || url.fragment().is_some() {
-        return Err(invalid("there is no // after the scheme, or there is a # in it"));
-    }
-    if path.is_some_and(|rest| rest.starts_with('/') && rest.contains('@')) {
-        return Err(invalid("there is a third / before the login, or an @ that is not %40"));
-    }
-    // Or the beginning of a password would be taken for a port, which is logged.
-    if path.is_some_and(has_an_at_sign_after_the_host) {
-        return Err(invalid("there is an @ after a / or a ?"));
-    }
-    let mut address = Address {
-        host: host(&url),
-        port: url.port().unwrap_or(default_port),
-        vhost: vhost(&url)?,
-        user: decoded_or("guest", url.username(), "user")?,
-        password: password(&url, text)?,
-        login: Login::Plain,
-        transport,
-        heartbeat: None,
-        connect_timeout: None,
-    };
-    for (key, value) in url.query_pairs() {
-        apply_parameter(&mut address, &key, &value)?;
-    }
-    Ok(address)
-}
-
-fn has_an_at_sign_after_the_host(rest: &str) -> bool {
-    rest.split_once(['/', '?', '#']).is_some_and(|(_, after)| after.contains('@'))
-}
-
-/// A password that is there and empty is empty; the URL as it was read no longer tells it from
-/// one that is absent.
-fn password(url: &Url, text: &str) -> Result<String, Error> {
-    let authority = text.split_once("//").map_or("", |(_, rest)| rest);
-    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
-    let login = authority.rsplit_once('@').map_or("", |(login, _)| login);
-    let default = if login.contains(':') { "" } else { "guest" };
-    decoded_or(default, url.password().unwrap_or(""), "password")
-}
-
-fn host(url: &Url) -> String {
-    match url.host_str() {
-        None | Some("") => "localhost".into(),
-        Some(host) => host.trim_start_matches('[').trim_end_matches(']').into(),
-    }
-}
-
-fn vhost(url: &Url) -> Result<String, Error> {
-    let path = url.path().trim_start_matches('/');
-    if path.contains('/') {
-        return Err(invalid("the virtual host has a '/' in it; write that as %2F"));
-    }
-    let vhost = decoded_or("/", path, "virtual host")?;
-    within_shortstr(vhost, "virtual host")
-}
-
-fn decoded_or(default: &str, text: &str, what: &str) -> Result<String, Error> {
-    if text.is_empty() {
-        return Ok(default.into());
-    }
-    let decoded = percent_decode_str(text).decode_utf8();
-    Ok(decoded.map_err(|_| invalid(format!("the {what} is not UTF-8")))?.into_owned())
-}
-
-fn within_shortstr(text: String, what: &str) -> Result<String, Error> {
-    if text.len() > 255 {
-        return Err(invalid(format!("the {what} is longer than 255 bytes")));
-    }
-    Ok(text)
-}
-
-fn apply_parameter(address: &mut Address, key: &str, value: &str) -> Result<(), Error> {
-    let number = || {
-        let bad = |_| invalid(format!("the parameter '{key}' takes a whole number up to 65535"));
-        value.parse::<u16>().map(u64::from).map_err(bad)
-    };
-    match (key, value) {
-        ("heartbeat", _) => address.heartbeat = Some(Duration::from_secs(number()?)),
-        ("connection_timeout", _) => {
-            address.connect_timeout = Some(Duration::from_millis(number()?.max(1)));
-        }
-        ("auth_mechanism", "external") => address.login = Login::External,
-        ("auth_mechanism", "plain") => {}
-        ("auth_mechanism", _) => {
-            return Err(invalid("the parameter 'auth_mechanism' takes plain or external"));
-        }
-        _ => {
-            return Err(invalid(
-                "of the parameters, only heartbeat, connection_timeout and auth_mechanism are known",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn invalid(reason: impl Into<String>) -> Error {
-    Error::InvalidUrl { reason: reason.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::address_order::Failure;
-
-    fn address(url: &str) -> Address {
-        parse_address(url).unwrap_or_else(|error| panic!("{url}: {error}"))
-    }
-
-    #[test]
-    fn what_is_absent_has_its_default() {
-        let it = address("amqp://");
-        assert_eq!((it.host.as_str(), it.port, it.vhost.as_str()), ("localhost", 5672, "/"));
-        assert_eq!((it.user.as_str(), it.password.as_str()), ("guest", "guest"));
-        assert_eq!(address("amqp://h/").vhost, "/");
-        #[cfg(feature = "tls")]
-        assert_eq!(address("amqps://h").port, 5671);
-    }
-
-    #[test]
-    fn every_part_is_read_and_decoded() {
-        let it =
-            address("amqp://m%40e:p%2Fw%3A@[::1]:5673/a%2Fb?heartbeat=7&connection_timeout=250");
-        assert_eq!((it.user.as_str(), it.password.as_str()), ("m@e", "p/w:"));
-        assert_eq!((it.host.as_str(), it.port, it.vhost.as_str()), ("::1", 5673, "a/b"));
-        assert_eq!(it.heartbeat, Some(Duration::from_secs(7)));
-        assert_eq!(it.connect_timeout, Some(Duration::from_millis(250)));
-        assert_eq!(it.to_string(), "[::1]:5673");
-    }
-
-    #[test]
-    fn a_password_is_guest_only_where_there_is_none() {
-        for (url, password) in [
-            ("amqp://u@h", "guest"),
-            ("amqp://u:@h", ""),
-            ("amqp://:@h/v?heartbeat=1", ""),
-            ("amqp://u:x@h", "x"),
-            ("amqp://h:5672/a:%40b", "guest"),
-        ] {
-            assert_eq!(address(url).password, password, "{url}");
-        }
-    }
 
     fn in_turn(broker: &Broker) -> String {
         let addresses = broker.addresses_in_turn();
@@ -587,44 +350,6 @@ mod tests {
     fn a_list_is_shown_in_its_order() {
         let broker = Broker::new(["amqp://a, amqp://b:1", "amqp://c"]).expect("three addresses");
         assert_eq!(broker.to_string(), "a:5672, b:1, c:5672");
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_refused_without_its_text() {
-        let no_hosts: [&str; 0] = [];
-        assert!(Broker::new(no_hosts).is_err());
-        for url in [
-            "",
-            "localhost:5672",
-            "http://u:s3cret@host",
-            "amqp:u:s3cret@host",
-            "amqp://u:s3cret@host:99999",
-            "amqp://u:s3cret",
-            "amqp://u:s3cret@host/a/b",
-            "amqp://u:s3cret@host?frame_max=1",
-            "amqp://u:s3cret@host?heartbeat=s3cret",
-            "amqp://u:s3cret@host?auth_mechanism=s3cret",
-            "amqp://u:s3cret%ff@host",
-            "amqp://u:s3cret@host#x",
-            "amqp://u:s3cret@ho st",
-            "amqp://u:47/s3cret@host",
-            "amqp://u:s3cret/47@host",
-            "amqp://u:47?s3cret@host",
-            "amqp://u:s3cret?47@host",
-            "amqp://u:47#s3cret@host",
-            "amqp://u:s3cret#47@host",
-            "amqp://u:47,s3cret@host",
-            "amqp://u:s3cret,47@host",
-            "amqp://u:47/?#,s3cret@host",
-            "amqp://47/s3cret:x@host",
-            "amqp://u:s3cret@host/vhost@s3cret",
-        ] {
-            let error = url.parse::<Broker>().expect_err(url);
-            assert!(matches!(error, Error::InvalidUrl { .. }), "{url}: {error:?}");
-            assert!(!format!("{error} {error:?}").contains("s3cret"), "{url}: {error}");
-            assert!(!error.to_string().contains("47"), "{url}: {error}");
-            assert!(error.to_string().contains("percent-encode"), "{url}: {error}");
-        }
     }
 
     #[test]

@@ -10,3 +10,6 @@ pub(crate) mod outcome;
 pub(crate) mod queue;
 pub(crate) mod retry;
 pub(crate) mod task;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
+pub(crate) mod url;

@@ -14,7 +14,7 @@ use log::{info, warn};
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
-use crate::model::queue::{Declaration, Queue, QueueDeclaration, QueueType, Target};
+use crate::model::queue::{Queue, QueueDeclaration, QueueType, Target};
 use crate::topology::queue_type::{Comparison, DefaultType, Kind, ask_default_type, compare};
 
 /// How long a new quorum queue is not trusted: RabbitMQ writes down that it exists only when no
@@ -77,7 +77,7 @@ fn refuse_stream(
     channel: Channel,
     queue: &Queue,
 ) -> Result<Channel, CloseReason> {
-    if queue.declaration() == Declaration::Declare {
+    if !queue.is_passive() {
         return Ok(channel);
     }
     let (channel, kind) = Kind::ask(connection, channel, queue.name())?;
@@ -101,7 +101,7 @@ fn make(connection: &Connection, channel: Channel, queue: &Queue) -> Result<Open
     }
     let queue = made;
     info!("queue '{}' did not exist: created", queue.name());
-    let plan = queue.plans(Target::Main).swap_remove(0);
+    let plan = queue.best_declaration(Target::Main);
     let (channel, settled_at) = settle(connection, channel, &plan)?;
     Ok(Opened { channel, queue, settled_at: Some(settled_at) })
 }
@@ -113,7 +113,7 @@ fn with_default_type(
     channel: Channel,
     queue: &Queue,
 ) -> Result<(Channel, Queue), CloseReason> {
-    if !queue.leaves_the_type_open() {
+    if !queue.takes_default_type() {
         return Ok((channel, queue.clone()));
     }
     let default = ask_default_type(channel, queue)?;
@@ -126,7 +126,7 @@ fn with_default_type(
                  with --queue-type quorum",
                 queue.name()
             );
-            Ok((channel, queue.made_as_quorum()))
+            Ok((channel, queue.as_quorum()))
         }
         DefaultType::Stream => {
             let text = "the default queue type of the virtual host is 'stream', which cannot be a \
@@ -142,10 +142,10 @@ fn use_existing(
     queue: &Queue,
 ) -> Result<Opened, CloseReason> {
     match channel.declare(queue) {
-        Ok(()) if !queue.leaves_the_type_open() => Ok(Opened::existing(channel, queue)),
+        Ok(()) if !queue.takes_default_type() => Ok(Opened::existing(channel, queue)),
         Ok(()) => use_with_its_type(connection, channel, queue),
         Err(refusal @ CloseReason::ChannelClosed { code: PRECONDITION_FAILED, .. })
-            if queue.leaves_the_type_open() =>
+            if queue.takes_default_type() =>
         {
             let channel = another(connection, channel, refusal.clone())?;
             use_as_made_here(connection, channel, queue, refusal)
@@ -165,7 +165,7 @@ fn use_with_its_type(
         return Ok(Opened::existing(channel, queue));
     }
     say_once_that_it_is_a_quorum_queue(queue.name(), connection.broker_version());
-    Ok(Opened::existing(channel, &queue.found_as_quorum()))
+    Ok(Opened::existing(channel, &queue.as_existing_quorum()))
 }
 
 /// Where a virtual host has a default type, the queue may be a quorum queue that [`make`] has
@@ -177,15 +177,15 @@ fn use_as_made_here(
     queue: &Queue,
     refusal: CloseReason,
 ) -> Result<Opened, CloseReason> {
-    let made = queue.made_as_quorum();
-    let plan = made.plans(Target::Main).swap_remove(0).without_type();
+    let made = queue.as_quorum();
+    let plan = made.best_declaration(Target::Main).without_type();
     let other = match compare(&channel, &plan)? {
         Comparison::Same => return Ok(Opened::existing(channel, &made)),
         Comparison::Differs { argument, there } => (argument, there),
         Comparison::Refused(_) => return Err(refusal),
     };
     let channel = connection.open_channel()?;
-    let classic = queue.plans(Target::Main).swap_remove(0).with_type(QueueType::Classic);
+    let classic = queue.best_declaration(Target::Main).with_type(QueueType::Classic);
     if compare(&channel, &classic)? == Comparison::Same {
         return Ok(Opened::existing(channel, queue));
     }

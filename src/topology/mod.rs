@@ -16,7 +16,7 @@ use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::{CloseReason, INTERNAL_ERROR};
 use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::are_more_than_heartbeats;
-use crate::model::queue::{Declaration, Queue, QueueDeclaration, Target};
+use crate::model::queue::{Queue, QueueDeclaration, Target};
 use crate::topology::durability::{REPLICATED, settle};
 
 /// What one connection knows of the queues beside its queue.
@@ -136,7 +136,7 @@ impl DerivedQueues {
     /// no queue to go to, and takes what waits for one that is not there.
     fn check_target(&mut self, connection: &mut Connection, queue: &Queue) -> Result<(), NotReady> {
         let name = queue.name();
-        if queue.declaration() == Declaration::Declare || self.is_there(connection, name)? {
+        if !queue.is_passive() || self.is_there(connection, name)? {
             return Ok(());
         }
         Err(NotReady::NoTarget(format!("there is no queue '{name}' to come to after the delay")))
@@ -221,7 +221,7 @@ impl DerivedQueues {
         target: Target,
     ) -> Result<QueueDeclaration, NotReady> {
         let mut refusals = Vec::new();
-        for plan in queue.plans(target) {
+        for plan in queue.declarations(target) {
             match self.declare_as(connection, &plan) {
                 Ok(()) if !refusals.is_empty() => say_once_that_it_is_simple(&plan, &refusals),
                 Ok(()) => {}
@@ -240,7 +240,7 @@ impl DerivedQueues {
         let reason = format!("'{name}' cannot be declared: {}", refusals.join("; "));
         if target == Target::Dead && self.side(connection)?.count(&name).is_ok() {
             info!("{reason}; it is there, and used as it is");
-            return Ok(queue.plans(target).swap_remove(0));
+            return Ok(queue.best_declaration(target));
         }
         self.side = None;
         Err(NotReady::Refused(reason))

@@ -17,7 +17,7 @@ use crate::amqp::connection::{Connection, Notice};
 use crate::amqp::heartbeat::Heartbeat;
 use crate::model::broker::Broker;
 use crate::model::error::Error;
-use crate::model::queue::{Declaration, Queue, Target};
+use crate::model::queue::{Queue, Target};
 use crate::model::retry::RetryPolicy;
 use crate::topology::durability::open_channel_to;
 use crate::util::deadline::deadline_after;
@@ -233,7 +233,7 @@ fn declare_dead_letters(
     if !queue.counts_deliveries() {
         return Ok(channel);
     }
-    let plans = queue.plans(Target::Dead);
+    let plans = queue.declarations(Target::Dead);
     let declared = plans.iter().try_for_each(|plan| channel.declare_as(plan));
     let cause = match declared {
         Err(cause) if cause.is_channel_error() => cause,
@@ -249,7 +249,7 @@ fn declare_dead_letters(
         }
         Err(lost) if !lost.is_channel_error() => Err(lost.into()),
         // Whether the broker sends letters there, only those know who declared the queue.
-        Err(_) if queue.declaration() == Declaration::UseAsItIs => {
+        Err(_) if queue.is_passive() => {
             drop(channel);
             Ok(connection.open_channel()?)
         }

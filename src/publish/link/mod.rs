@@ -13,7 +13,7 @@ use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Notice};
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
-use crate::model::queue::{Declaration, Queue, Target};
+use crate::model::queue::{Queue, Target};
 use crate::publish::backlog::Backlog;
 use crate::publish::config::PublisherConfig;
 use crate::publish::in_flight::InFlight;
@@ -343,13 +343,12 @@ fn open_channel(
     queue: &Queue,
     queues: &mut DerivedQueues,
 ) -> Result<(Channel, PublishEvents), CloseReason> {
-    let channel = match queue.declaration() {
-        Declaration::Declare => {
-            let opened = open_channel_to(connection, queue)?;
-            opened.settled_at.iter().for_each(|at| queues.made(Target::Main, *at));
-            opened.channel
-        }
-        Declaration::UseAsItIs => connection.open_channel()?,
+    let channel = if queue.is_passive() {
+        connection.open_channel()?
+    } else {
+        let opened = open_channel_to(connection, queue)?;
+        opened.settled_at.iter().for_each(|at| queues.made(Target::Main, *at));
+        opened.channel
     };
     let ends = channel.confirm_publishes()?;
     Ok((channel, ends))
