@@ -12,19 +12,19 @@ use crossbeam_channel::never;
 use log::debug;
 
 use crate::amqp::channel::{Channel, Count};
-use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connect;
 use crate::amqp::connection::{Connection, Notice};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
-use crate::model::queue::{
-    Argument, Arguments, Durability, Queue, QueueDeclaration, QueueType, Target,
-};
+use crate::model::queue::{Argument, Arguments, Queue, QueueDeclaration, Target};
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
-use crate::topology::census::{Census, Channels, DelayQueue};
-use crate::topology::durability::{LIMITED_SINCE, dropping_quorum_queue};
-use crate::topology::queue_type::{Comparison, Kind, compare};
+use crate::topology::admin_channel::{AdminChannel, Channels};
+use crate::topology::census::{Census, DelayQueue};
+use crate::topology::declare::{Comparison, Declared, check_may_declare, compare, declare};
+use crate::topology::default_type::{LIMITED_SINCE, as_created_here, dropping_quorum_queue};
+use crate::topology::queue_type::Kind;
 
 /// Looks at a queue, its delay queues and its dead letters. Connects when it is first asked.
 pub struct Inspector {
@@ -61,10 +61,6 @@ pub struct CheckResult {
 }
 
 type Step = fn(&mut Inspector) -> Result<String, Error>;
-
-/// The argument for how long a queue stays unused, in milliseconds, from 1
-/// (<https://www.rabbitmq.com/docs/ttl#queue-ttl>).
-const EXPIRES: &str = "x-expires";
 
 /// From this version on, a consumer cannot ask for no credit.
 const UNCREDITED_SINCE: (u32, u32) = (4, 0);
@@ -215,19 +211,19 @@ impl Inspector {
     /// virtual host makes quorum queues of those that are declared without a type.
     fn check_declaration(&mut self, kind: &Kind) -> Result<(), Error> {
         let queue = self.queue.clone();
-        // It is there, so this creates nothing; it compares.
-        let declared = self.ask(|channel| channel.declare(&queue)).map(drop);
+        // The queue exists: this creates nothing, and compares.
+        let declared = self.declare(Target::Main).map(drop);
         let there = match kind.name() {
             Some(there) if !queue.is_of_type(there) => there,
             _ => return declared,
         };
-        let made_here = queue.as_quorum().best_declaration(Target::Main).without_type();
+        let created_here = as_created_here(&queue);
         match declared {
             Ok(()) if self.broker_version()?.is_some_and(|version| version >= LIMITED_SINCE) => {
                 Err(Error::setting("queue type", dropping_quorum_queue(queue.name())))
             }
             Err(Error::QueueMismatch { queue: name, .. }) => {
-                if queue.takes_default_type() && self.compare(&made_here)? == Comparison::Same {
+                if queue.takes_default_type() && self.compare(&created_here)? == Comparison::Same {
                     return Ok(());
                 }
                 let text = format!("it is a {there} queue there (--queue-type {there})");
@@ -305,23 +301,24 @@ impl Inspector {
             self.check_declare(&name, Vec::new())?;
             return Ok("not there yet, may be declared".into());
         };
-        let plans = self.queue.declarations(Target::Dead);
-        match self.ask(|channel| plans.iter().try_for_each(|plan| channel.declare_as(plan))) {
-            Ok(_) => {
-                let replicated = plans.iter().any(QueueDeclaration::is_quorum);
-                let majority =
-                    if replicated { self.check_majority(Target::Dead, ready)? } else { "" };
-                Ok(format!("{ready} letters, declared with these arguments{majority}"))
+        let refusal = match self.declare(Target::Dead)? {
+            Declared::By { declaration, .. } if declaration.is_quorum() => {
+                let majority = self.check_majority(Target::Dead, ready)?;
+                return Ok(format!("{ready} letters, declared with these arguments{majority}"));
             }
-            Err(Error::QueueMismatch { text, .. } | Error::QueueRefused { text, .. }) => {
-                match Kind::of(&name, &mut |plan| self.compare(plan))?.objection() {
-                    Some(objection) => {
-                        Err(Error::setting("dead letters", format!("'{name}': {objection}")))
-                    }
-                    None => Ok(format!("{ready} letters, used as it is: {text}")),
-                }
+            Declared::By { .. } => {
+                return Ok(format!("{ready} letters, declared with these arguments"));
             }
-            Err(error) => Err(error),
+            Declared::UsedAsItIs { refusal } => self.failed(&name, refusal),
+        };
+        let (Error::QueueMismatch { text, .. } | Error::QueueRefused { text, .. }) = refusal else {
+            return Err(refusal);
+        };
+        match Kind::of(&name, &mut |plan| self.compare(plan))?.objection() {
+            Some(objection) => {
+                Err(Error::setting("dead letters", format!("'{name}': {objection}")))
+            }
+            None => Ok(format!("{ready} letters, used as it is: {text}")),
         }
     }
 
@@ -343,39 +340,22 @@ impl Inspector {
         if self.count(target)?.is_none() {
             return Ok(());
         }
-        let mut refusals = Vec::new();
-        for plan in self.queue.declarations(target) {
-            match self.ask_about(&plan.name, |channel| channel.declare_as(&plan)) {
-                Err(refusal @ (Error::QueueMismatch { .. } | Error::QueueRefused { .. })) => {
-                    refusals.push(refusal);
-                }
-                declared => return declared.map(drop),
-            }
-        }
-        // That of the best plan.
-        refusals.into_iter().next().map_or(Ok(()), Err)
+        self.declare(target).map(drop)
     }
 
-    /// Whether this user may declare a queue, found out without making one: asks for one that
-    /// expires within no time. RabbitMQ looks at the permission first, and then refuses that, or
-    /// finds that the queue is there with other arguments.
-    fn check_declare(&mut self, name: &str, mut arguments: Arguments) -> Result<(), Error> {
-        arguments.push((EXPIRES.into(), Argument::Number(0)));
-        let plan =
-            QueueDeclaration { name: name.into(), durability: Durability::Durable, arguments };
-        // A stream, where that is the default, would not have come to its expiry.
-        let plan = plan.with_type(QueueType::Classic);
-        let asked = self.ask_about(name, |channel| match channel.declare_as(&plan) {
-            Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
-                if text.contains(EXPIRES) || text.contains("inequivalent arg") =>
-            {
-                Ok(())
-            }
-            declared => declared,
-        });
-        // The answer was a refusal, which took the channel with it.
-        self.forget_channel();
-        asked.map(drop)
+    /// Declares the queue of `target`, which exists.
+    fn declare(&mut self, target: Target) -> Result<Declared, Error> {
+        let queue = self.queue.clone();
+        self.on_channel(&queue.name_of(target), |channel, connection| {
+            Ok(declare(channel, connection, &queue, target)?)
+        })
+    }
+
+    /// Checks whether this user may declare a queue, and creates none.
+    fn check_declare(&mut self, name: &str, arguments: Arguments) -> Result<(), Error> {
+        self.on_channel(name, |channel, connection| {
+            check_may_declare(channel, connection, name, arguments)
+        })
     }
 
     /// The queue's type: `classic`, `quorum` or `stream`. `None` if the broker does not tell it, as
@@ -400,11 +380,7 @@ impl Inspector {
 
     /// Compares a queue that is there with a declaration.
     pub(crate) fn compare(&mut self, plan: &QueueDeclaration) -> Result<Comparison, Error> {
-        let asked = self.ask_about(&plan.name, |channel| compare(channel, plan));
-        if !matches!(asked, Ok(Some(Comparison::Same))) {
-            self.forget_channel();
-        }
-        Ok(asked?.unwrap_or_else(|| Comparison::Refused("it is gone".into())))
+        self.on_channel(&plan.name, |channel, connection| compare(channel, connection, plan))
     }
 
     pub(crate) fn broker_version(&mut self) -> Result<Option<(u32, u32)>, Error> {
@@ -423,7 +399,7 @@ impl Inspector {
     }
 
     fn forget_channel(&mut self) {
-        self.census.forget_channel();
+        self.census.channel().forget();
     }
 
     fn counted<T>(
@@ -453,9 +429,18 @@ impl Inspector {
         queue: &str,
         ask: impl FnOnce(&Channel) -> Result<T, CloseReason>,
     ) -> Result<Option<T>, Error> {
+        self.on_channel(queue, |channel, connection| channel.find(connection, ask))
+    }
+
+    /// Asks about a queue on the channel for questions.
+    fn on_channel<T>(
+        &mut self,
+        queue: &str,
+        ask: impl FnOnce(&mut AdminChannel, &Connection) -> Result<T, CloseReason>,
+    ) -> Result<T, Error> {
         self.connection()?;
-        let answer = match &mut self.connection {
-            Some(connection) => self.census.ask(connection, ask),
+        let answer = match &self.connection {
+            Some(connection) => ask(self.census.channel(), connection),
             None => Err(CloseReason::Disconnected),
         };
         answer.map_err(|cause| self.failed(queue, cause))

@@ -6,8 +6,9 @@ use log::warn;
 use crate::admin::Inspector;
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
-use crate::topology::durability::LIMITED_SINCE;
-use crate::topology::queue_type::{Comparison, Kind, Limit};
+use crate::topology::declare::Comparison;
+use crate::topology::default_type::LIMITED_SINCE;
+use crate::topology::queue_type::{Kind, Limit};
 
 /// From this version on, giving back does not count
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).

@@ -14,7 +14,7 @@ use crate::amqp::subscription::take_apart;
 pub(crate) use crate::amqp::subscription::{
     Acks, Incoming, Left, Received, Settlement, Subscription, Unsettled,
 };
-use crate::model::queue::{Argument, Durability, Queue, QueueDeclaration, Target};
+use crate::model::queue::{Argument, Durability, QueueDeclaration};
 use crate::model::task::Task;
 use crate::util::deadline::LONGEST;
 
@@ -63,16 +63,8 @@ impl Channel {
         self
     }
 
-    /// Declares the queue as it is described, or checks that it exists.
-    pub(crate) fn declare(&self, queue: &Queue) -> Result<(), CloseReason> {
-        if queue.is_passive() {
-            return self.count(queue.name()).map(drop);
-        }
-        self.declare_as(&queue.best_declaration(Target::Main))
-    }
-
     /// Declares a queue. A refusal closes the channel.
-    pub(crate) fn declare_as(&self, plan: &QueueDeclaration) -> Result<(), CloseReason> {
+    pub(crate) fn declare(&self, plan: &QueueDeclaration) -> Result<(), CloseReason> {
         self.ask("declaring a queue", |inner| {
             inner.queue_declare(plan.name.as_str(), declare_options(plan)).map(drop)
         })

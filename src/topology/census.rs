@@ -1,13 +1,13 @@
-//! Counts what is in a queue and in the queues beside it, on channels that somebody else opens.
+//! Counts the tasks in a queue and in its delay queues, and finds out whether they are empty.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::amqp::channel::{Channel, Count};
+use crate::amqp::channel::Count;
 use crate::amqp::close_reason::{ACCESS_REFUSED, CloseReason};
-use crate::amqp::connection::Connection;
 use crate::model::delays::all_delays;
 use crate::model::queue::{Queue, Target};
+use crate::topology::admin_channel::{AdminChannel, Channels};
 
 /// One delay queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,17 +19,6 @@ pub struct DelayQueue {
     pub tasks: u64,
 }
 
-/// What opens channels: a connection, or somebody who has one.
-pub(crate) trait Channels {
-    fn open(&self) -> Result<Channel, CloseReason>;
-}
-
-impl Channels for Connection {
-    fn open(&self) -> Result<Channel, CloseReason> {
-        self.open_channel()
-    }
-}
-
 /// What is left to do in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -38,57 +27,36 @@ pub(crate) enum Left {
     Ready(u64),
     /// Tasks that wait in delay queues.
     Delayed(Vec<DelayQueue>),
-    /// A task that its delay queue does not count: no node led the queue when it was counted.
+    /// A task that its delay queue does not count: the queue had no leader when it was counted.
     Hidden(Duration),
 }
 
-/// Counts one queue, again and again. Uses one channel, and another where the broker closed it.
+/// Counts one queue, again and again.
 pub(crate) struct Census {
     queue: Queue,
-    channel: Option<Channel>,
+    channel: AdminChannel,
     /// The delays whose queues existed when they were counted last.
     known: BTreeSet<Duration>,
 }
 
 impl Census {
     pub(crate) fn new(queue: &Queue) -> Census {
-        Census { queue: queue.clone(), channel: None, known: BTreeSet::new() }
+        Census { queue: queue.clone(), channel: AdminChannel::default(), known: BTreeSet::new() }
     }
 
-    /// Asks something of the broker; `None` when what was asked for does not exist.
-    pub(crate) fn ask<T>(
-        &mut self,
-        channels: &dyn Channels,
-        ask: impl FnOnce(&Channel) -> Result<T, CloseReason>,
-    ) -> Result<Option<T>, CloseReason> {
-        let channel = match self.channel.take() {
-            Some(channel) => channel,
-            None => channels.open()?,
-        };
-        match ask(&channel) {
-            Ok(answer) => {
-                self.channel = Some(channel);
-                Ok(Some(answer))
-            }
-            Err(cause) if cause.is_not_there() => Ok(None),
-            Err(cause) => Err(cause),
-        }
+    /// The channel on which the queues are counted, for other questions about them.
+    pub(crate) fn channel(&mut self) -> &mut AdminChannel {
+        &mut self.channel
     }
 
-    /// Has the next question asked on another channel: the broker has closed this one, or the
-    /// connection is gone.
-    pub(crate) fn forget_channel(&mut self) {
-        self.channel = None;
-    }
-
-    /// What is in the queue of `target`; `None` where it does not exist.
+    /// What the queue of `target` holds; `None` if it does not exist.
     pub(crate) fn count(
         &mut self,
         channels: &dyn Channels,
         target: Target,
     ) -> Result<Option<Count>, CloseReason> {
         let name = self.queue.name_of(target);
-        self.ask(channels, |channel| channel.count(&name))
+        self.channel.count(channels, &name)
     }
 
     /// The delay queues that exist, the shortest delay first.
@@ -99,13 +67,13 @@ impl Census {
         self.count_delays(channels, all_delays().collect())
     }
 
-    /// What is left to do; `None` where the queue does not exist.
+    /// What is left to do; `None` if the queue does not exist.
     pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, CloseReason> {
         self.left_in(channels, Census::delayed)
     }
 
-    /// What is left to do, as far as the delay queues tell that are known to exist. Each of the
-    /// others costs a channel.
+    /// What is left to do in the queue and in the delay queues that are known to exist. To ask for
+    /// one that does not exist costs a channel.
     pub(crate) fn left_in_known(
         &mut self,
         channels: &dyn Channels,
@@ -132,7 +100,7 @@ impl Census {
         if let Some(delay) = self.find_hidden(channels)? {
             return Ok(Some(Left::Hidden(delay)));
         }
-        // Last: what left a delay queue while we looked is in the queue now.
+        // Counted last: a task that left a delay queue in the meantime is in the queue now.
         let left = |ready| if ready > 0 { Left::Ready(ready) } else { Left::Nothing };
         Ok(self.ready(channels)?.map(left))
     }
@@ -159,15 +127,15 @@ impl Census {
         Ok(existing)
     }
 
-    /// A delay queue that counts as empty and holds a task all the same. One that no node leads
-    /// counts as empty; to take a task from it fails then.
+    /// A delay queue that counts as empty, although it holds a task. A queue without a leader counts
+    /// as empty, and to take a task from it fails.
     fn find_hidden(&mut self, channels: &dyn Channels) -> Result<Option<Duration>, CloseReason> {
         for delay in self.known.clone() {
             let name = self.queue.name_of(Target::Delay(delay));
-            match self.ask(channels, |channel| channel.look(&name)) {
+            match self.channel.find(channels, |channel| channel.look(&name)) {
                 Ok(Some(true)) => return Ok(Some(delay)),
                 Ok(_) => {}
-                // A login that may not take from it is left with the count.
+                // This user may not take from it; only the count remains.
                 Err(CloseReason::ChannelClosed { code: ACCESS_REFUSED, .. }) => {}
                 Err(cause) => return Err(cause),
             }

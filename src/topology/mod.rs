@@ -1,8 +1,12 @@
-//! Owns the queues beside a queue: declares its delay queues and its queue of dead letters when
-//! they are needed, and keeps delay queues that are in use from expiring.
+//! The queues derived from a queue: its delay queues and its dead-letter queue. They are declared when
+//! they are needed, and delay queues in use are kept from expiring.
 
+pub(crate) mod admin_channel;
 pub(crate) mod census;
+pub(crate) mod declare;
+pub(crate) mod default_type;
 pub(crate) mod durability;
+pub(crate) mod open;
 pub(crate) mod queue_type;
 pub(crate) mod silent_delays;
 
@@ -10,54 +14,55 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::warn;
 
-use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::{CloseReason, INTERNAL_ERROR};
 use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::are_more_than_heartbeats;
 use crate::model::queue::{Queue, QueueDeclaration, Target};
-use crate::topology::durability::{REPLICATED, settle};
+use crate::topology::admin_channel::AdminChannel;
+use crate::topology::declare::{Declared, NotDeclared, declare};
+use crate::topology::durability::{REPLICATED, make_durable};
 
-/// What one connection knows of the queues beside its queue.
+/// What one connection knows of the queues derived from its queue.
 #[derive(Default)]
 pub(crate) struct DerivedQueues {
-    /// Not the channel that publishes: a refused declaration takes its channel with it.
-    side: Option<Channel>,
-    declared: HashMap<Target, Declared>,
-    /// Those that are published to. The others were made ahead only.
+    /// Not the channel that publishes: a refused declaration closes its channel.
+    admin_channel: AdminChannel,
+    declared: HashMap<Target, DeclaredAt>,
+    /// The queues that are published to. The others were only declared ahead.
     in_use: HashSet<Target>,
     /// The delays that follow one another; see [`DerivedQueues::predeclare`].
     delays: Vec<Duration>,
-    /// Those of them whose queues were made ahead, or tried to.
-    foreseen: HashSet<Duration>,
-    /// The delay whose queue is being looked at.
+    /// Those of them whose queues were declared ahead, or refused.
+    predeclared: HashSet<Duration>,
+    /// The delay whose queue is being asked.
     probing: Option<Duration>,
 }
 
-/// A place that was declared on this connection.
+/// When a queue was declared on this connection.
 #[derive(Clone, Copy)]
-struct Declared {
+struct DeclaredAt {
     at: Instant,
-    /// From when on it may be trusted.
-    settled_at: Instant,
+    /// From when on it outlives a crash of the broker.
+    durable_at: Instant,
 }
 
-/// Why a place cannot be published to.
+/// Why a queue cannot be published to.
 pub(crate) enum NotReady {
-    /// It was made just now, and is to be trusted from this moment on only.
-    Settling(Instant),
+    /// It was created just now, and is durable only from this moment on.
+    NotDurable(Instant),
     /// The broker does not allow it.
     Refused(String),
-    /// What waited in it would come to a queue that is not there.
+    /// The main queue, to which a delay queue returns its tasks, does not exist.
     NoTarget(String),
-    /// The queue of this delay gives no answer, and the connection is lost for it.
+    /// The queue of this delay does not respond, and the connection is lost because of it.
     Silent(Duration, CloseReason),
     /// The connection is lost.
     Lost(CloseReason),
 }
 
-/// How often a place in use is declared and renewed again: far below the week by which a delay
+/// How often a queue in use is declared and renewed again: far below the week by which a delay
 /// queue outlives its delay.
 const RENEWED_EVERY: Duration = Duration::from_secs(3600);
 
@@ -70,7 +75,7 @@ impl From<CloseReason> for NotReady {
     }
 }
 
-impl Declared {
+impl DeclaredAt {
     /// Whether its expiry is still far enough away.
     fn is_fresh(&self) -> bool {
         self.at.elapsed() < RENEWED_EVERY
@@ -78,243 +83,202 @@ impl Declared {
 }
 
 impl DerivedQueues {
-    /// Has the queue of a delay made together with that of the one before, so that it has settled
-    /// when it is needed: a task that failed once may fail again.
+    /// Has the queue of a delay declared together with that of the delay before, so that it is
+    /// durable when it is needed: a task that failed once may fail again.
     pub(crate) fn predeclare(mut self, delays: Vec<Duration>) -> DerivedQueues {
         self.delays = delays;
         self
     }
 
-    /// What can be said of `target` without asking the broker; `None` when it has to be asked.
+    /// Whether `target` is ready, if that is known; `None` if the broker has to be asked.
     pub(crate) fn known(&self, target: Target) -> Option<Result<(), NotReady>> {
         let declared = self.declared.get(&target).filter(|it| it.is_fresh());
-        let settling = declared.map(|it| it.settled_at).filter(|at| Instant::now() < *at);
-        if let Some(settled_at) = settling {
-            return Some(Err(NotReady::Settling(settled_at)));
+        let durable_at = declared.map(|it| it.durable_at).filter(|at| Instant::now() < *at);
+        if let Some(durable_at) = durable_at {
+            return Some(Err(NotReady::NotDurable(durable_at)));
         }
         (target == Target::Main || self.is_in_use(target)).then_some(Ok(()))
     }
 
-    /// Notes that a queue was declared elsewhere just now, and is trusted from this moment on.
-    pub(crate) fn made(&mut self, target: Target, settled_at: Instant) {
-        self.declared.insert(target, Declared { at: Instant::now(), settled_at });
+    /// Notes that a queue was declared elsewhere just now, and is durable from this moment on.
+    pub(crate) fn mark_declared(&mut self, target: Target, durable_at: Instant) {
+        self.declared.insert(target, DeclaredAt { at: Instant::now(), durable_at });
     }
 
-    /// Sees to it that `target` exists, and goes on to exist for longer than what is published now
-    /// waits in it. Waits for some answers of the broker.
+    /// Makes `target` ready: it exists, and stays longer than the tasks that are published to it now.
+    /// Waits for some answers of the broker.
     pub(crate) fn prepare(
         &mut self,
-        connection: &mut Connection,
+        connection: &Connection,
         queue: &Queue,
         target: Target,
     ) -> Result<(), NotReady> {
         if matches!(target, Target::Delay(_)) {
             self.check_target(connection, queue)?;
         }
-        let settled_at = self.make(connection, queue, target)?;
+        let durable_at = self.ensure_declared(connection, queue, target)?;
         if let Target::Delay(delay) = target {
-            self.make_next(connection, queue, delay)?;
+            self.predeclare_next(connection, queue, delay)?;
         }
-        if Instant::now() < settled_at {
-            return Err(NotReady::Settling(settled_at));
+        if Instant::now() < durable_at {
+            return Err(NotReady::NotDurable(durable_at));
         }
         self.in_use.insert(target);
         Ok(())
     }
 
-    /// Has `target` declared again before it is published to again: it was not there.
+    /// Has `target` declared again before the next publish to it: it did not exist.
     pub(crate) fn forget(&mut self, target: Target) {
         self.declared.remove(&target);
         self.in_use.remove(&target);
     }
 
-    fn is_in_use(&self, target: Target) -> bool {
-        self.in_use.contains(&target) && self.declared.get(&target).is_some_and(Declared::is_fresh)
+    /// The delay whose queue was being asked when the connection was lost.
+    pub(crate) fn probing(&self) -> Option<Duration> {
+        self.probing
     }
 
-    /// Looks for the queue behind the delays, where it was not declared: a broker returns what has
-    /// no queue to go to, and takes what waits for one that is not there.
-    fn check_target(&mut self, connection: &mut Connection, queue: &Queue) -> Result<(), NotReady> {
+    fn is_in_use(&self, target: Target) -> bool {
+        let is_fresh = self.declared.get(&target).is_some_and(DeclaredAt::is_fresh);
+        is_fresh && self.in_use.contains(&target)
+    }
+
+    /// Checks that the main queue exists, unless we have declared it: the broker drops delayed tasks
+    /// whose main queue does not exist when their delay ends.
+    fn check_target(&mut self, connection: &Connection, queue: &Queue) -> Result<(), NotReady> {
         let name = queue.name();
-        if !queue.is_passive() || self.is_there(connection, name)? {
+        if !queue.is_passive() || self.admin_channel.count(connection, name)?.is_some() {
             return Ok(());
         }
         Err(NotReady::NoTarget(format!("there is no queue '{name}' to come to after the delay")))
     }
 
-    /// Declares `target` where that was not done within the hour; says from when on it may be
-    /// trusted.
-    fn make(
+    /// Declares `target`, unless that was done within the hour; returns from when on it is durable.
+    fn ensure_declared(
         &mut self,
-        connection: &mut Connection,
+        connection: &Connection,
         queue: &Queue,
         target: Target,
     ) -> Result<Instant, NotReady> {
         if let Some(declared) = self.declared.get(&target).filter(|it| it.is_fresh()) {
-            return Ok(declared.settled_at);
+            return Ok(declared.durable_at);
         }
         self.in_use.remove(&target);
-        let found = self.find(connection, &queue.name_of(target))?;
-        let plan = self.declare(connection, queue, target)?;
+        let existing = self.admin_channel.count(connection, &queue.name_of(target))?;
+        let declaration = self.declare(connection, queue, target)?;
         let at = Instant::now();
-        let settled_at = match found {
-            None => self.settle(connection, &plan)?,
-            // Another connection may have made it a moment ago.
-            Some(count) if plan.is_quorum() && count.is_unused() => at + REPLICATED,
+        let durable_at = match existing {
+            None => make_durable(&mut self.admin_channel, connection, &declaration)?,
+            // Another connection may have created it a moment ago.
+            Some(count) if declaration.is_quorum() && count.is_unused() => at + REPLICATED,
             Some(_) => at,
         };
-        self.declared.insert(target, Declared { at, settled_at });
-        Ok(settled_at)
+        self.declared.insert(target, DeclaredAt { at, durable_at });
+        Ok(durable_at)
     }
 
-    fn settle(
+    /// Declares the queue of the delay after `delay`, once on each connection.
+    fn predeclare_next(
         &mut self,
-        connection: &mut Connection,
-        plan: &QueueDeclaration,
-    ) -> Result<Instant, CloseReason> {
-        let side = self.take_side(connection)?;
-        let (side, settled_at) = settle(connection, side, plan)?;
-        self.side = Some(side);
-        Ok(settled_at)
-    }
-
-    /// Makes the queue of the delay behind `delay`, once for a connection.
-    fn make_next(
-        &mut self,
-        connection: &mut Connection,
+        connection: &Connection,
         queue: &Queue,
         delay: Duration,
     ) -> Result<(), NotReady> {
         let next = self.delays.iter().skip_while(|it| **it != delay).nth(1).copied();
-        let Some(next) = next.filter(|next| self.foreseen.insert(*next)) else { return Ok(()) };
-        match self.make(connection, queue, Target::Delay(next)) {
-            // It is told when the queue is needed.
+        let Some(next) = next.filter(|next| self.predeclared.insert(*next)) else { return Ok(()) };
+        match self.ensure_declared(connection, queue, Target::Delay(next)) {
+            // It is reported when the queue is needed.
             Err(NotReady::Refused(_)) => Ok(()),
-            made => made.map(drop),
+            declared => declared.map(drop),
         }
     }
 
-    fn is_there(&mut self, connection: &mut Connection, name: &str) -> Result<bool, NotReady> {
-        Ok(self.find(connection, name)?.is_some())
-    }
-
-    /// What is in a queue; `None` where it is not there.
-    fn find(&mut self, connection: &mut Connection, name: &str) -> Result<Option<Count>, NotReady> {
-        match self.side(connection)?.count(name) {
-            Ok(count) => Ok(Some(count)),
-            Err(cause) if cause.is_not_there() => {
-                self.side = None;
-                Ok(None)
-            }
-            Err(cause) => {
-                self.side = None;
-                Err(cause.into())
-            }
-        }
-    }
-
-    /// Declares `target` in the best way that the broker takes; says which that is.
+    /// Declares `target` in the best way that the broker takes; returns which that is.
     fn declare(
         &mut self,
-        connection: &mut Connection,
+        connection: &Connection,
         queue: &Queue,
         target: Target,
     ) -> Result<QueueDeclaration, NotReady> {
-        let mut refusals = Vec::new();
-        for plan in queue.declarations(target) {
-            match self.declare_as(connection, &plan) {
-                Ok(()) if !refusals.is_empty() => say_once_that_it_is_simple(&plan, &refusals),
-                Ok(()) => {}
-                Err(NotReady::Refused(reason)) => {
-                    refusals.push(reason);
-                    continue;
-                }
-                Err(lost) => return Err(lost),
-            }
-            if let Target::Delay(delay) = target {
-                self.renew(connection, &plan, delay)?;
-            }
-            return Ok(plan);
-        }
         let name = queue.name_of(target);
-        let reason = format!("'{name}' cannot be declared: {}", refusals.join("; "));
-        if target == Target::Dead && self.side(connection)?.count(&name).is_ok() {
-            info!("{reason}; it is there, and used as it is");
-            return Ok(queue.best_declaration(target));
+        let declared = declare(&mut self.admin_channel, connection, queue, target);
+        let declared = declared.map_err(|it| not_ready(&name, it))?;
+        declared.log_use(&name);
+        let declaration = match declared {
+            Declared::By { declaration, refusals } => {
+                if !refusals.is_empty() {
+                    warn_once_of_classic_delay_queues(&name, &refusals);
+                }
+                declaration
+            }
+            Declared::UsedAsItIs { .. } => queue.best_declaration(target),
+        };
+        if let Target::Delay(delay) = target {
+            self.renew(connection, &name, delay)?;
         }
-        self.side = None;
-        Err(NotReady::Refused(reason))
-    }
-
-    fn declare_as(
-        &mut self,
-        connection: &mut Connection,
-        plan: &QueueDeclaration,
-    ) -> Result<(), NotReady> {
-        let declared = self.side(connection)?.declare_as(plan);
-        if declared.is_err() {
-            self.side = None;
-        }
-        Ok(declared?)
+        Ok(declaration)
     }
 
     /// Puts off the expiry of a delay queue. To declare a quorum queue again does not do that,
     /// unlike with a classic one (measured on RabbitMQ 3.10.8); to take a message from it does,
-    /// also when there is none. What was taken goes back to its place and keeps its time.
+    /// even if the queue is empty. The message is requeued to its place and keeps its time.
     ///
-    /// A delay queue that no node leads gives neither a message nor word that there is none, while
-    /// heartbeats go on: so may one be for good whose broker was killed just after it was made
-    /// (measured on RabbitMQ 3.10.8).
+    /// A delay queue without a leader does not answer at all, while heartbeats go on. A queue can stay
+    /// so for good if its broker was killed just after it was created (measured on RabbitMQ 3.10.8).
     fn renew(
         &mut self,
-        connection: &mut Connection,
-        plan: &QueueDeclaration,
+        connection: &Connection,
+        name: &str,
         delay: Duration,
     ) -> Result<(), NotReady> {
-        let (guard, heartbeat) = (connection.call_guard().clone(), connection.heartbeat().clone());
-        let call_limit = connection.call_limit();
         self.probing = Some(delay);
-        let channel = self.side(connection)?;
-        let before = heartbeat.bytes();
-        channel.look(&plan.name).map(drop).map_err(|cause| {
-            self.side = None;
-            let came = heartbeat.bytes() - before;
-            // Without a heartbeat to be expected meanwhile, the queue and the broker look the same.
-            let beats = heartbeat.limit().is_some_and(|limit| limit <= call_limit);
-            let is_alive = came > 0 || !beats;
-            let is_silent =
-                guard.cause().is_some() && is_alive && !are_more_than_heartbeats(came, call_limit);
-            // What the broker says where the queue's process is not there.
-            let is_broken =
-                matches!(cause, CloseReason::ConnectionClosed { code: INTERNAL_ERROR, .. });
-            if is_silent || is_broken { NotReady::Silent(delay, cause) } else { cause.into() }
+        self.admin_channel.open(connection)?;
+        let before = connection.heartbeat().bytes();
+        let looked = self.admin_channel.ask(connection, |channel| channel.look(name));
+        looked.map_err(|cause| {
+            let received = connection.heartbeat().bytes() - before;
+            if is_silent(connection, received) || is_broken(&cause) {
+                NotReady::Silent(delay, cause)
+            } else {
+                cause.into()
+            }
         })?;
         self.probing = None;
         Ok(())
     }
+}
 
-    /// The delay whose queue was being looked at when the connection was lost.
-    pub(crate) fn probing(&self) -> Option<Duration> {
-        self.probing
-    }
+/// Whether the queue did not respond while the broker did, judged by the bytes that were received
+/// while we waited.
+fn is_silent(connection: &Connection, received: u64) -> bool {
+    let call_limit = connection.call_limit();
+    // If no heartbeat was due in that time, a silent queue and a silent broker look the same.
+    let heartbeats = connection.heartbeat().limit().is_some_and(|limit| limit <= call_limit);
+    let broker_is_alive = received > 0 || !heartbeats;
+    let timed_out = connection.call_guard().cause().is_some();
+    timed_out && broker_is_alive && !are_more_than_heartbeats(received, call_limit)
+}
 
-    fn side(&mut self, connection: &mut Connection) -> Result<&Channel, CloseReason> {
-        let side = self.take_side(connection)?;
-        Ok(self.side.insert(side))
-    }
+/// What the broker answers if the queue's process does not exist.
+fn is_broken(cause: &CloseReason) -> bool {
+    matches!(cause, CloseReason::ConnectionClosed { code: INTERNAL_ERROR, .. })
+}
 
-    fn take_side(&mut self, connection: &mut Connection) -> Result<Channel, CloseReason> {
-        self.side.take().map_or_else(|| connection.open_channel(), Ok)
+fn not_ready(name: &str, not_declared: NotDeclared) -> NotReady {
+    if not_declared.cause.is_channel_error() {
+        NotReady::Refused(format!("'{name}' cannot be declared: {not_declared}"))
+    } else {
+        NotReady::Lost(not_declared.cause)
     }
 }
 
-fn say_once_that_it_is_simple(plan: &QueueDeclaration, refusals: &[String]) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
+fn warn_once_of_classic_delay_queues(name: &str, refusals: &[CloseReason]) {
+    static WARNED: Once = Once::new();
+    let refusals: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    WARNED.call_once(|| {
         warn!(
-            "'{}' and queues like it are classic queues, because the broker refused better ones \
+            "'{name}' and queues like it are classic queues, because the broker refused better ones \
              ({}): a crash of the broker while a task leaves one can lose that task",
-            plan.name,
             refusals.join("; ")
         );
     });

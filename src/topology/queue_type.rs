@@ -1,14 +1,11 @@
-//! Finds out of which type a queue is, or would be, from the broker's answers to declarations of it.
-//! AMQP has no other way to ask.
+//! Finds out the type of an existing queue, from the broker's answers to declarations of it. AMQP has
+//! no other way to ask.
 
-use crate::amqp::channel::Channel;
-use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
-use crate::amqp::connection::Connection;
-use crate::amqp::reply_text::read_mismatch;
+use crate::amqp::close_reason::CloseReason;
 use crate::model::error::STREAM;
-use crate::model::queue::{
-    Argument, CLASSIC_ONLY, Durability, NEVER_TOO_OFTEN, Queue, QueueDeclaration,
-};
+use crate::model::queue::{Argument, CLASSIC_ONLY, Durability, NEVER_TOO_OFTEN, QueueDeclaration};
+use crate::topology::admin_channel::{AdminChannel, Channels};
+use crate::topology::declare::{Comparison, compare};
 
 /// What an existing queue is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,28 +25,6 @@ pub(crate) enum Limit {
     Usual,
     /// As its declaration says.
     Declared(String),
-}
-
-/// What the broker says to a declaration of a queue that exists.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Comparison {
-    Same,
-    /// One argument that differs, and what it is there.
-    Differs {
-        argument: String,
-        there: String,
-    },
-    /// Something else, and what.
-    Refused(String),
-}
-
-/// The type that a virtual host gives to a queue that is declared without one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DefaultType {
-    Quorum,
-    Stream,
-    /// Classic, or not known.
-    Other,
 }
 
 /// Arguments that queues of more than one type can have, so that they do not tell the type.
@@ -88,21 +63,13 @@ impl Kind {
         (*self == Kind::Stream).then_some(STREAM)
     }
 
-    /// What the queue is; see [`of`](Kind::of). Gives the channel back, or another where a refusal
-    /// took it.
+    /// What the queue is; see [`of`](Kind::of).
     pub(crate) fn ask(
-        connection: &Connection,
-        mut channel: Channel,
+        channel: &mut AdminChannel,
+        channels: &dyn Channels,
         name: &str,
-    ) -> Result<(Channel, Kind), CloseReason> {
-        let kind = Kind::of::<CloseReason>(name, &mut |plan| {
-            let compared = compare(&channel, plan)?;
-            if compared != Comparison::Same {
-                channel = connection.open_channel()?;
-            }
-            Ok(compared)
-        })?;
-        Ok((channel, kind))
+    ) -> Result<Kind, CloseReason> {
+        Kind::of(name, &mut |declaration| compare(channel, channels, declaration))
     }
 
     /// What the queue is; it has to exist. RabbitMQ notes each refusal in its log: a plain classic
@@ -172,80 +139,4 @@ fn value(text: String) -> Argument {
     let number = text.parse().map(Argument::Number);
     let flag = text.parse().map(Argument::Flag);
     number.or(flag).unwrap_or(Argument::Text(text))
-}
-
-/// Compares a queue that exists with a declaration. A refusal takes the channel.
-pub(crate) fn compare(
-    channel: &Channel,
-    plan: &QueueDeclaration,
-) -> Result<Comparison, CloseReason> {
-    match channel.declare_as(plan) {
-        Err(CloseReason::ChannelClosed { code, text }) => Ok(read_comparison(code, text)),
-        declared => declared.map(|()| Comparison::Same),
-    }
-}
-
-fn read_comparison(code: u16, text: String) -> Comparison {
-    match read_mismatch(&text).filter(|_| code == PRECONDITION_FAILED) {
-        Some((argument, _, there)) => {
-            Comparison::Differs { argument: argument.into(), there: there.into() }
-        }
-        None => Comparison::Refused(text),
-    }
-}
-
-/// Asks for the default type of the virtual host. Makes no queue, and takes the channel with it.
-///
-/// It declares `queue`, which does not exist, with two arguments: each type of queue refuses at
-/// least one of them, and names itself (measured on RabbitMQ 3.10.8, 4.0.5 and 4.3.6).
-pub(crate) fn ask_default_type(
-    channel: Channel,
-    queue: &Queue,
-) -> Result<DefaultType, CloseReason> {
-    let arguments = vec![
-        ("x-max-age".into(), Argument::Text("1h".into())),
-        ("x-max-priority".into(), Argument::Number(1)),
-    ];
-    let plan =
-        QueueDeclaration { name: queue.name().into(), durability: Durability::Durable, arguments };
-    match channel.declare_as(&plan) {
-        Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }) => {
-            Ok(read_default_type(&text))
-        }
-        Err(cause) if !cause.is_channel_error() => Err(cause),
-        _ => Ok(DefaultType::Other),
-    }
-}
-
-fn read_default_type(text: &str) -> DefaultType {
-    let named = text.rsplit_once(" of queue type ").map(|(_, name)| name);
-    match named {
-        Some("rabbit_quorum_queue") => DefaultType::Quorum,
-        Some("rabbit_stream_queue") => DefaultType::Stream,
-        _ => DefaultType::Other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_default_type_is_the_one_that_refuses() {
-        let refusal = |argument: &str, kind: &str| {
-            format!(
-                "PRECONDITION_FAILED - invalid arg '{argument}' for queue 'q' in vhost '/' of \
-                 queue type {kind}"
-            )
-        };
-        let cases = [
-            ("x-max-age", "rabbit_classic_queue", DefaultType::Other),
-            ("x-max-age", "rabbit_quorum_queue", DefaultType::Quorum),
-            ("x-max-priority", "rabbit_stream_queue", DefaultType::Stream),
-        ];
-        for (argument, kind, told) in cases {
-            assert_eq!(read_default_type(&refusal(argument, kind)), told);
-        }
-        assert_eq!(read_default_type("PRECONDITION_FAILED - something"), DefaultType::Other);
-    }
 }

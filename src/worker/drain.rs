@@ -15,8 +15,8 @@ use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::{Heartbeat, are_more_than_heartbeats};
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
-use crate::topology::census::DelayQueue;
-use crate::topology::census::{Census, Channels, Left};
+use crate::topology::admin_channel::Channels;
+use crate::topology::census::{Census, DelayQueue, Left};
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 use crate::worker::consumer::InHand;
 
@@ -144,7 +144,7 @@ impl Looks {
             Ok(Some(Left::Hidden(delay))) => (false, Some((Level::Warn, self.hidden(delay)))),
             Ok(None) => (false, Some((Level::Warn, unknown("the queue does not exist")))),
             Err(cause) => {
-                self.census.forget_channel();
+                self.census.channel().forget();
                 // Of a connection that is lost the session tells.
                 let why = cause.is_channel_error().then(|| unknown(&cause.to_string()));
                 (false, why.map(|why| (Level::Warn, why)))

@@ -19,7 +19,7 @@ use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
 use crate::model::retry::RetryPolicy;
-use crate::topology::durability::open_channel_to;
+use crate::topology::open::open_queue;
 use crate::util::deadline::deadline_after;
 use crate::util::panic::caught;
 use crate::util::shutdown::{Closer, Shutdown, Signal, closer, is_closed};
@@ -160,13 +160,15 @@ impl Session<'_> {
         for _ in self.crew.runners().iter().skip(1) {
             channels.push(connection.open_channel()?);
         }
-        let opened = open_channel_to(connection, &self.settings.queue)?;
-        channels.push(declare_dead_letters(opened.channel, connection, &opened.queue)?);
-        // Whoever finds us consuming takes the queue for an old one.
-        if let Some(settled_at) = opened.settled_at {
-            let _ = self.shutdown.wait(settled_at.saturating_duration_since(Instant::now()));
+        let ready = open_queue(connection, &self.settings.queue)?;
+        let ready = ready.with_dead_letters(connection);
+        let ready = ready.map_err(|cause| Refused { target: Target::Dead, cause })?;
+        channels.push(ready.channel);
+        // Who finds us consuming relies on the queue.
+        if let Some(durable_at) = ready.durable_at {
+            let _ = self.shutdown.wait(durable_at.saturating_duration_since(Instant::now()));
         }
-        Ok((channels, opened.queue))
+        Ok((channels, ready.queue))
     }
 
     /// `taken` is what the consumers have seen by their end: all that the broker has sent them
@@ -219,41 +221,6 @@ impl Session<'_> {
             return Error::setting("threads", "the broker allows fewer channels on a connection");
         }
         Error::from_queue_use(&self.settings.queue.name_of(target), &address, cause)
-    }
-}
-
-/// The queue of dead letters is declared when the first one comes, but where the broker
-/// itself sends letters there: it has to be there before. Gives the channel back, or another
-/// where a refusal took it.
-fn declare_dead_letters(
-    channel: Channel,
-    connection: &mut Connection,
-    queue: &Queue,
-) -> Result<Channel, Refused> {
-    if !queue.counts_deliveries() {
-        return Ok(channel);
-    }
-    let plans = queue.declarations(Target::Dead);
-    let declared = plans.iter().try_for_each(|plan| channel.declare_as(plan));
-    let cause = match declared {
-        Err(cause) if cause.is_channel_error() => cause,
-        declared => return declared.map(|()| channel).map_err(Refused::from),
-    };
-    drop(channel);
-    let channel = connection.open_channel()?;
-    let name = queue.name_of(Target::Dead);
-    match channel.count(&name) {
-        Ok(_) => {
-            info!("'{name}' cannot be declared: {cause}; it is there, and used as it is");
-            Ok(channel)
-        }
-        Err(lost) if !lost.is_channel_error() => Err(lost.into()),
-        // Whether the broker sends letters there, only those know who declared the queue.
-        Err(_) if queue.is_passive() => {
-            drop(channel);
-            Ok(connection.open_channel()?)
-        }
-        Err(_) => Err(Refused { target: Target::Dead, cause }),
     }
 }
 

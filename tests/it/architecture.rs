@@ -53,6 +53,20 @@ fn only_the_floor_amqp_names_the_client_library() {
     }
 }
 
+#[test]
+fn only_the_floor_topology_declares_queues() {
+    let may_declare = ["amqp", "topology"];
+    for module in modules().keys().filter(|it| !may_declare.contains(&floor_of(it))) {
+        let code = code(&path_of(module));
+        for call in ["channel.declare(", ".queue_declare(", ".make_and_delete("] {
+            assert!(!code.contains(call), "{module} calls `{call}`");
+        }
+    }
+    let declares = |module: &str| code(&path_of(module)).contains("channel.declare(");
+    let declaring: Vec<_> = modules().into_keys().filter(|it| declares(it)).collect();
+    assert_eq!(declaring, ["topology::declare", "topology::default_type"]);
+}
+
 /// Each module by its path, with the modules that it uses.
 fn modules() -> BTreeMap<String, BTreeSet<String>> {
     let source = source();

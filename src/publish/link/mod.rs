@@ -20,7 +20,7 @@ use crate::publish::in_flight::InFlight;
 use crate::publish::pending::Pending;
 use crate::publish::refusal::{LastRefusal, OnRefusal, Refusal};
 use crate::topology::DerivedQueues;
-use crate::topology::durability::open_channel_to;
+use crate::topology::open::open_queue;
 use crate::util::shutdown::Signal;
 
 /// A connection with the publishes that are in flight on it.
@@ -346,9 +346,9 @@ fn open_channel(
     let channel = if queue.is_passive() {
         connection.open_channel()?
     } else {
-        let opened = open_channel_to(connection, queue)?;
-        opened.settled_at.iter().for_each(|at| queues.made(Target::Main, *at));
-        opened.channel
+        let ready = open_queue(connection, queue)?;
+        ready.durable_at.iter().for_each(|at| queues.mark_declared(Target::Main, *at));
+        ready.channel
     };
     let ends = channel.confirm_publishes()?;
     Ok((channel, ends))

@@ -120,7 +120,7 @@ impl<T> Link<T> {
         }
         match self.prepare(pending, config) {
             Ok(()) => Ok(Step::Publish),
-            Err(NotReady::Settling(until)) => {
+            Err(NotReady::NotDurable(until)) => {
                 round.durable_at = round.durable_at.into_iter().chain([until]).min();
                 Ok(Step::Hold)
             }
