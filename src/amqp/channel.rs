@@ -16,7 +16,7 @@ pub(crate) use crate::amqp::subscription::{
 };
 use crate::model::queue::{Argument, Durability, QueueDeclaration};
 use crate::model::task::Task;
-use crate::util::deadline::LONGEST;
+use crate::util::deadline::UNLIMITED;
 
 /// One channel, owned by one thread.
 pub(crate) struct Channel {
@@ -59,7 +59,7 @@ impl Channel {
 
     /// Lets its calls wait for the broker's answer for as long as the connection lasts.
     pub(crate) fn without_limit(mut self) -> Channel {
-        self.limit = LONGEST;
+        self.limit = UNLIMITED;
         self
     }
 

@@ -20,7 +20,7 @@ use crate::model::address_order::Failure;
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
 use crate::model::url::Address;
-use crate::util::deadline::{LONGEST, deadline_after};
+use crate::util::deadline::{UNLIMITED, deadline_after};
 use crate::util::panic::caught;
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 
@@ -57,9 +57,9 @@ const SHORTEST_SHARE: Duration = Duration::from_secs(1);
 const LONGEST_SHARE: Duration = Duration::from_secs(5);
 
 /// Opens a connection to the first address that takes one. `None` when `interrupt` closed first; the
-/// attempt then ends by its own limits, in the backgaddress_loop.
+/// attempt then ends by its own limits, in the background.
 pub(crate) fn open(broker: &Broker, interrupt: &Signal) -> Result<Option<Connection>, Error> {
-    ConnectAttempt::start(broker, LONGEST)?.wait(interrupt, None)
+    ConnectAttempt::start(broker, UNLIMITED)?.wait(interrupt, None)
 }
 
 impl ConnectAttempt {
@@ -228,7 +228,7 @@ impl AddressLoop {
     /// caller has a deadline of its own.
     fn time(&self, others: usize) -> Duration {
         match others {
-            0 => LONGEST,
+            0 => UNLIMITED,
             _ => share(self.deadline, others + 1).clamp(SHORTEST_SHARE, LONGEST_SHARE),
         }
     }
@@ -417,7 +417,7 @@ mod tests {
     fn small_frames_are_sent_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
-        let socket = connect(address, LONGEST).expect("connected");
+        let socket = connect(address, UNLIMITED).expect("connected");
         assert!(socket.nodelay().expect("an option"));
     }
 
@@ -478,7 +478,7 @@ mod tests {
         let [first, second] = silent.each_ref().map(|it| it.local_addr().expect("its address"));
         let broker = Broker::new([first, second].map(|address| format!("amqp://{address}")));
         let broker = broker.expect("a broker").in_order();
-        let attempt = ConnectAttempt::start(&broker, LONGEST).expect("a thread");
+        let attempt = ConnectAttempt::start(&broker, UNLIMITED).expect("a thread");
         let soon = deadline_after(Duration::from_secs(2));
         let opened = attempt.wait(&crossbeam_channel::never(), Some(soon));
         assert!(matches!(opened, Ok(None)), "nobody answers");

@@ -15,7 +15,7 @@ use crate::amqp::transport::{PeerState, Stream};
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
 use crate::model::url::{Address, Login, Transport};
-use crate::util::deadline::LONGEST;
+use crate::util::deadline::UNLIMITED;
 
 /// Why one address gave no connection.
 pub(crate) enum Refused {
@@ -127,7 +127,7 @@ impl Handshake<'_> {
             .virtual_host(self.address.vhost.clone())
             .heartbeat(self.heartbeat())
             .frame_max(LARGEST_FRAME)
-            .connection_timeout(Some(self.limits.handshake.min(LONGEST) + CLIENT_LIMIT_SLACK))
+            .connection_timeout(Some(self.limits.handshake.min(UNLIMITED) + CLIENT_LIMIT_SLACK))
             .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
     }
 

@@ -1,4 +1,4 @@
-//! Which addresses failed last: those are tried last.
+//! Remembers which addresses failed: they are tried after the others.
 
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,15 +17,15 @@ pub(crate) enum Failure {
 }
 
 impl Failures {
-    /// Notes that this address gave no connection, or lost one.
+    /// Notes that a connection to this address failed, or was lost.
     pub(crate) fn note(&self, address: &str, failure: Failure) {
         let mut failed = self.lock();
         failed.retain(|(it, _)| it != address);
         failed.push((address.to_owned(), failure));
     }
 
-    /// Puts the addresses that failed behind the others, those that were silent behind them all,
-    /// and of each kind the last to fail behind the others.
+    /// Sorts the addresses: first those that have not failed, then those that refused or lost a
+    /// connection, then those that did not answer. Within each kind, the last to fail is last.
     pub(crate) fn sort<T: Display>(&self, addresses: &mut [T]) {
         let failed = self.lock();
         addresses.sort_by_cached_key(|it| {

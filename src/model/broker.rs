@@ -12,12 +12,12 @@ use crate::model::error::Error;
 use crate::model::tls::Tls;
 use crate::model::url::{Address, invalid, parse_addresses};
 
-/// One RabbitMQ, as one or more addresses, with the limits of every wait for it.
+/// One RabbitMQ: one or more addresses, and the limits of each wait for it.
 ///
-/// The addresses are tried in a random order, which [`Broker::new`] draws, so that the programs of
-/// a fleet spread over the nodes of a cluster; [`in_order`](Broker::in_order) keeps the order
-/// given. An address that fails, or that loses a connection, is tried after the others from then
-/// on. So is each address of a host name that has several. Clones of a `Broker` share this order.
+/// The addresses are tried in a random order, so that many programs spread over the nodes of a
+/// cluster; [`in_order`](Broker::in_order) keeps the order given. [`Broker::new`] draws the order.
+/// After an address has failed or lost a connection, it is tried after the others. The same holds for
+/// the addresses of a host name that has several. Clones of a `Broker` share this order.
 ///
 /// ```
 /// # fn main() -> Result<(), rabbit_work::Error> {
@@ -41,11 +41,11 @@ pub struct Broker {
     tls: Tls,
 }
 
-/// In which order addresses are tried that have not failed.
+/// The order of addresses that have not failed.
 #[derive(Clone, Debug)]
 enum Order {
     Given,
-    /// By their places in what was given.
+    /// By their places in the order given.
     Shuffled(Vec<usize>),
 }
 
@@ -71,20 +71,19 @@ impl Default for Limits {
     }
 }
 
-/// The heartbeat of the only address.
+/// The heartbeat if there is only one address.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The longest heartbeat of one of several addresses: a dead one is left soon, because another can
-/// be tried, and before a publish has run out of time. RabbitMQ advises against less
-/// (<https://www.rabbitmq.com/docs/heartbeats>).
+/// The longest heartbeat if there are several addresses: a frozen node is left before a task's time is
+/// up. RabbitMQ advises against less (<https://www.rabbitmq.com/docs/heartbeats>).
 const HEARTBEAT_AMONG_SEVERAL: Duration = Duration::from_secs(5);
 
 impl Broker {
     /// A broker by its URLs. Each may itself be a comma-separated list. In a user, a password or a
     /// virtual host, percent-encode the characters `/ ? # @ , :`. `amqp://` has the default port 5672,
-    /// `amqps://` 5671; an absent user or password is `guest`, an absent virtual host `/`. Of the query parameters, `heartbeat` (seconds),
-    /// `connection_timeout` (milliseconds) and `auth_mechanism=external` are known
-    /// (<https://www.rabbitmq.com/docs/uri-spec>).
+    /// `amqps://` 5671; an absent user or password is `guest`, an absent virtual host `/`.
+    /// The query parameters are `heartbeat` (seconds), `connection_timeout` (milliseconds) and
+    /// `auth_mechanism=external` (<https://www.rabbitmq.com/docs/uri-spec>).
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] for the first URL that cannot be read, or for an empty list.
@@ -109,53 +108,51 @@ impl Broker {
         })
     }
 
-    /// Tries the addresses in the order given, as long as none of them fails. Default: in a random
-    /// order.
+    /// Tries the addresses in the order given, as long as none of them fails. Default: a random order.
     #[must_use]
     pub fn in_order(mut self) -> Broker {
         self.order = Order::Given;
         self
     }
 
-    /// Sets how long one address may take to accept a TCP connection. While others are left to
-    /// try, it gets 5 s at most. Default: 10 s.
+    /// Sets how long one address may take to accept a TCP connection. If there
+    /// are others to try, at most 5 s. Default: 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, limit: Duration) -> Broker {
         self.limits.connect = limit;
         self
     }
 
-    /// Sets how long the AMQP and TLS handshakes with one address may take. While others are left
-    /// to try, it gets 5 s at most, with its connection. Default: 10 s.
+    /// Sets how long the AMQP and TLS handshakes with one address may take. If there are
+    /// others to try, TCP connect and handshakes together get at most 5 s. Default: 10 s.
     #[must_use]
     pub fn handshake_timeout(mut self, limit: Duration) -> Broker {
         self.limits.handshake = limit;
         self
     }
 
-    /// Sets how long any single answer of the broker is waited for before the connection is
-    /// given up. While the broker sends other things than heartbeats, which come first, it is
-    /// waited for twelve times as long. Default: 20 s.
+    /// Sets how long to wait for one answer of the broker before the connection is closed. While the
+    /// broker sends more than heartbeats, for instance large tasks, the wait is twelve times as
+    /// long. Default: 20 s.
     #[must_use]
     pub fn call_timeout(mut self, limit: Duration) -> Broker {
         self.limits.call = limit;
         self
     }
 
-    /// Sets how long an orderly close may take before the socket is simply shut. Default: 2 s.
+    /// Sets how long the close of a connection may take before its socket is shut. Default: 2 s.
     #[must_use]
     pub fn close_timeout(mut self, limit: Duration) -> Broker {
         self.limits.close = limit;
         self
     }
 
-    /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. The broker's own
-    /// value counts where it is smaller, but not where it is none: then it is what is asked for
-    /// here, at most 255 s. A dead peer is noticed after two intervals. Default: 10 s.
+    /// Sets the heartbeat to ask for, rounded up to whole seconds; zero is none. If the broker asks for a
+    /// shorter one, that is used. If it asks for none, this one is used, at most 255 s. A dead peer
+    /// is noticed after two intervals. Default: 10 s.
     ///
-    /// With several nodes, in the URLs or behind a host name, the heartbeat is 5 s at most, also
-    /// where more or none is asked for: a producer must leave a frozen node before a task's time
-    /// is up.
+    /// With several nodes, in the URLs or behind a host name, the heartbeat is 5 s at most, whatever
+    /// is asked for: a producer must leave a frozen node before a task's timeout ends.
     ///
     /// Source: <https://www.rabbitmq.com/docs/heartbeats>.
     #[must_use]
@@ -174,7 +171,7 @@ impl Broker {
         self
     }
 
-    /// The addresses in the order in which to try them now.
+    /// The addresses, in the order in which to try them now.
     pub(crate) fn addresses_in_turn(&self) -> Vec<&Address> {
         let mut addresses: Vec<_> = match &self.order {
             Order::Given => self.addresses.iter().collect(),
@@ -186,8 +183,8 @@ impl Broker {
         addresses
     }
 
-    /// What the host name of an address resolved to, in the order in which to try it now. The
-    /// families stay as the system's resolver orders them.
+    /// The targets of a host name, in the order in which to try them now. IPv4 and IPv6 stay in the
+    /// order of the system's resolver.
     pub(crate) fn targets_in_turn(&self, mut targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
         if matches!(self.order, Order::Shuffled(_)) {
             let families = targets.chunk_by_mut(|a, b| a.is_ipv4() == b.is_ipv4());
@@ -201,7 +198,7 @@ impl Broker {
         &self.failures
     }
 
-    /// The limits for an address whose host has so many nodes.
+    /// The limits for an address whose host name has this many targets.
     pub(crate) fn limits(&self, address: &Address, nodes: usize) -> Limits {
         let is_only_one = self.addresses.len() == 1 && nodes <= 1;
         let asked = address.heartbeat.or(self.heartbeat);

@@ -1,5 +1,5 @@
-//! The delays that a task can have: a fixed ladder, so that every program knows the names of all
-//! delay queues without asking. Pure.
+//! The delays that a task can have. They are a fixed list, so that every program knows the names of
+//! all delay queues. Pure.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// The rungs of the ladder, in milliseconds, as people name them. Whoever changes a rung makes
-/// tasks in its queue invisible to older programs and to newer ones.
-const RUNGS: [u64; 39] = [
+/// The delays in milliseconds, in steps that people use. To change one hides the tasks in its queue
+/// from programs of another version.
+const DELAYS: [u64; 39] = [
     100,
     200,
     500,
@@ -52,21 +52,21 @@ const RUNGS: [u64; 39] = [
     42 * DAY,
 ];
 
-/// The longest delay. RabbitMQ's timers count milliseconds in 32 bits, which is 49 days, and an
-/// unused delay queue has to outlive its delay.
+/// The longest delay. RabbitMQ's timers hold at most 49 days (32 bits of milliseconds), and an unused
+/// delay queue has to outlive its delay.
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_millis(42 * DAY);
 
-/// Every delay that there is, the shortest first.
+/// All delays, the shortest first.
 pub(crate) fn all_delays() -> impl Iterator<Item = Duration> {
-    RUNGS.into_iter().map(Duration::from_millis)
+    DELAYS.into_iter().map(Duration::from_millis)
 }
 
-/// The delay rounded up to the ladder, at most the longest. No delay stays none.
+/// The delay rounded up to the next of these, at most the longest. Zero stays zero.
 pub(crate) fn round_up(delay: Duration) -> Duration {
     if delay.is_zero() {
         return delay;
     }
-    all_delays().find(|rung| *rung >= delay).unwrap_or(LONGEST_DELAY)
+    all_delays().find(|it| *it >= delay).unwrap_or(LONGEST_DELAY)
 }
 
 #[cfg(test)]
@@ -78,16 +78,16 @@ mod tests {
     }
 
     #[test]
-    fn the_ladder_rises_to_the_longest_delay() {
-        assert!(RUNGS.windows(2).all(|pair| pair[0] < pair[1]));
+    fn the_delays_rise_to_the_longest() {
+        assert!(DELAYS.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(all_delays().last(), Some(LONGEST_DELAY));
     }
 
     #[test]
-    fn a_delay_is_rounded_up_to_the_next_rung() {
+    fn a_delay_is_rounded_up_to_the_next_one() {
         let cases = [(0, 0), (1, 100), (100, 100), (101, 200), (5000, 5000), (40_000, 45_000)];
-        for (asked, rung) in cases {
-            assert_eq!(round_up(ms(asked)), ms(rung));
+        for (asked, rounded) in cases {
+            assert_eq!(round_up(ms(asked)), ms(rounded));
         }
         assert_eq!(round_up(Duration::from_nanos(1)), ms(100));
         assert_eq!(round_up(Duration::MAX), LONGEST_DELAY);

@@ -1,26 +1,26 @@
-//! Owns what a task's headers say about its failures: how many, when, why, where. Pure.
+//! Writes failures into a task's headers, and reads them: how many, when, why and where. Pure.
 
 use std::time::SystemTime;
 
 use crate::model::task::{Headers, SET_ASIDE, Task, USUAL_FRAME, Value};
 
-/// What is known of a task's failures since it was published, or replayed last.
+/// A task's failures since it was published, or last replayed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FailureRecord {
-    /// The queue it was worked from.
+    /// The queue from which a worker took it.
     pub queue: String,
-    /// How often it failed.
+    /// How many attempts failed.
     pub attempts: u64,
-    /// When it failed first, to the second.
+    /// When the first attempt failed, to the second.
     pub first_failure: Option<SystemTime>,
-    /// When it failed last, to the second.
+    /// When the last attempt failed, to the second.
     pub last_failure: Option<SystemTime>,
-    /// Why it failed last; at most 4,500 bytes.
+    /// Why the last attempt failed; at most 4,500 bytes.
     pub reason: String,
-    /// The host of the worker where it failed last; empty in a letter that the broker made.
+    /// The host of the worker of the last attempt; empty if the broker made the dead letter.
     pub host: String,
-    /// The version of that worker; likewise.
+    /// The version of that worker; empty if the broker made the dead letter.
     pub version: String,
 }
 
@@ -32,14 +32,14 @@ pub(crate) struct FailureContext<'a> {
     pub(crate) now: SystemTime,
 }
 
-/// A task with our record, as far as there is room for it.
+/// A task after its record was cut to the room in a frame.
 pub(crate) enum Fitted {
     Recorded(Task),
-    /// There is none, and the task is without a record.
+    /// There is no room, and the task has no record.
     Truncated(Task),
 }
 
-/// What all headers of ours begin with.
+/// All headers of ours begin with this.
 #[cfg(feature = "command")]
 const PREFIX: &str = "x-rabbit-work-";
 const ATTEMPTS: &str = "x-rabbit-work-attempts";
@@ -51,15 +51,17 @@ const HOST: &str = "x-rabbit-work-host";
 const VERSION: &str = "x-rabbit-work-version";
 const HISTORY: &str = "x-rabbit-work-history";
 const OWN_HEADERS: [&str; 7] = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
-/// What only a dead letter has.
-const OF_A_LETTER: [&str; 4] = [QUEUE, LAST, HOST, VERSION];
+/// Headers that only a dead letter has.
+const DEAD_LETTER_HEADERS: [&str; 4] = [QUEUE, LAST, HOST, VERSION];
 
-/// What the broker writes into what it dead-letters (<https://www.rabbitmq.com/docs/dlx>).
-/// It speaks of a message that we have acked, and does not go on with the task: RabbitMQ would
-/// take the next dead letter for the same one again, and drop what comes round in a circle.
-const DEATHS: &str = "x-death";
-const OF_THE_BROKER: [&str; 9] = [
-    DEATHS,
+/// The header in which the broker records what it dead-letters
+/// (<https://www.rabbitmq.com/docs/dlx>).
+const X_DEATH: &str = "x-death";
+/// The headers of the broker's record. It is about a message that we have acked, and we remove it from
+/// the task: otherwise RabbitMQ takes the next dead letter for the same message, and drops messages
+/// that it has dead-lettered in a circle.
+const BROKER_HEADERS: [&str; 9] = [
+    X_DEATH,
     "x-first-death-exchange",
     "x-first-death-queue",
     "x-first-death-reason",
@@ -70,21 +72,21 @@ const OF_THE_BROKER: [&str; 9] = [
     "x-acquired-count",
 ];
 
-/// Room for the last 4 KiB of what a program said, and for what became of it.
+/// Room for the last 4 KiB of a program's output, and for its exit status.
 const LONGEST_REASON: usize = 4500;
-/// What stays of a reason when the headers leave little room.
+/// The length of a reason if the headers leave little room.
 const SHORT_REASON: usize = 200;
-/// How many deaths before the last a letter tells of.
+/// How many earlier failures a history keeps.
 const LONGEST_HISTORY: usize = 10;
 
-/// Whether a header is no word of the producer's: it is ours, or the broker's on a dead letter.
+/// Whether a header is not the producer's: it is ours, or the broker's on a dead letter.
 #[cfg(feature = "command")]
 pub(crate) fn is_internal_header(name: &str) -> bool {
-    name.starts_with(PREFIX) || OF_THE_BROKER.contains(&name)
+    name.starts_with(PREFIX) || BROKER_HEADERS.contains(&name)
 }
 
-/// The number of the attempt that a task is at, from 1. A counter that cannot be read makes it
-/// the last one: a task must not be tried for ever because its header was damaged.
+/// The number of a task's next attempt, from 1. If the counter cannot be read, it is the last
+/// attempt: a task must not be tried for ever because its header was damaged.
 pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
     match task.value(ATTEMPTS) {
         None => 1,
@@ -95,40 +97,49 @@ pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
     }
 }
 
-/// The task after its attempt of this number has failed, to be tried again. It carries what the
-/// next attempt needs, and why it waits: on its way back the broker reads and sorts the headers
-/// several times, and four more made the whole way a fifth longer (RabbitMQ 3.10.8).
-pub(crate) fn to_retry(task: Task, attempt: u32, reason: &str, scene: FailureContext<'_>) -> Task {
-    let first = task.value(FIRST).and_then(Value::as_time).unwrap_or(scene.now);
+/// The task for another try, after the attempt of this number has failed. It has no more headers than
+/// the next attempt needs: the broker reads and sorts them several times on the way back, and four
+/// more made the whole way a fifth longer (RabbitMQ 3.10.8).
+pub(crate) fn to_retry(
+    task: Task,
+    attempt: u32,
+    reason: &str,
+    context: FailureContext<'_>,
+) -> Task {
+    let first = task.value(FIRST).and_then(Value::as_time).unwrap_or(context.now);
     let written = [
         (ATTEMPTS, Some(Value::I64(attempt.into()))),
         (FIRST, Value::time(first)),
         (REASON, Some(Value::Text(cut(reason, LONGEST_REASON)))),
     ];
-    let removed = OF_THE_BROKER.into_iter().chain(OF_A_LETTER).map(|name| (name, None));
+    let removed = BROKER_HEADERS.into_iter().chain(DEAD_LETTER_HEADERS).map(|name| (name, None));
     task.prepare_for_republish().with_values(removed.chain(written))
 }
 
-/// The task after its attempt of this number has failed, to be a dead letter.
-pub(crate) fn to_letter(task: Task, attempt: u32, reason: &str, scene: FailureContext<'_>) -> Task {
+/// The task as a dead letter, after the attempt of this number has failed.
+pub(crate) fn to_dead_letter(
+    task: Task,
+    attempt: u32,
+    reason: &str,
+    context: FailureContext<'_>,
+) -> Task {
     let written = [
-        (QUEUE, Some(Value::Text(scene.queue.into()))),
-        (LAST, Value::time(scene.now)),
-        (HOST, Some(Value::Text(scene.host.into()))),
+        (QUEUE, Some(Value::Text(context.queue.into()))),
+        (LAST, Value::time(context.now)),
+        (HOST, Some(Value::Text(context.host.into()))),
         (VERSION, Some(Value::Text(env!("CARGO_PKG_VERSION").into()))),
     ];
-    to_retry(task, attempt, reason, scene).with_values(written)
+    to_retry(task, attempt, reason, context).with_values(written)
 }
 
-/// The dead letter as a task again: with no failures so far, and with the failures that it had in
-/// its history. What was set aside stays so: with its expiration it could be dropped again before
-/// a worker has it.
+/// The dead letter as a task again: it has no failures yet, and its earlier failures are in its
+/// history. Its expiration stays set aside: the task could expire again before a worker takes it.
 pub(crate) fn reset_for_replay(letter: Task) -> Task {
     let mut history = history_of(&letter);
     history.push(record_of(&letter));
     let skipped = history.len().saturating_sub(LONGEST_HISTORY);
     let history = history.into_iter().skip(skipped).map(written).collect();
-    let removed = OF_THE_BROKER.into_iter().chain(OWN_HEADERS).map(|name| (name, None));
+    let removed = BROKER_HEADERS.into_iter().chain(OWN_HEADERS).map(|name| (name, None));
     let written = (HISTORY, Some(Value::List(history)));
     let task = letter.prepare_for_republish().with_values(removed.chain([written]));
     match fitted(task, USUAL_FRAME) {
@@ -155,8 +166,8 @@ fn shortened(task: Task) -> Fitted {
     }
 }
 
-/// The task with as much of our record as there is room for beside its own headers: of the
-/// history the youngest deaths, of the reason the beginning and the end.
+/// The task with as much of our record as its own headers leave room for: the newest failures of
+/// the history, and the beginning and the end of the reason.
 pub(crate) fn fitted(mut task: Task, largest_frame: usize) -> Fitted {
     while !task.fits_a_frame(largest_frame) {
         match shortened(task) {
@@ -167,7 +178,7 @@ pub(crate) fn fitted(mut task: Task, largest_frame: usize) -> Fitted {
     Fitted::Recorded(task)
 }
 
-/// What a dead letter says of its failures.
+/// The failures of a dead letter.
 pub(crate) fn record_of(letter: &Task) -> FailureRecord {
     let mut record = read(|name| letter.value(name));
     if let Some(death) = last_death(letter) {
@@ -176,7 +187,7 @@ pub(crate) fn record_of(letter: &Task) -> FailureRecord {
     record
 }
 
-/// The deaths before the last, oldest first.
+/// The failures before the last replay, oldest first.
 pub(crate) fn history_of(letter: &Task) -> Vec<FailureRecord> {
     let Some(Value::List(entries)) = letter.value(HISTORY) else { return Vec::new() };
     entries.iter().map(|entry| read(|name| entry.entry(name))).collect()
@@ -212,15 +223,15 @@ fn written(record: FailureRecord) -> Value {
 }
 
 /// The last entry of the broker's own record, if the broker made the dead letter. Ours carry none:
-/// see [`OF_THE_BROKER`].
+/// see [`BROKER_HEADERS`].
 fn last_death(letter: &Task) -> Option<&Value> {
-    match letter.value(DEATHS) {
+    match letter.value(X_DEATH) {
         Some(Value::List(deaths)) => deaths.first(),
         _ => None,
     }
 }
 
-/// Puts the broker's own record of a death in place of what an earlier failure left there.
+/// Replaces what an earlier failure recorded with the broker's own record of a dead letter.
 fn apply_x_death(record: &mut FailureRecord, death: &Value) {
     let text = |name| death.entry(name).and_then(Value::as_text);
     if let Some(queue) = text("queue") {
@@ -249,7 +260,7 @@ fn number(value: &Value) -> Option<i64> {
     value.as_number().or_else(|| value.as_text()?.parse().ok())
 }
 
-/// At most `limit` bytes: the beginning and the end, which is where errors tell the most.
+/// At most `limit` bytes: the beginning and the end, where error texts say the most.
 fn cut(text: &str, limit: usize) -> String {
     const GAP: &str = " … ";
     if text.len() <= limit {
@@ -279,7 +290,7 @@ mod tests {
         with(largest.expect("a size") - room)
     }
 
-    fn scene(second: u64) -> FailureContext<'static> {
+    fn context(second: u64) -> FailureContext<'static> {
         FailureContext { queue: "q", host: "h", now: UNIX_EPOCH + Duration::from_secs(second) }
     }
 
@@ -296,19 +307,19 @@ mod tests {
         let mut task = Task::new("x");
         for attempt in 1..=6 {
             assert_eq!(attempt_of(&task, 5), attempt);
-            task = to_retry(task, attempt, "no", scene(attempt.into()));
+            task = to_retry(task, attempt, "no", context(attempt.into()));
         }
-        let record = record_of(&to_letter(task, 7, "never", scene(7)));
+        let record = record_of(&to_dead_letter(task, 7, "never", context(7)));
         assert_eq!((record.attempts, record.reason.as_str()), (7, "never"));
-        assert_eq!(record.first_failure, Some(scene(1).now));
-        assert_eq!(record.last_failure, Some(scene(7).now));
+        assert_eq!(record.first_failure, Some(context(1).now));
+        assert_eq!(record.last_failure, Some(context(7).now));
         assert_eq!((record.queue.as_str(), record.host.as_str()), ("q", "h"));
     }
 
     #[test]
     fn a_retry_carries_less_than_a_letter() {
-        let letter = to_letter(Task::new("x"), 1, "no", scene(1));
-        let retry = to_retry(letter.clone(), 2, "not yet", scene(2));
+        let letter = to_dead_letter(Task::new("x"), 1, "no", context(1));
+        let retry = to_retry(letter.clone(), 2, "not yet", context(2));
         let names =
             |task: &Task| OWN_HEADERS.into_iter().filter(|it| task.value(it).is_some()).count();
         assert_eq!((names(&letter), names(&retry)), (7, 3));
@@ -334,31 +345,36 @@ mod tests {
 
     #[test]
     fn a_replay_resets_the_count_and_keeps_the_history() {
-        let mut task = Task::new("x").with_id("1").with_header("h", "v").stamped(scene(0).now);
+        let mut task = Task::new("x").with_id("1").with_header("h", "v").stamped(context(0).now);
         let sent = task.clone();
         for round in 1..=12 {
-            task = reset_for_replay(to_letter(task, 5, &format!("round {round}"), scene(round)));
+            task = reset_for_replay(to_dead_letter(
+                task,
+                5,
+                &format!("round {round}"),
+                context(round),
+            ));
             assert_eq!(attempt_of(&task, 5), 1);
         }
         let reasons: Vec<String> = history_of(&task).into_iter().map(|it| it.reason).collect();
         let last_ten: Vec<String> = (3..=12).map(|round| format!("round {round}")).collect();
         assert_eq!(reasons, last_ten);
-        assert_eq!(history_of(&task)[0].first_failure, Some(scene(3).now));
+        assert_eq!(history_of(&task)[0].first_failure, Some(context(3).now));
         assert_eq!(task.with_value(HISTORY, None).properties(), sent.properties());
     }
 
     #[test]
     fn the_brokers_own_death_says_so_and_does_not_come_back_with_the_task() {
-        let task = to_retry(Task::new("x"), 2, "no", scene(1));
-        let letter = task.with_value(DEATHS, Some(death("delivery_limit")));
+        let task = to_retry(Task::new("x"), 2, "no", context(1));
+        let letter = task.with_value(X_DEATH, Some(death("delivery_limit")));
         let record = record_of(&letter);
         assert!(record.reason.starts_with("delivery limit"), "{}", record.reason);
-        assert_eq!(record.last_failure, Some(scene(9).now));
+        assert_eq!(record.last_failure, Some(context(9).now));
         assert_eq!(record.attempts, 2);
         let again = reset_for_replay(letter);
-        assert_eq!(again.value(DEATHS), None);
+        assert_eq!(again.value(X_DEATH), None);
         assert!(history_of(&again)[0].reason.starts_with("delivery limit"));
-        assert_eq!(to_letter(again, 1, "no", scene(2)).value(DEATHS), None);
+        assert_eq!(to_dead_letter(again, 1, "no", context(2)).value(X_DEATH), None);
     }
 
     #[test]
@@ -380,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_record_makes_room_for_the_task_s_own_headers() {
-        let failed = |room, reason: &str| to_letter(crowded(room), 3, reason, scene(1));
+        let failed = |room, reason: &str| to_dead_letter(crowded(room), 3, reason, context(1));
         let long = "é".repeat(3000);
 
         let whole = recorded(failed(10_000, &long));
@@ -401,7 +417,7 @@ mod tests {
         let mut task = crowded(10_000);
         for round in 1..=12 {
             let reason = format!("{round} {}", "x".repeat(4000));
-            task = reset_for_replay(to_letter(task, 5, &reason, scene(round)));
+            task = reset_for_replay(to_dead_letter(task, 5, &reason, context(round)));
             assert!(task.fits_a_frame(USUAL_FRAME));
         }
         let youngest = |task: &Task| -> Vec<u64> {
@@ -410,7 +426,7 @@ mod tests {
             history_of(task).into_iter().map(|it| seconds(it).expect("after").as_secs()).collect()
         };
         assert_eq!(youngest(&task), [11, 12]);
-        let again = recorded(to_letter(task, 1, &"y".repeat(4000), scene(13)));
+        let again = recorded(to_dead_letter(task, 1, &"y".repeat(4000), context(13)));
         assert_eq!(youngest(&again), [12]);
         assert!(record_of(&again).reason.len() == 4000);
     }

@@ -1,5 +1,5 @@
-//! Owns what a program says about its tasks: [`Handler`], the [`Delivery`] it gets, and the
-//! [`Failure`] it may answer with.
+//! [`Handler`]: what a program does with a task; the [`Delivery`] that it gets, and the [`Failure`]
+//! that it may return.
 
 use std::convert::Infallible;
 use std::fmt::{self, Write};
@@ -12,17 +12,14 @@ use crate::util::shutdown::Signal;
 
 /// What a worker does with each task.
 ///
-/// Called from the worker's threads, several at a time. `Ok` means done: the delivery is acked,
-/// on the channel it came in on, after this returned. `Err` or a panic is a failed task; see
-/// [`Worker`](crate::Worker) for what becomes of it.
+/// The worker's threads call it, several at a time. After `Ok` the worker acks the delivery. `Err`
+/// or a panic is a failed task; [`Worker`](crate::Worker) says what happens to it.
 ///
-/// A closure is a handler. It needs the type of its parameter (`|delivery: &Delivery|`), or the
-/// compiler takes it for a function of one lifetime only. `?` makes a [`Failure`] of any
-/// [`std::error::Error`], but not of a `Box<dyn Error>`, which is none itself; there, write
-/// `.map_err(|error| Failure::retry(error.to_string()))?`.
+/// A closure is a handler. It needs the type of its parameter (`|delivery: &Delivery|`), or it does
+/// not compile. `?` turns any [`std::error::Error`] into a [`Failure`]. A `Box<dyn Error>` is not
+/// itself an error: write `.map_err(|error| Failure::retry(error.to_string()))?`.
 ///
-/// There is nothing in a [`Delivery`] to ack with, so an ack on another
-/// channel, on another thread, or a second one, cannot be written:
+/// A handler cannot ack: not twice, not on another channel, not on another thread.
 ///
 /// ```compile_fail,E0599
 /// # use rabbit_work::{Delivery, Failure};
@@ -32,7 +29,7 @@ use crate::util::shutdown::Signal;
 /// };
 /// ```
 ///
-/// nor can a delivery be kept for later or taken to another thread:
+/// Nor can it keep a delivery for later, or move it to another thread:
 ///
 /// ```compile_fail,E0521
 /// # use rabbit_work::{Delivery, Failure};
@@ -45,18 +42,18 @@ pub trait Handler: Send + Sync {
     /// Does the work of one task.
     ///
     /// # Errors
-    /// A [`Failure`] when it could not be done. Any [`std::error::Error`] becomes one with `?`.
+    /// A [`Failure`] if the task could not be done. `?` turns any [`std::error::Error`] into one.
     ///
     /// # Blocking
-    /// For as long as the task takes; nothing waits for it but its own thread. Keep it below
-    /// the broker's `consumer_timeout` (30 minutes unless configured;
-    /// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>): past that the broker
-    /// gives the task to somebody else.
+    /// As long as the task takes; only its own thread waits for it. Keep it shorter than the broker's
+    /// `consumer_timeout` (30 minutes unless configured;
+    /// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>): after that the broker
+    /// requeues the task for another worker.
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure>;
 
-    /// How long a cancelled task ([`Delivery::cancelled`]) may take to end. Its delivery is
-    /// given back when it has, so that nobody else begins it before. Default: no time at all,
-    /// since a handler that does not look cannot end early.
+    /// How long a cancelled task ([`Delivery::cancelled`]) may take to end. The worker requeues the
+    /// task after it has ended, so that no other worker starts it before. Default: 0 s, because a
+    /// handler that ignores the cancel does not end early.
     fn cancel_timeout(&self) -> Duration {
         Duration::ZERO
     }
@@ -97,8 +94,8 @@ impl Delivery {
         self.task.body()
     }
 
-    /// Whether the broker delivered this task before, to anybody: it may have been worked on,
-    /// or even finished (<https://www.rabbitmq.com/docs/reliability#consumer-side>).
+    /// Whether the broker has delivered this task before, to any worker: that worker may have started
+    /// or even finished it (<https://www.rabbitmq.com/docs/reliability#consumer-side>).
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.redelivered
@@ -116,95 +113,95 @@ impl Delivery {
         self.thread
     }
 
-    /// The channel that closes when the grace after a stop is over, or a stop at once was asked
-    /// for: whatever the handler answers from then on, the task goes back to the queue. A
-    /// handler that heeds it says in [`Handler::cancel_timeout`] how long that takes.
+    /// A channel that closes when the task is cancelled: the grace period after a stop is over, or
+    /// the worker has to stop at once. From then on the task is requeued, whatever the handler
+    /// returns. A handler that reacts says in [`Handler::cancel_timeout`] how long it needs.
     #[must_use]
     pub fn cancelled(&self) -> &Receiver<Infallible> {
         &self.cancelled
     }
 
-    /// The channel that closes when a cancelled task is not even given time to end in order.
+    /// A channel that closes when a cancelled task gets no more time to end.
     #[must_use]
     pub fn killed(&self) -> &Receiver<Infallible> {
         &self.killed
     }
 
-    /// Which attempt this is, from 1: one more than the task has failed. Failures count, across
-    /// workers and restarts; what was given back unfinished, or lost with its worker, does not
-    /// (see [`redelivered`](Delivery::redelivered)). Where the count cannot be read, this is
-    /// the last attempt.
+    /// Which attempt this is, from 1: one more than the task has failed. Failures are counted across
+    /// workers and restarts. A task that was requeued, or lost with its worker, has not failed (see
+    /// [`redelivered`](Delivery::redelivered)). If the count cannot be read, this is the last
+    /// attempt.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// After how many failed attempts the task is dead.
+    /// After how many failed attempts the task becomes a dead letter.
     #[must_use]
     pub fn max_attempts(&self) -> u32 {
         self.max_attempts
     }
 }
 
-/// Why a task was not done. What becomes of it is up to the worker's
-/// [`RetryPolicy`](crate::RetryPolicy).
+/// Why a task was not done. The worker's [`RetryPolicy`](crate::RetryPolicy) decides what happens to
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// It may work another time: tried again later, until it has been tried often enough.
+    /// It may work later: the task is tried again, up to the policy's number of attempts.
     #[non_exhaustive]
     Retry {
         /// What went wrong, for logs, people and the dead letter.
         reason: String,
-        /// How long to wait before the next attempt; by default as the policy says. Each
-        /// different delay is a queue at the broker, so round it.
+        /// How long to wait before the next attempt; without it, as long as the policy says. It is
+        /// rounded up as in a [`RetryPolicy`](crate::RetryPolicy).
         after: Option<Duration>,
     },
-    /// It will never work: to the dead letters now.
+    /// It will never work: the task becomes a dead letter now.
     #[non_exhaustive]
     Reject {
-        /// What is wrong with it.
+        /// What is wrong with the task.
         reason: String,
     },
-    /// It could not be tried, and that is not the task's fault: it goes back to the queue after
+    /// It could not be tried, and that is not the task's fault: the task goes back to the queue after
     /// a pause, and no attempt is counted.
     #[non_exhaustive]
     Requeue {
-        /// What was in the way, for logs and people.
+        /// What prevented it, for logs and people.
         reason: String,
     },
-    /// No task can be done here until somebody has acted: it goes back to the queue, no attempt
-    /// is counted, and the worker takes nothing more, finishes what runs and ends
+    /// No task can be done here until a person has fixed something. The task goes back to the queue,
+    /// and no attempt is counted. The worker starts no new task, finishes the running ones and ends
     /// ([`StopReason::HandlerStopped`](crate::StopReason::HandlerStopped)).
     #[non_exhaustive]
     StopWorker {
-        /// What is to be done about, for logs and people.
+        /// What has to be fixed, for logs and people.
         reason: String,
     },
 }
 
 impl Failure {
-    /// A failure that may pass.
+    /// A failure that may be over at the next attempt.
     pub fn retry(reason: impl Into<String>) -> Failure {
         Failure::Retry { reason: reason.into(), after: None }
     }
 
-    /// A failure that may have passed by then.
+    /// A failure that may be over after this delay.
     pub fn retry_after(reason: impl Into<String>, after: Duration) -> Failure {
         Failure::Retry { reason: reason.into(), after: Some(after) }
     }
 
-    /// A failure for good.
+    /// A permanent failure.
     pub fn reject(reason: impl Into<String>) -> Failure {
         Failure::Reject { reason: reason.into() }
     }
 
-    /// Not a failure of the task: something else was in the way.
+    /// No failure of the task: something else prevented it.
     pub fn requeue(reason: impl Into<String>) -> Failure {
         Failure::Requeue { reason: reason.into() }
     }
 
-    /// Not a failure of the task: nothing can be done here.
+    /// No failure of the task: no task can be done here.
     pub fn stop_worker(reason: impl Into<String>) -> Failure {
         Failure::StopWorker { reason: reason.into() }
     }

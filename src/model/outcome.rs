@@ -1,36 +1,35 @@
-//! What became of a task that was published.
+//! [`Outcome`]: the result of a publish.
 
 use std::fmt;
 
-/// What the broker did with a task.
+/// The result of a publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is on the queue, and the broker answers for it
+    /// The task is in the queue, and the broker has taken responsibility for it
     /// (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>).
     Confirmed,
-    /// The broker refused it, again and again, until its time was up: a queue with a length limit
-    /// that stays full, a queue whose node is down, or an internal error. The broker does not say
-    /// which.
+    /// The broker refused the task each time until its time limit: the queue is full, or its node is
+    /// down, or the broker had an internal error. The broker does not say which.
     #[non_exhaustive]
     Nacked {
-        /// How often, and for which queue.
+        /// How often the broker refused it, and for which queue.
         reason: String,
     },
-    /// It could not be routed: there is no such queue.
+    /// The broker could not route the task: the queue does not exist.
     #[non_exhaustive]
     Returned {
         /// The broker's code and text.
         reason: String,
     },
-    /// It is not on the queue and never will be: AMQP cannot carry it, or it is larger than the
-    /// broker takes.
+    /// The task is not in the queue and will not be: AMQP cannot carry it, or the broker does not
+    /// take tasks of its size.
     #[non_exhaustive]
     Refused {
-        /// What is wrong with it.
+        /// What is wrong with the task.
         reason: String,
     },
-    /// Nothing is known: it may be on the queue or not.
+    /// It is not known whether the task is in the queue.
     #[non_exhaustive]
     Unconfirmed {
         /// Why the wait for a confirm ended.

@@ -1,4 +1,4 @@
-//! Owns [`RetryPolicy`]: whether and when a failed task is tried again. Pure but for the random
+//! [`RetryPolicy`]: decides whether and when a failed task is tried again. Pure, except for the random
 //! number of the jitter.
 
 use std::time::Duration;
@@ -7,9 +7,9 @@ use crate::model::delays::{LONGEST_DELAY, round_up};
 use crate::model::error::Error;
 use crate::model::handler::Failure;
 
-/// How often a task is tried, and how long it waits between two tries.
+/// How many attempts a task gets, and how long it waits between two of them.
 ///
-/// The delay before the second try is [`first_delay`](RetryPolicy::first_delay); each further
+/// The delay before the second attempt is [`first_delay`](RetryPolicy::first_delay); each further
 /// one is [`factor`](RetryPolicy::factor) times as long, up to
 /// [`longest_delay`](RetryPolicy::longest_delay). Each delay has a queue of its own, so delays are
 /// rounded **up** to one of these: 100, 200, 500 ms; 1, 2, 3, 5, 10, 15, 20, 30, 45 s and min; 1, 2,
@@ -32,14 +32,14 @@ pub struct RetryPolicy {
     jitter: f64,
 }
 
-/// What becomes of a failed task.
+/// What happens to a failed task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Tried again after this long.
+    /// It is tried again after this delay.
     Retry(Duration),
-    /// Never again: to the dead letters.
+    /// It becomes a dead letter.
     Dead,
-    /// It was not tried: back to the queue, uncounted.
+    /// It was not tried: it goes back to the queue, and no attempt is counted.
     Requeue,
 }
 
@@ -62,7 +62,7 @@ impl RetryPolicy {
         }
     }
 
-    /// Sets how often a task is tried at all, at least once. Default: 5.
+    /// Sets how many attempts a task gets, at least 1. Default: 5.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> RetryPolicy {
         self.max_attempts = attempts;
@@ -90,22 +90,22 @@ impl RetryPolicy {
         self
     }
 
-    /// Shortens each delay by a random part of it, from 0 up to this share (0 to 1), before it is
-    /// rounded up, so that tasks that failed together do not come back together. Default: 0,
-    /// which lets all tasks with the same number of failures share one queue.
+    /// Shortens each delay by a random part of it, at most by this share (0 to 1), before it is
+    /// rounded up. So tasks that failed together do not come back together. With 0, all tasks with
+    /// the same number of failures share one queue. Default: 0.
     #[must_use]
     pub fn jitter(mut self, share: f64) -> RetryPolicy {
         self.jitter = share;
         self
     }
 
-    /// How long a task waits after it has failed this often, without jitter, rounded up.
+    /// How long a task waits after this many failures: rounded up, without jitter.
     #[must_use]
     pub fn delay_after(&self, failures: u32) -> Duration {
         round_up(self.delay_at(failures))
     }
 
-    /// What becomes of a task whose attempt of this number, from 1, has failed.
+    /// What happens to a task after its attempt of this number, from 1, has failed.
     pub(crate) fn decide(&self, attempt: u32, failure: &Failure) -> Decision {
         match failure {
             Failure::Reject { .. } => Decision::Dead,
@@ -119,14 +119,13 @@ impl RetryPolicy {
         }
     }
 
-    /// The most attempts.
+    /// How many attempts a task gets.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.max_attempts
     }
 
-    /// The delays of a task that fails again and again, where they are known: jitter draws each
-    /// from several.
+    /// The delays of a task that fails again and again; empty with jitter, which draws each of them.
     pub(crate) fn series(&self) -> Vec<Duration> {
         let mut series = Vec::new();
         if self.jitter > 0.0 {
@@ -171,7 +170,7 @@ impl RetryPolicy {
         let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
         let longest = self.longest_delay.min(LONGEST_DELAY);
         let grown = self.first_delay.as_secs_f64() * self.factor.powi(exponent);
-        // Zero times infinity is not a number; zero it stays.
+        // Zero times infinity is not a number.
         let grown = if self.first_delay.is_zero() { 0.0 } else { grown };
         Duration::try_from_secs_f64(grown).map_or(longest, |delay| delay.min(longest))
     }

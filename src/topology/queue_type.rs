@@ -3,7 +3,9 @@
 
 use crate::amqp::close_reason::CloseReason;
 use crate::model::error::STREAM;
-use crate::model::queue::{Argument, CLASSIC_ONLY, Durability, NEVER_TOO_OFTEN, QueueDeclaration};
+use crate::model::queue::{
+    Argument, CLASSIC_ONLY, Durability, NO_DELIVERY_LIMIT, QueueDeclaration,
+};
 use crate::topology::admin_channel::{AdminChannel, Channels};
 use crate::topology::declare::{Comparison, compare};
 
@@ -13,21 +15,21 @@ pub(crate) enum Kind {
     Classic,
     Quorum(Limit),
     Stream,
-    /// It cannot be told, and why.
+    /// It is not known, and why.
     Unknown(String),
 }
 
-/// How often a quorum queue lets what is in it be given back.
+/// How many deliveries of a task a quorum queue allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
     Unlimited,
-    /// What the broker does if a quorum queue is declared without a limit.
+    /// The broker's default for a quorum queue that is declared without a limit.
     Usual,
     /// As its declaration says.
     Declared(String),
 }
 
-/// Arguments that queues of more than one type can have, so that they do not tell the type.
+/// Arguments that queues of several types can have: they do not show the type.
 const COMMON: [&str; 13] = [
     "x-consumer-timeout",
     "x-dead-letter-exchange",
@@ -58,7 +60,7 @@ impl Kind {
         }
     }
 
-    /// Why a queue of this type cannot be worked; `None` if it can.
+    /// Why a queue of this type cannot be a work queue; `None` if it can.
     pub(crate) fn objection(&self) -> Option<&'static str> {
         (*self == Kind::Stream).then_some(STREAM)
     }
@@ -126,7 +128,7 @@ impl Limit {
     /// None is ours, or a negative one
     /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
     fn of(declared: String) -> Limit {
-        if declared == NEVER_TOO_OFTEN.to_string() || declared.starts_with('-') {
+        if declared == NO_DELIVERY_LIMIT.to_string() || declared.starts_with('-') {
             return Limit::Unlimited;
         }
         Limit::Declared(declared)
@@ -134,7 +136,7 @@ impl Limit {
 }
 
 fn value(text: String) -> Argument {
-    // How an empty text is told.
+    // An empty text, as the parser of reply texts shows it.
     let text = if text == "''" { String::new() } else { text };
     let number = text.parse().map(Argument::Number);
     let flag = text.parse().map(Argument::Flag);

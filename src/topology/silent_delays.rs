@@ -1,4 +1,4 @@
-//! The delays whose queues do not respond.
+//! Avoids delay queues that do not respond: their tasks go to the queue of the next longer delay.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,19 +13,18 @@ pub(crate) struct SilentDelays {
 }
 
 impl SilentDelays {
-    /// How many rungs a task may be moved up. Where so many queues do not respond, it is not the
-    /// queues.
-    const FURTHEST: usize = 3;
+    /// How many queues a task may be moved on. If more queues do not respond, the fault is not theirs.
+    const MOST_STEPS: usize = 3;
 
     pub(crate) fn add(&mut self, delay: Duration) {
         self.silent.insert(delay);
     }
 
-    /// Where to publish instead of `target`: the same, while its queue responds.
+    /// Where to publish instead of `target`: the same, as long as its queue responds.
     pub(crate) fn avoid(&self, target: Target) -> Target {
         let Target::Delay(delay) = target else { return target };
-        let mut longer = all_delays().filter(|rung| *rung >= delay).take(Self::FURTHEST + 1);
-        let free = longer.find(|rung| !self.silent.contains(rung));
+        let mut longer = all_delays().filter(|longer| *longer >= delay).take(Self::MOST_STEPS + 1);
+        let free = longer.find(|it| !self.silent.contains(it));
         Target::Delay(free.unwrap_or(delay))
     }
 }
@@ -40,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_queue_is_avoided_by_the_next_rung_and_never_by_more_than_three() {
+    fn a_silent_queue_is_avoided_by_the_next_delay_and_never_by_more_than_three() {
         let mut silent = SilentDelays::default();
         for rung in [100, 200, 500, 1000] {
             assert_eq!(silent.avoid(Target::Delay(ms(100))), Target::Delay(ms(rung)));

@@ -1,11 +1,11 @@
-//! Owns how long to wait before the next try. Pure but for the random number.
+//! [`Backoff`]: how long to wait before the next connect. Pure, except for the random number.
 
 use std::time::Duration;
 
 const SHORTEST: Duration = Duration::from_millis(500);
 
-/// Growing pauses with jitter, from 0.5 s to a longest one, so that a fleet that lost its broker at
-/// one moment does not come back at one moment.
+/// Growing pauses with jitter, from 0.5 s to a longest one, so that programs that lost the broker
+/// together do not come back together.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     last: Duration,
@@ -13,12 +13,12 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// For what consumes: a fleet of thousands does not keep a broker busy that starts.
+    /// For workers: thousands of them must not keep a starting broker busy.
     pub(crate) fn of_a_worker() -> Backoff {
         Backoff::up_to(Duration::from_secs(10))
     }
 
-    /// For what publishes: its tasks have a time limit.
+    /// For publishers: their tasks have a time limit.
     pub(crate) fn of_a_publisher() -> Backoff {
         Backoff::up_to(Duration::from_secs(2))
     }

@@ -1,15 +1,15 @@
-//! Owns the moment at which a wait ends, for limits of any length. Pure but for the clock.
+//! Turns a time limit of any length into the moment at which a wait ends.
 
 use std::time::{Duration, Instant};
 
-/// Longer than any program runs, and short enough for every clock and every system call.
-pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+/// No limit: longer than any program runs, and short enough for every clock and every system call.
+pub(crate) const UNLIMITED: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// The moment `limit` from now. `Duration::MAX`, which stands for no limit, is 30 years.
+/// The moment `limit` from now, at most 30 years.
 pub(crate) fn deadline_after(limit: Duration) -> Instant {
     let now = Instant::now();
-    // Only a clock that began near its own end has no room for 30 years more.
-    now.checked_add(limit.min(LONGEST)).unwrap_or(now)
+    // Only a clock close to its end has no room for 30 years more.
+    now.checked_add(limit.min(UNLIMITED)).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -19,7 +19,7 @@ mod tests {
     #[test]
     fn no_limit_is_a_moment_far_ahead() {
         let far = deadline_after(Duration::MAX);
-        assert!(far > Instant::now() + LONGEST / 2);
+        assert!(far > Instant::now() + UNLIMITED / 2);
     }
 
     #[test]

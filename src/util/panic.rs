@@ -1,21 +1,20 @@
-//! Owns what becomes of a panic of the program's: caught, told, and gone. It must not unwind through
-//! the client library's objects: that can take the whole connection with it (amiquip 0.4.2
-//! consumer.rs:110).
+//! Catches panics of the program's code. They must not unwind through the client library's objects:
+//! that can end the whole connection (amiquip 0.4.2 consumer.rs:110).
 
 use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs `call`; tells its panic in words.
+/// Runs `call`; turns a panic into a text.
 pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
-        let told = told(panic.as_ref());
+        let text = text_of(panic.as_ref());
         drop_quietly(panic);
-        told
+        text
     })
 }
 
-fn told(panic: &(dyn Any + Send)) -> String {
+fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     match text {
@@ -24,7 +23,7 @@ fn told(panic: &(dyn Any + Send)) -> String {
     }
 }
 
-/// What there is a panic with may panic in its turn when it is dropped.
+/// The payload of a panic may itself panic when it is dropped.
 fn drop_quietly(panic: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         mem::forget(again);
@@ -46,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_as_far_as_it_has_words_and_goes_no_further() {
+    fn a_panic_becomes_a_text_and_goes_no_further() {
         assert_eq!(caught(|| 1), Ok(1));
         let panicked = |call: fn()| caught(call).expect_err("a panic");
         assert_eq!(panicked(|| resume_unwind(Box::new("text"))), "panicked: text");

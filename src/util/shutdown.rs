@@ -1,8 +1,8 @@
-//! Owns the way to stop: three channels that only ever close.
+//! [`Trigger`] and [`Shutdown`]: a stop in three stages, each a channel that only ever closes.
 //!
-//! A [`Trigger`] is what a signal handler or a supervising thread holds; a [`Shutdown`] is what
-//! everything that waits holds. Nothing is ever sent; a closed channel is the signal, so it can
-//! be selected on, seen by any number of threads, and never be missed or seen twice.
+//! A signal handler or a supervising thread holds the [`Trigger`]; each thread that waits holds a
+//! [`Shutdown`]. Nothing is ever sent: the closed channel is the signal. Any number of threads can
+//! select on it, and none can miss it.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +15,8 @@ pub(crate) type Signal = Receiver<Infallible>;
 
 /// The end that asks for a stop. Clones ask the same [`Shutdown`].
 ///
-/// Dropping the last clone is a [`stop`](Trigger::stop): a program that lost the means to ask
-/// has no other way left, and its worker must not run for ever.
+/// Dropping the last clone is a [`stop`](Trigger::stop): without a trigger nothing could stop the
+/// worker any more.
 #[derive(Clone, Debug)]
 pub struct Trigger {
     stages: Arc<Stages>,
@@ -28,7 +28,7 @@ pub struct Shutdown {
     stopping: Signal,
     aborting: Signal,
     killing: Signal,
-    /// Held so that the loss of the last trigger closes `stopping` only.
+    /// Kept, so that dropping the last trigger closes `stopping` only.
     _later: [Arc<Closer>; 2],
 }
 
@@ -41,8 +41,8 @@ struct Stages {
 
 /// Makes a connected pair, not stopped yet.
 ///
-/// Keep the trigger for as long as the worker is to run, under a name: `let (_, shutdown) =
-/// shutdown()` drops it there and then, which is a stop. `_trigger` is a name.
+/// Keep the trigger in a variable as long as the worker should run, for instance in `_trigger`.
+/// `let (_, shutdown) = shutdown()` drops it at once, which is a stop.
 ///
 /// ```
 /// use rabbit_work::shutdown;
@@ -64,20 +64,20 @@ pub fn shutdown() -> (Trigger, Shutdown) {
 }
 
 impl Trigger {
-    /// Asks for a graceful stop: take nothing new, finish what runs. Idempotent, never blocks.
+    /// Asks for a graceful stop: start no new task, finish the running ones. Idempotent, never blocks.
     pub fn stop(&self) {
         self.stages.stop.close();
     }
 
-    /// Asks to stop at once: what runs is cancelled or left behind, and goes back to the queue.
-    /// Implies [`stop`](Trigger::stop). Idempotent, never blocks.
+    /// Asks to stop at once: running tasks are cancelled and requeued. Implies
+    /// [`stop`](Trigger::stop). Idempotent, never blocks.
     pub fn abort(&self) {
         self.stop();
         self.stages.abort.close();
     }
 
-    /// Asks that nothing be waited for any more: what was cancelled is not given the time to
-    /// end in order either. Implies [`abort`](Trigger::abort). Idempotent, never blocks.
+    /// Asks to wait for nothing: cancelled tasks get no time to end. Implies
+    /// [`abort`](Trigger::abort). Idempotent, never blocks.
     pub fn kill(&self) {
         self.abort();
         self.stages.kill.close();
@@ -106,19 +106,19 @@ impl Shutdown {
         matches!(self.stopping.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
     }
 
-    /// The channel that closes when a stop is asked for, to be selected on.
+    /// A channel that closes when a stop is asked for; select on it.
     #[must_use]
     pub fn stopping(&self) -> &Receiver<Infallible> {
         &self.stopping
     }
 
-    /// The channel that closes when a stop at once is asked for, to be selected on.
+    /// A channel that closes when a stop at once is asked for; select on it.
     #[must_use]
     pub fn aborting(&self) -> &Receiver<Infallible> {
         &self.aborting
     }
 
-    /// The channel that closes when nothing is to be waited for any more, to be selected on.
+    /// A channel that closes when the worker must wait for nothing any more; select on it.
     #[must_use]
     pub fn killing(&self) -> &Receiver<Infallible> {
         &self.killing

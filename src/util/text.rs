@@ -1,11 +1,11 @@
-//! Text as a terminal can show it.
+//! Makes text safe to show in a terminal or a log.
 
-/// Without anything that a terminal would act on, or that would begin another line.
+/// The text with a `?` for each character that a terminal would act on, or that would begin a line.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|letter| if acts_on_a_terminal(letter) { '?' } else { letter }).collect()
 }
 
-/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
+/// Whether it moves the cursor, begins a line, or changes how its neighbours are shown.
 fn acts_on_a_terminal(letter: char) -> bool {
     letter.is_control()
         || matches!(

@@ -15,7 +15,7 @@ use crate::amqp::channel::{
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
 use crate::amqp::heartbeat::Heartbeat;
-use crate::model::failure_record::{FailureContext, attempt_of, to_letter, to_retry};
+use crate::model::failure_record::{FailureContext, attempt_of, to_dead_letter, to_retry};
 use crate::model::handler::{Delivery, Failure};
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
@@ -776,7 +776,7 @@ impl<'p> Hands<'p> {
             host: self.post.host,
             now: SystemTime::now(),
         };
-        let failed = if target == Target::Dead { to_letter } else { to_retry };
+        let failed = if target == Target::Dead { to_dead_letter } else { to_retry };
         let task = failed(delivery.task, delivery.attempt, failure.reason(), scene);
         let receipt = Slip { tag, target, replies: self.replies.clone() };
         if let Err(unsent) = self.post.orders.send(Order { task, receipt }) {

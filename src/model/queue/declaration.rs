@@ -57,7 +57,7 @@ const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The delivery limit of queues that we only look into: looking requeues, and by default a quorum
 /// queue of RabbitMQ 4 drops a message that was requeued 20 times.
-pub(crate) const NEVER_TOO_OFTEN: i64 = i32::MAX as i64;
+pub(crate) const NO_DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
 impl Queue {
     /// How the queue of `target` is declared; if there is more than one way, the best first.
@@ -111,7 +111,7 @@ impl Queue {
             QueueType::Classic => vec![type_argument(QueueType::Classic)],
             QueueType::Quorum => vec![
                 type_argument(QueueType::Quorum),
-                ("x-delivery-limit".into(), Argument::Number(NEVER_TOO_OFTEN)),
+                ("x-delivery-limit".into(), Argument::Number(NO_DELIVERY_LIMIT)),
             ],
         }
     }
@@ -120,7 +120,7 @@ impl Queue {
     /// later (<https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>).
     fn safe_delay(&self, delay: Duration) -> Arguments {
         let mut arguments = safe_hop(self.name.clone());
-        arguments.push(("x-delivery-limit".into(), Argument::Number(NEVER_TOO_OFTEN)));
+        arguments.push(("x-delivery-limit".into(), Argument::Number(NO_DELIVERY_LIMIT)));
         arguments.extend(timers(delay));
         arguments
     }

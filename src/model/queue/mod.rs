@@ -6,7 +6,7 @@ mod validate;
 
 use std::time::Duration;
 
-pub(crate) use declaration::{Arguments, NEVER_TOO_OFTEN, QueueDeclaration};
+pub(crate) use declaration::{Arguments, NO_DELIVERY_LIMIT, QueueDeclaration};
 
 /// A queue by its name, and how it is declared.
 ///
@@ -128,26 +128,26 @@ impl Queue {
         self
     }
 
-    /// Declares the queue as not durable: it is gone after a broker restart, with all that is
-    /// in it. Default: durable.
+    /// Declares the queue as not durable: a broker restart deletes it with all its tasks. Default:
+    /// durable.
     #[must_use]
     pub fn transient(mut self) -> Queue {
         self.durability = Durability::Transient;
         self
     }
 
-    /// Uses the queue as it is and never declares it. Default: declared.
+    /// Uses the queue as it is, and never declares it. Default: declared.
     #[must_use]
     pub fn passive(mut self) -> Queue {
         self.declaration = Declaration::Passive;
         self
     }
 
-    /// Sets after how many deliveries that ended in a crash, or before RabbitMQ 4.3 in a task given
-    /// back, a quorum queue itself makes a dead letter of the task: what kills its worker each
-    /// time is not tried for ever. What its worker had in hand beside it counts as well: use a
-    /// prefetch of 1. Part of the queue's declaration. A classic queue does not count
-    /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>). Default: 20.
+    /// Sets after how many unacked deliveries a quorum queue itself dead-letters a task, so that a task
+    /// that kills its worker each time is not tried for ever. A delivery counts if its worker
+    /// crashed or, before RabbitMQ 4.3, requeued the task. So do the other tasks that the worker had
+    /// prefetched: use a prefetch of 1. The limit is part of the queue's declaration. A classic queue
+    /// has none (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>). Default: 20.
     #[must_use]
     pub fn delivery_limit(mut self, deliveries: u32) -> Queue {
         self.delivery_limit = deliveries;
@@ -156,18 +156,18 @@ impl Queue {
 
     /// Adds an argument to the declaration of the queue itself, for instance `x-max-priority`,
     /// `x-single-active-consumer`, or `x-max-length` together with `x-overflow` =
-    /// `reject-publish` (<https://www.rabbitmq.com/docs/queues#optional-arguments>). What has a
-    /// setting of its own, or would make the broker drop confirmed tasks, is refused when the
-    /// queue is used. Default: none.
+    /// `reject-publish` (<https://www.rabbitmq.com/docs/queues#optional-arguments>). An argument that
+    /// has a setting of its own, or that would make the broker drop confirmed tasks, is refused when
+    /// the queue is used. Default: none.
     #[must_use]
     pub fn argument(mut self, name: impl Into<String>, value: impl Into<Argument>) -> Queue {
         self.arguments.push((name.into(), value.into()));
         self
     }
 
-    /// Whether the priorities of tasks have an effect, as far as the declaration tells: a classic
-    /// queue needs `x-max-priority`; a quorum queue has two priorities from RabbitMQ 4.0 on, and 32
-    /// from 4.3 on (<https://www.rabbitmq.com/docs/priority>).
+    /// Whether the priorities of tasks have an effect, by the queue's declaration. A classic queue needs
+    /// `x-max-priority`; a quorum queue has two priorities since RabbitMQ 4.0, and 32 since 4.3
+    /// (<https://www.rabbitmq.com/docs/priority>).
     #[must_use]
     pub fn has_priorities(&self) -> bool {
         self.kind == QueueType::Quorum

@@ -91,7 +91,7 @@ impl Queue {
         }
     }
 
-    /// Refuses a name that leaves no room for the names of the queues beside it.
+    /// Refuses a name that leaves no room for the names of its delay queues.
     pub(crate) fn validate_for_delays(&self) -> Result<(), Error> {
         let longest = self.name_of(Target::Delay(LONGEST_DELAY)).len();
         if longest > LONGEST_NAME {

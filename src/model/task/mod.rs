@@ -35,16 +35,16 @@ const TRANSIENT: u8 = 1;
 const EXPIRATION: &str = "x-rabbit-work-expiration";
 const USER_ID: &str = "x-rabbit-work-user-id";
 const COPIES: &str = "x-rabbit-work-cc";
-/// Where [`Task::prepare_for_republish`] keeps what would be in the way.
+/// Headers in which [`Task::prepare_for_republish`] keeps what would harm the next publish.
 pub(crate) const SET_ASIDE: [&str; 3] = [EXPIRATION, USER_ID, COPIES];
 
-/// The largest frame, as RabbitMQ has it unless it is configured otherwise. All properties have
-/// to fit one (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
+/// The largest frame of a RabbitMQ with its default configuration. All properties have to fit in one
+/// frame (amiquip 0.4.2 io_loop/channel_handle.rs:165 does not check).
 pub(crate) const USUAL_FRAME: usize = 128 * 1024;
-/// What is in the frame of the properties beside them: its type, channel, length and end, the
+/// The other fields in the frame of the properties: type, channel, length and end of the frame, the
 /// class, the length of the body, and the flags.
 const FRAME_OVERHEAD: usize = 22;
-/// What is around a task on the wire: its frames, and a queue with the longest name.
+/// The frames around a task on the wire, and the longest name of a queue.
 const AROUND: usize = 400;
 
 impl Task {
@@ -97,30 +97,29 @@ impl Task {
         self
     }
 
-    /// Sets the priority, from 0. It counts in queues that were declared with priorities
-    /// (`x-max-priority`), which [`Queue::passive`](crate::Queue::passive) can use, and in
-    /// quorum queues since RabbitMQ 4 (<https://www.rabbitmq.com/docs/priority>). Default: none.
+    /// Sets the priority, from 0. It has an effect in classic queues that were declared with
+    /// `x-max-priority` ([`Queue::argument`](crate::Queue::argument)), and in quorum queues since
+    /// RabbitMQ 4 (<https://www.rabbitmq.com/docs/priority>). Default: none.
     #[must_use]
     pub fn with_priority(mut self, priority: u8) -> Task {
         self.properties.priority = Some(priority);
         self
     }
 
-    /// Has the broker drop the task when no worker has taken it after this long, in whole
-    /// milliseconds, at most 3650 days. From a quorum queue that this crate declared it goes to the
-    /// dead letters instead. Once a worker had the task, it no longer expires, be it
-    /// tried again or replayed. Not to be combined with a [`delay`](Task::with_delay), which it
-    /// would cut short: RabbitMQ counts the one of the two that is shorter, and forgets the
-    /// expiration where a delay ends (<https://www.rabbitmq.com/docs/ttl>). Default: never.
+    /// Has the broker drop the task if no worker has taken it after this time, in whole milliseconds, at
+    /// most 3650 days. In a quorum queue that this crate declared, the task becomes a dead letter
+    /// instead. A task that a worker has taken no longer expires, even if it is tried again or
+    /// replayed. It cannot be combined with a [`delay`](Task::with_delay): RabbitMQ would end the
+    /// delay early, and forget the expiration after it (<https://www.rabbitmq.com/docs/ttl>). Default: never.
     #[must_use]
     pub fn with_expiration(mut self, after: Duration) -> Task {
         self.properties.expiration = Some(after.as_millis().to_string());
         self
     }
 
-    /// Holds the task back at least this long before it comes to its queue; at most 42 days. It
-    /// waits at the broker, in a queue for all tasks with the same delay, so the delay is rounded
-    /// up as in a [`RetryPolicy`](crate::RetryPolicy). Default: none.
+    /// Delays the task: it comes to its queue after this time, at most 42 days. It waits at the broker,
+    /// in a queue for all tasks with the same delay. So the delay is rounded up as in a
+    /// [`RetryPolicy`](crate::RetryPolicy). Default: none.
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Task {
         self.delay = (!delay.is_zero()).then_some(delay);
@@ -133,50 +132,49 @@ impl Task {
         &self.body
     }
 
-    /// The task's id (`message_id`), where it has one.
+    /// The task's id (`message_id`), if it has one.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
         self.properties.message_id.as_deref()
     }
 
-    /// What logs call it: its id, on one line and without anything that a terminal would act on.
+    /// Its name in logs: the id, on one line and safe for a terminal.
     pub(crate) fn name(&self) -> String {
         name_of(self.id())
     }
 
-    /// A header's value as text; numbers and booleans are written in decimal and as
-    /// `true`/`false`. Absent, not a text, or of a nested type: `None`.
+    /// A header's value as text; numbers in decimal, booleans as `true` or `false`. `None` if the header
+    /// is absent or of another type.
     #[must_use]
     pub fn header_text(&self, name: &str) -> Option<String> {
         self.value(name)?.to_text()
     }
 
-    /// When the task was published, where its producer said so (the `timestamp` property, to
-    /// the second).
+    /// When the task was published (the `timestamp` property, to the second), if its producer set it.
     #[must_use]
     pub fn enqueued_at(&self) -> Option<SystemTime> {
         Value::Timestamp(self.properties.timestamp?).as_time()
     }
 
-    /// The body's media type, where its producer said so.
+    /// The body's media type, if its producer set one.
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         self.properties.content_type.as_deref()
     }
 
-    /// The priority, where its producer set one.
+    /// The priority, if its producer set one.
     #[must_use]
     pub fn priority(&self) -> Option<u8> {
         self.properties.priority
     }
 
-    /// The id that ties an answer to this task, where it has one.
+    /// The id that ties an answer to this task, if it has one.
     #[must_use]
     pub fn correlation_id(&self) -> Option<&str> {
         self.properties.correlation_id.as_deref()
     }
 
-    /// The queue that an answer should go to, where it has one.
+    /// The queue that an answer should go to, if it has one.
     #[must_use]
     pub fn reply_to(&self) -> Option<&str> {
         self.properties.reply_to.as_deref()
@@ -253,7 +251,7 @@ impl Task {
         self.properties.headers.get_or_insert_default()
     }
 
-    /// Whether its properties fit a frame of this size, without which they cannot be sent.
+    /// Whether its properties fit in a frame of this size; otherwise they cannot be sent.
     pub(crate) fn fits_a_frame(&self, largest: usize) -> bool {
         self.properties.size_on_the_wire() + FRAME_OVERHEAD <= largest
     }
@@ -275,14 +273,14 @@ impl Task {
     }
 }
 
-/// The body stays out of it: logs carry no bodies.
+/// Without the body: logs carry no bodies.
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task").field("id", &self.id()).field("bytes", &self.body.len()).finish()
     }
 }
 
-/// What logs call a task with this id, if any.
+/// The name in logs of a task with this id, or without one.
 pub(crate) fn name_of(id: Option<&str>) -> String {
     id.map_or_else(|| "without an id".into(), printable)
 }

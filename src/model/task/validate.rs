@@ -5,7 +5,7 @@ use crate::model::error::Error;
 use crate::model::task::properties::size_of_entries;
 use crate::model::task::{Task, Value};
 
-/// The largest body RabbitMQ 3.x takes unless it is configured otherwise, in bytes
+/// The largest body that RabbitMQ 3.x takes in its default configuration, in bytes
 /// (`max_message_size`; 16 MiB since 4.0).
 const LARGEST_BODY: usize = 134_217_728;
 /// The longest AMQP `shortstr`, in bytes; a longer one is written malformed
@@ -16,12 +16,12 @@ const LONGEST_EXPIRATION: u64 = 315_360_000_000;
 /// Headers that RabbitMQ reads itself (<https://www.rabbitmq.com/docs/sender-selected>).
 const OF_THE_BROKER: [&str; 2] = ["CC", "BCC"];
 /// The most bytes of headers in a new task: half of a frame, so that there is room for the other
-/// properties, and for what becomes of the task.
+/// properties, and for the record of its failures.
 const LARGEST_HEADERS: usize = 64 * 1024;
+
 impl Task {
-    /// Whether the broker would take the task. What it, or AMQP, could only answer by closing the
-    /// channel or the connection is refused here instead; [`Producer`](crate::Producer) asks this
-    /// of each task.
+    /// Checks whether the broker would take the task. It would answer most of these faults by closing
+    /// the channel or the connection. [`Producer`](crate::Producer) validates each task.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] with the first thing that is wrong.
