@@ -1,4 +1,4 @@
-//! Declares queues, and compares existing queues with declarations. No other code declares.
+//! Declares queues, and compares existing queues with declarations. No other code does.
 
 use std::fmt;
 

@@ -1,14 +1,15 @@
-//! The default queue type of a virtual host, and what becomes of queues that are declared without a
-//! type there (<https://www.rabbitmq.com/docs/vhosts#default-queue-type>).
+//! The default queue type of a virtual host, which queues get that are declared without a type
+//! (<https://www.rabbitmq.com/docs/vhosts#default-queue-type>).
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use log::{info, warn};
 
-use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
+use crate::amqp::close_reason::CloseReason;
 use crate::model::queue::{Argument, Durability, Queue, QueueDeclaration, Target};
 use crate::topology::admin_channel::{AdminChannel, Channels};
+use crate::topology::declare::{Comparison, compare};
 
 /// From this version on, a quorum queue that was declared without a delivery limit has one, of 20.
 pub(crate) const LIMITED_SINCE: (u32, u32) = (4, 0);
@@ -37,13 +38,10 @@ pub(crate) fn ask_default_type(
     ];
     let name = queue.name().into();
     let declaration = QueueDeclaration { name, durability: Durability::Durable, arguments };
-    match channel.ask(channels, |channel| channel.declare(&declaration)) {
-        Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }) => {
-            Ok(read_default_type(&text))
-        }
-        Err(cause) if !cause.is_channel_error() => Err(cause),
-        _ => Ok(DefaultType::Other),
-    }
+    Ok(match compare(channel, channels, &declaration)? {
+        Comparison::Refused(text) => read_default_type(&text),
+        Comparison::Same | Comparison::Differs { .. } => DefaultType::Other,
+    })
 }
 
 fn read_default_type(text: &str) -> DefaultType {
@@ -55,8 +53,8 @@ fn read_default_type(text: &str) -> DefaultType {
     }
 }
 
-/// How a queue compares that we created without a type where the default type is quorum: with all
-/// arguments of a quorum queue but its type, which RabbitMQ fills in for both.
+/// The declaration to compare with a queue that we have created because the default type is quorum.
+/// Without its type, it is the same only in such a virtual host.
 pub(crate) fn as_created_here(queue: &Queue) -> QueueDeclaration {
     queue.as_quorum().best_declaration(Target::Main).without_type()
 }

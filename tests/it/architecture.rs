@@ -64,7 +64,7 @@ fn only_the_floor_topology_declares_queues() {
     }
     let declares = |module: &str| code(&path_of(module)).contains("channel.declare(");
     let declaring: Vec<_> = modules().into_keys().filter(|it| declares(it)).collect();
-    assert_eq!(declaring, ["topology::declare", "topology::default_type"]);
+    assert_eq!(declaring, ["topology::declare"]);
 }
 
 /// Each module by its path, with the modules that it uses.
