@@ -23,6 +23,7 @@ use crate::model::queue::{Queue, QueueDeclaration, Target};
 use crate::topology::admin_channel::AdminChannel;
 use crate::topology::declare::{Declared, NotDeclared, declare};
 use crate::topology::durability::{REPLICATED, make_durable};
+use crate::topology::queue_type::Kind;
 
 /// What one connection knows of the queues derived from its queue.
 #[derive(Default)]
@@ -203,7 +204,6 @@ impl DerivedQueues {
         let name = queue.name_of(target);
         let declared = declare(&mut self.admin_channel, connection, queue, target);
         let declared = declared.map_err(|it| not_ready(&name, it))?;
-        declared.log_use(&name);
         let declaration = match declared {
             Declared::By { declaration, refusals } => {
                 if !refusals.is_empty() {
@@ -211,7 +211,14 @@ impl DerivedQueues {
                 }
                 declaration
             }
-            Declared::UsedAsItIs { .. } => queue.best_declaration(target),
+            Declared::UsedAsItIs { .. } => {
+                let kind = Kind::ask(&mut self.admin_channel, connection, &name)?;
+                if let Some(objection) = kind.objection() {
+                    return Err(NotReady::Refused(format!("'{name}': {objection}")));
+                }
+                declared.log_use(&name);
+                queue.best_declaration(target)
+            }
         };
         if let Target::Delay(delay) = target {
             self.renew(connection, &name, delay)?;

@@ -10,7 +10,7 @@ use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
 use crate::model::queue::{Queue, QueueType, Target};
 use crate::topology::admin_channel::AdminChannel;
-use crate::topology::declare::{Comparison, compare, declare};
+use crate::topology::declare::{Comparison, Declared, compare, declare};
 use crate::topology::default_type::{
     DefaultType, as_created_here, ask_default_type, log_once_that_it_is_a_quorum_queue,
 };
@@ -55,13 +55,28 @@ impl ReadyQueue {
         }
         let mut channel = AdminChannel::from(self.channel);
         match declare(&mut channel, connection, &self.queue, Target::Dead) {
-            Ok(declared) => declared.log_use(&self.queue.name_of(Target::Dead)),
+            Ok(Declared::By { .. }) => {}
+            Ok(used) => {
+                let name = self.queue.name_of(Target::Dead);
+                refuse_stream(&mut channel, connection, &name)?;
+                used.log_use(&name);
+            }
             // Only those who declared the queue know where the broker sends dead letters.
             Err(refused) if refused.cause.is_channel_error() && self.queue.is_passive() => {}
             Err(not_declared) => return Err(not_declared.into()),
         }
         Ok(ReadyQueue { channel: channel.into_channel(connection)?, ..self })
     }
+}
+
+/// A queue that is used as it is may be anything but a stream: nothing can be taken out of one.
+fn refuse_stream(
+    channel: &mut AdminChannel,
+    connection: &Connection,
+    name: &str,
+) -> Result<(), CloseReason> {
+    let kind = Kind::ask(channel, connection, name)?;
+    kind.objection().map_or(Ok(()), |text| Err(refused(text)))
 }
 
 impl Opening<'_> {
@@ -83,14 +98,10 @@ impl Opening<'_> {
         }
     }
 
-    /// A passive queue may be anything but a stream.
     fn find(&mut self, queue: &Queue) -> Result<Queue, CloseReason> {
         self.channel.ask(self.connection, |channel| channel.count(queue.name()))?;
-        let kind = Kind::ask(&mut self.channel, self.connection, queue.name())?;
-        match kind.objection() {
-            Some(text) => Err(refused(text)),
-            None => Ok(queue.clone()),
-        }
+        refuse_stream(&mut self.channel, self.connection, queue.name())?;
+        Ok(queue.clone())
     }
 
     fn create(&mut self, queue: &Queue) -> Result<(Queue, Option<Instant>), CloseReason> {

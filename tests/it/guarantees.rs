@@ -48,6 +48,13 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "No stream",
+        &[
+            "a_worker_of_a_classic_queue_hands_no_task_over_to_a_stream",
+            "a_worker_of_a_quorum_queue_refuses_a_stream_for_its_dead_letters",
+        ],
+    ),
+    (
         "Quorum by default",
         &[
             "where_quorum_is_the_default_a_new_queue_is_one_with_a_route_for_what_kills_its_worker",

@@ -6,7 +6,7 @@ use amiquip::{AmqpValue, FieldTable};
 
 use crate::support::broker::{Lent, breakable_broker, shared_broker};
 use crate::support::client::{Client, unique_queue};
-use crate::support::command::Command;
+use crate::support::command::{Command, Running};
 
 const SOON: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(120);
@@ -283,6 +283,47 @@ fn a_worker_refuses_a_stream_and_does_not_take_it_for_empty() {
 
     refused.assert_code(2);
     assert!(refused.stderr().contains("it is a stream"), "{}", refused.stderr());
+}
+
+/// A worker whose task dies, where the queue of dead letters is a stream.
+fn with_a_stream_for_dead_letters(queue: &str, kind: &str) -> Running {
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
+    shared_broker().client().declare_with(&format!("{queue}.dead"), arguments);
+    let to = ["--url", shared_broker().url(), "--queue", queue, "--queue-type", kind];
+    Command::producer(&to).arg("x").run(SOON).assert_code(0);
+    Command::worker(&to).args(&["--", "sh", "-c", "exit 65"]).start()
+}
+
+#[test]
+fn a_worker_of_a_classic_queue_hands_no_task_over_to_a_stream() {
+    let queue = unique_queue("dead-stream");
+    let dead = format!("{queue}.dead");
+    let client = shared_broker().client();
+    client.declare_classic(&queue);
+
+    let worker = with_a_stream_for_dead_letters(&queue, "classic");
+    let refused = worker.wait_for_stderr_line(|line| line.contains("it is a stream"), SOON);
+    worker.signal("INT");
+    worker.wait(SOON).assert_code(0);
+
+    assert!(refused.contains(&format!("could not be handed over to '{dead}'")), "{refused}");
+    client.wait_for_count(&queue, 1, SOON);
+    client.delete(&dead);
+}
+
+#[test]
+fn a_worker_of_a_quorum_queue_refuses_a_stream_for_its_dead_letters() {
+    let queue = unique_queue("dead-stream");
+    let client = shared_broker().client();
+
+    let output = with_a_stream_for_dead_letters(&queue, "quorum").wait(SOON);
+
+    output.assert_code(2);
+    let log = output.stderr();
+    assert!(log.contains(&format!("'{queue}.dead'")) && log.contains("it is a stream"), "{log}");
+    client.wait_for_count(&queue, 1, SOON);
+    client.delete(&format!("{queue}.dead"));
 }
 
 #[test]
