@@ -34,7 +34,7 @@ settle_in() {
     # With its times, by which cargo sees that nothing of the copy is left to build.
     (cd "$here" && cargo build --locked --quiet --bins --examples)
     local item
-    for item in Cargo.toml Cargo.lock src bin examples scripts tests README.md; do
+    for item in Cargo.toml Cargo.lock src bin examples scripts tests docs README.md; do
         cp -Rp "$here/$item" "$work/checkout/"
     done
     install_as_built
@@ -144,11 +144,12 @@ plain() {
         -e 's/in [0-9.]+ s$/in N s/' -e 's/"seconds":[0-9.e-]+/"seconds":N/'
 }
 
-# ---- what stands in running text and tables ----
+# ---- what stands in running text and tables, there and in docs/ ----
 
 inline() {
     # shellcheck disable=SC2016  # backticks of Markdown
-    grep -v '^```' README.md | grep -o '`[^`]*`' | tr -d '`' | grep "$1"
+    awk '/^ *```/ { block = !block; next } !block' README.md docs/*.md |
+        grep -o '`[^`]*`' | tr -d '`' | grep "$1"
 }
 
 # An unknown option or a bad value is refused before --help is come to.
