@@ -1,15 +1,15 @@
 //! Work queues on RabbitMQ for shells and for synchronous Rust programs.
 //!
-//! A [`Producer`] puts tasks on a queue, and each one is confirmed by the broker. A [`Worker`]
-//! shares the tasks among its threads and with every other worker of the queue, and acks each
-//! one after the work. [`DeadLetters`] are the tasks that failed for good. The commands `producer`,
-//! `worker` and `queuectl` are thin shells over these.
+//! A [`Producer`] publishes tasks to a queue, and the broker confirms each one. A [`Worker`] runs
+//! the tasks on its threads, shares them with every other worker of the queue, and acks each one
+//! after the work. [`DeadLetters`] are the tasks that failed for good. The commands `producer`,
+//! `worker` and `queuectl` are thin shells over this library.
 //!
-//! Every call blocks, on purpose: a worker's time goes into its tasks, and a thread for each task
-//! at hand is the plainest way to spend it. No async runtime is involved. Whatever can wait says
-//! under *Blocking* for how long.
+//! Every call blocks, on purpose: a worker spends its time in its tasks, and one thread for each
+//! running task is the simplest way to do that. No async runtime is involved. Each call that can
+//! wait says under *Blocking* for how long.
 //!
-//! # Putting tasks on a queue
+//! # Publishing
 //!
 //! ```no_run
 //! # fn main() -> Result<(), rabbit_work::Error> {
@@ -17,25 +17,25 @@
 //!
 //! let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
 //! let mut producer = Producer::new(&broker, &Queue::new("photos"));
-//! producer.publish(Task::new("resize photo 17"))?; // returns once it is confirmed
+//! producer.publish(Task::new("resize photo 17"))?; // returns after the confirm
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! For many tasks, [`Producer::send`] keeps a window of them in flight.
+//! For many tasks, [`Producer::send`] keeps a window of publishes in flight.
 //!
-//! # Working them
+//! # Working
 //!
 //! ```no_run
 //! # fn main() -> Result<(), rabbit_work::Error> {
 //! use rabbit_work::{Broker, Delivery, Queue, Worker, shutdown};
 //!
 //! let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
-//! let (_trigger, shutdown) = shutdown(); // `_trigger.stop()`, from any thread, ends the worker
+//! let (_trigger, shutdown) = shutdown(); // `_trigger.stop()` from any thread ends the worker
 //! let resize = |delivery: &Delivery| {
-//!     let order = std::str::from_utf8(delivery.body())?; // `?` makes a failed task
+//!     let order = std::str::from_utf8(delivery.body())?; // an error or a panic fails the task
 //!     println!("thread {} does: {order}", delivery.thread());
-//!     Ok(()) // acked after this, on the channel it came in on
+//!     Ok(()) // the task is acked after this
 //! };
 //! Worker::new(&broker, &Queue::new("photos")).threads(4).run(resize, &shutdown)?;
 //! # Ok(())
@@ -46,60 +46,63 @@
 //!
 //! **At least once: a task runs again when its ack does not reach the broker.**
 //!
-//! * **Never lost:** a task that the broker has confirmed, until a worker has acked it. A killed
-//!   worker, a lost connection and a restart of the broker do not lose it, for queues are durable
-//!   and tasks persistent unless you say otherwise. What was not confirmed is told: in an
-//!   [`Outcome`] or an [`Error::NotConfirmed`].
-//! * **Done twice:** a task whose worker was killed or lost its connection before the ack had
-//!   reached the broker; that was still running when the grace of a stop ended; that ran longer
-//!   than the broker's `consumer_timeout` (30 minutes unless configured). And a task is queued
-//!   twice when its confirm does not reach the producer, which then publishes it again under the
-//!   same message id. Make the work such that doing it twice does no harm.
-//! * **Failed:** a task waits in a delay queue and runs again, as often and as late as the
-//!   [`RetryPolicy`] says; then it is a dead letter that says why, which [`DeadLetters`] reads and
-//!   replays. Each step is published, confirmed, and only then acked.
-//! * **Given up only by name:** [`Worker::auto_ack`] loses what a worker had in hand when it
-//!   ends; [`Task::transient`] and [`Queue::transient`] lose tasks when the broker restarts.
+//! * **Never lost:** the broker keeps a confirmed task until a worker has acked it. Killed workers,
+//!   lost connections and restarts of the broker do not lose it, because queues are durable and
+//!   tasks persistent by default. An [`Outcome`] or an [`Error::NotConfirmed`] reports a task that
+//!   was not confirmed.
+//! * **May run twice:** a task may run twice if its worker or connection dies before the ack, if it
+//!   outlives the grace period, or if it runs longer than the broker's `consumer_timeout`
+//!   (30 minutes). A task is queued twice if its confirm is lost and the producer publishes it
+//!   again, with the same message id. Make tasks safe to repeat.
+//! * **Failed:** a task waits in a delay queue and runs again, as the [`RetryPolicy`] says. After its
+//!   last attempt it is a dead letter that says why. [`DeadLetters`] reads and replays it. The worker
+//!   acks a failed task only after the broker has confirmed its copy.
+//! * **Given up by name:** [`Worker::auto_ack`] loses the tasks that a worker holds when it ends.
+//!   [`Task::transient`] and [`Queue::transient`] lose tasks when the broker restarts.
 //!
 //! # Threads
 //!
-//! [`Worker::run`] stays on the caller's thread and supervises. It starts, by their names:
+//! [`Worker::run`] supervises on the caller's thread. It starts these threads:
 //!
-//! * `rw-runner-1`, `rw-runner-2`, …: these call the handler, one task at a time each. They live
-//!   as long as the run, and never touch a channel.
-//! * `rw-consumer-1`, …: one for each runner, for as long as the connection lives. Each owns one
-//!   channel, and only it takes and settles what comes in there.
-//! * `rw-handover`: one for as long as the connection lives. It publishes the tasks that failed,
-//!   on a second connection that is made when the first task does; the consumers go on meanwhile.
-//!   If no second connection is to be had within 5 s, it uses a channel of the first one.
-//! * `rw-drain`: only with [`Worker::drain`]; looks at the queues once a second, on a channel of
-//!   its own.
-//! * `rw-watchdog`, and two of the client library: one set for each connection. The watchdog shuts
-//!   the socket under a call that takes too long or is interrupted, and logs one that is slow.
-//! * `rw-connect` and `rw-lookup`: only while a connection is made.
-//! * `rw-cancel`, `rw-background` and `rw-waiter`: only with `Command`, beside its programs.
+//! * `rw-runner-1`, `rw-runner-2`, …: call the handler, one task at a time. They live as long as the
+//!   run, and never touch a channel.
+//! * `rw-consumer-1`, …: one for each runner, while the connection lives. Each owns one channel, and
+//!   settles what this channel delivers.
+//! * `rw-handover`: publishes copies of failed tasks, while the connection lives. It opens a second
+//!   connection when the first task fails. If none is open within 5 s, it uses the first one.
+//! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.
+//! * `rw-watchdog` and two threads of the client library: for each connection.
+//! * Short-lived threads whose names begin with `rw-`: while a connection is opened, and for the
+//!   output of the programs of a `Command`.
 //!
-//! So a stop gives back at once what was prefetched while the handlers finish, a dead connection
-//! is noticed during a task, and a task that outlives its connection holds up no other thread. A
-//! producer works on the caller's thread, with a connection of its own.
+//! So a stop requeues prefetched tasks at once while handlers finish, a dead connection is noticed
+//! during a task, and a task that outlives its connection delays no other thread. A producer works
+//! on the caller's thread, with a connection of its own.
 //!
 //! # Logs
 //!
-//! Through the `log` crate: *error*, a worker's session was lost; *warn*, a task failed, went back
-//! or may run twice, or the broker refused or blocked something; *info*, start, stop and what
-//! changed; *debug*, what hardly anybody has to know. Never a body, never a password. The client
-//! library's own records, of target `amiquip`, are another matter: let none of them through, for
-//! they may show bodies and the login with its password.
+//! The library logs through the `log` crate:
 //!
-//! The library reads no arguments and no environment (but for `Command`, which looks its program
-//! up in `PATH` and keeps inherited `TASK_*` variables from it), sets up no logger and no signal
-//! handler, prints nothing but what a `Command` says, and never ends the process.
+//! * *error*: a worker's session was lost;
+//! * *warn*: a task failed, was requeued or may run twice, or the broker refused or blocked
+//!   something;
+//! * *info*: start, stop and changes;
+//! * *debug*: details.
+//!
+//! It logs neither bodies nor passwords. The client library does: filter out its records, of target
+//! `amiquip`.
+//!
+//! The library reads no arguments and no environment, sets up no logger and no signal handler,
+//! prints nothing, and never ends the process. `Command` is the exception: it finds its program in
+//! `PATH`, removes inherited `TASK_*` variables, and passes its output on.
 //!
 //! # Features
 //!
-//! All on by default: `tls`, `amqps://` addresses; `command`, `Command` and `OutputStream` (Unix); `cli`,
-//! what only the commands need. A library's user names those that are wanted, after
-//! `default-features = false`.
+//! All are on by default. With `default-features = false`, name those that you need.
+//!
+//! * `tls`: `amqps://` addresses.
+//! * `command`: `Command` and `OutputStream`, on Unix.
+//! * `cli`: what only the commands need.
 
 #![warn(
     clippy::dbg_macro,
