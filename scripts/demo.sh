@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Owns the demonstration: workers share a queue, before your eyes. Runs the real commands against
-# a broker, draws what each worker did, and checks what it says about it.
+# Demonstrates how workers share a queue. Runs the real commands against a broker, draws what each
+# worker did, and checks every claim that it makes.
 set -eu -o pipefail
 export LC_ALL=C
 
 PARTS="round_robin fairness killed stopped"
-# The longest wait, in seconds, for something that takes a few at most.
+# The longest wait for one step, in seconds.
 PATIENCE=60
 
 main() {
@@ -14,11 +14,11 @@ main() {
     build
     start_broker
     if [ $pace = fast ]; then
-        # Those that take longest first.
+        # The longest parts start first.
         for part in fairness stopped killed round_robin; do "start_$part"; done
-        for part in $PARTS; do "tell_$part"; "show_$part"; done
+        for part in $PARTS; do "explain_$part"; "show_$part"; done
     else
-        for part in $PARTS; do "tell_$part"; "start_$part"; "show_$part"; done
+        for part in $PARTS; do "explain_$part"; "start_$part"; "show_$part"; done
     fi
     restart_part
     conclude
@@ -28,16 +28,16 @@ usage() {
     cat <<'TEXT'
 usage: scripts/demo.sh [--fast]
 
-Shows, in under a minute after the build, how workers share a RabbitMQ queue: round-robin, fair
-dispatch, a worker that dies, one that is stopped, and a restart of the broker. Gets a broker of
-its own through scripts/broker.sh and removes it again. Needs Rust and a shell, nothing else.
+Shows how workers share a RabbitMQ queue: round-robin, fair dispatch, a worker that dies, a worker
+that stops, and a restart of the broker. Takes less than a minute after the build. Starts a private
+broker with scripts/broker.sh and removes it at the end. Needs only Rust and a shell.
 
-  --fast    shorter tasks, and the first four parts at the same time: for the tests
+  --fast    shorter tasks, and the first four parts at the same time, for the tests
 
-AMQP_URL set: that broker is used, on queues of the demo's own, and it is not restarted.
-RABBIT_WORK_BIN set: the commands in that folder are used, and nothing is built.
-NO_COLOR set: no colours.
-Exit: 0 every claim held, 1 one did not, 2 usage, 69 no broker to be had.
+AMQP_URL         use this broker, with queues of the demo's own, and do not restart it
+RABBIT_WORK_BIN  use the commands in this folder, and build nothing
+NO_COLOR         use no colours
+Exit: 0 every claim held, 1 a claim did not hold, 2 usage, 69 no broker.
 TEXT
 }
 
@@ -47,9 +47,9 @@ settle_arguments() {
         '') ;;
         --fast) pace=fast ;;
         -h | --help) usage; exit 0 ;;
-        *) echo "demo: cannot do '$*'; usage: scripts/demo.sh [--fast]" >&2; exit 2 ;;
+        *) echo "demo: unknown argument '$*'; usage: scripts/demo.sh [--fast]" >&2; exit 2 ;;
     esac
-    # A dot is a second of work; the interventions come after this many seconds of a long task.
+    # A dot is a second of work. Kills and stops happen after so many seconds of a long task.
     if [ $pace = slow ]; then
         equal_tasks=9 uneven_tasks=8 heavy=... light=. long=... short=.. after=1.5
     else
@@ -59,12 +59,12 @@ settle_arguments() {
 
 # ---- 1: round-robin ----
 
-tell_round_robin() {
-    title "Round-robin: tasks are dealt out like cards" \
-        "Three workers wait at one queue; then $equal_tasks equal tasks arrive. Nothing limits" \
-        "how many a worker may hold, so RabbitMQ sends them out in turn, at once."
+explain_round_robin() {
+    title "Round-robin: workers take turns" \
+        "Three workers consume from one queue. Then $equal_tasks equal tasks arrive. Without a" \
+        "prefetch limit RabbitMQ sends all tasks at once, to each worker in turn."
     shell "worker --prefetch 0" "in three shells"
-    shell "producer --lines" "'1 .', '2 .', ...: a second per dot"
+    shell "producer --lines" "'1 .', '2 .', ...: each dot is a second"
 }
 
 start_round_robin() {
@@ -84,14 +84,13 @@ show_round_robin() {
 
 # ---- 2: fair dispatch ----
 
-tell_fairness() {
-    title "Fair dispatch: nobody idles while tasks wait" \
-        "Two workers; the odd tasks are heavy (${#heavy} s), the even ones light (${#light} s). Dealt" \
-        "out in turn, one worker gets all the heavy ones. With --prefetch 1 a worker" \
-        "gets its next task when it is through with the last. Both ways at the same" \
-        "time, on two queues:"
+explain_fairness() {
+    title "Fair dispatch: no worker is idle while tasks wait" \
+        "Odd tasks are heavy (${#heavy} s), even tasks are light (${#light} s). Round-robin gives all" \
+        "heavy tasks to one of two workers. With --prefetch 1 a worker gets its next" \
+        "task when its last one is done. Both run at the same time, on two queues:"
     shell "worker --prefetch 0" "in two shells: no limit"
-    shell "worker --prefetch 1" "in two more; 1 is also the default"
+    shell "worker --prefetch 1" "in two more shells: the default"
 }
 
 start_fairness() {
@@ -111,32 +110,31 @@ show_fairness() {
     fair=$(makespan fair)
     scale=$(greater "$unfair" "$fair")
     echo
-    say "Without a limit:"
+    say "Without a prefetch limit:"
     draw unfair "$scale"
-    say "With --prefetch 1, to the same scale:"
+    say "With --prefetch 1, on the same scale:"
     draw fair "$scale"
-    say "From the first start to the last end:"
+    say "Time for all tasks:"
     compare "no limit" "$unfair" "prefetch 1" "$fair"
     local hands="1 3 5 7, 2 4 6 8"
     [ "$uneven_tasks" = 8 ] || hands="1 3, 2 4"
-    claim "without a limit, one had all the heavy tasks: $hands" \
+    claim "without a limit, one worker had all heavy tasks: $hands" \
         equal "$hands" "$(hands unfair)"
     each=$((uneven_tasks * (${#heavy} + ${#light}) / 4))
-    claim "with --prefetch 1, each worker had the same amount of work: $each s" \
+    claim "with --prefetch 1, each worker had the same work: $each s" \
         equal "$each $each" "$(loads fair)"
-    claim "fair dispatch was through sooner: after $fair s instead of $unfair s" \
+    claim "fair dispatch took $fair s instead of $unfair s" \
         sooner "$fair" "$unfair"
 }
 
 # ---- 3: kill -9 ----
 
-tell_killed() {
-    title "A worker dies: its task does not" \
-        "A worker acks a task when it is done, not when it gets it. One is killed in" \
-        "the middle of a task, with no time to say anything: RabbitMQ gives the task" \
-        "to the other one."
+explain_killed() {
+    title "A worker dies: another one runs its task" \
+        "A worker acks a task after the work. Here kill -9 ends a worker during task 1." \
+        "RabbitMQ has no ack for this task and gives it to the other worker."
     shell "worker" "in two shells"
-    shell "kill -9" "to the one that runs task 1"
+    shell "kill -9" "the worker that runs task 1"
 }
 
 start_killed() {
@@ -152,18 +150,18 @@ show_killed() {
     finish killed 2
     draw killed
     local other=$((3 - victim))
-    claim "worker $victim was killed with task 1 unfinished" equal "1" "$(runs killed "$victim" cut)"
-    claim "worker $other then did task 1 again, from the start" equal "1" "$(runs killed "$other" again)"
-    claim "both tasks were done, each once" equal "1 2" "$(done_in killed)"
+    claim "worker $victim was killed during task 1" equal "1" "$(runs killed "$victim" cut)"
+    claim "worker $other ran task 1 again" equal "1" "$(runs killed "$other" again)"
+    claim "both tasks were done once" equal "1 2" "$(done_in killed)"
 }
 
 # ---- 4: Ctrl-C ----
 
-tell_stopped() {
-    title "Ctrl-C: finish what runs, give back the rest" \
-        "A worker holds four tasks and runs the first when Ctrl-C stops it. It finishes" \
-        "that one; the other three go back to the queue at once, and a second worker" \
-        "takes them."
+explain_stopped() {
+    title "Ctrl-C: finish the running task, requeue the rest" \
+        "A worker holds four tasks and runs the first one. After Ctrl-C it requeues the" \
+        "other three at once, finishes the first one and exits. A second worker runs" \
+        "the three."
     shell "worker --prefetch 4" "then Ctrl-C"
     shell "worker" "in a second shell, a moment later"
 }
@@ -178,30 +176,29 @@ start_stopped() {
 }
 
 show_stopped() {
-    end_of stopped 1 # a second signal would cut it short
+    end_of stopped 1 # before finish sends a second signal
     finish stopped 4
     draw stopped
-    claim "worker 1 finished task 1 and ended with exit status 0" \
+    claim "worker 1 finished task 1 and exited with 0" \
         equal "1, status 0" "$(runs stopped 1 "done"), status $(cat "$scratch/stopped/status.1")"
-    claim "worker 1 gave back the three it had not started: 2 3 4" \
+    claim "worker 1 requeued tasks 2 3 4" \
         equal "2 3 4" "$(runs stopped 1 returned)"
-    claim "worker 2 did these three" \
+    claim "worker 2 did tasks 2 3 4" \
         equal "2 3 4" "$(runs stopped 2 "done")"
 }
 
 # ---- 5: a restart of the broker ----
 
 restart_part() {
-    title "The broker restarts: the tasks are still there" \
-        "The queue is durable, the tasks are persistent, and the producer has the" \
-        "broker's word for each. RabbitMQ is stopped with four tasks on the queue, and" \
-        "started again."
+    title "The broker restarts: the queue keeps its tasks" \
+        "The queue is durable, the tasks are persistent, and the broker has confirmed" \
+        "each one. RabbitMQ stops with four tasks on the queue, and starts again."
     if [ "$private" = no ]; then
-        say "Skipped: the broker of AMQP_URL is not this demo's to restart."
+        say "Skipped: the demo does not restart the broker of AMQP_URL."
         return
     fi
-    shell "producer --lines" "four tasks, and no worker yet"
-    shell "scripts/broker.sh stop --keep" "then: scripts/broker.sh start"
+    shell "producer --lines" "four tasks, no worker yet"
+    shell "scripts/broker.sh stop --keep" "then scripts/broker.sh start"
     shell "worker" "in two shells"
     tasks 4 . . | publish durable
     local before after down up
@@ -220,17 +217,17 @@ restart_part() {
     add_broker_lane durable "$down" "$up"
     draw durable
     if [ -n "$before" ]; then
-        claim "RabbitMQ was restarted: another process has the queue now" differ "$before" "$after"
+        claim "RabbitMQ is a new process" differ "$before" "$after"
     fi
-    claim "all four tasks were still there, and each was done once" equal "1 2 3 4" "$(done_in durable)"
+    claim "all four tasks were done once" equal "1 2 3 4" "$(done_in durable)"
 }
 
-# Nothing for a container on another system, which has no process id here.
+# Empty for a container on another system, whose process id is unknown.
 broker_pid() {
     (broker pid) 2>/dev/null || true
 }
 
-# The broker's life is drawn from two seconds before its stop to the end of the last task.
+# Draws the broker from two seconds before its stop to the end of the last task.
 add_broker_lane() {
     local table=$scratch/$1/table
     mv "$table" "$table.workers"
@@ -265,16 +262,16 @@ prepare() {
     trap 'exit 143' TERM
 }
 
-# Cargo is asked where it puts the commands: that can be configured in many ways.
+# Cargo says where it puts the commands, because many settings can change that.
 build() {
     if [ -n "${RABBIT_WORK_BIN:-}" ]; then
         producer=$RABBIT_WORK_BIN/producer
         worker=$RABBIT_WORK_BIN/worker
         return
     fi
-    command -v cargo >/dev/null || give_up "there is no cargo; install Rust first: https://rustup.rs"
+    command -v cargo >/dev/null || give_up "cargo does not exist; install Rust: https://rustup.rs"
     say "Building the commands; the first time takes a minute or two ..."
-    # Without TLS, which would take OpenSSL's headers.
+    # Without TLS, which needs OpenSSL's headers.
     attend cargo build --manifest-path "$root/Cargo.toml" --release --bins --quiet \
         --no-default-features --features cli \
         --message-format json-render-diagnostics >"$scratch/built" 2>"$scratch/build.log" ||
@@ -298,7 +295,7 @@ start_broker() {
     [ $status = 0 ] || exit $status
     say "RabbitMQ: $(sed 's#://.*@#://#' "$scratch/broker.url")"
     url=$(broker url)
-    # Nobody else's, on a broker that others use too.
+    # Unique, because other programs may use the broker.
     queues="rabbit-work-demo-$(date +%Y%m%d%H%M%S)-$$-$RANDOM"
 }
 
@@ -306,7 +303,7 @@ broker() {
     exec "$root/scripts/broker.sh" --dir "$scratch/broker" "$@"
 }
 
-# Runs a long command so that a signal is heeded at once and not after its end.
+# Runs a long command in the background, so that a signal to the demo works at once.
 attend() {
     "$@" &
     attended=$!
@@ -321,7 +318,7 @@ conclude() {
     if [ $failures = 0 ]; then
         say "${bold}All claims held.${plain}"
     else
-        say "${red}$failures of the claims did not hold.${plain}"
+        say "${red}$failures claims did not hold.${plain}"
         exit 1
     fi
 }
@@ -330,13 +327,13 @@ clean_up() {
     local status=$?
     trap '' HUP INT TERM
     [ "$private" = yes ] || [ ! -e "$scratch/producer.log" ] ||
-        say "The queues $queues.* stay on your broker." || true
+        say "The queues $queues.* remain on your broker." || true
     {
         if [ -n "$attended" ]; then
             kill -TERM "$attended"
             wait "$attended"
         fi
-        # Of this shell's own, and only those that still run.
+        # Only children of this shell that still run.
         for pid in $(jobs -pr); do kill -KILL "$pid"; done
         wait
         [ ! -d "$scratch/broker" ] || (broker stop)
@@ -345,7 +342,7 @@ clean_up() {
     exit $status
 }
 
-# give_up WHY [STATUS]: 69, no broker, is passed on; anything else is a claim that cannot hold.
+# give_up WHY [STATUS]: exits with 69 if STATUS is 69 (no broker), else with 1.
 give_up() {
     say "${red}FAILED${plain}  $1" >&2
     tail -n 3 "$scratch"/*/log.* >&2 2>/dev/null || true
@@ -355,7 +352,7 @@ give_up() {
 
 # ---- workers and tasks ----
 
-# start_worker PART NUMBER OPTION...: returns when it stands at the queue.
+# start_worker PART NUMBER OPTION...: returns when the worker consumes.
 start_worker() {
     local part=$1 number=$2 dir=$scratch/$1
     shift 2
@@ -364,20 +361,20 @@ start_worker() {
         --no-reconnect --events "$dir/events.$number" "$@" \
         </dev/null >"$dir/out.$number" 2>"$dir/log.$number" &
     echo $! >"$dir/pid.$number"
-    await "worker $number did not come to the queue" stands "$!" "$dir/log.$number"
+    await "worker $number does not consume" consumes "$!" "$dir/log.$number"
 }
 
-# stands PID LOG
-stands() {
+# consumes PID LOG
+consumes() {
     local status=0
     if ! kill -0 "$1" 2>/dev/null; then
         wait "$1" || status=$?
-        give_up "a worker ended before it came to the queue" $status
+        give_up "a worker exited before it consumed" $status
     fi
     lines 1 "consuming from" "$2"
 }
 
-# tasks COUNT ODD EVEN: one line for each, its number and the dots.
+# tasks COUNT ODD EVEN: one line for each task, with its number and its dots.
 tasks() {
     local number
     for ((number = 1; number <= $1; number++)); do
@@ -385,14 +382,14 @@ tasks() {
     done
 }
 
-# In one producer, so that they come in this order; it returns when all are confirmed.
+# One producer keeps the order. It exits when all tasks are confirmed.
 publish() {
     AMQP_URL=$url RUST_LOG=warn "$producer" --queue "$queues.$1" --lines \
         >/dev/null 2>"$scratch/producer.log" ||
-        give_up "the tasks could not be published: $(cat "$scratch/producer.log")"
+        give_up "the tasks were not published: $(cat "$scratch/producer.log")"
 }
 
-# await_runner PART TASK: the number of the worker that has begun with this task.
+# await_runner PART TASK: the number of the worker that runs this task.
 await_runner() {
     local out
     await "task $2 was not started" lines 1 "[x] Received '$2 " "$scratch/$1"/out.*
@@ -400,22 +397,22 @@ await_runner() {
     echo "${out##*.}"
 }
 
-# strike PART NUMBER SIGNAL WORDS: what happens to a worker from outside, and when.
+# strike PART NUMBER SIGNAL WORDS: signals a worker, and notes when.
 strike() {
     local pid
     pid=$(cat "$scratch/$1/pid.$2")
     echo "$2 $(now) $4" >>"$scratch/$1/marks"
-    # Without stderr, on which bash would tell of a killed job.
+    # Without stderr, on which bash would report the killed job.
     {
         kill "-$3" "$pid"
         [ "$3" != KILL ] || end_of "$1" "$2"
     } 2>/dev/null
 }
 
-# finish PART COUNT: waits until so many tasks are done, ends the workers, tabulates their runs.
+# finish PART COUNT: waits until COUNT tasks are done, stops the workers, tabulates their runs.
 finish() {
     local dir=$scratch/$1 pid_file
-    await "not all tasks of this part were done" are_done "$2" "$dir"/events.*
+    await "some tasks of this part were not done" are_done "$2" "$dir"/events.*
     hint
     for pid_file in "$dir"/pid.*; do
         kill -TERM "$(cat "$pid_file")" 2>/dev/null || true
@@ -454,7 +451,7 @@ await() {
     done
 }
 
-# lines COUNT TEXT FILE...: at least so many lines have the text.
+# lines COUNT TEXT FILE...: at least COUNT lines contain TEXT.
 lines() {
     local count=$1 text=$2
     shift 2
@@ -470,9 +467,9 @@ now() {
     fi
 }
 
-# ---- what the tables say ----
+# ---- questions to the tables ----
 
-# runs PART WORKER HOW: the tasks whose runs there ended so.
+# runs PART WORKER HOW: the worker's tasks that ended like that.
 runs() {
     awk -F '\t' -v lane="worker $2" -v how="$3" '$1 == lane && $5 == how { print $2 }' \
         "$scratch/$1/table" | in_order
@@ -486,14 +483,14 @@ in_order() {
     sort -n | paste -s -d ' ' -
 }
 
-# What each worker did, by the first task, whichever worker that was.
+# The tasks of each worker, sorted by their first task.
 hands() {
     awk -F '\t' '
         $5 == "done" { hand[$1] = hand[$1] (hand[$1] == "" ? "" : " ") $2 }
         END { for (lane in hand) print hand[lane] }' "$scratch/$1/table" | sort -n | paste -s -d , - | sed 's/,/, /g'
 }
 
-# How many seconds of work each worker did.
+# Seconds of work of each worker.
 loads() {
     awk -F '\t' -v heavy=${#heavy} -v light=${#light} '
         $5 == "done" { load[$1] += $2 % 2 ? heavy : light }
@@ -513,7 +510,7 @@ greater() {
 
 # ---- claims ----
 
-# claim SENTENCE TEST...: says whether it held.
+# claim SENTENCE TEST...: prints whether the test passed.
 claim() {
     local sentence=$1
     shift
@@ -540,13 +537,13 @@ sooner() {
     awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'
 }
 
-# ---- telling and drawing ----
+# ---- output and drawing ----
 
 say() {
     printf '  %s\n' "$@"
 }
 
-# hint [WORDS]: on a terminal, what is going on, until the next hint.
+# hint [WORDS]: on a terminal, shows the progress until the next hint.
 hint() {
     [ "$terminal" = no ] || printf '\r\e[K%s' "${1:+  $1}"
 }
@@ -563,14 +560,14 @@ shell() {
     printf '    $ %-30s# %s\n' "$1" "$2"
 }
 
-# draw PART [SECONDS]: its lanes, on an axis of at least so many seconds.
+# draw PART [SECONDS]: draws its lanes, on an axis of at least SECONDS.
 draw() {
     echo
     lanes "${2:-0}" <"$scratch/$1/table"
     echo
 }
 
-# compare LABEL SECONDS LABEL SECONDS: the two as bars.
+# compare LABEL SECONDS LABEL SECONDS: draws both as bars.
 compare() {
     echo
     printf '%s\t%s s\t0\t%s\tdone\n' "$1" "$2" "$2" "$3" "$4" "$4" | lanes 0

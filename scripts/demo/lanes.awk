@@ -1,9 +1,8 @@
-# Owns the picture: a lane for each worker along a time axis, each task as long as it took.
+# Draws the table of runs.awk: a lane for each worker along a time axis, in 80 columns.
 #
-# Reads the table of runs.awk. A task that ended is drawn [4====], one that was cut [4==x, a
-# pause ...; words of a mark stand below their lane. Fits 80 columns.
-# Settings: span, the seconds that the axis covers at least, so that two pictures can be
-# compared; colour, 1 on a terminal.
+# [4====] is a task that ended, [4==x one that was interrupted, ... a pause. The words of a mark are
+# below its lane.
+# Settings: span, the shortest axis in seconds, to compare two pictures; colour, 1 on a terminal.
 
 BEGIN {
     FS = "\t"
@@ -30,7 +29,7 @@ END {
     draw_axis()
 }
 
-# Whole columns for a second as long as they fit, so that equal times look equal.
+# A second has a whole number of columns if possible, so that equal times look equal.
 function choose_scale() {
     if (last - origin > span) span = last - origin
     scale = ROOM / span
@@ -52,7 +51,7 @@ function draw_lane(number,    row, free, marks, marked) {
     for (row = 1; row <= marked; row++) draw_mark(row_of[row])
 }
 
-# Draws at least three columns, and never over the run before; returns the first free column.
+# Draws at least three columns, after the run before; returns the first free column.
 function draw_run(row, free,    from, to, colour_code, words, fill) {
     from = column(start[row])
     if (from < free) from = free
@@ -73,14 +72,14 @@ function draw_run(row, free,    from, to, colour_code, words, fill) {
 
 function draw_mark(row) {
     clear()
-    write_at(column(start[row]), "^ " task[row] given_back(lane[row]), RED)
+    write_at(column(start[row]), "^ " task[row] requeued(lane[row]), RED)
     put_line("", "|")
 }
 
-function given_back(number,    row, tasks) {
+function requeued(number,    row, tasks) {
     for (row = 1; row <= rows; row++)
         if (lane[row] == number && how[row] == "returned") tasks = tasks " " task[row]
-    return tasks == "" ? "" : ":" tasks " go back"
+    return tasks == "" ? "" : ":" tasks " requeued"
 }
 
 function draw_axis(    second, text) {

@@ -1,15 +1,15 @@
-# Owns what a part of the demo learns from its workers: a table of which task ran where and when.
+# Tabulates which task ran on which worker and when, in one part of the demo.
 #
-# Reads the files of one part, by name:
-#   out.N     what worker N printed; its k-th "Received" line names its k-th started task,
-#             because a worker with one thread starts one task after the other
-#   events.N  the events of worker N, one JSON object per line, by the task's id
-#   marks     what was done to a worker from outside: number, time, words
+# Reads these files:
+#   out.N     the output of worker N; its k-th "Received" line names its k-th started task,
+#             because a worker with one thread runs one task after the other
+#   events.N  the events of worker N, one JSON object per line, with the task's id
+#   marks     signals to a worker: number, time, words
 #
 # Prints one row for each run, tab-separated: lane, task, start, end, how it ended. The rows of a
-# lane are in order. How is the event's word (done, returned, ...), "cut" for a run without an
-# end, or "again" for one that was done after an earlier run of the same task did not end.
-# A mark is a row whose second field holds its words, and how is "mark".
+# lane are in order. How is the event's word (done, returned, ...), "cut" for a run without an end,
+# or "again" for a task that was done after an earlier run without an end. A mark is a row whose
+# second field has its words; its how is "mark".
 
 BEGIN { OFS = "\t" }
 
@@ -47,7 +47,7 @@ END {
     for (worker in mark) print "worker " worker, mark[worker], struck[worker], struck[worker], "mark"
 }
 
-# The next task may start before the end of the last is noted, so a run is found by its task.
+# Finds a run by its task, because a task may start before the last one's end is noted.
 function note(event, task, time) {
     if (event == "started") {
         name[task] = heard[worker, ++begun[worker]]
