@@ -280,7 +280,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         ],
     ),
     ("Blocked standard error", &["a_standard_error_that_nobody_reads_stops_no_heartbeats"]),
-    ("All consumers return", &["row_15_cut_connections_are_replaced_with_all_their_consumers"]),
+    ("All consumers resume", &["row_15_cut_connections_are_replaced_with_all_their_consumers"]),
     (
         "Stale deliveries",
         &[
