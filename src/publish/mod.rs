@@ -27,13 +27,12 @@ use crate::util::shutdown::Shutdown;
 /// Puts tasks on one queue, each mandatory and confirmed by the broker.
 ///
 /// [`publish`](Producer::publish) is for one task. For many, [`send`](Producer::send) keeps a
-/// window of them in flight, and every task handed in comes back in exactly one [`Receipt`],
+/// window of them in flight, and each task that is sent comes back in exactly one [`Receipt`],
 /// from `send` or from [`flush`](Producer::flush).
 ///
-/// When the connection dies, a new one is made, and what was not confirmed is published again
-/// under the same message id: a task may then be on the queue twice, and is never silently lost.
-/// A task that the broker refuses (nack) is published again, too, until its timeout; tasks that
-/// were handed in later may overtake it.
+/// A producer whose connection dies connects again, and publishes the unconfirmed tasks again under
+/// the same message ids: a task may then be on the queue twice, and is never silently lost. A task
+/// that the broker refuses (nack) is published again until its timeout. Later tasks may overtake it.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), rabbit_work::Error> {
@@ -41,7 +40,7 @@ use crate::util::shutdown::Shutdown;
 ///
 /// let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
 /// let mut producer = Producer::new(&broker, &Queue::new("task_queue"));
-/// producer.connect()?; // or each task would wait for the broker in its turn
+/// producer.connect()?; // Otherwise each task would wait for the broker in its turn.
 /// let mut receipts = Vec::new();
 /// for n in 0..1000 {
 ///     receipts.extend(producer.send(Task::new(format!("task {n}"))));
@@ -69,12 +68,12 @@ pub struct Receipt {
     pub outcome: Outcome,
 }
 
-/// The call that handed a task in, which is the one to return its outcome.
+/// The call that took a task. It says how the caller learns the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ticket {
     /// [`Producer::publish`], which has one task in flight at most.
     Publish,
-    /// [`Producer::send`], with a receipt.
+    /// [`Producer::send`], whose tasks each have a receipt.
     Send,
 }
 
@@ -87,7 +86,8 @@ impl Producer {
         Producer { publisher, queue: queue.clone(), receipts: Vec::new() }
     }
 
-    /// Sets how many tasks may be in flight; they may also have 8 MiB together.
+    /// Sets how many tasks may be in flight. Together they have at most 8 MiB, unless one task is
+    /// larger.
     /// Default: 1000 tasks.
     #[must_use]
     pub fn window(mut self, tasks: usize) -> Producer {
@@ -95,15 +95,15 @@ impl Producer {
         self
     }
 
-    /// Sets how long each task is tried, from when it was handed in. Default: 30 s.
+    /// Sets how long each task is tried, from the call that takes it. Default: 30 s.
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Producer {
         self.publisher.set_timeout(limit);
         self
     }
 
-    /// Ends its waits with this shutdown: a stop ends [`connect`](Producer::connect); an
-    /// [abort](crate::Trigger::abort) ends every wait, and what is in flight then is
+    /// Has this shutdown end the waits. A stop ends [`connect`](Producer::connect). An
+    /// [abort](crate::Trigger::abort) ends every wait, and each task in flight is
     /// [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
     #[must_use]
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Producer {
@@ -111,11 +111,11 @@ impl Producer {
         self
     }
 
-    /// Connects and declares the queue, where that has not been done yet.
+    /// Connects and declares the queue, unless that is done already.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when no broker was reached within the timeout; at once, whatever
-    /// a person has to act on: [`Error::LoginRefused`], [`Error::VhostRefused`],
+    /// [`Error::Unreachable`] when no broker was reached within the timeout. At once, those that
+    /// only a person can fix: [`Error::LoginRefused`], [`Error::VhostRefused`],
     /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`],
     /// [`Error::InvalidSetting`].
     ///
@@ -128,14 +128,14 @@ impl Producer {
     /// Publishes one task and waits until the broker has confirmed it. Returns its id.
     ///
     /// # Errors
-    /// As [`connect`](Producer::connect); [`Error::NotConfirmed`] when the broker refused or
-    /// returned the task or did not answer in time; [`Error::InvalidSetting`] for a task that
+    /// Those of [`connect`](Producer::connect). [`Error::NotConfirmed`] when the broker refused or
+    /// returned the task or did not answer in time. [`Error::InvalidSetting`] for a task that
     /// AMQP cannot carry.
     ///
     /// # Blocking
-    /// At most for the timeout to connect and the timeout again to publish. To be called when
-    /// nothing else is in flight; receipts of earlier [`send`](Producer::send)s are kept for
-    /// the next [`flush`](Producer::flush).
+    /// At most for the timeout to connect and the timeout again to publish. It waits for the tasks
+    /// of earlier [`send`](Producer::send)s as well, and keeps their receipts for the next
+    /// [`flush`](Producer::flush).
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
         self.validate(&task)?;
         self.connect()?;
@@ -153,12 +153,12 @@ impl Producer {
         }
     }
 
-    /// Publishes a task without waiting for its confirm, and returns the receipts that have
-    /// come in, of this task or others.
+    /// Publishes a task without waiting for its confirm. Returns the receipts that have come in, of
+    /// this task or others.
     ///
     /// # Blocking
-    /// While the window is full, the broker blocks publishers or refuses a task, or the connection
-    /// is being made again; at most until the oldest task in flight is out of time.
+    /// While the window is full, the broker blocks publishers or refuses tasks, or there is no
+    /// connection. At most until the oldest task in flight is out of time.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
         match self.validate(&task) {
@@ -171,8 +171,8 @@ impl Producer {
         self.take_receipts()
     }
 
-    /// Waits until every task that was handed in has its receipt, and returns those that had
-    /// not been returned yet.
+    /// Waits until every task that was sent has its receipt. Returns the receipts that no earlier
+    /// call gave out.
     ///
     /// # Blocking
     /// At most for the timeout.
@@ -221,7 +221,7 @@ impl Producer {
 }
 
 impl Drop for Producer {
-    /// Closes the connection; waits for the broker, at most the close limit.
+    /// Closes the connection. Waits for the broker, at most the close limit.
     fn drop(&mut self) {
         self.publisher.close();
     }
