@@ -205,6 +205,26 @@ fn reconnect_at(now: Instant, retry_at: Instant, deadline: Instant) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::queue::Queue;
+    use crate::publish::config::Limits;
+
+    #[test]
+    fn a_fatal_error_lasts_for_its_pause_or_until_somebody_asks_again() {
+        let broker = "amqp://localhost".parse().expect("a URL");
+        let limits = Limits { window: 1, timeout: Duration::from_secs(1) };
+        let config = PublisherConfig::new(&broker, &Queue::new("q"), limits);
+        let mut connector = Connector::new(&config);
+        connector.pause();
+        connector.set_fatal("no such login".into());
+        connector.expire_fatal();
+        assert_eq!(connector.fatal(), Some("no such login"));
+        connector.forget_fatal();
+        assert_eq!((connector.fatal(), connector.retry_at), (None, None));
+        connector.set_fatal("no such login".into());
+        connector.retry_at = Some(Instant::now());
+        connector.expire_fatal();
+        assert_eq!(connector.fatal(), None);
+    }
 
     #[test]
     fn a_task_is_tried_once_more_before_its_time_ends() {
