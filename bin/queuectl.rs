@@ -333,8 +333,7 @@ fn check(broker: &Broker, queue: &Queue) -> Exit {
 
 fn exit_for(error: &Error) -> Exit {
     match error {
-        Error::Blocked { .. } => Exit::Failed,
-        Error::QueueRefused { text, .. } if text.contains("no such queue") => Exit::Failed,
+        Error::Blocked { .. } | Error::QueueMissing { .. } => Exit::Failed,
         error => Exit::from(error),
     }
 }

@@ -92,7 +92,8 @@ impl Inspector {
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] when the name leaves no room for the queues beside the queue;
-    /// [`Error::QueueRefused`] when there is no such queue or it may not be used;
+    /// [`Error::QueueMissing`] when there is no such queue; [`Error::QueueRefused`] when it may not
+    /// be used;
     /// [`Error::Unreachable`], [`Error::LoginRefused`], [`Error::VhostRefused`],
     /// [`Error::Tls`] when there is no connection to be had; [`Error::SessionLost`] when it is
     /// lost.
@@ -245,7 +246,7 @@ impl Inspector {
         };
         match asked {
             // Whether it may be consumed is another question.
-            Ok(_) | Err(Error::QueueRefused { .. }) => Ok(""),
+            Ok(_) | Err(Error::QueueRefused { .. } | Error::QueueMissing { .. }) => Ok(""),
             Err(error) => Err(error),
         }
     }
@@ -522,5 +523,5 @@ impl fmt::Debug for Inspector {
 }
 
 pub(crate) fn missing(queue: &str) -> Error {
-    Error::QueueRefused { queue: queue.into(), text: "there is no such queue".into() }
+    Error::QueueMissing { queue: queue.into(), text: "there is no such queue".into() }
 }

@@ -10,6 +10,7 @@ use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::message::publish_to;
 pub(crate) use crate::amqp::publish_events::{PublishEvents, Reach, Returned, Verdict};
+use crate::amqp::reply_text::is_invalid_argument;
 use crate::amqp::subscription::take_apart;
 pub(crate) use crate::amqp::subscription::{
     Acks, Incoming, Left, Received, Settlement, Subscription, Unsettled,
@@ -156,7 +157,7 @@ impl Channel {
                 arrived.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
             }
             Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
-                if text.contains(PRIORITY) =>
+                if is_invalid_argument(&text, PRIORITY) =>
             {
                 Ok(())
             }

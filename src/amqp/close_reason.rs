@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use crate::amqp::guard::LimitExceeded;
-use crate::amqp::reply_text::explain_mismatch;
+use crate::amqp::reply_text::{self, explain_mismatch};
 #[cfg(feature = "tls")]
 use crate::amqp::tls::{self, HandshakeFailure};
 use crate::model::address_order::Failure;
@@ -84,7 +84,7 @@ impl CloseReason {
     /// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
     pub(crate) fn is_delivery_timeout(&self) -> bool {
         matches!(self, CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }
-            if text.contains("delivery acknowledgement") && text.contains("timed out"))
+            if reply_text::is_delivery_timeout(text))
     }
 
     /// Whether the broker closed the channel or the connection for something that is over with
@@ -95,16 +95,15 @@ impl CloseReason {
         };
         match *code {
             PRECONDITION_FAILED => {
-                self.is_delivery_timeout()
-                    || text.starts_with("PRECONDITION_FAILED - unknown delivery tag")
+                reply_text::is_delivery_timeout(text) || reply_text::is_unknown_delivery_tag(text)
             }
-            // The queue is there, and its node or its process is not, or does not answer.
-            NOT_FOUND => !text.starts_with("NOT_FOUND - no "),
+            // The queue exists, but its node or its process is down, or does not answer.
+            NOT_FOUND => !reply_text::is_no_queue(text),
             _ => false,
         }
     }
 
-    /// Whether there is no queue of the name. One that is down is there.
+    /// Whether the queue does not exist. One that is down exists.
     pub(crate) fn is_not_there(&self) -> bool {
         matches!(self, CloseReason::ChannelClosed { code: NOT_FOUND, .. }) && !self.is_transient()
     }
@@ -118,7 +117,7 @@ impl CloseReason {
     /// (<https://www.rabbitmq.com/docs/deprecated-features>).
     fn is_feature_denied(&self) -> bool {
         matches!(self, CloseReason::ConnectionClosed { code: INTERNAL_ERROR, text }
-            if text.contains("not permitted"))
+            if reply_text::is_feature_denied(text))
     }
 
     /// Whether queues of this type cannot do what was asked, as a stream cannot be purged: the
@@ -127,15 +126,12 @@ impl CloseReason {
         matches!(self, CloseReason::ConnectionClosed { code: NOT_IMPLEMENTED, .. })
     }
 
-    /// The largest body the broker takes, where it refused one for its size: RabbitMQ says
-    /// "message size 200 is larger than configured max size 100".
+    /// The largest body that the broker accepts, if it refused one for its size.
     pub(crate) fn size_limit(&self) -> Option<usize> {
         let CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text } = self else {
             return None;
         };
-        let after = text.split("larger than").nth(1)?;
-        let digits = after.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty())?;
-        digits.parse().ok()
+        reply_text::size_limit(text)
     }
 
     /// What a person can do about it, where there is more to say than the cause itself.
@@ -249,14 +245,17 @@ impl Error {
     pub(crate) fn from_queue_use(queue: &str, address: &str, cause: CloseReason) -> Error {
         match cause {
             cause if cause.is_transient() => Error::session_lost(address, cause),
+            CloseReason::ChannelClosed { code: NOT_FOUND, text } => {
+                Error::QueueMissing { queue: queue.into(), text }
+            }
             CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text }
-                if text.contains("inequivalent arg") =>
+                if reply_text::is_mismatch(&text) =>
             {
                 Error::QueueMismatch { queue: queue.into(), text: explain_mismatch(&text) }
             }
             CloseReason::ConnectionClosed { text, .. }
             | CloseReason::ChannelClosed {
-                code: NOT_FOUND | ACCESS_REFUSED | RESOURCE_LOCKED | PRECONDITION_FAILED,
+                code: ACCESS_REFUSED | RESOURCE_LOCKED | PRECONDITION_FAILED,
                 text,
             } => Error::QueueRefused { queue: queue.into(), text },
             cause => Error::session_lost(address, cause),
@@ -328,16 +327,6 @@ mod tests {
     }
 
     #[test]
-    fn the_size_limit_is_read_from_the_refusal() {
-        let text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100";
-        assert_eq!(channel_closed(text).size_limit(), Some(100));
-        assert_eq!(
-            channel_closed("PRECONDITION_FAILED - unknown delivery tag 3").size_limit(),
-            None
-        );
-    }
-
-    #[test]
     fn a_mismatch_names_both_sides() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': \
                     received 'false' but current is 'true'";
@@ -364,7 +353,8 @@ mod tests {
         let closed = |code, text: &str| CloseReason::ChannelClosed { code, text: text.into() };
         for name in ["food-delivery", "home node ", "unknown delivery tag"] {
             let missing = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
-            assert!(!Error::from_queue_use(name, "h", closed(404, &missing)).is_transient());
+            let missing = Error::from_queue_use(name, "h", closed(404, &missing));
+            assert!(matches!(missing, Error::QueueMissing { .. }) && !missing.is_transient());
             let other = format!("PRECONDITION_FAILED - inequivalent arg 'x' for queue '{name}'");
             assert!(!Error::from_queue_use(name, "h", closed(406, &other)).is_transient());
         }

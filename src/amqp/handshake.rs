@@ -11,6 +11,7 @@ use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{ACCESS_REFUSED, CloseReason, NOT_ALLOWED, NOT_FOUND};
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::heartbeat::Heartbeat;
+use crate::amqp::reply_text::is_connection_limit;
 use crate::amqp::transport::{PeerState, Stream};
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
@@ -150,7 +151,7 @@ impl Handshake<'_> {
                 Refused::Lasting(Error::setting("auth_mechanism", reason))
             }
             // Of the virtual host, of the user or of the node: other connections may close.
-            CloseReason::ConnectionClosed { ref text, .. } if text.contains("connection limit") => {
+            CloseReason::ConnectionClosed { ref text, .. } if is_connection_limit(text) => {
                 Refused::Transient(cause)
             }
             CloseReason::ConnectionClosed {

@@ -1,4 +1,4 @@
-//! Owns [`Error`]: what can go wrong, as far as a person or a program can act on it.
+//! [`Error`]: what can go wrong, as far as a person or a program can act on it.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -58,10 +58,19 @@ pub enum Error {
     QueueMismatch {
         /// The queue.
         queue: String,
-        /// The broker's own words, both sides named as far as it tells.
+        /// What differs, as far as the broker says.
         text: String,
     },
-    /// The broker refused the use of the queue: missing, exclusive to another, no permission.
+    /// The queue does not exist.
+    #[non_exhaustive]
+    QueueMissing {
+        /// The queue.
+        queue: String,
+        /// Why it is known, in the broker's own words if it gave any.
+        text: String,
+    },
+    /// The broker refused the use of the queue: it is exclusive to another connection, or the user
+    /// has no permission.
     #[non_exhaustive]
     QueueRefused {
         /// The queue.
@@ -129,12 +138,6 @@ impl Error {
         )
     }
 
-    /// Whether no broker of the list could be reached.
-    #[must_use]
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Error::Unreachable { .. })
-    }
-
     /// This error and its sources in one line, outermost first.
     #[must_use]
     pub fn chain(&self) -> String {
@@ -168,7 +171,7 @@ impl Error {
 pub(crate) const STREAM: &str =
     "it is a stream, and the tasks of a stream stay in it; use a classic or a quorum queue";
 
-/// How [`explain_mismatch`] begins where the queue is a stream.
+/// How the text of a mismatch begins if the queue is a stream.
 const STREAM_THERE: &str = "x-queue-type is stream there";
 
 impl fmt::Display for Error {
@@ -201,7 +204,7 @@ impl fmt::Display for Error {
                 "queue '{queue}' exists with other arguments: {text}; declare it the same way, \
                  use it without declaring it, or take another name"
             ),
-            Error::QueueRefused { queue, text } => {
+            Error::QueueMissing { queue, text } | Error::QueueRefused { queue, text } => {
                 write!(f, "the broker refused the use of queue '{queue}': {text}")
             }
             Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),

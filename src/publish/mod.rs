@@ -116,7 +116,7 @@ impl Producer {
     /// # Errors
     /// [`Error::Unreachable`] when no broker was reached within the timeout. At once, those that
     /// only a person can fix: [`Error::LoginRefused`], [`Error::VhostRefused`],
-    /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`],
+    /// [`Error::QueueMissing`], [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`],
     /// [`Error::InvalidSetting`].
     ///
     /// # Blocking

@@ -5,7 +5,7 @@ use std::fmt;
 use log::info;
 
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
-use crate::amqp::reply_text::read_mismatch;
+use crate::amqp::reply_text::{is_invalid_argument, is_mismatch, read_mismatch};
 use crate::model::queue::{
     Argument, Arguments, Durability, Queue, QueueDeclaration, QueueType, Target,
 };
@@ -124,7 +124,7 @@ pub(crate) fn check_may_declare(
     let declaration = declaration.with_type(QueueType::Classic);
     match channel.ask(channels, |channel| channel.declare(&declaration)) {
         Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
-            if text.contains(EXPIRES) || text.contains("inequivalent arg") =>
+            if is_invalid_argument(&text, EXPIRES) || is_mismatch(&text) =>
         {
             Ok(())
         }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use log::{info, warn};
 
 use crate::amqp::close_reason::CloseReason;
+use crate::amqp::reply_text::refusing_queue_type;
 use crate::model::queue::{Argument, Durability, Queue, QueueDeclaration, Target};
 use crate::topology::admin_channel::{AdminChannel, Channels};
 use crate::topology::declare::{Comparison, compare};
@@ -45,8 +46,7 @@ pub(crate) fn ask_default_type(
 }
 
 fn read_default_type(text: &str) -> DefaultType {
-    let named = text.rsplit_once(" of queue type ").map(|(_, name)| name);
-    match named {
+    match refusing_queue_type(text) {
         Some("rabbit_quorum_queue") => DefaultType::Quorum,
         Some("rabbit_stream_queue") => DefaultType::Stream,
         _ => DefaultType::Other,

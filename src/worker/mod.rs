@@ -207,8 +207,8 @@ impl Worker {
     /// # Errors
     /// [`Error::InvalidSetting`] for settings that do not fit. On the first connection,
     /// whatever a person has to act on: [`Error::LoginRefused`], [`Error::VhostRefused`],
-    /// [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`]. Later only
-    /// [`Error::Poisoned`], and with [`no_reconnect`](Worker::no_reconnect) whatever ended the
+    /// [`Error::QueueMissing`], [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`].
+    /// Later only [`Error::Poisoned`], and with [`no_reconnect`](Worker::no_reconnect) whatever ended the
     /// session; [`last_summary`](Worker::last_summary) tells what was done until then.
     ///
     /// # Blocking

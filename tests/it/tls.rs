@@ -299,7 +299,7 @@ fn a_tls_handshake_that_is_never_answered_ends_within_its_limit_or_at_a_signal()
     running.signal("TERM");
     let output = running.wait(SOON);
 
-    assert!(error.is_unreachable(), "{error}");
+    assert!(matches!(error, rabbit_work::Error::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("waiting for the handshake"), "{error}");
     assert!(until_given_up < Duration::from_secs(5), "{until_given_up:?}");
     output.assert_code(0);
