@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use crate::amqp::guard::LARGEST_FRAME;
 
 /// The start of what is written to a broker: the protocol header, then the start-ok, which gets
-/// our properties. All else passes unchanged, as does a first frame that is no start-ok.
+/// our properties. All else passes unchanged, and so does a first frame that is not a start-ok.
 #[derive(Debug, Default)]
 pub(crate) struct Opening {
     stage: Stage,
@@ -19,8 +19,8 @@ pub(crate) struct Opening {
 enum Stage {
     #[default]
     Header,
-    /// What came of the first frame. It is not written before all of it is here.
-    Gathering(Vec<u8>),
+    /// What came of the first frame. It is written after all of it has come.
+    Collecting(Vec<u8>),
     /// The first frame as it is to be written, and how many bytes of the caller's it ends with.
     Writing {
         frame: Vec<u8>,
@@ -46,9 +46,9 @@ const START_OK: [u8; 4] = [0, 10, 0, 11];
 const FRAME_END: u8 = 0xCE;
 
 impl Opening {
-    /// Writes the next bytes to `line`, and returns how many of them are dealt with. The last
-    /// bytes of the start-ok are dealt with when all of the completed one is written: the caller
-    /// does not come again for what it takes for written.
+    /// Writes the next bytes to `line`, and returns how many of them are done. The last bytes of the
+    /// start-ok are done when all of the completed one is written: the caller does not offer again
+    /// what it takes for written.
     pub(crate) fn write(&mut self, bytes: &[u8], line: &mut impl Write) -> io::Result<usize> {
         loop {
             match &mut self.stage {
@@ -56,11 +56,11 @@ impl Opening {
                     let length = line.write(&bytes[..bytes.len().min(HEADER - self.written)])?;
                     self.written += length;
                     if self.written == HEADER {
-                        *self = Opening { stage: Stage::Gathering(Vec::new()), written: 0 };
+                        *self = Opening { stage: Stage::Collecting(Vec::new()), written: 0 };
                     }
                     return Ok(length);
                 }
-                Stage::Gathering(came) => {
+                Stage::Collecting(came) => {
                     let before = came.len();
                     came.extend_from_slice(bytes);
                     let Some(length) = length_of_frame(came) else { return Ok(bytes.len()) };

@@ -1,5 +1,5 @@
-//! Owns why a connection, a channel or a consumer ended: the client library's and the broker's
-//! reasons, read once, in words and kinds that the rest of the crate can decide on.
+//! Why a connection, a channel or a consumer ended: the client library's and the broker's reasons, in
+//! kinds that the rest of the crate can decide on.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -28,21 +28,20 @@ pub(crate) enum CloseReason {
     NoSuchLogin(String),
     /// Nothing came from the broker for two heartbeat intervals.
     HeartbeatMissed,
-    /// What came is not an AMQP frame that the client library can parse, or larger or deeper than
-    /// any that is taken; in words.
+    /// What came is not an AMQP frame that the client library can parse, or exceeds one of our
+    /// limits; in words.
     Malformed(String),
-    /// The system, or our own watch on heartbeats, gave a read up; in words.
+    /// A read failed because the broker was silent for too long; in words.
     Unheard(String),
-    /// A wait of ours passed its limit, and the socket was aborted for it.
+    /// A call passed its limit, and the socket was shut under it.
     TimedOut { doing: &'static str, limit: Duration },
     /// The broker allows no further channel on this connection.
     NoChannelLeft,
     /// The certificate, or the other end, did not pass the TLS handshake.
     Tls(String),
-    /// The client library's I/O thread is gone, and with it the connection, which alone knows
-    /// why.
+    /// The client library's I/O thread has ended. Only closing the connection returns why.
     Disconnected,
-    /// Anything else that ends a connection; worth trying again.
+    /// Anything else that ends a connection. Worth trying again.
     Lost(String),
 }
 
@@ -55,12 +54,12 @@ pub(crate) const NOT_IMPLEMENTED: u16 = 540;
 pub(crate) const INTERNAL_ERROR: u16 = 541;
 
 impl CloseReason {
-    /// The broker's own words, where it has closed the connection.
+    /// The broker has closed the connection with this code and text.
     pub(crate) fn closed_with((code, text): &(u16, String)) -> CloseReason {
         CloseReason::ConnectionClosed { code: *code, text: in_one_line(text) }
     }
 
-    /// What it means for the address that it happened at.
+    /// What it means for the address at which it happened.
     pub(crate) fn failure(&self) -> Failure {
         match self {
             CloseReason::HeartbeatMissed
@@ -70,7 +69,7 @@ impl CloseReason {
         }
     }
 
-    /// Whether the connection outlives this: it took a channel or a consumer only.
+    /// Whether the connection outlives this: only a channel or a consumer ended.
     pub(crate) fn is_channel_error(&self) -> bool {
         matches!(
             self,
@@ -87,8 +86,8 @@ impl CloseReason {
             if reply_text::is_delivery_timeout(text))
     }
 
-    /// Whether the broker closed the channel or the connection for something that is over with
-    /// it, or that passes: not for what it was asked to use.
+    /// Whether the cause ended with the channel or the connection, or may pass: the broker did not
+    /// refuse what it was asked to use.
     pub(crate) fn is_transient(&self) -> bool {
         let CloseReason::ChannelClosed { code, text } = self else {
             return !self.is_feature_denied() && !self.is_not_implemented();
@@ -134,7 +133,7 @@ impl CloseReason {
         reply_text::size_limit(text)
     }
 
-    /// What a person can do about it, where there is more to say than the cause itself.
+    /// What a person can do about it, if there is more to say than the cause itself.
     pub(crate) fn advice(&self) -> Option<&'static str> {
         if self.is_delivery_timeout() {
             return Some(
@@ -144,7 +143,7 @@ impl CloseReason {
         }
         match self {
             CloseReason::ConsumerCancelled => {
-                // RabbitMQ 4.3 gives no reason, and cancels consumers of quorum queues for that.
+                // RabbitMQ 4.3 cancels consumers of quorum queues for late acks, without a reason.
                 Some(
                     "the queue was deleted or moved, or a task ran longer than the broker waits \
                      for an ack: raise consumer_timeout in rabbitmq.conf, or make the task shorter",
@@ -228,9 +227,9 @@ impl From<amiquip::Error> for CloseReason {
     }
 }
 
-/// What a close means for somebody who can act on it.
+/// What a close means for a person who can act on it.
 impl Error {
-    /// Whether the session died of bytes that the client library could not parse.
+    /// Whether the session ended at bytes that the client library could not parse.
     pub(crate) fn is_malformed(&self) -> bool {
         let Error::SessionLost { source, .. } = self else { return false };
         matches!(source.downcast_ref(), Some(CloseReason::Malformed(_)))
@@ -240,8 +239,8 @@ impl Error {
         Error::SessionLost { address: address.into(), source: Box::new(cause) }
     }
 
-    /// What the end of a channel means for the use of `queue`: a refusal that a person has to
-    /// act on, or a lost session.
+    /// What the end of a channel means for the use of `queue`: a refusal that a person has to act on,
+    /// or a lost session.
     pub(crate) fn from_queue_use(queue: &str, address: &str, cause: CloseReason) -> Error {
         match cause {
             cause if cause.is_transient() => Error::session_lost(address, cause),
@@ -366,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_by_itself_is_transient() {
+    fn only_a_cause_that_may_pass_is_transient() {
         assert!(Error::session_lost("h", CloseReason::HeartbeatMissed).is_transient());
         assert!(
             !Error::from_queue_use(

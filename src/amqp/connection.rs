@@ -22,17 +22,17 @@ use crate::util::deadline::deadline_after;
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
 pub(crate) struct Connection {
-    /// `None` once it is being closed. Whoever it is lent to has the same.
+    /// `None` once it is being closed. A lent connection shares it.
     inner: Arc<Mutex<Option<amiquip::Connection>>>,
     /// Disconnects when the client library's I/O thread ends, whatever the cause.
     notices: Receiver<ConnectionBlockedNotification>,
     guard: CallGuard,
-    /// Ends with the connection; `None` where that is lent.
+    /// Ends with the connection; `None` if that is lent.
     watchdog: Option<Watchdog>,
     heartbeat: Heartbeat,
     peer_state: Arc<PeerState>,
     address: String,
-    /// The address that its host name stands for.
+    /// The IP address and the port.
     peer: String,
     failures: Failures,
     limits: Limits,
@@ -83,8 +83,8 @@ impl Connection {
         })
     }
 
-    /// The same connection for another thread, to open channels on. It ends with the owner's alone,
-    /// and the owner alone gets its notices: each comes to one receiver only.
+    /// The same connection for another thread, to open channels on. Only the owner ends it, and only
+    /// the owner gets its notices, because each notice reaches a single receiver.
     pub(crate) fn lend(&self) -> Connection {
         Connection {
             inner: Arc::clone(&self.inner),
@@ -108,12 +108,13 @@ impl Connection {
         self.watchdog.is_none()
     }
 
-    /// What is to be ended; `None` where the connection is lent, or has been ended.
+    /// What has to be ended; `None` if the connection is lent or has ended.
     fn take(&self) -> Option<amiquip::Connection> {
         if self.is_lent() { None } else { self.lock().take() }
     }
 
-    /// Opens a channel. Waits for the broker, at most the call limit, and for others that do.
+    /// Opens a channel. Waits for the broker, at most the call limit, and for other threads that open
+    /// one.
     pub(crate) fn open_channel(&self) -> Result<Channel, CloseReason> {
         let guard = self.guard.clone();
         let mut held = self.lock();
@@ -144,22 +145,22 @@ impl Connection {
         self.limits.call
     }
 
-    /// What its broker said, also when the connection has ended.
+    /// What its broker said; still readable after the connection has ended.
     pub(crate) fn peer_state(&self) -> Arc<PeerState> {
         Arc::clone(&self.peer_state)
     }
 
-    /// The largest frame that was agreed upon.
+    /// The largest frame that we and the broker agreed on.
     pub(crate) fn largest_frame(&self) -> usize {
-        let told = self.peer_state.frame.get().filter(|frame| **frame > 0);
-        told.map_or(LARGEST_FRAME, |frame| LARGEST_FRAME.min(*frame)) as usize
+        let proposed = self.peer_state.frame.get().filter(|frame| **frame > 0);
+        proposed.map_or(LARGEST_FRAME, |frame| LARGEST_FRAME.min(*frame)) as usize
     }
 
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    /// The broker's version, major and minor, where it tells.
+    /// The broker's version, major and minor, if it states one.
     pub(crate) fn broker_version(&self) -> Option<(u32, u32)> {
         let held = self.lock();
         let properties = held.as_ref()?.server_properties();
@@ -168,8 +169,9 @@ impl Connection {
         Some((parts.next()?, parts.next()?))
     }
 
-    /// Closes a live connection in order. Every channel must have been closed before: what is
-    /// still queued on one is discarded without an error (amiquip 0.4.2 io_loop/mod.rs:768).
+    /// Closes a live connection in order. Every channel must have been closed before: the client
+    /// library discards without an error what is still queued on one (amiquip 0.4.2
+    /// io_loop/mod.rs:768).
     /// Waits for the broker, at most the close limit.
     pub(crate) fn close(self) -> Result<(), CloseReason> {
         let Some(inner) = self.take() else { return Ok(()) };
@@ -182,8 +184,8 @@ impl Connection {
         closed.map_err(|error| guard.cause().unwrap_or_else(|| error.into()))
     }
 
-    /// Ends a connection on which something failed, in the way that the cause allows, and tells
-    /// the cause as well as it is known.
+    /// Ends a connection on which something failed: closes it after a channel error, and aborts it
+    /// otherwise. Returns the cause as well as it is known.
     pub(crate) fn end(self, cause: Option<CloseReason>) -> CloseReason {
         match cause {
             Some(cause) if cause.is_channel_error() => {
@@ -196,11 +198,11 @@ impl Connection {
         }
     }
 
-    /// Ends a connection that is dead, dying or not to be trusted, and tells why it died, as
-    /// far as `known` and the client library can say. Takes milliseconds, at most some seconds.
+    /// Ends a connection that is dead or cannot be trusted. Returns why it died, as far as `known` and
+    /// the client library can say. Takes milliseconds, at most some seconds.
     ///
-    /// Nothing is asked of the I/O thread before it has ended: a request that meets the broker's
-    /// close makes it panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
+    /// It asks nothing of the I/O thread before that has ended: a request that meets the broker's
+    /// close makes the thread panic, and the reason is lost (amiquip 0.4.2 io_loop/mod.rs:447).
     fn abort(self, known: Option<CloseReason>) -> CloseReason {
         let Some(inner) = self.take() else {
             return known.unwrap_or_else(|| CloseReason::Lost("the connection is closed".into()));

@@ -1,7 +1,7 @@
-//! Owns when a broker was last heard, and how much of it: a process that stood still (SIGSTOP, a
-//! frozen container) must not go on as if no time had passed, for by then the broker has given
-//! everything to others; and what is still coming is not drained. A suspended machine is not
-//! noticed: its clock stands still, too.
+//! Records when a broker was last heard, and how many bytes came from it. A process that was stopped
+//! (SIGSTOP, a frozen container) must not go on as if no time had passed: by then the broker has
+//! requeued its tasks. And a drain has to know whether something is still coming. A suspended
+//! machine is not noticed, because its clock stops with it.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub(crate) struct Heartbeat {
     begun: Instant,
-    /// The longest silence, as with heartbeats, in milliseconds; 0 without them.
+    /// The longest silence that heartbeats allow, in milliseconds; 0 without heartbeats.
     limit: Arc<AtomicU64>,
     /// In milliseconds from `begun`; 0 until silence counts.
     heard: Arc<AtomicU64>,
@@ -20,13 +20,13 @@ pub(crate) struct Heartbeat {
 }
 
 /// Whether so many bytes in so long a time are more than heartbeats, which have 8 bytes each and
-/// come twice a second at the most.
+/// come at most twice a second.
 pub(crate) fn are_more_than_heartbeats(bytes: u64, time: Duration) -> bool {
     bytes > time.as_secs().saturating_add(1).saturating_mul(32)
 }
 
 impl Heartbeat {
-    /// Of a connection on which we ask for a heartbeat after so many seconds, or for none with 0.
+    /// For a connection on which we ask for a heartbeat of so many seconds, or for none with 0.
     pub(crate) fn new(heartbeat: u16) -> Heartbeat {
         Heartbeat {
             begun: Instant::now(),
@@ -36,12 +36,12 @@ impl Heartbeat {
         }
     }
 
-    /// The broker has proposed this heartbeat; the shorter one is agreed upon.
+    /// The broker has proposed this heartbeat; the shorter one applies.
     pub(crate) fn agree(&self, proposed: u16) {
         self.limit.fetch_min(limit_of(proposed), Ordering::Relaxed);
     }
 
-    /// From now on silence counts: heartbeats have been agreed upon.
+    /// Silence counts from now on: heartbeats have been agreed on.
     pub(crate) fn start(&self) {
         self.heard.store(self.now(), Ordering::Release);
     }
@@ -57,7 +57,7 @@ impl Heartbeat {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// So much came from the broker, which is an error where it comes too late.
+    /// So many bytes came from the broker. An error if they came too late.
     pub(crate) fn record_read(&self, bytes: usize) -> io::Result<()> {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.is_stale() {

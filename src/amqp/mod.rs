@@ -1,4 +1,4 @@
-//! The only code that knows amiquip, mio and TLS: connect, call with a limit, close with a reason.
+//! The only code that knows amiquip, mio and TLS: connects, calls with a limit, closes with a reason.
 
 pub(crate) mod call_timeout;
 pub(crate) mod channel;

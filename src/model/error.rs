@@ -97,8 +97,8 @@ pub enum Error {
         /// Why there was no answer.
         source: Box<Error>,
     },
-    /// Each session that takes from the queue dies of bytes that the client library cannot parse,
-    /// most likely of a message in it.
+    /// Each session that takes from the queue ends at bytes that the client library cannot parse,
+    /// most likely a message in the queue.
     #[non_exhaustive]
     Poisoned {
         /// The queue.
@@ -110,8 +110,7 @@ pub enum Error {
         /// What became of it.
         outcome: Outcome,
     },
-    /// The broker takes no publishes at present. It will pass when the broker has memory or disk
-    /// again.
+    /// The broker takes no publishes at present. It takes them again when it has memory and disk.
     #[non_exhaustive]
     Blocked {
         /// The broker's own words.
@@ -126,7 +125,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later with nothing changed on this side.
+    /// Whether the same call may succeed later without a change on our side.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(
@@ -215,11 +214,10 @@ impl fmt::Display for Error {
             ),
             Error::Poisoned { queue } => write!(
                 f,
-                "each session that takes from queue '{queue}' dies of bytes that cannot be \
-                 parsed: most likely a message whose routing key, or a name in it, is not UTF-8, or \
-                 whose headers are nested too deep; remove it with another client, such as the \
-                 management page's Get messages, then start again. Where there is none, what \
-                 answers is no RabbitMQ of 3.10 to 4.3"
+                "queue '{queue}' holds a message this client cannot parse: its routing key, or a \
+                 name in it, is not UTF-8, or its headers are nested too deep; remove it with \
+                 another client, such as the management page's Get messages, then restart. If the \
+                 queue holds no such message, the broker is not RabbitMQ 3.10 to 4.3"
             ),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),
