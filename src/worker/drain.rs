@@ -1,5 +1,5 @@
-//! Owns how a worker knows that there is nothing left to do: looks once a second, and only while
-//! nothing that the session took is unsettled.
+//! Finds out when a worker has nothing left to do: checks the queue and its delay queues once a
+//! second, and only while everything that the session took is settled.
 
 use std::mem;
 use std::sync::Arc;
@@ -18,63 +18,64 @@ use crate::model::queue::{Queue, Target};
 use crate::topology::admin_channel::Channels;
 use crate::topology::census::{Census, DelayQueue, Left};
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
-use crate::worker::consumer::InHand;
+use crate::worker::in_flight::InFlightCount;
 
 /// Watches one session's queue. Ends with the session.
 pub(crate) struct Drain {
-    /// Tells when nothing is left, and how many deliveries had been taken by then.
+    /// Receives how many deliveries had been taken when nothing was left.
     pub(crate) drained: Receiver<u64>,
-    /// Dropped with this: the watch ends.
+    /// Ends the thread when this is dropped.
     _over: Closer,
 }
 
-/// What a session knows of what may still be on its way.
-pub(crate) struct Seen {
-    pub(crate) in_hand: Arc<InHand>,
+/// What a session knows of tasks that may be in transit.
+pub(crate) struct Traffic {
+    pub(crate) in_flight: Arc<InFlightCount>,
     pub(crate) heartbeat: Heartbeat,
     /// Until when the broker may keep tasks for a connection that was lost before.
-    pub(crate) unnoticed: Option<Instant>,
+    pub(crate) broker_holds_until: Option<Instant>,
 }
 
-/// Looks at the queue and its delay queues, on channels of the session's connection: a drain that
-/// waited for a further one could wait for ever, where all that the broker allows are taken.
-struct Looks {
+/// Checks the queue and its delay queues, on channels of the session's connection. A connection of
+/// its own might never open, if the broker allows no more.
+struct DrainCheck {
     queue: Queue,
     census: Census,
-    channels: Patient,
-    /// What the last look had to say, so that the same is not said each second.
-    said: Option<(Level, String)>,
+    channels: UnlimitedChannels,
+    /// What the last check logged, to log it once.
+    logged: Option<(Level, String)>,
 }
 
-/// Opens channels whose questions have no time limit of their own: one that a queue does not answer
-/// must not end the connection, which the tasks of others depend on. The end of the session ends
-/// them. To open one has the usual limit, for the broker answers that without asking a queue.
-struct Patient(Connection);
+/// Opens channels whose calls have no time limit: a queue that does not respond must not end the
+/// connection, on which others work. The end of the session ends the calls. Opening a channel has the
+/// usual limit, because the broker answers that without asking a queue.
+struct UnlimitedChannels(Connection);
 
-impl Channels for Patient {
+impl Channels for UnlimitedChannels {
     fn open(&self) -> Result<Channel, CloseReason> {
         self.0.open_channel().map(Channel::without_limit)
     }
 }
 
-type Look = fn(&mut Census, &dyn Channels) -> Result<Option<Left>, CloseReason>;
+type Ask = fn(&mut Census, &dyn Channels) -> Result<Option<Left>, CloseReason>;
 
-/// How long a look takes at most, unless a queue does not respond: it asks some eighty questions.
-const LOOK_TAKES: Duration = Duration::from_secs(20);
+/// How long a check takes at most, unless a queue does not respond: it is some eighty calls.
+const CHECK_TAKES: Duration = Duration::from_secs(20);
 
-/// How often to look.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often to check.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Drain {
-    pub(crate) fn start(lent: Connection, queue: &Queue, seen: Seen) -> Result<Drain, Error> {
+    pub(crate) fn start(lent: Connection, queue: &Queue, traffic: Traffic) -> Result<Drain, Error> {
         let (done, drained) = bounded(1);
         let (end, over) = closer();
         let (queue, census) = (queue.clone(), Census::new(queue));
-        let mut looks = Looks { queue, census, channels: Patient(lent), said: None };
+        let channels = UnlimitedChannels(lent);
+        let mut check = DrainCheck { queue, census, channels, logged: None };
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
-                if let Some(taken) = until_empty(&mut looks, seen, &over) {
+                if let Some(taken) = until_empty(&mut check, traffic, &over) {
                     info!("the queue and its delay queues are empty");
                     let _ = done.send(taken);
                 }
@@ -84,78 +85,96 @@ impl Drain {
     }
 }
 
-/// Waits until the queue and its delay queues were empty twice in a row, with nothing taken in
-/// between: what is just leaving a delay queue is in neither for a moment. The first look asks only
-/// for the delay queues that are known, the second for all. And with no more come than heartbeats: a
-/// large task on a slow line is neither in the queue nor taken for long. Says how many were taken.
-fn until_empty(looks: &mut Looks, seen: Seen, over: &Signal) -> Option<u64> {
-    let Seen { in_hand, heartbeat, mut unnoticed } = seen;
+/// Waits until nothing is left, and returns how many deliveries were taken by then; `None` if the
+/// session ends before.
+///
+/// Nothing is left if the queue and its delay queues were empty twice in a row, and nothing was taken
+/// in between: a task that is just leaving a delay queue is in no queue for a moment. The first check
+/// counts only the delay queues that are known, the second all of them. And if nothing but heartbeats
+/// was received: a large task on a slow line is in transit for long.
+fn until_empty(check: &mut DrainCheck, traffic: Traffic, over: &Signal) -> Option<u64> {
+    let Traffic { in_flight, heartbeat, mut broker_holds_until } = traffic;
     let mut before = None;
     let mut bytes = heartbeat.bytes();
     loop {
         select_biased! {
             recv(over) -> _ => return None,
-            recv(after(LOOK_EVERY)) -> _ => {},
+            recv(after(CHECK_EVERY)) -> _ => {},
         }
         let all = heartbeat.bytes();
         let came = all - mem::replace(&mut bytes, all);
-        let settled = in_hand.all_settled().filter(|_| !are_more_than_heartbeats(came, LOOK_EVERY));
-        let look = if before.is_some() && before == settled {
+        let is_quiet = !are_more_than_heartbeats(came, CHECK_EVERY);
+        let settled = in_flight.all_settled().filter(|_| is_quiet);
+        let ask = if before.is_some() && before == settled {
             Census::left
         } else {
             Census::left_in_known
         };
-        let empty = settled.is_some() && looks.is_empty(look, over);
+        let is_empty = settled.is_some() && check.is_empty(ask, over);
         if settled.is_some() {
             // The answers came on the same connection: they are no sign of a task.
             bytes = heartbeat.bytes();
         }
-        let now = settled.filter(|_| empty);
-        if now.is_some() && now == before {
-            let Some(until) = unnoticed.take().filter(|until| Instant::now() < *until) else {
-                return now;
-            };
-            let left = until.saturating_duration_since(Instant::now()).as_secs();
-            info!(
-                "empty; but the broker may keep tasks for the lost connection for up to {left} s \
-                 more: waits for them"
-            );
-            select_biased! {
-                recv(over) -> _ => return None,
-                recv(at(until)) -> _ => {},
-            }
-            before = None;
-        } else {
+        let now = settled.filter(|_| is_empty);
+        if now.is_none() || now != before {
             before = now;
+            continue;
         }
+        match broker_holds_until.take().filter(|until| Instant::now() < *until) {
+            None => return now,
+            Some(until) => wait_for_lost_connection(until, over)?,
+        }
+        before = None;
     }
 }
 
-impl Looks {
-    fn is_empty(&mut self, look: Look, over: &Signal) -> bool {
+/// Waits until the broker must have requeued the tasks of a lost connection; `None` if the session
+/// ends before.
+fn wait_for_lost_connection(until: Instant, over: &Signal) -> Option<()> {
+    let left = until.saturating_duration_since(Instant::now()).as_secs();
+    info!(
+        "empty; but the broker may keep tasks for the lost connection for up to {left} s more: \
+         waits for them"
+    );
+    select_biased! {
+        recv(over) -> _ => None,
+        recv(at(until)) -> _ => Some(()),
+    }
+}
+
+impl DrainCheck {
+    fn is_empty(&mut self, ask: Ask, over: &Signal) -> bool {
         let doing = format!("looking at '{}' and its delay queues", self.queue.name());
         let guard = self.channels.0.call_guard();
-        let asked = || look(&mut self.census, &self.channels);
-        let (left, _) = guard.warn_after(LOOK_TAKES, over, &doing, asked);
-        let (is_empty, saying) = match left {
-            Ok(Some(Left::Nothing)) => (true, None),
-            Ok(Some(Left::Ready(_))) => (false, None),
-            Ok(Some(Left::Delayed(waiting))) => (false, Some((Level::Info, awaited(&waiting)))),
-            Ok(Some(Left::Hidden(delay))) => (false, Some((Level::Warn, self.hidden(delay)))),
-            Ok(None) => (false, Some((Level::Warn, unknown("the queue does not exist")))),
-            Err(cause) => {
-                self.census.channel().forget();
-                // Of a connection that is lost the session tells.
-                let why = cause.is_channel_error().then(|| unknown(&cause.to_string()));
-                (false, why.map(|why| (Level::Warn, why)))
-            }
-        };
-        let news = saying.as_ref().filter(|_| saying != self.said && !is_closed(over));
+        let asked = || ask(&mut self.census, &self.channels);
+        let (left, _) = guard.warn_after(CHECK_TAKES, over, &doing, asked);
+        if left.is_err() {
+            self.census.channel().forget();
+        }
+        let is_empty = matches!(left, Ok(Some(Left::Nothing)));
+        self.log_once(self.describe(left), over);
+        is_empty
+    }
+
+    fn log_once(&mut self, line: Option<(Level, String)>, over: &Signal) {
+        let news = line.as_ref().filter(|_| line != self.logged && !is_closed(over));
         if let Some((level, line)) = news {
             log!(*level, "{line}");
         }
-        self.said = saying;
-        is_empty
+        self.logged = line;
+    }
+
+    /// What to log about the tasks that are left.
+    fn describe(&self, left: Result<Option<Left>, CloseReason>) -> Option<(Level, String)> {
+        match left {
+            Ok(Some(Left::Nothing | Left::Ready(_))) => None,
+            Ok(Some(Left::Delayed(waiting))) => Some((Level::Info, awaited(&waiting))),
+            Ok(Some(Left::Hidden(delay))) => Some((Level::Warn, self.hidden(delay))),
+            Ok(None) => Some((Level::Warn, unknown("the queue does not exist"))),
+            // The session logs the loss of the connection.
+            Err(cause) if !cause.is_channel_error() => None,
+            Err(cause) => Some((Level::Warn, unknown(&cause.to_string()))),
+        }
     }
 
     fn hidden(&self, delay: Duration) -> String {
@@ -168,14 +187,14 @@ fn unknown(why: &str) -> String {
     format!("cannot tell whether the queue is empty, and works on until that is known: {why}")
 }
 
-/// Says what is waited for, without a count, which changes from look to look.
+/// Says what the worker waits for, without a count, which changes from check to check.
 fn awaited(waiting: &[DelayQueue]) -> String {
     let longest = waiting.iter().map(|it| it.delay).max().unwrap_or_default();
-    format!("waits for delayed tasks, the last of them due in at most {}", said(longest))
+    format!("waits for delayed tasks, the last of them due in at most {}", in_words(longest))
 }
 
-/// A delay as people name it.
-fn said(delay: Duration) -> String {
+/// A delay in its largest whole unit.
+fn in_words(delay: Duration) -> String {
     let units = [(24 * 3600, "days"), (3600, "h"), (60, "min"), (1, "s")];
     let seconds = delay.as_secs();
     let unit = units.iter().find(|(unit, _)| seconds >= *unit && seconds % *unit == 0);

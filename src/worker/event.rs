@@ -1,4 +1,4 @@
-//! Owns [`Event`]: what a worker tells an observer about each task.
+//! [`Event`]: one thing that happened to a task, for a worker's observer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use crate::util::panic::caught;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Event {
-    /// When, by the system's clock.
+    /// When it happened, by the system's clock.
     pub time: SystemTime,
-    /// What.
+    /// What happened.
     pub kind: EventKind,
-    /// The task's id; empty where its producer set none.
+    /// The task's id; empty if its producer set none.
     pub task: String,
-    /// Which attempt of the task it was, from 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
     /// The number of the worker thread, from 1.
     pub thread: usize,
-    /// The queue.
+    /// The name of the queue.
     pub queue: String,
-    /// How long the handler ran; zero for what never started, or is left behind running.
+    /// How long the handler ran; zero if it did not start, or is left running.
     pub elapsed: Duration,
     /// Why the handler failed, if it did.
     pub reason: Option<String>,
@@ -36,20 +36,20 @@ pub struct Event {
 pub enum EventKind {
     /// The handler was called.
     Started,
-    /// The handler said done, and the delivery was acked.
+    /// The handler returned `Ok`, and the task was acked.
     Done,
-    /// The handler failed, and the task was handed over to its delay queue, then acked.
+    /// The handler failed. The broker confirmed a copy of the task in a delay queue; then the task
+    /// was acked.
     Retried,
-    /// The handler failed for good, and the task was handed over to the dead letters, then
-    /// acked.
+    /// The handler failed for good. The broker confirmed a dead letter; then the task was acked.
     Dead,
-    /// The handler failed and the task could not be handed over: it goes back to the queue after
-    /// a pause, as if it had not been tried. With automatic acks, it failed and is lost.
+    /// The handler failed, and the broker confirmed no copy of the task. It goes back to the queue
+    /// after a pause, and the failure does not count. With automatic acks, the task is lost.
     Failed,
-    /// Not finished here, and given back to the queue.
+    /// The task was requeued, unfinished.
     Returned,
-    /// The handler ended, well or not, after its session was lost: nothing could be settled, and
-    /// the broker has given the task to somebody already. It may run twice.
+    /// The handler ended, with whatever result, after its connection was lost. The broker has
+    /// requeued the task already, so it may run twice.
     Orphaned,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for EventKind {
     }
 }
 
-/// Whoever wants to know.
+/// The function to call for each event, if there is one.
 #[derive(Clone, Default)]
 pub(crate) struct Observer(pub(crate) Option<Arc<Listener>>);
 
@@ -86,8 +86,8 @@ impl Observer {
         self.0.is_some()
     }
 
-    /// A panic of the observer goes no further.
-    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+    /// Calls the observer. Catches and logs its panics.
+    pub(crate) fn notify(&self, event: impl FnOnce() -> Event) {
         let Some(observer) = &self.0 else { return };
         let event = event();
         if let Err(panicked) = caught(|| observer(&event)) {

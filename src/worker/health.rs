@@ -1,44 +1,45 @@
-//! Owns the look at a worker's threads from outside: which consume, and which work since when.
+//! [`Health`]: which threads of a worker consume, and since when each has worked on its task.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a supervisor asks a running worker. Cheap to clone; see
+/// The state of a running worker's threads, for a health check. Cheap to clone; see
 /// [`Worker::health`](crate::Worker::health).
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     threads: Arc<Mutex<Vec<State>>>,
 }
 
-/// One thread, from both sides.
+/// The state of one thread.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     consuming: bool,
     busy_since: Option<Instant>,
-    /// When the last task could not be tried, where that is so.
+    /// When the last task could not be tried.
     unable_since: Option<Instant>,
 }
 
-/// How long a thread counts as one that cannot try tasks, if none shows that it can: longer than
-/// the longest pause before the next.
+/// How long a thread counts as unable to try tasks, unless it tries one: longer than the longest
+/// pause before the next.
 const UNABLE: Duration = Duration::from_secs(90);
 
 impl Health {
-    /// Whether every thread consumes, or works on a task and has for at most `limit`, also on one
-    /// of a lost connection. A thread without a task is not sound before the worker runs, while it
-    /// has no connection, and once it stops; nor is one whose last task could not be tried
-    /// ([`Failure::Requeue`](crate::Failure::Requeue)), for 90 s or until another could.
+    /// Whether every thread is healthy. A thread with a task is healthy if it has worked on it for at
+    /// most `limit`, even if the connection of the task is lost. A thread without a task is healthy
+    /// while it consumes: not before the worker runs, without a connection, or once it stops. Nor is
+    /// it if its last task could not be tried ([`Failure::Requeue`](crate::Failure::Requeue)), for
+    /// 90 s or until another one could.
     #[must_use]
     pub fn is_healthy(&self, limit: Option<Duration>) -> bool {
         let threads = self.lock();
-        let sound = |state: &State| match state.busy_since {
+        let is_healthy = |state: &State| match state.busy_since {
             Some(since) => limit.is_none_or(|limit| since.elapsed() <= limit),
             None => state.consuming && state.unable_since.is_none_or(|at| at.elapsed() > UNABLE),
         };
-        !threads.is_empty() && threads.iter().all(sound)
+        !threads.is_empty() && threads.iter().all(is_healthy)
     }
 
-    /// Forgets all, and knows so many threads that do nothing yet.
+    /// Begins anew with so many threads that do nothing yet.
     pub(crate) fn expect(&self, threads: usize) {
         *self.lock() = vec![State::default(); threads];
     }

@@ -1,10 +1,9 @@
-//! Owns the handing over of failed tasks: one thread per session that publishes them to their
-//! delay queue or to the dead letters, many at a time, and tells each consumer which of its
-//! deliveries the broker now answers for elsewhere.
+//! Publishes failed tasks to their delay queue or to the dead letters: one thread for each session,
+//! many tasks at a time. Each consumer learns which of its deliveries may be acked.
 //!
-//! On a connection of its own: during a memory alarm the broker reads nothing more from
-//! connections that publish, and acks must still get through. Where no second connection is to be
-//! had, on a channel of the session's own.
+//! The thread uses a connection of its own: during a memory alarm the broker reads nothing more from
+//! connections that publish, and acks must still get through. If no second connection can be opened,
+//! it uses a channel of the session's own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,175 +14,173 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::warn;
 
 use crate::amqp::connection::Connection;
-use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::failure_record::{Fitted, fitted};
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
-use crate::model::retry::RetryPolicy;
 use crate::model::task::{Task, USUAL_FRAME};
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::pending::Resolved;
 use crate::publish::publisher::Publisher;
 use crate::publish::refusal::OnRefusal;
 use crate::util::shutdown::{Signal, is_closed};
-use crate::worker::summary::Tally;
+use crate::worker::run_context::RunContext;
 
-/// A session's hand-over. It connects when the first task comes, and ends when the last of its
-/// order books is dropped.
-pub(crate) struct Handover {
-    orders: Sender<Order>,
+/// A session's way to republish tasks. The thread connects when the first task comes, and ends when
+/// the last sender of requests is dropped.
+pub(crate) struct Republisher {
+    requests: Sender<RepublishRequest>,
     ended: Receiver<Infallible>,
 }
 
-/// What the thread works with.
-struct Desk {
-    publisher: Publisher<Slip>,
+/// The thread.
+struct RepublisherThread {
+    run: Arc<RunContext>,
+    publisher: Publisher<Ticket>,
     largest_frame: usize,
-    tally: Arc<Tally>,
-    leave: Signal,
+    abort: Signal,
 }
 
-/// A failed task to be published.
-pub(crate) struct Order {
+/// A failed task to be published, and where its result goes.
+pub(crate) struct RepublishRequest {
     pub(crate) task: Task,
-    pub(crate) receipt: Slip,
-}
-
-/// Where an order goes, where to tell what became of it, and by which tag the consumer knows it.
-pub(crate) struct Slip {
-    pub(crate) tag: u64,
     pub(crate) target: Target,
-    pub(crate) replies: Sender<Reply>,
+    /// The delivery tag of the task.
+    pub(crate) tag: u64,
+    pub(crate) results: Sender<RepublishResult>,
 }
 
-/// What became of an order: only what is confirmed may be acked.
-pub(crate) struct Reply {
+/// What became of a request. Only a confirmed task may be acked.
+pub(crate) struct RepublishResult {
     pub(crate) tag: u64,
-    /// Where it was to go.
     pub(crate) target: Target,
     pub(crate) outcome: Outcome,
+}
+
+/// What the publisher returns with each outcome.
+struct Ticket {
+    target: Target,
+    tag: u64,
+    results: Sender<RepublishResult>,
 }
 
 /// How many tasks are in flight at a time, and how long each is tried.
 const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
 
-/// How long it lets orders and confirms come together, to deal with many at a time.
-const GATHERING: Duration = Duration::from_millis(1);
+/// How long requests and confirms wait for others, to be dealt with together.
+const BATCH_WAIT: Duration = Duration::from_millis(1);
 
-impl Handover {
-    /// Starts the thread, for the session of this connection. Once `leave` closes, what is
-    /// outstanding is given up, and the connection cut: whoever leaves waits for the consumers
-    /// already.
+impl Republisher {
+    /// Starts the thread, for the session of this connection. When `abort` closes, it gives up what
+    /// is not confirmed and cuts its connection.
     pub(crate) fn start(
-        broker: &Broker,
+        run: &Arc<RunContext>,
         connection: &Connection,
         queue: &Queue,
-        policy: &RetryPolicy,
-        tally: &Arc<Tally>,
-        leave: &Signal,
-    ) -> Result<Handover, Error> {
-        let (orders, inbox) = unbounded();
+        abort: &Signal,
+    ) -> Result<Republisher, Error> {
+        let (requests, inbox) = unbounded();
         let (alive, ended) = bounded(0);
         let publisher = Publisher::new(PublisherConfig {
             lent: Some(connection.lend()),
-            stopping: leave.clone(),
-            aborting: leave.clone(),
-            delays: policy.series(),
+            stopping: abort.clone(),
+            aborting: abort.clone(),
+            delays: run.settings.policy.series(),
             on_refusal: OnRefusal::GiveUp,
             has_connected: true,
-            ..PublisherConfig::new(broker, queue, LIMITS)
+            ..PublisherConfig::new(&run.broker, queue, LIMITS)
         });
-        let mut desk = Desk {
+        let mut republisher = RepublisherThread {
+            run: Arc::clone(run),
             publisher,
             largest_frame: connection.largest_frame().min(USUAL_FRAME),
-            tally: Arc::clone(tally),
-            leave: leave.clone(),
+            abort: abort.clone(),
         };
         thread::Builder::new()
             .name("rw-handover".into())
             .spawn(move || {
                 let alive: Sender<Infallible> = alive;
-                desk.run(&inbox);
-                desk.end();
+                republisher.work(&inbox);
+                republisher.end();
                 drop(alive);
             })
             .map_err(|source| Error::NoThread { source })?;
-        Ok(Handover { orders, ended })
+        Ok(Republisher { requests, ended })
     }
 
-    /// A book to write orders in.
-    pub(crate) fn orders(&self) -> Sender<Order> {
-        self.orders.clone()
+    pub(crate) fn requests(&self) -> Sender<RepublishRequest> {
+        self.requests.clone()
     }
 
-    /// Waits for its end, at most for `limit`. A broker that does not answer may hold it up for
-    /// longer; it then ends by itself, and nobody waits for what it does.
+    /// Waits for the end of the thread, at most for `limit`. If the broker does not answer, the
+    /// thread ends later by itself, and its results no longer matter.
     pub(crate) fn end(self, limit: Duration) {
-        drop(self.orders);
+        drop(self.requests);
         let _ = self.ended.recv_timeout(limit);
     }
 }
 
-impl Desk {
-    fn run(&mut self, orders: &Receiver<Order>) {
+impl RepublisherThread {
+    fn work(&mut self, requests: &Receiver<RepublishRequest>) {
         loop {
             self.publisher.collect();
-            // At once: to have the next one's queue there may take long.
-            self.reply();
+            // Before publishing, which may take long: it may have to declare the next queue.
+            self.send_results();
             self.publisher.publish();
-            self.reply();
-            if is_closed(&self.leave) {
+            self.send_results();
+            if is_closed(&self.abort) {
                 return;
             }
-            match self.publisher.wait(orders) {
+            match self.publisher.wait(requests) {
                 None => {}
                 Some(Err(_)) => return,
-                Some(Ok(order)) => self.accept(order),
+                Some(Ok(request)) => self.accept(request),
             }
-            let _ = self.leave.recv_timeout(GATHERING);
-            orders.try_iter().for_each(|order| self.accept(order));
+            let _ = self.abort.recv_timeout(BATCH_WAIT);
+            requests.try_iter().for_each(|request| self.accept(request));
         }
     }
 
-    /// Nobody waits for what is still on its way.
+    /// Gives up what is not confirmed: its consumers have ended.
     fn end(mut self) {
         self.publisher.collect();
         self.publisher.give_up_all();
-        self.reply();
+        self.send_results();
         self.publisher.close();
     }
 
-    /// What has come can go: only what we have added may be too much.
-    fn accept(&mut self, order: Order) {
-        let Order { task, receipt } = order;
+    /// Accepts a task. It was small enough to be delivered to us, so only the headers that we added
+    /// can make it too large.
+    fn accept(&mut self, request: RepublishRequest) {
+        let RepublishRequest { task, target, tag, results } = request;
+        let ticket = Ticket { target, tag, results };
         match fitted(task, self.largest_frame) {
-            Fitted::Recorded(task) => self.publisher.accept(task, receipt.target, receipt),
+            Fitted::Recorded(task) => self.publisher.accept(task, target, ticket),
             Fitted::Truncated(bare) => {
                 warn!(
                     "task {}: its own headers leave no room to count its failures: it goes to \
                      the dead letters at once, without a record",
                     bare.name()
                 );
-                let receipt = Slip { target: Target::Dead, ..receipt };
-                self.publisher.accept(bare, receipt.target, receipt);
+                let ticket = Ticket { target: Target::Dead, ..ticket };
+                self.publisher.accept(bare, Target::Dead, ticket);
             }
         }
     }
 
-    fn reply(&mut self) {
+    fn send_results(&mut self) {
         for resolved in self.publisher.take_resolved() {
-            let Resolved { ticket: Slip { tag, target, replies }, outcome, sent, .. } = resolved;
-            // Also without anybody to ack for it: a letter that is there is there.
+            let Resolved { ticket: Ticket { target, tag, results }, outcome, sent, .. } = resolved;
+            // Counted here, because a dead letter exists whether or not its task can be acked.
             match (target, &outcome) {
-                (Target::Dead, Outcome::Confirmed) => self.tally.dead(),
+                (Target::Dead, Outcome::Confirmed) => self.run.journal.dead_letter_confirmed(),
                 (Target::Dead, Outcome::Unconfirmed { .. }) if sent => {
-                    self.tally.dead_unconfirmed()
+                    self.run.journal.dead_letter_unconfirmed();
                 }
                 _ => {}
             }
-            // A consumer that is gone has left the delivery to the broker.
-            let _ = replies.send(Reply { tag, target, outcome });
+            // A consumer that has ended has left the delivery to the broker.
+            let _ = results.send(RepublishResult { tag, target, outcome });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Owns the counts of a worker's run.
+//! [`Summary`]: the counts of a worker's run.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,24 +9,25 @@ use std::time::Duration;
 pub struct Summary {
     /// Tasks done and acked.
     pub done: u64,
-    /// Failures of tasks that were handed over to be tried again.
+    /// Failures after which the task was published again, to be retried.
     pub retried: u64,
-    /// Dead letters that this run made. One whose task could not be acked any more counts, too;
-    /// that task goes back to the queue.
+    /// Dead letters that this run made. If the connection was lost before the ack, the task of one is
+    /// in the queue as well.
     pub dead: u64,
-    /// Dead letters that may be there: they were sent, and the broker had not confirmed them when
-    /// their time was up or their session was lost. Their tasks go back to the queue.
+    /// Dead letters that may exist: they were sent, but not confirmed in time, or not before the
+    /// connection was lost. Their tasks go back to the queue.
     pub dead_unconfirmed: u64,
-    /// Failures of tasks that could not be handed over and went back to the queue, uncounted.
+    /// Failures after which the task could not be published elsewhere. It went back to the queue, and
+    /// the failure does not count.
     pub failed: u64,
-    /// With automatic acks, tasks that failed: nobody has them any more.
+    /// Tasks that failed or were not started with automatic acks. They no longer exist.
     pub lost: u64,
-    /// Tasks given back to the queue without having been finished here.
+    /// Tasks that were requeued, unfinished.
     pub returned: u64,
-    /// Tasks whose handler ended after their session was lost; each may run twice.
+    /// Tasks whose handler ended after their connection was lost. Each may run twice.
     pub orphaned: u64,
-    /// Handlers that are left running: they did not end when they were cancelled. Their tasks
-    /// were given back too.
+    /// Handlers that were left running because they did not end when they were cancelled. Their tasks
+    /// were requeued.
     pub running: usize,
     /// How long the worker ran.
     pub elapsed: Duration,
@@ -38,22 +39,20 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// It was asked to stop, and everything that ran was finished. With
-    /// [`drain`](crate::Worker::drain) or [`max_tasks`](crate::Worker::max_tasks): before it was
-    /// through.
+    /// It was asked to stop, and all running tasks were finished. With
+    /// [`drain`](crate::Worker::drain) or [`max_tasks`](crate::Worker::max_tasks), tasks are left.
     Stopped,
     /// It started as many tasks as it was allowed to.
     MaxTasks,
-    /// Its queue was empty, and nothing was on its way back to it.
+    /// Its queue and its delay queues were empty.
     Drained,
-    /// Its handler said that no task can be done here
-    /// ([`Failure::StopWorker`](crate::Failure::StopWorker)).
+    /// Its handler returned [`Failure::StopWorker`](crate::Failure::StopWorker).
     HandlerStopped,
-    /// It was asked to stop, and the grace ended with tasks still running, which were cancelled.
+    /// It was asked to stop, and tasks that still ran at the end of the grace were cancelled.
     GraceExceeded,
     /// It was asked to stop at once.
     Aborted,
-    /// An error ended it; [`Worker::run`](crate::Worker::run) returned that.
+    /// It ended with the error that [`Worker::run`](crate::Worker::run) returned.
     Failed,
 }
 
@@ -113,7 +112,7 @@ impl Tally {
         self.cancelled.load(Ordering::SeqCst)
     }
 
-    /// How many tasks are done, or elsewhere.
+    /// How many tasks are done, or confirmed in another queue.
     pub(crate) fn settled(&self) -> u64 {
         let counts = [&self.done, &self.retried, &self.dead];
         counts.map(|count| count.load(Ordering::Relaxed)).iter().sum()

@@ -199,7 +199,7 @@ fn the_good_are_done_behind(bad: usize, each: &str, kind: &str) {
     for _ in 0..GOOD {
         running.wait_for_stdout_line(|line| line == "good", SOON);
     }
-    let refused = |line: &str| line.contains(&format!("could not be handed over to '{dead}'"));
+    let refused = |line: &str| line.contains(&format!("could not be published to '{dead}'"));
     running.wait_for_stderr_line(refused, SOON);
     running.signal("INT");
     let output = running.wait(SOON);
@@ -385,7 +385,7 @@ fn an_alarm_on_the_only_connection_ends_no_session_while_failed_tasks_wait() {
     running.wait_for_stdout_line(|line| line == "begun", SOON);
     broker.alarm();
     std::fs::write(&go_on, "").expect("the task is told");
-    let refused = |line: &str| line.contains("could not be handed over");
+    let refused = |line: &str| line.contains("could not be published");
     running.wait_for_stderr_line(refused, SOON * 3);
     broker.clear_alarm();
     running.signal("INT");

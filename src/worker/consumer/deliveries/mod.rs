@@ -1,0 +1,214 @@
+//! What becomes of each delivery of one channel: it goes to the handler, and is then acked,
+//! republished or requeued. Everything is settled on the thread that received it.
+
+mod failed;
+mod requeue;
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use crate::amqp::channel::{Acks, Channel, Received, Settlement, Unsettled};
+use crate::amqp::close_reason::CloseReason;
+use crate::model::failure_record::attempt_of;
+use crate::model::handler::{Delivery, Failure};
+use crate::worker::consumer::context::ConsumerContext;
+use crate::worker::in_flight::{InFlight, UnackedDelivery};
+use crate::worker::job::{Finished, Job, JobFeed, JobLink, JobResult, job_feed};
+use crate::worker::journal::Journal;
+use crate::worker::late::Repeat;
+use crate::worker::republish::RepublishResult;
+use crate::worker::run_context::Settings;
+
+use self::failed::StallLogged;
+
+/// The unacked deliveries of one channel, and the ways to settle them.
+pub(super) struct Deliveries<'c> {
+    context: &'c ConsumerContext<'c>,
+    /// The number of the handler thread.
+    thread: usize,
+    channel: &'c Channel,
+    ledger: InFlight<Unsettled>,
+    pub(super) jobs: JobLink,
+    results: Sender<RepublishResult>,
+    pub(super) republished: Receiver<RepublishResult>,
+    stall_logged: StallLogged,
+}
+
+/// Why a task fails whose ack came too late for the broker.
+const OUTLIVED: &str = "it was held longer than the broker waits for an ack (consumer_timeout)";
+
+/// How many results make a batch: half of what the broker sends without an ack, so that it always
+/// has something to send. With a prefetch of 1, no result waits for another.
+fn batch_size(prefetch: u16) -> usize {
+    const MOST: usize = 64;
+    match prefetch {
+        0 => MOST,
+        n => usize::from(n).div_ceil(2).min(MOST),
+    }
+}
+
+impl<'c> Deliveries<'c> {
+    pub(super) fn new(
+        context: &'c ConsumerContext<'c>,
+        thread: usize,
+        channel: &'c Channel,
+    ) -> (Deliveries<'c>, JobFeed) {
+        let batch_size = batch_size(context.run.settings.prefetch);
+        let (jobs, feed) = job_feed(batch_size, context.connection.heartbeat());
+        let (results, republished) = unbounded();
+        let deliveries = Deliveries {
+            context,
+            thread,
+            channel,
+            ledger: InFlight::new(),
+            jobs,
+            results,
+            republished,
+            stall_logged: StallLogged::Nothing,
+        };
+        (deliveries, feed)
+    }
+
+    fn settings(&self) -> &'c Settings {
+        &self.context.run.settings
+    }
+
+    fn journal(&self) -> &'c Journal {
+        &self.context.run.journal
+    }
+
+    /// Begins a subscription. With automatic acks the broker ignores the prefetch.
+    pub(super) fn begin_subscription(&mut self, prefetch: u16) {
+        let is_manual = self.settings().acks == Acks::Manual;
+        self.ledger.begin_subscription(if is_manual { prefetch } else { 0 });
+    }
+
+    pub(super) fn take_all(
+        &mut self,
+        arrived: Vec<(Unsettled, Received)>,
+    ) -> Result<(), CloseReason> {
+        arrived.into_iter().try_for_each(|(unsettled, received)| self.take(unsettled, received))
+    }
+
+    /// Takes a delivery, and sends it to the handler thread unless it must not run.
+    pub(super) fn take(
+        &mut self,
+        unsettled: Unsettled,
+        received: Received,
+    ) -> Result<(), CloseReason> {
+        let tag = unsettled.tag();
+        let delivery = self.delivery(received);
+        self.enter(unsettled, &delivery)?;
+        if delivery.redelivered && !self.context.queue.counts_deliveries() {
+            self.context.redeliveries.note(delivery.thread, &delivery.task);
+        }
+        match self.check_repeat(&delivery) {
+            None => self.jobs.send(Job { tag, delivery }),
+            Some(repeat) => self.refuse_repeat(Job { tag, delivery }, repeat),
+        }
+        Ok(())
+    }
+
+    fn delivery(&self, received: Received) -> Delivery {
+        let max_attempts = self.settings().policy.attempts();
+        let cancellation = &self.context.run.cancellation;
+        Delivery {
+            attempt: attempt_of(&received.task, max_attempts),
+            max_attempts,
+            task: received.task,
+            redelivered: received.redelivered,
+            queue: self.context.queue.name().to_string(),
+            thread: self.thread,
+            cancelled: cancellation.cancelled.clone(),
+            killed: cancellation.killed.clone(),
+        }
+    }
+
+    /// Enters a delivery in the ledger. A broker that breaks the protocol loses its connection.
+    fn enter(&mut self, unsettled: Unsettled, delivery: &Delivery) -> Result<(), CloseReason> {
+        let tag = unsettled.tag();
+        let duty = (self.settings().acks == Acks::Manual).then_some(unsettled);
+        let event = self.journal().event_of_requeue(delivery);
+        self.ledger.take(tag, UnackedDelivery { duty, event }).map_err(|broken| {
+            let cause = CloseReason::Lost(broken);
+            self.channel.fail_connection(&cause);
+            cause
+        })?;
+        self.context.in_flight.add_taken();
+        Ok(())
+    }
+
+    /// With automatic acks no task is late.
+    fn check_repeat(&self, delivery: &Delivery) -> Option<Repeat> {
+        match self.settings().acks {
+            Acks::Manual => self.context.run.late_tasks.check(&delivery.task, delivery.redelivered),
+            Acks::Automatic => None,
+        }
+    }
+
+    fn refuse_repeat(&mut self, job: Job, repeat: Repeat) {
+        self.context.run.budget.unclaim();
+        match repeat {
+            Repeat::CountFailure => {
+                self.route_failure(job, &Failure::retry(OUTLIVED), Duration::ZERO);
+            }
+            Repeat::Wait => {
+                let pause = self.ledger.defer(job.tag, Instant::now());
+                self.journal().still_runs(&job.delivery, pause);
+            }
+        }
+    }
+
+    /// Settles a delivery with which the handler thread has finished.
+    pub(super) fn settle(&mut self, finished: Finished) -> Result<(), CloseReason> {
+        let is_automatic = self.settings().acks == Acks::Automatic;
+        let Finished { job, result, elapsed } = finished;
+        match result {
+            JobResult::NotStarted => self.requeue_or_lose(vec![job]),
+            // With automatic acks there is nothing to requeue.
+            _ if !is_automatic && self.context.is_cancelled() => {
+                return self.requeue_cancelled(&job, elapsed);
+            }
+            JobResult::Done => return self.ack_done(&job, elapsed),
+            JobResult::Failed(failure) if is_automatic => {
+                self.journal().lost(&job.delivery, &failure, elapsed);
+                return self.settle_one(job.tag, Settlement::Ack);
+            }
+            JobResult::Failed(failure) => self.route_failure(job, &failure, elapsed),
+        }
+        Ok(())
+    }
+
+    fn ack_done(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {
+        let acked = self.settle_one(job.tag, Settlement::Ack);
+        acked.inspect_err(|_| self.journal().orphaned(&job.delivery, elapsed))?;
+        self.ledger.note_done();
+        self.journal().done(&job.delivery, elapsed);
+        Ok(())
+    }
+
+    fn requeue_cancelled(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {
+        let requeued = self.settle_one(job.tag, Settlement::GiveBack);
+        requeued.inspect_err(|_| self.journal().orphaned(&job.delivery, elapsed))?;
+        self.journal().requeued(&job.delivery, elapsed);
+        Ok(())
+    }
+
+    fn settle_one(&mut self, tag: u64, how: Settlement) -> Result<(), CloseReason> {
+        let Some(delivery) = self.ledger.finish(tag) else { return Ok(()) };
+        let settled = delivery.duty.map_or(Ok(()), |duty| self.channel.settle(duty, how));
+        self.context.in_flight.add_settled(1);
+        settled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broker_never_waits_for_results_that_wait_for_others() {
+        assert_eq!([0, 1, 2, 3, 10, 100, u16::MAX].map(batch_size), [64, 1, 1, 2, 5, 50, 64]);
+    }
+}

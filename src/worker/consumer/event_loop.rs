@@ -1,0 +1,270 @@
+//! The event loop of one consumer: waits for the next event, and acts on it.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, TryRecvError, never, select_biased};
+
+use crate::amqp::channel::{Channel, Incoming, Left, Subscription};
+use crate::amqp::close_reason::CloseReason;
+use crate::worker::consumer::closing::{CloseMode, Closing};
+use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd};
+use crate::worker::consumer::deliveries::Deliveries;
+use crate::worker::job::{Finished, JobFeed, JobResult};
+use crate::worker::republish::RepublishResult;
+
+/// The loop of one consumer on one channel.
+pub(super) struct ConsumerLoop<'c> {
+    context: &'c ConsumerContext<'c>,
+    deliveries: Deliveries<'c>,
+    /// Until when results wait for others; `None` when the next one is settled as it comes.
+    batch_due: Option<Instant>,
+    /// A result that is settled only after the subscription has ended, so that the broker sends
+    /// nothing in its place.
+    last: Option<Finished>,
+}
+
+/// What a consumer waits for.
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once, never stored")]
+enum ConsumerEvent {
+    Abort,
+    Stop,
+    /// A full batch of results waits, or an incomplete one has waited long enough.
+    BatchReady,
+    Finished(Finished),
+    HandlerThreadEnded,
+    Republished(RepublishResult),
+    PauseOver,
+    /// Failed tasks keep the broker from sending others.
+    Stalled,
+    Message(Incoming),
+    Disconnected,
+}
+
+/// How a subscription is to end.
+pub(super) enum Exit {
+    /// By another one on the same channel.
+    Resubscribe,
+    /// In order.
+    Close(CloseMode),
+    /// At once: nothing can be settled any more.
+    Abandon(CloseReason),
+}
+
+impl From<CloseReason> for Exit {
+    fn from(cause: CloseReason) -> Exit {
+        Exit::Abandon(cause)
+    }
+}
+
+/// How long a result may wait for others. Two threads that wake each other for every task take
+/// longer for that than for a short task.
+const BATCH_WAIT: Duration = Duration::from_millis(1);
+
+impl<'c> ConsumerLoop<'c> {
+    pub(super) fn new(
+        context: &'c ConsumerContext<'c>,
+        thread: usize,
+        channel: &'c Channel,
+    ) -> (ConsumerLoop<'c>, JobFeed) {
+        let (deliveries, feed) = Deliveries::new(context, thread, channel);
+        (ConsumerLoop { context, deliveries, batch_due: None, last: None }, feed)
+    }
+
+    /// Takes and settles deliveries of a new subscription until there is a reason to end it.
+    pub(super) fn run(&mut self, subscription: &Subscription<'_>, prefetch: u16) -> Exit {
+        self.deliveries.begin_subscription(prefetch);
+        loop {
+            if let Err(exit) = self.step(subscription) {
+                return exit;
+            }
+        }
+    }
+
+    fn step(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        self.deliveries.nack_requeued()?;
+        let event = self.next_event(subscription);
+        self.on(event, subscription)
+    }
+
+    fn next_event(&mut self, subscription: &Subscription<'_>) -> ConsumerEvent {
+        use ConsumerEvent as Event;
+        let stalled = self.deliveries.stalled();
+        let signals = &self.context.signals;
+        let jobs = &self.deliveries.jobs;
+        select_biased! {
+            recv(signals.abort) -> _ => Event::Abort,
+            recv(signals.stop) -> _ => Event::Stop,
+            recv(jobs.batch_ready) -> ready => {
+                ready.map_or(Event::HandlerThreadEnded, |()| Event::BatchReady)
+            },
+            recv(self.batch_due()) -> _ => Event::BatchReady,
+            recv(self.next_result()) -> finished => {
+                finished.map_or(Event::HandlerThreadEnded, Event::Finished)
+            },
+            recv(self.deliveries.republished) -> result => {
+                // Never disconnected: `Deliveries` is a sender, too.
+                result.map_or(Event::Disconnected, Event::Republished)
+            },
+            recv(self.deliveries.next_due()) -> _ => Event::PauseOver,
+            recv(stalled) -> _ => Event::Stalled,
+            recv(subscription.inbox()) -> message => {
+                message.map_or(Event::Disconnected, |it| Event::Message(it.into()))
+            },
+        }
+    }
+
+    fn batch_due(&self) -> Receiver<Instant> {
+        self.batch_due.map_or_else(never, crossbeam_channel::at)
+    }
+
+    fn next_result(&self) -> Receiver<Finished> {
+        if self.batch_due.is_none() { self.deliveries.jobs.finished.clone() } else { never() }
+    }
+
+    fn on(&mut self, event: ConsumerEvent, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        match event {
+            ConsumerEvent::Abort => Err(Exit::Close(CloseMode::Abort)),
+            ConsumerEvent::Stop => Err(Exit::Close(CloseMode::Stop)),
+            ConsumerEvent::BatchReady => self.ack_batch(None, subscription),
+            ConsumerEvent::Finished(finished) => self.ack_batch(Some(finished), subscription),
+            ConsumerEvent::HandlerThreadEnded => Err(handler_thread_ended().into()),
+            ConsumerEvent::Republished(result) => self.on_republished(result, subscription),
+            ConsumerEvent::PauseOver => self.on_pause_over(subscription),
+            // The broker may have stopped reading since the wait began.
+            ConsumerEvent::Stalled if self.context.is_blocked() => Ok(()),
+            ConsumerEvent::Stalled => Err(Exit::Resubscribe),
+            ConsumerEvent::Message(incoming) => self.take(incoming),
+            ConsumerEvent::Disconnected => Err(CloseReason::Disconnected.into()),
+        }
+    }
+
+    fn take(&mut self, incoming: Incoming) -> Result<(), Exit> {
+        match incoming {
+            Incoming::Delivery(unsettled, received) => {
+                self.deliveries.take(unsettled, received)?;
+                self.start_batch();
+                Ok(())
+            }
+            Incoming::Ended(cause) => Err(cause.into()),
+            Incoming::Cancelled => Err(CloseReason::Disconnected.into()),
+        }
+    }
+
+    fn start_batch(&mut self) {
+        self.batch_due.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
+    }
+
+    /// Settles what the handler thread has finished; `first` came before the results that wait.
+    fn ack_batch(
+        &mut self,
+        first: Option<Finished>,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        // No more than there are now: the handler thread goes on, and other events have their turn.
+        let count = self.deliveries.jobs.finished.len() + usize::from(first.is_some());
+        let mut next = first;
+        for _ in 0..count {
+            let finished = next.take().or_else(|| self.deliveries.jobs.finished.try_recv().ok());
+            let Some(finished) = finished else { break };
+            self.settle(finished, subscription)?;
+        }
+        self.batch_due = None;
+        if count > 0 && self.deliveries.jobs.has_queued() {
+            self.start_batch();
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, finished: Finished, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        if let Err(exit) = self.check_subscription(subscription) {
+            self.deliveries.orphan(&finished);
+            return Err(exit);
+        }
+        if !matches!(finished.result, JobResult::Failed(_)) && !self.may_take_another() {
+            self.last = Some(finished);
+            return Err(Exit::Close(CloseMode::BudgetUsed));
+        }
+        Ok(self.deliveries.settle(finished)?)
+    }
+
+    fn on_republished(
+        &mut self,
+        result: RepublishResult,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        self.check_subscription(subscription)?;
+        if self.deliveries.makes_room(&result) && !self.may_take_another() {
+            self.deliveries.postpone(result);
+            return Err(Exit::Close(CloseMode::BudgetUsed));
+        }
+        Ok(self.deliveries.finish_republish(result)?)
+    }
+
+    fn on_pause_over(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        self.check_subscription(subscription)?;
+        if self.deliveries.due_makes_room() && !self.may_take_another() {
+            return Err(Exit::Close(CloseMode::BudgetUsed));
+        }
+        Ok(self.deliveries.requeue_due()?)
+    }
+
+    /// Whether the broker may send another delivery for one that is settled.
+    fn may_take_another(&self) -> bool {
+        self.context.claim(1).is_some()
+    }
+
+    /// Checks that the subscription has not ended, before anything is settled on it: a requeued task
+    /// must not be acked, and a late ack would revive a consumer that the client library has
+    /// forgotten (RabbitMQ 4.3).
+    fn check_subscription(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        loop {
+            match subscription.inbox().try_recv() {
+                Ok(message) => self.take(message.into())?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(CloseReason::Disconnected.into()),
+            }
+        }
+    }
+
+    /// Ends a subscription, and keeps its failed tasks, so that another one brings other tasks: each
+    /// has a prefetch of its own (<https://www.rabbitmq.com/docs/consumer-prefetch>).
+    pub(super) fn keep_failed(
+        &mut self,
+        subscription: Subscription<'_>,
+    ) -> Result<(), CloseReason> {
+        self.deliveries.log_resubscription();
+        let Left { arrived, ended } = subscription.leave();
+        ended.map_or(Ok(()), Err)?;
+        self.deliveries.take_all(arrived)
+    }
+
+    /// Ends the subscription, and settles or requeues what is left.
+    pub(super) fn close(self, subscription: Subscription<'_>, mode: CloseMode) -> ConsumerEnd {
+        if mode != CloseMode::BudgetUsed {
+            self.deliveries.jobs.close();
+        }
+        match subscription.leave() {
+            Left { ended: Some(cause), .. } => self.abandon(cause),
+            Left { arrived, ended: None } => self.closing().run(mode, arrived),
+        }
+    }
+
+    /// The same without a subscription.
+    pub(super) fn close_unsubscribed(self) -> ConsumerEnd {
+        self.closing().run(CloseMode::BudgetUsed, Vec::new())
+    }
+
+    /// Leaves everything to the broker, which has requeued it or is about to.
+    pub(super) fn abandon(mut self, cause: CloseReason) -> ConsumerEnd {
+        self.deliveries.abandon(self.last.take());
+        ConsumerEnd::Lost(cause)
+    }
+
+    fn closing(self) -> Closing<'c> {
+        Closing::new(self.context, self.deliveries, self.last)
+    }
+}
+
+pub(super) fn handler_thread_ended() -> CloseReason {
+    CloseReason::Lost("the handler thread ended".into())
+}

@@ -1,0 +1,329 @@
+//! Records the fate of each task: counts it, notifies the observer and logs it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use log::{debug, info, warn};
+
+use crate::model::handler::{Delivery, Failure};
+use crate::model::outcome::Outcome;
+use crate::model::queue::Target;
+use crate::model::task::{Task, name_of};
+use crate::worker::event::{Event, EventKind, Observer};
+use crate::worker::summary::{StopReason, Summary, Tally};
+
+/// The journal of one run of a worker. One method for each fate of a task.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    tally: Tally,
+    observer: Observer,
+}
+
+impl Journal {
+    pub(crate) fn new(observer: Observer) -> Journal {
+        Journal { tally: Tally::default(), observer }
+    }
+
+    pub(crate) fn started(&self, delivery: &Delivery) {
+        self.observer.notify(|| event(EventKind::Started, delivery, Duration::ZERO));
+    }
+
+    /// The task is done and acked.
+    pub(crate) fn done(&self, delivery: &Delivery, elapsed: Duration) {
+        self.tally.done();
+        self.observer.notify(|| event(EventKind::Done, delivery, elapsed));
+    }
+
+    /// The handler failed, and the task is about to be published to `target`. Returns the event for
+    /// [`republished`](Journal::republished) or [`not_republished`](Journal::not_republished).
+    pub(crate) fn failed(
+        &self,
+        delivery: &Delivery,
+        failure: &Failure,
+        target: Target,
+        elapsed: Duration,
+    ) -> Event {
+        let what = match target {
+            Target::Delay(delay) => format!("is tried again in {delay:?}"),
+            Target::Main => "is tried again at once".to_string(),
+            Target::Dead => "goes to the dead letters".to_string(),
+        };
+        log_failure(delivery, &what, failure);
+        failure_event(EventKind::Retried, delivery, failure, elapsed)
+    }
+
+    /// The broker has confirmed the copy of a failed task, and the task is acked.
+    pub(crate) fn republished(&self, event: Event, target: Target) {
+        let kind = if target == Target::Dead {
+            // The republisher has counted it when the broker confirmed it.
+            EventKind::Dead
+        } else {
+            self.tally.retried();
+            EventKind::Retried
+        };
+        self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
+    }
+
+    /// The copy of a failed task is not confirmed: the task goes back to its queue after `pause`.
+    pub(crate) fn not_republished(
+        &self,
+        event: Event,
+        queue: &str,
+        outcome: &Outcome,
+        pause: Duration,
+    ) {
+        let thread = event.thread;
+        let task = name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()));
+        warn!(
+            "thread {thread}: task {task} could not be published to '{queue}' and goes back to its \
+             queue in {pause:?} or later, its failure uncounted: {outcome}"
+        );
+        self.tally.failed();
+        let kind = EventKind::Failed;
+        self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
+    }
+
+    /// The broker has confirmed a dead letter. The letter exists, whether or not its task can still
+    /// be acked.
+    pub(crate) fn dead_letter_confirmed(&self) {
+        self.tally.dead();
+    }
+
+    /// A dead letter was sent, and its confirm did not come in time.
+    pub(crate) fn dead_letter_unconfirmed(&self) {
+        self.tally.dead_unconfirmed();
+    }
+
+    /// The handler could not try the task: it goes back to its queue after `pause`.
+    pub(crate) fn not_tried(
+        &self,
+        delivery: &Delivery,
+        failure: &Failure,
+        pause: Duration,
+        elapsed: Duration,
+    ) {
+        log_failure(delivery, &format!("goes back to the queue in {pause:?}"), failure);
+        self.tally.returned();
+        self.observer.notify(|| failure_event(EventKind::Returned, delivery, failure, elapsed));
+    }
+
+    /// A repeated delivery of a task that still runs here goes back to the queue after `pause`.
+    pub(crate) fn still_runs(&self, delivery: &Delivery, pause: Duration) {
+        let (thread, task) = (delivery.thread, delivery.task.name());
+        info!(
+            "thread {thread}: task {task} still runs here, and goes back to the queue in {pause:?}"
+        );
+        self.requeued(delivery, Duration::ZERO);
+    }
+
+    /// The task is requeued, unfinished.
+    pub(crate) fn requeued(&self, delivery: &Delivery, elapsed: Duration) {
+        self.tally.returned();
+        self.observer.notify(|| event(EventKind::Returned, delivery, elapsed));
+    }
+
+    /// The event for [`requeued_meanwhile`](Journal::requeued_meanwhile), if an observer wants it.
+    pub(crate) fn event_of_requeue(&self, delivery: &Delivery) -> Option<Event> {
+        self.observer.is_set().then(|| event(EventKind::Returned, delivery, Duration::ZERO))
+    }
+
+    /// The task is requeued while the handler or the republisher still has it.
+    pub(crate) fn requeued_meanwhile(&self, event: Option<Event>) {
+        self.tally.returned();
+        if let Some(event) = event {
+            self.observer.notify(|| Event { time: SystemTime::now(), ..event });
+        }
+    }
+
+    /// The handler failed, and with automatic acks the broker has forgotten the task.
+    pub(crate) fn lost(&self, delivery: &Delivery, failure: &Failure, elapsed: Duration) {
+        let (thread, task) = (delivery.thread, delivery.task.name());
+        warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
+        self.tally.lost();
+        self.observer.notify(|| failure_event(EventKind::Failed, delivery, failure, elapsed));
+    }
+
+    /// So many tasks were not started, and with automatic acks the broker has forgotten them.
+    pub(crate) fn lost_unstarted(&self, thread: usize, count: usize) {
+        (0..count).for_each(|_| self.tally.lost());
+        if count > 0 {
+            warn!("thread {thread}: {count} tasks that were taken with auto-ack are lost");
+        }
+    }
+
+    /// The handler ended after the channel was lost, and the broker has requeued the task. At least
+    /// once: a task runs again when its ack does not reach the broker.
+    pub(crate) fn orphaned(&self, delivery: &Delivery, elapsed: Duration) {
+        self.tally.orphaned();
+        self.observer.notify(|| event(EventKind::Orphaned, delivery, elapsed));
+        let (thread, task) = (delivery.thread, delivery.task.name());
+        warn!("thread {thread}: task {task} ended after its channel was lost, and may run twice");
+    }
+
+    /// The channel was lost while a failed task was being published.
+    pub(crate) fn orphaned_while_published(&self, event: Event) {
+        self.tally.orphaned();
+        self.observer.notify(|| Event { kind: EventKind::Orphaned, ..event });
+    }
+
+    /// A handler has ended after it was cancelled.
+    pub(crate) fn ended_cancelled(&self) {
+        self.tally.cancelled();
+    }
+
+    pub(crate) fn all_cancelled(&self) -> usize {
+        self.tally.all_cancelled()
+    }
+
+    /// How many tasks are done, or confirmed in another queue.
+    pub(crate) fn settled(&self) -> u64 {
+        self.tally.settled()
+    }
+
+    pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: StopReason) -> Summary {
+        self.tally.sum_up(running, elapsed, ended)
+    }
+}
+
+/// Logs redelivered tasks, the first of a session one by one.
+#[derive(Debug, Default)]
+pub(crate) struct RedeliveryLog(AtomicUsize);
+
+impl RedeliveryLog {
+    const MOST: usize = 10;
+
+    pub(crate) fn note(&self, thread: usize, task: &Task) {
+        let task = task.name();
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            logged if logged < Self::MOST => info!(
+                "thread {thread}: task {task} was delivered before: its worker died, lost its \
+                 connection, or gave it back"
+            ),
+            Self::MOST => {
+                info!("more tasks were delivered before; the log names them at level debug")
+            }
+            _ => debug!("thread {thread}: task {task} was delivered before"),
+        }
+    }
+}
+
+fn log_failure(delivery: &Delivery, what: &str, failure: &Failure) {
+    let (thread, task) = (delivery.thread, delivery.task.name());
+    let (attempt, most) = (delivery.attempt, delivery.max_attempts);
+    warn!("thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}");
+}
+
+fn failure_event(
+    kind: EventKind,
+    delivery: &Delivery,
+    failure: &Failure,
+    elapsed: Duration,
+) -> Event {
+    Event { reason: Some(failure.reason().to_string()), ..event(kind, delivery, elapsed) }
+}
+
+fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
+    Event {
+        time: SystemTime::now(),
+        kind,
+        task: delivery.task.id().unwrap_or_default().to_string(),
+        attempt: delivery.attempt,
+        thread: delivery.thread,
+        queue: delivery.queue.clone(),
+        elapsed,
+        reason: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use crossbeam_channel::never;
+
+    use super::*;
+
+    /// The kind and the reason of each event.
+    type Events = Arc<Mutex<Vec<(EventKind, Option<String>)>>>;
+
+    /// A journal, and the events that its observer was notified of.
+    fn journal() -> (Journal, Events) {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&events);
+        let observer = Observer(Some(Arc::new(move |event: &Event| {
+            seen.lock().expect("no panic").push((event.kind, event.reason.clone()));
+        })));
+        (Journal::new(observer), events)
+    }
+
+    fn delivery() -> Delivery {
+        Delivery {
+            task: Task::new("").with_id("a"),
+            redelivered: false,
+            queue: "q".into(),
+            thread: 1,
+            attempt: 1,
+            max_attempts: 5,
+            cancelled: never(),
+            killed: never(),
+        }
+    }
+
+    const NO_TIME: Duration = Duration::ZERO;
+
+    #[test]
+    fn each_fate_is_counted_once_and_observed_once() {
+        let (journal, events) = journal();
+        let (delivery, failure) = (delivery(), Failure::retry("broken"));
+        let failed = |target| journal.failed(&delivery, &failure, target, NO_TIME);
+        let refused = Outcome::Refused { reason: "full".into() };
+
+        journal.started(&delivery);
+        journal.done(&delivery, NO_TIME);
+        journal.republished(failed(Target::Main), Target::Main);
+        journal.republished(failed(Target::Dead), Target::Dead);
+        journal.dead_letter_confirmed();
+        journal.not_republished(failed(Target::Dead), "q.dead", &refused, NO_TIME);
+        journal.not_tried(&delivery, &Failure::requeue("later"), NO_TIME, NO_TIME);
+        journal.requeued(&delivery, NO_TIME);
+        journal.lost(&delivery, &failure, NO_TIME);
+        journal.orphaned(&delivery, NO_TIME);
+        journal.orphaned_while_published(failed(Target::Dead));
+
+        let summary = journal.sum_up(0, NO_TIME, StopReason::Stopped);
+        let counts = [summary.done, summary.retried, summary.dead, summary.failed];
+        assert_eq!(counts, [1, 1, 1, 1]);
+        assert_eq!([summary.returned, summary.lost, summary.orphaned], [2, 1, 2]);
+        let broken = Some("broken".to_string());
+        let expected = [
+            (EventKind::Started, None),
+            (EventKind::Done, None),
+            (EventKind::Retried, broken.clone()),
+            (EventKind::Dead, broken.clone()),
+            (EventKind::Failed, broken.clone()),
+            (EventKind::Returned, Some("later".to_string())),
+            (EventKind::Returned, None),
+            (EventKind::Failed, broken.clone()),
+            (EventKind::Orphaned, None),
+            (EventKind::Orphaned, broken),
+        ];
+        assert_eq!(*events.lock().expect("no panic"), expected);
+    }
+
+    #[test]
+    fn what_is_lost_unstarted_is_counted_without_events() {
+        let (journal, events) = journal();
+        journal.lost_unstarted(1, 3);
+        assert_eq!(journal.sum_up(0, NO_TIME, StopReason::Stopped).lost, 3);
+        assert!(events.lock().expect("no panic").is_empty());
+    }
+
+    #[test]
+    fn a_task_that_is_requeued_meanwhile_is_counted_also_without_an_observer() {
+        let journal = Journal::new(Observer::default());
+        let event = journal.event_of_requeue(&delivery());
+        assert!(event.is_none(), "nobody wants it");
+        journal.requeued_meanwhile(event);
+        assert_eq!(journal.sum_up(0, NO_TIME, StopReason::Stopped).returned, 1);
+    }
+}

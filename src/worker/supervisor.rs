@@ -1,0 +1,382 @@
+//! Supervises the consumers of one connection: starts a thread for each, asks them to stop when
+//! something happens, and waits until the last of them has ended.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, after, at, never, unbounded};
+use log::{info, warn};
+
+use crate::amqp::call_timeout::PATIENCE;
+use crate::amqp::channel::Channel;
+use crate::amqp::close_reason::CloseReason;
+use crate::amqp::connection::{Connection, Notice};
+use crate::model::error::Error;
+use crate::model::queue::Queue;
+use crate::util::deadline::deadline_after;
+use crate::util::panic::caught;
+use crate::util::shutdown::{Closer, Shutdown, closer};
+use crate::worker::consumer::Consumer;
+use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd, ConsumerSignals, Report};
+use crate::worker::drain::{Drain, Traffic};
+use crate::worker::in_flight::InFlightCount;
+use crate::worker::journal::RedeliveryLog;
+use crate::worker::pool::HandlerPool;
+use crate::worker::republish::Republisher;
+use crate::worker::run_context::{RunContext, RunUntil};
+use crate::worker::session_events::{SessionEvent, SessionEvents};
+
+/// What a supervisor needs of its session.
+pub(crate) struct Supervised<'a> {
+    pub(crate) run: &'a Arc<RunContext>,
+    pub(crate) pool: &'a HandlerPool,
+    pub(crate) shutdown: &'a Shutdown,
+    pub(crate) connection: &'a Connection,
+    /// The queue as the broker has it.
+    pub(crate) queue: &'a Queue,
+    /// Until when the broker may keep tasks for a connection that was lost before.
+    pub(crate) broker_holds_until: Option<Instant>,
+}
+
+/// How the consumers of a session ended.
+#[derive(Debug, Default)]
+pub(crate) struct Supervision {
+    /// Whether any of them consumed.
+    pub(crate) consumed: bool,
+    /// Why the session ended by itself.
+    pub(crate) own_end: Option<OwnEnd>,
+    /// Until when running tasks may go on, if a stop was asked for.
+    pub(crate) deadline: Option<Instant>,
+    /// Why the first consumer was lost.
+    pub(crate) lost: Option<CloseReason>,
+    /// How many deliveries they took: all that the broker sent before their subscriptions ended.
+    pub(crate) taken: u64,
+}
+
+/// Why a session ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnEnd {
+    Exhausted,
+    /// The queue was empty when this many deliveries had been taken.
+    Drained {
+        taken: u64,
+    },
+}
+
+/// How long consumers may take to requeue what they have before the socket is shut. A second signal
+/// has to end the process within two seconds.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the other consumers may finish what they run after one was lost, to ack it while the
+/// connection lasts. None of them takes anything new until all have ended.
+const FINISH_AFTER_LOSS: Duration = Duration::from_secs(10);
+
+/// Runs one consumer thread for each channel, until the last of them has ended.
+pub(crate) fn supervise(session: &Supervised<'_>, channels: Vec<Channel>) -> Supervision {
+    let in_flight = Arc::default();
+    let (closers, signals) = closers();
+    let (republisher, drain) = match start_helpers(session, &signals, &in_flight) {
+        Ok(started) => started,
+        Err(error) => {
+            let lost = Some(CloseReason::Lost(error.chain()));
+            return Supervision { lost, ..Supervision::default() };
+        }
+    };
+    let drained = drain.as_ref().map_or_else(never, |drain| drain.drained.clone());
+    let (reports, reported) = unbounded();
+    let is_blocked = AtomicBool::new(false);
+    let context = ConsumerContext {
+        run: session.run,
+        connection: session.connection,
+        queue: session.queue,
+        consumers: session.pool.size(),
+        in_flight: &in_flight,
+        republisher: republisher.requests(),
+        reports,
+        signals,
+        is_blocked: &is_blocked,
+        redeliveries: RedeliveryLog::default(),
+    };
+    let mut supervisor = Supervisor::new(session, closers, &is_blocked, reported, drained);
+    supervisor.run(&context, channels);
+    drop(context);
+    republisher.end(ABORT_TIMEOUT);
+    supervisor.supervision(in_flight.taken())
+}
+
+/// Starts the threads that work for the consumers.
+fn start_helpers(
+    session: &Supervised<'_>,
+    signals: &ConsumerSignals,
+    in_flight: &Arc<InFlightCount>,
+) -> Result<(Republisher, Option<Drain>), Error> {
+    let Supervised { run, connection, queue, broker_holds_until, .. } = *session;
+    let republisher = Republisher::start(run, connection, queue, &signals.abort)?;
+    let drain = match run.settings.until {
+        RunUntil::Stopped => None,
+        RunUntil::Drained => {
+            let traffic = Traffic {
+                in_flight: Arc::clone(in_flight),
+                heartbeat: connection.heartbeat().clone(),
+                broker_holds_until,
+            };
+            Some(Drain::start(connection.lend(), queue, traffic)?)
+        }
+    };
+    Ok((republisher, drain))
+}
+
+/// What closes the signals of the consumers.
+struct Closers {
+    stop: Closer,
+    skip_pauses: Closer,
+    abort: Closer,
+}
+
+fn closers() -> (Closers, ConsumerSignals) {
+    let [(stop, stopped), (skip_pauses, skipped), (abort, aborted)] =
+        [closer(), closer(), closer()];
+    let signals = ConsumerSignals { stop: stopped, skip_pauses: skipped, abort: aborted };
+    (Closers { stop, skip_pauses, abort }, signals)
+}
+
+struct Supervisor<'a> {
+    session: &'a Supervised<'a>,
+    closers: Closers,
+    events: SessionEvents<'a>,
+    is_blocked: &'a AtomicBool,
+    /// How many consumer threads have not ended.
+    alive: usize,
+    /// The numbers of the threads that have consumed.
+    consuming: HashSet<usize>,
+    own_end: Option<OwnEnd>,
+    deadline: Option<Instant>,
+    lost: Option<CloseReason>,
+}
+
+/// What the supervisor does about an event.
+enum Action {
+    Nothing,
+    /// Has the consumers finish what runs and what is paused.
+    Stop,
+    /// Has the consumers finish what runs, and requeue what is paused.
+    StopAndSkipPauses,
+    /// Cancels the running tasks.
+    Cancel,
+    /// Has the consumers requeue everything, within this time if the connection still lasts.
+    Abort(Option<Duration>),
+    /// Shuts the socket under them.
+    CutConnection,
+}
+
+impl<'a> Supervisor<'a> {
+    fn new(
+        session: &'a Supervised<'a>,
+        closers: Closers,
+        is_blocked: &'a AtomicBool,
+        reports: Receiver<Report>,
+        drained: Receiver<u64>,
+    ) -> Supervisor<'a> {
+        let Supervised { run, shutdown, connection, .. } = *session;
+        let exhausted = &run.exhausted;
+        Supervisor {
+            session,
+            closers,
+            events: SessionEvents::new(connection, shutdown, exhausted, reports, drained, PATIENCE),
+            is_blocked,
+            alive: 0,
+            consuming: HashSet::new(),
+            own_end: None,
+            deadline: None,
+            lost: None,
+        }
+    }
+
+    fn run(&mut self, context: &ConsumerContext<'_>, channels: Vec<Channel>) {
+        thread::scope(|scope| {
+            for (handler, channel) in self.session.pool.handles().iter().zip(channels) {
+                self.start_consumer(scope, Consumer::new(context, handler), channel);
+            }
+            while self.alive > 0 {
+                let event = self.events.next();
+                let action = self.on(event);
+                self.perform(&action);
+            }
+        });
+        if self.lost.is_some() {
+            // Nobody is left to ack what the republisher still has.
+            self.closers.abort.close();
+        }
+    }
+
+    fn start_consumer<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, '_>,
+        consumer: Consumer<'scope>,
+        channel: Channel,
+    ) {
+        let thread = thread::Builder::new().name(format!("rw-consumer-{}", consumer.number()));
+        let consume = move || {
+            let ended = caught(|| consumer.run(channel));
+            consumer.report_end(ended.unwrap_or_else(|panicked| {
+                ConsumerEnd::Lost(CloseReason::Lost(format!("a consumer {panicked}")))
+            }));
+        };
+        match thread.spawn_scoped(scope, consume) {
+            Ok(_) => self.alive += 1,
+            Err(error) => {
+                let text = format!("the system gave no further thread: {error}");
+                let action = self.on_lost(CloseReason::Lost(text));
+                self.perform(&action);
+            }
+        }
+    }
+
+    fn on(&mut self, event: SessionEvent) -> Action {
+        match event {
+            SessionEvent::Consuming(number) => self.on_consuming(number),
+            SessionEvent::ConsumerStopped => {
+                self.alive -= 1;
+                Action::Nothing
+            }
+            SessionEvent::ConsumerLost(cause) => {
+                self.alive -= 1;
+                self.on_lost(cause)
+            }
+            SessionEvent::StopAsked => self.on_stop(),
+            SessionEvent::AbortAsked => {
+                self.events.grace_over = never();
+                Action::Cancel
+            }
+            SessionEvent::GraceOver => Action::Cancel,
+            SessionEvent::Exhausted => self.on_exhausted(),
+            SessionEvent::Drained(taken) => {
+                self.own_end.get_or_insert(OwnEnd::Drained { taken });
+                Action::StopAndSkipPauses
+            }
+            SessionEvent::DrainEnded => Action::Nothing,
+            SessionEvent::Notice(notice) => self.on_notice(&notice),
+            SessionEvent::SlowStart => self.on_slow_start(),
+            SessionEvent::ConnectionDead => Action::Abort(None),
+            SessionEvent::FinishOver | SessionEvent::HandlersIdle | SessionEvent::CancelOver => {
+                Action::Abort(Some(ABORT_TIMEOUT))
+            }
+            SessionEvent::AbortOver => Action::CutConnection,
+        }
+    }
+
+    fn perform(&mut self, action: &Action) {
+        match action {
+            Action::Nothing => {}
+            Action::Stop => self.closers.stop.close(),
+            Action::StopAndSkipPauses => {
+                self.closers.skip_pauses.close();
+                self.closers.stop.close();
+            }
+            Action::Cancel => self.cancel(),
+            Action::Abort(limit) => {
+                self.closers.abort.close();
+                if let Some(limit) = *limit {
+                    self.events.abort_over = after(limit);
+                }
+            }
+            Action::CutConnection => self.session.connection.call_guard().abort(),
+        }
+    }
+
+    /// Cancels the running tasks. They have their time to end, and then the consumers abort.
+    fn cancel(&mut self) {
+        let Supervised { run, pool, .. } = *self.session;
+        let (idle, time) = match pool.cancel(run) {
+            Some(idle) => (idle.clone(), run.cancel_timeout()),
+            None => (never(), Duration::ZERO),
+        };
+        (self.events.handlers_idle, self.events.cancel_over) = (idle, after(time));
+    }
+
+    fn on_stop(&mut self) -> Action {
+        let deadline = deadline_after(self.session.run.settings.grace);
+        self.deadline = Some(deadline);
+        self.events.grace_over = at(deadline);
+        Action::StopAndSkipPauses
+    }
+
+    fn on_exhausted(&mut self) -> Action {
+        self.own_end.get_or_insert(OwnEnd::Exhausted);
+        if self.session.run.budget.is_closed() {
+            return Action::StopAndSkipPauses;
+        }
+        // Pauses last: if the next worker is started at once, it is not to spin on a task that
+        // cannot be tried.
+        Action::Stop
+    }
+
+    fn on_consuming(&mut self, number: usize) -> Action {
+        let Supervised { run, pool, connection, .. } = *self.session;
+        let threads = pool.size();
+        if self.consuming.insert(number) && self.consuming.len() == threads {
+            let (queue, address) = (run.settings.queue.name(), connection.address());
+            info!("consuming from '{queue}' at {address} with {threads} threads");
+        }
+        Action::Nothing
+    }
+
+    fn on_slow_start(&self) -> Action {
+        let threads = self.session.pool.size();
+        let ends = self.own_end.is_some() || self.deadline.is_some() || self.lost.is_some();
+        if self.consuming.len() < threads && !ends {
+            info!(
+                "{} of {threads} threads consume at {} after {PATIENCE:?}; the others wait for the \
+                 broker, or for their tasks of a lost session",
+                self.consuming.len(),
+                self.session.connection.address()
+            );
+        }
+        Action::Nothing
+    }
+
+    fn on_notice(&self, notice: &Notice) -> Action {
+        self.is_blocked.store(matches!(notice, Notice::Blocked(_)), Ordering::Release);
+        match notice {
+            Notice::Blocked(reason) => warn!("the broker blocks this connection: {reason}"),
+            Notice::Unblocked => info!("the broker no longer blocks this connection"),
+        }
+        Action::Nothing
+    }
+
+    /// The others finish what they run: while the connection lasts, it can be acked.
+    fn on_lost(&mut self, cause: CloseReason) -> Action {
+        if self.lost.is_none() {
+            self.events.finish_over = after(FINISH_AFTER_LOSS);
+            log_loss(&cause);
+        }
+        if matches!(self.lost, None | Some(CloseReason::Disconnected)) {
+            self.lost = Some(cause);
+        }
+        Action::StopAndSkipPauses
+    }
+
+    fn supervision(self, taken: u64) -> Supervision {
+        Supervision {
+            consumed: !self.consuming.is_empty(),
+            own_end: self.own_end,
+            deadline: self.deadline,
+            lost: self.lost,
+            taken,
+        }
+    }
+}
+
+fn log_loss(cause: &CloseReason) {
+    if cause.is_channel_error() {
+        if let Some(advice) = cause.advice() {
+            warn!("a consumer was lost: {advice}");
+        }
+        info!(
+            "the other threads have {FINISH_AFTER_LOSS:?} to end what they run, then all begin anew"
+        );
+    }
+}

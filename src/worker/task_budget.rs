@@ -1,0 +1,161 @@
+//! Counts how many tasks a run may still start, and shares them among its consumers.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use log::error;
+
+use crate::model::handler::Failure;
+use crate::util::shutdown::{Closer, Signal, closer};
+
+/// How many tasks may still be started, with or without a limit.
+pub(crate) struct TaskBudget {
+    left: Option<AtomicU64>,
+    /// How many of those no consumer has taken a delivery for, or has made room for.
+    unclaimed: AtomicU64,
+    closed: AtomicBool,
+    exhausted: Closer,
+}
+
+impl TaskBudget {
+    /// Makes a budget; the signal closes when it is used up.
+    pub(crate) fn new(limit: Option<u64>) -> (TaskBudget, Signal) {
+        let (exhausted, signal) = closer();
+        let left = limit.map(AtomicU64::new);
+        let (unclaimed, closed) = (AtomicU64::new(0), AtomicBool::new(false));
+        (TaskBudget { left, unclaimed, closed, exhausted }, signal)
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// Lets the consumers of a new session share the rest.
+    pub(crate) fn share_out(&self) {
+        if let Some(left) = &self.left {
+            self.unclaimed.store(left.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
+
+    /// Claims tasks for one of `sharers` consumers: at most `most` and at most its share. `None` if
+    /// nothing is left to claim. Without a limit, a consumer gets what it asks for.
+    pub(crate) fn claim(&self, most: u16, sharers: usize) -> Option<u16> {
+        let Some(left) = &self.left else { return Some(most) };
+        let sharers = u64::try_from(sharers).unwrap_or(u64::MAX).max(1);
+        let share = (left.load(Ordering::Acquire) / sharers).max(1);
+        // 0 is no limit.
+        let most = if most == 0 { u16::MAX } else { most };
+        let most = u64::from(most).min(share);
+        let rest = |unclaimed: u64| (unclaimed > 0).then(|| unclaimed - unclaimed.min(most));
+        let before = self.unclaimed.fetch_update(Ordering::AcqRel, Ordering::Acquire, rest).ok()?;
+        u16::try_from(before.min(most)).ok()
+    }
+
+    /// Undoes the claim for a delivery that does not run.
+    pub(crate) fn unclaim(&self) {
+        if self.left.is_some() {
+            self.unclaimed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Takes one task; `false` if none is left.
+    pub(crate) fn take(&self) -> bool {
+        if self.is_closed() {
+            return false;
+        }
+        let Some(left) = &self.left else { return true };
+        let taken = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+        if taken.is_err() || taken == Ok(1) {
+            self.exhausted.close();
+        }
+        taken.is_ok()
+    }
+
+    /// Refunds a task that could not be tried. Once the last one is taken, the worker ends, and
+    /// nothing is refunded.
+    pub(crate) fn refund(&self) {
+        if let Some(left) = &self.left {
+            let one_more = |n: u64| (n > 0).then_some(n + 1);
+            if left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok() {
+                self.unclaim();
+            }
+        }
+    }
+
+    /// Ends the budget, because the handler says that it can run no task.
+    pub(crate) fn close(&self, why: &Failure) {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            error!("the worker ends: {why}");
+        }
+        self.exhausted.close();
+    }
+
+    /// Whether the handler ended the budget.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::shutdown::is_closed;
+
+    #[test]
+    fn a_budget_is_exhausted_exactly_once() {
+        let (budget, exhausted) = TaskBudget::new(Some(2));
+        assert!(budget.take());
+        assert!(!is_closed(&exhausted));
+        assert!(budget.take());
+        assert!(is_closed(&exhausted), "closed with the last one, not with the first refusal");
+        assert!(!budget.take());
+    }
+
+    #[test]
+    fn a_task_is_refunded_until_the_last_one_is_taken() {
+        let (budget, exhausted) = TaskBudget::new(Some(2));
+        assert!(budget.take());
+        budget.refund();
+        assert!(budget.take() && !is_closed(&exhausted));
+        assert!(budget.take() && is_closed(&exhausted));
+        budget.refund();
+        assert!(!budget.take());
+    }
+
+    #[test]
+    fn no_more_is_claimed_than_may_be_started() {
+        let (budget, _exhausted) = TaskBudget::new(Some(10));
+        assert_eq!(budget.claim(1, 4), None, "no session shares them yet");
+        budget.share_out();
+        let shares = [budget.claim(9, 4), budget.claim(0, 4), budget.claim(1, 4)];
+        assert_eq!(shares, [Some(2), Some(2), Some(1)], "a quarter each at most");
+        assert_eq!([2, 2, 2].map(|most| budget.claim(most, 4)), [Some(2), Some(2), Some(1)]);
+        assert_eq!(budget.claim(1, 4), None);
+        budget.unclaim();
+        assert_eq!(budget.claim(1, 1), Some(1));
+        assert!(budget.take());
+        budget.refund();
+        assert_eq!(budget.claim(1, 1), Some(1), "one that was not used may be claimed again");
+    }
+
+    #[test]
+    fn without_a_limit_a_consumer_claims_what_it_asks_for() {
+        let (budget, _exhausted) = TaskBudget::new(None);
+        budget.share_out();
+        assert_eq!([0, 1, 500].map(|most| budget.claim(most, 4)), [Some(0), Some(1), Some(500)]);
+    }
+
+    #[test]
+    fn a_closed_budget_has_no_task() {
+        let (budget, exhausted) = TaskBudget::new(None);
+        budget.close(&Failure::stop_worker("unfit"));
+        assert!(is_closed(&exhausted) && budget.is_closed());
+        assert!(!budget.take());
+    }
+
+    #[test]
+    fn without_a_limit_a_budget_is_never_exhausted() {
+        let (budget, exhausted) = TaskBudget::new(None);
+        assert!((0..1000).all(|_| budget.take()));
+        assert!(!is_closed(&exhausted));
+    }
+}
