@@ -123,9 +123,10 @@ mod topology;
 mod util;
 mod worker;
 
+pub use admin::check::CheckResult;
 pub use admin::dead_letter_filter::DeadLetterFilter;
 pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
-pub use admin::{CheckResult, Inspector, Status};
+pub use admin::{Inspector, Status};
 #[cfg(all(unix, feature = "command"))]
 pub use command::Command;
 #[cfg(all(unix, feature = "command"))]

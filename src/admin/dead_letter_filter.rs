@@ -1,4 +1,4 @@
-//! Owns [`DeadLetterFilter`]: which dead letters are meant. Pure.
+//! [`DeadLetterFilter`]: selects dead letters. Pure.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::model::failure_record::{FailureRecord, record_of};
 use crate::model::task::Task;
 
-/// Which letters to read, replay or throw away: those that everything said here is true of.
+/// Selects the dead letters to read, replay or purge: those that meet every condition.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterFilter {
     limit: Option<u64>,
@@ -16,7 +16,7 @@ pub struct DeadLetterFilter {
 }
 
 impl DeadLetterFilter {
-    /// All letters there are.
+    /// All dead letters.
     #[must_use]
     pub fn all() -> DeadLetterFilter {
         DeadLetterFilter::default()
@@ -29,13 +29,13 @@ impl DeadLetterFilter {
         self
     }
 
-    /// Only those whose task has this id, or another one that was given in the same way.
+    /// Only those whose task has this id, or another id of this filter.
     #[must_use]
     pub fn id(self, id: impl Into<String>) -> DeadLetterFilter {
         self.ids([id.into()])
     }
 
-    /// Only those whose task has one of these ids; none if there are no ids.
+    /// Only those whose task has one of these ids. Without any id, this selects nothing.
     #[must_use]
     pub fn ids(mut self, ids: impl IntoIterator<Item = String>) -> DeadLetterFilter {
         self.ids.get_or_insert_default().extend(ids);
@@ -49,7 +49,7 @@ impl DeadLetterFilter {
         self
     }
 
-    /// Only those that died at least so long ago. A letter without a time of death is left out.
+    /// Only those that died at least this long ago. A letter without a time of death is left out.
     #[must_use]
     pub fn older(mut self, age: Duration) -> DeadLetterFilter {
         self.died_before =
@@ -57,14 +57,14 @@ impl DeadLetterFilter {
         self
     }
 
-    /// Whether a letter has to be taken to tell whether it is meant.
-    pub(crate) fn is_choosy(&self) -> bool {
+    /// Whether a letter must be read to decide whether it is selected.
+    pub(crate) fn needs_content(&self) -> bool {
         self.ids.is_some() || self.reason.is_some() || self.died_before.is_some()
     }
 
-    /// Whether every letter is meant.
+    /// Whether every letter is selected.
     pub(crate) fn is_all(&self) -> bool {
-        !self.is_choosy() && self.limit.is_none()
+        !self.needs_content() && self.limit.is_none()
     }
 
     pub(crate) fn takes(&self, task: &Task) -> bool {
@@ -81,7 +81,7 @@ impl DeadLetterFilter {
         has_reason && is_old
     }
 
-    /// How many more letters are meant at most, after so many.
+    /// How many more letters may be selected after `selected`.
     pub(crate) fn left(&self, selected: u64) -> u64 {
         if self.ids.as_ref().is_some_and(BTreeSet::is_empty) {
             return 0;
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_said_has_to_be_true() {
+    fn every_condition_must_be_met() {
         let selection = DeadLetterFilter::all().reason("disk").older(Duration::from_secs(60));
         assert!(selection.takes_record(&died(100, "the disk is full")));
         assert!(!selection.takes_record(&died(100, "no")));
@@ -130,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_chooses_by_the_letter_looks_at_it() {
-        assert!(!DeadLetterFilter::all().is_choosy() && DeadLetterFilter::all().is_all());
+    fn only_a_filter_by_content_reads_letters() {
+        assert!(!DeadLetterFilter::all().needs_content() && DeadLetterFilter::all().is_all());
         let some = DeadLetterFilter::all().limit(3);
-        assert!(!some.is_choosy() && !some.is_all());
+        assert!(!some.needs_content() && !some.is_all());
         assert_eq!((some.left(1), some.left(5)), (2, 0));
         assert_eq!(DeadLetterFilter::all().ids([]).left(0), 0);
-        assert!(DeadLetterFilter::all().ids([]).is_choosy());
-        assert!(DeadLetterFilter::all().reason("x").is_choosy());
-        assert!(DeadLetterFilter::all().older(Duration::ZERO).is_choosy());
+        assert!(DeadLetterFilter::all().ids([]).needs_content());
+        assert!(DeadLetterFilter::all().reason("x").needs_content());
+        assert!(DeadLetterFilter::all().older(Duration::ZERO).needs_content());
     }
 }

@@ -1,10 +1,10 @@
-//! Owns [`DeadLetters`]: the dead letters of a queue, to be read, replayed and thrown away.
+//! [`DeadLetters`]: reads, replays and purges the dead letters of a queue.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crate::admin::dead_letter_filter::DeadLetterFilter;
-use crate::admin::peek_safety::{Return, refuse_harmful_look};
+use crate::admin::peek_safety::{RequeueBy, refuse_harmful_peek};
 use crate::admin::walk::{MANY, Walk};
 use crate::admin::{Inspector, missing};
 use crate::amqp::channel::{Channel, Settlement, Unsettled};
@@ -39,25 +39,25 @@ pub struct DeadLetter {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplaySummary {
-    /// How many tasks are on their queue again.
+    /// How many tasks were put back on their queue.
     pub replayed: u64,
-    /// The ids that were asked for and that no selected letter has.
+    /// The ids of the filter that no selected dead letter has.
     pub missing: Vec<String>,
-    /// Why it ended early, if it did: a task was not confirmed, and its letter stayed.
+    /// Why it ended early, if it did: a task was not confirmed, and its dead letter stayed.
     pub stopped: Option<String>,
 }
 
-/// What a purge threw away.
+/// How a purge went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PurgeSummary {
-    /// How many letters are gone.
+    /// How many dead letters were removed.
     pub purged: u64,
-    /// The ids that were asked for and that no selected letter has.
+    /// The ids of the filter that no selected dead letter has.
     pub missing: Vec<String>,
 }
 
-/// One at a time: whatever ends a replay, one task at most is published and its letter not acked.
+/// One at a time: however a replay ends, at most one task is both on its queue and a dead letter.
 const LIMITS: Limits = Limits { window: 1, timeout: Duration::from_secs(30) };
 
 impl DeadLetter {
@@ -67,14 +67,13 @@ impl DeadLetter {
         &self.task
     }
 
-    /// Why it is here.
+    /// Why it died.
     #[must_use]
     pub fn record(&self) -> FailureRecord {
         record_of(&self.task)
     }
 
-    /// Its deaths before the last, from each of which it was replayed; oldest first, the last 10
-    /// of them.
+    /// Its earlier deaths, after each of which it was replayed: the last 10, oldest first.
     #[must_use]
     pub fn history(&self) -> Vec<FailureRecord> {
         history_of(&self.task)
@@ -88,16 +87,16 @@ impl DeadLetters {
         DeadLetters { broker: broker.clone(), queue: queue.clone() }
     }
 
-    /// Reads letters in the order of their queue, one after the other, until `visit` breaks. They
-    /// stay in it. A classic queue keeps their order, the oldest first; in a quorum queue each read
-    /// may change it. While they are read, nobody else sees them: do not let `visit` wait. Returns
-    /// the ids that were asked for and that no selected letter has.
+    /// Reads dead letters in the order of their queue until `visit` breaks. They stay in it. A classic
+    /// queue keeps their order, the oldest first; in a quorum queue each read may change it. While
+    /// they are read, no other client sees them: do not let `visit` wait. Returns the ids of the
+    /// filter that no selected dead letter has.
     ///
     /// # Errors
     /// As [`Inspector::status`]; a queue that never had a dead letter has none.
     /// [`Error::InvalidSetting`] when they are in a quorum queue with a delivery limit that is not
-    /// ours: each look counts, and what was looked at more often is dropped. [`Error::Poisoned`]
-    /// when the client library cannot parse one of them.
+    /// ours: each read counts as a delivery, and the broker drops what exceeds the limit.
+    /// [`Error::Poisoned`] when the client library cannot parse one of them.
     ///
     /// # Blocking
     /// For three answers of the broker for each 32 letters; for more, if they are larger than
@@ -107,7 +106,7 @@ impl DeadLetters {
         selection: &DeadLetterFilter,
         mut visit: impl FnMut(DeadLetter) -> ControlFlow<()>,
     ) -> Result<Vec<String>, Error> {
-        let how = self.refuse_harmful_look()?;
+        let how = self.refuse_harmful_peek()?;
         let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
             let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
@@ -116,27 +115,27 @@ impl DeadLetters {
         Ok(walked.unwrap_or_else(|| all_ids(selection)))
     }
 
-    /// Puts tasks back on their queue, as their producer sent them but for what would expire them,
-    /// with their attempts at zero and their failures in their history. Each is published,
-    /// confirmed, and only then acked in the dead letters, before the next one is published:
-    /// killed at any moment, this loses nothing, and at worst one task is in both places. Those
-    /// that die again meanwhile are not replayed twice.
+    /// Puts tasks back on their queue as their producer sent them, without an expiration, with zero
+    /// attempts, and with their failures in their history. Each task is published, confirmed, and
+    /// only then acked as a dead letter, before the next one is published. Killed at any moment,
+    /// this loses no task; at worst one task is in both queues. A task that dies again meanwhile is
+    /// not replayed twice.
     ///
     /// # Errors
-    /// As [`Inspector::status`], and those of [`Producer::connect`](crate::Producer::connect);
-    /// [`Error::Poisoned`] as [`for_each`](DeadLetters::for_each). With ids, a reason or an age, which
-    /// take a look at each letter, as [`for_each`](DeadLetters::for_each). [`Error::Unanswered`] when
-    /// the session is lost after some tasks were put back.
+    /// As [`Inspector::status`] and [`Producer::connect`](crate::Producer::connect);
+    /// [`Error::Poisoned`] as [`for_each`](DeadLetters::for_each). A filter with ids, a reason or an
+    /// age has to read each letter: then as [`for_each`](DeadLetters::for_each).
+    /// [`Error::Unanswered`] when the session is lost after some tasks were put back.
     ///
     /// # Blocking
     /// For two answers of the broker for each letter; at most 30 s for a confirm.
     pub fn replay(&self, selection: &DeadLetterFilter) -> Result<ReplaySummary, Error> {
-        // Without a look, each letter that is taken is acked before the next one is taken.
-        let (mut at_once, mut how) = (1, Return::Nacking);
-        if selection.is_choosy() {
-            (at_once, how) = (MANY, self.refuse_harmful_look()?);
+        // Without reading ahead, each letter is acked before the next one is taken.
+        let (mut at_once, mut how) = (1, RequeueBy::Nack);
+        if selection.needs_content() {
+            (at_once, how) = (MANY, self.refuse_harmful_peek()?);
         }
-        // If the letters are deleted in the middle, those before are replayed all the same.
+        // Counts what was replayed before the queue was deleted or the session lost.
         let mut replay = ReplaySummary::default();
         let walked = self.with_channel(how, |connection, channel| {
             let dead = self.queue.name_of(Target::Dead);
@@ -144,7 +143,7 @@ impl DeadLetters {
                 return Ok(None);
             };
             let mut publisher = Publisher::new(PublisherConfig {
-                // Where the broker allows no second connection.
+                // The fallback if the broker allows no second connection.
                 lent: Some(connection.lend()),
                 on_refusal: OnRefusal::GiveUp,
                 ..PublisherConfig::new(&self.broker, &self.queue, LIMITS)
@@ -160,17 +159,15 @@ impl DeadLetters {
             publisher.close();
             Ok(Some(Ok(missing)))
         });
-        let doing = "replay";
-        replay.missing = self.judge(walked, doing, replay.replayed, selection)?;
+        replay.missing = self.missing_ids(walked, "replay", replay.replayed, selection)?;
         Ok(replay)
     }
 
-    /// Throws letters away; says how many. All of them at once, or those that are selected one by
-    /// one.
+    /// Removes dead letters: all at once, or the selected ones one by one.
     ///
     /// # Errors
     /// As [`Inspector::status`]. With ids, a reason or an age, as [`for_each`](DeadLetters::for_each).
-    /// [`Error::Unanswered`] when the broker was asked for it and gave no answer.
+    /// [`Error::Unanswered`] when the broker did not answer the purge.
     ///
     /// # Blocking
     /// For an answer of the broker; for selected letters as [`for_each`](DeadLetters::for_each).
@@ -178,9 +175,9 @@ impl DeadLetters {
         if selection.is_all() {
             return self.purge_all();
         }
-        let mut how = Return::Nacking;
-        if selection.is_choosy() {
-            how = self.refuse_harmful_look()?;
+        let mut how = RequeueBy::Nack;
+        if selection.needs_content() {
+            how = self.refuse_harmful_peek()?;
         }
         let mut purge = PurgeSummary::default();
         let walked = self.with_channel(how, |_, channel| {
@@ -193,7 +190,7 @@ impl DeadLetters {
             })?;
             Ok(Some(Ok(missing)))
         });
-        purge.missing = self.judge(walked, "purge", purge.purged, selection)?;
+        purge.missing = self.missing_ids(walked, "purge", purge.purged, selection)?;
         Ok(purge)
     }
 
@@ -207,8 +204,8 @@ impl DeadLetters {
         Ok(PurgeSummary::default())
     }
 
-    /// The ids that were not found, or what the end of a session means after so many changes.
-    fn judge(
+    /// The ids that were not found. A session lost after some changes is an unanswered call.
+    fn missing_ids(
         &self,
         walked: Result<Option<Vec<String>>, Error>,
         doing: &'static str,
@@ -224,28 +221,28 @@ impl DeadLetters {
         }
     }
 
-    fn refuse_harmful_look(&self) -> Result<Return, Error> {
+    fn refuse_harmful_peek(&self) -> Result<RequeueBy, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
         let mut inspector = Inspector::new(&self.broker, &self.queue);
-        refuse_harmful_look(&mut inspector, &self.queue)
+        refuse_harmful_peek(&mut inspector, &self.queue)
     }
 
-    /// There may be no queue of dead letters because there is no such queue at all.
+    /// No dead-letter queue is fine, unless the queue itself does not exist.
     fn refuse_missing_queue(&self) -> Result<(), Error> {
         match Inspector::new(&self.broker, &self.queue).count(Target::Main) {
             Ok(None) => Err(missing(self.queue.name())),
-            // A login that may not see the queue may still take care of its dead letters.
+            // A login without permission for the queue may still manage its dead letters.
             Ok(Some(_)) | Err(Error::QueueRefused { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Works on a channel of its own, and closes it in order, which gives back together what was
-    /// taken and not settled; `None` when there are no dead letters.
+    /// Works on a channel of its own, and closes it in order, which requeues all that was taken and
+    /// not settled. `None` if there is no dead-letter queue.
     fn with_channel<T>(
         &self,
-        how: Return,
+        how: RequeueBy,
         work: impl FnOnce(&Connection, &Channel) -> Result<Option<Result<T, Error>>, CloseReason>,
     ) -> Result<Option<T>, Error> {
         self.queue.validate()?;
@@ -254,29 +251,30 @@ impl DeadLetters {
         let Some(connection) = opened else { return Ok(None) };
         let worked = connection.open_channel().and_then(|channel| {
             let done = work(&connection, &channel)?;
-            if how == Return::Nacking {
+            if how == RequeueBy::Nack {
                 channel.give_back_all()?;
             }
             channel.close()?;
             Ok(done)
         });
-        let address = connection.address().to_string();
         match worked {
             Ok(done) => {
-                // Everything is settled and answered: how this ends changes nothing.
+                // Everything is settled and answered: an error of the close changes nothing.
                 let _ = connection.close();
                 done.transpose()
             }
-            Err(cause) => match connection.end(Some(cause)) {
-                cause if cause.is_not_there() => self.refuse_missing_queue().map(|()| None),
-                CloseReason::Malformed(_) => {
-                    Err(Error::Poisoned { queue: self.queue.name_of(Target::Dead) })
-                }
-                cause => {
-                    let dead = self.queue.name_of(Target::Dead);
-                    Err(Error::from_queue_use(&dead, &address, cause))
-                }
-            },
+            Err(cause) => self.no_letters_or_error(connection, cause).map(|()| None),
+        }
+    }
+
+    /// Ends the connection. A dead-letter queue that does not exist is no error.
+    fn no_letters_or_error(&self, connection: Connection, cause: CloseReason) -> Result<(), Error> {
+        let address = connection.address().to_string();
+        let dead = self.queue.name_of(Target::Dead);
+        match connection.end(Some(cause)) {
+            cause if cause.is_not_there() => self.refuse_missing_queue(),
+            CloseReason::Malformed(_) => Err(Error::Poisoned { queue: dead }),
+            cause => Err(Error::from_queue_use(&dead, &address, cause)),
         }
     }
 }
@@ -285,7 +283,7 @@ fn all_ids(selection: &DeadLetterFilter) -> Vec<String> {
     selection.named().cloned().collect()
 }
 
-/// Acks the letter whose task is confirmed. Another one stays, and so do those after it.
+/// Acks the letter whose task is confirmed. The first that is not confirmed stops the replay.
 fn settle(
     channel: &Channel,
     resolved: Vec<Resolved<Unsettled>>,

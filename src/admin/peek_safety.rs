@@ -1,5 +1,5 @@
-//! Owns whether dead letters can be looked at without harm: a look takes them and gives them back,
-//! and a quorum queue drops what was given back more often than its delivery limit allows.
+//! Decides whether dead letters can be read without harm: a peek takes them and requeues them, and a
+//! quorum queue drops what was requeued more often than its delivery limit allows.
 
 use log::warn;
 
@@ -10,32 +10,32 @@ use crate::topology::declare::Comparison;
 use crate::topology::default_type::LIMITED_SINCE;
 use crate::topology::queue_type::{Kind, Limit};
 
-/// From this version on, giving back does not count
+/// From this version on, a requeue does not count
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
 const UNCOUNTED_SINCE: (u32, u32) = (4, 3);
 
-/// That of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
-const USUAL_LIMIT: &str = "20";
+/// The limit of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
+const DEFAULT_LIMIT: &str = "20";
 
-/// How letters that were looked at are given back.
+/// How letters that were read are requeued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Return {
-    /// By the close of their channel: a moment, however many there are.
-    Closing,
-    /// By one nack for all: a classic queue takes long if they came to many consumers. From
-    /// RabbitMQ 4.3 on a quorum queue counts the other way, but not this.
-    Nacking,
+pub(crate) enum RequeueBy {
+    /// The close of their channel: fast, however many there are.
+    ChannelClose,
+    /// One nack for all: slow on a classic queue if they came to many consumers. From RabbitMQ 4.3
+    /// on, a quorum queue counts a requeue by close, and not one by nack.
+    Nack,
 }
 
-/// Refuses dead letters that looks would destroy or cannot take, and tells how the others are given back. Our own
-/// queue of them has no limit; a limit that a policy sets is beyond what a client can see.
-pub(crate) fn refuse_harmful_look(
+/// Refuses dead letters that a peek would destroy or cannot take, and returns how to requeue others.
+/// A dead-letter queue of ours has no limit; a client cannot see a limit that a policy sets.
+pub(crate) fn refuse_harmful_peek(
     inspector: &mut Inspector,
     queue: &Queue,
-) -> Result<Return, Error> {
+) -> Result<RequeueBy, Error> {
     let version = inspector.broker_version()?.unwrap_or_default();
     if inspector.count(Target::Dead)?.is_none() {
-        return Ok(Return::Closing);
+        return Ok(RequeueBy::ChannelClose);
     }
     let dead = queue.name_of(Target::Dead);
     let kind = kind_of(inspector, queue, version)?;
@@ -43,37 +43,37 @@ pub(crate) fn refuse_harmful_look(
         return Err(Error::setting("dead letters", format!("'{dead}': {objection}")));
     }
     let limit = match kind {
-        Kind::Quorum(Limit::Usual) if version >= LIMITED_SINCE => USUAL_LIMIT.to_string(),
+        Kind::Quorum(Limit::Usual) if version >= LIMITED_SINCE => DEFAULT_LIMIT.to_string(),
         Kind::Quorum(Limit::Declared(limit)) => limit,
-        Kind::Quorum(_) | Kind::Classic | Kind::Stream => return Ok(Return::Closing),
-        Kind::Unknown(_) if version >= UNCOUNTED_SINCE => return Ok(Return::Nacking),
+        Kind::Quorum(_) | Kind::Classic | Kind::Stream => return Ok(RequeueBy::ChannelClose),
+        Kind::Unknown(_) if version >= UNCOUNTED_SINCE => return Ok(RequeueBy::Nack),
         Kind::Unknown(why) => {
             warn!(
-                "cannot tell whether '{dead}' has a delivery limit ({why}); if it has one, each \
-                 look counts"
+                "cannot find out whether '{dead}' has a delivery limit ({why}); if it has one, each \
+                 read counts as a delivery"
             );
-            return Ok(Return::Closing);
+            return Ok(RequeueBy::ChannelClose);
         }
     };
-    if version >= UNCOUNTED_SINCE { Ok(Return::Nacking) } else { Err(harmful(&dead, &limit)) }
+    if version >= UNCOUNTED_SINCE { Ok(RequeueBy::Nack) } else { Err(harmful(&dead, &limit)) }
 }
 
 fn harmful(dead: &str, limit: &str) -> Error {
     let reason = format!(
-        "'{dead}' is a quorum queue with a delivery limit of {limit}; each look counts as a \
-         delivery, and what had more is dropped for good. Replay letters without a look: all, or \
-         a number of them, not chosen ones"
+        "'{dead}' is a quorum queue with a delivery limit of {limit}; each read counts as a delivery, \
+         and the broker drops a letter that exceeds the limit. Replay or purge letters without \
+         reading them: all, or the first N, not by id, reason or age"
     );
     Error::setting("dead letters", reason)
 }
 
 fn kind_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Result<Kind, Error> {
     for plan in queue.declarations(Target::Dead) {
-        // What we declare without a type can be a quorum queue, too, by the virtual host's default.
+        // What we declare without a type can be a quorum queue: the virtual host's default type.
         let is_telling = plan.is_quorum() || version < LIMITED_SINCE;
         if is_telling && inspector.compare(&plan)? == Comparison::Same {
-            let replicated = plan.is_quorum();
-            return Ok(if replicated { Kind::Quorum(Limit::Unlimited) } else { Kind::Classic });
+            let is_quorum = plan.is_quorum();
+            return Ok(if is_quorum { Kind::Quorum(Limit::Unlimited) } else { Kind::Classic });
         }
     }
     Kind::of(&queue.name_of(Target::Dead), &mut |plan| inspector.compare(plan))

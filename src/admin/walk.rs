@@ -1,4 +1,4 @@
-//! Owns the way through a queue of dead letters: takes each letter once.
+//! Walks through a queue of dead letters: takes each letter once.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -8,27 +8,27 @@ use crate::amqp::channel::{Channel, Received, Unsettled};
 use crate::amqp::close_reason::CloseReason;
 use crate::model::task::Task;
 
-/// A walk over the letters that are there when it begins.
+/// A walk over the letters that the queue holds when it begins.
 pub(crate) struct Walk<'a> {
     channel: &'a Channel,
     dead: String,
     selection: &'a DeadLetterFilter,
-    /// How many letters to take at once, at most and the next time.
+    /// How many letters to take at once: at most, and next.
     most: u16,
     at_once: u16,
     first: Option<(Unsettled, Received)>,
-    /// How many letters there are to take.
-    there: u64,
+    /// How many letters are left.
+    left: u64,
 }
 
-/// How many letters are taken at once at most, if a look does no harm: all are in memory together.
+/// The most letters that are taken at once if a peek does no harm: all are in memory together.
 pub(crate) const MANY: u16 = 32;
 
-/// How many bytes those may have together, if they are as large as the largest of those before.
-const TOGETHER: usize = 4 * 1024 * 1024;
+/// The most bytes they may have together, estimated by the largest of the letters before.
+const MAX_BYTES_TOGETHER: usize = 4 * 1024 * 1024;
 
 impl<'a> Walk<'a> {
-    /// Takes the first letter; `None` when there is none to take.
+    /// Takes the first letter; `None` if there is none.
     pub(crate) fn begin(
         channel: &'a Channel,
         dead: String,
@@ -39,19 +39,17 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         let first = channel.get(&dead)?;
-        // After the first, whose answer waits for what others have just given back. A count
-        // overtakes that.
+        // Counted after the first letter: its answer waits for letters that are being requeued, and
+        // a count does not.
         let ready = channel.count(&dead)?.ready;
         if first.is_none() && ready == 0 {
             return Ok(None);
         }
-        let there = ready + 1;
-        Ok(Some(Walk { channel, dead, selection, most, at_once: 1, first, there }))
+        Ok(Some(Walk { channel, dead, selection, most, at_once: 1, first, left: ready + 1 }))
     }
 
-    /// Hands over the letters that are meant, in the order of their queue. What is not settled stays taken.
-    /// Returns the ids that were asked for and are not there; none if the
-    /// walk ended before its end.
+    /// Calls `deal` for each selected letter, in the order of their queue. What is not settled stays taken.
+    /// Returns the ids of the filter that no letter has; none if the walk ended early.
     pub(crate) fn go(
         mut self,
         mut deal: impl FnMut(Unsettled, Task) -> Result<ControlFlow<()>, CloseReason>,
@@ -68,7 +66,7 @@ impl<'a> Walk<'a> {
                 task.id().map(|id| missing.remove(&id.to_string()));
                 if deal(unsettled, task)?.is_break() || self.selection.left(selected) == 0 {
                     missing = BTreeSet::new();
-                    self.there = 0;
+                    self.left = 0;
                     break;
                 }
             }
@@ -76,14 +74,14 @@ impl<'a> Walk<'a> {
         Ok(missing.into_iter().cloned().collect())
     }
 
-    /// The next letters; `None` when there are no more.
+    /// The next letters; `None` if there are no more.
     fn next(&mut self, selected: u64) -> Result<Option<Vec<(Unsettled, Received)>>, CloseReason> {
-        if self.there == 0 || self.selection.left(selected) == 0 {
+        if self.left == 0 || self.selection.left(selected) == 0 {
             return Ok(None);
         }
         let mut letters: Vec<_> = self.first.take().into_iter().collect();
         if letters.is_empty() {
-            let now = self.there.min(self.meant(selected)).min(self.at_once.into());
+            let now = self.left.min(self.wanted(selected)).min(self.at_once.into());
             if let Some(now) = u16::try_from(now).ok().filter(|now| *now > 1) {
                 letters = self.channel.take(&self.dead, now)?;
             }
@@ -91,18 +89,18 @@ impl<'a> Walk<'a> {
         if letters.is_empty() {
             letters.extend(self.channel.get(&self.dead)?);
         }
-        self.there = self.there.saturating_sub(letters.len() as u64);
+        self.left = self.left.saturating_sub(letters.len() as u64);
         Ok(Some(letters).filter(|it| !it.is_empty()))
     }
 
-    /// How many more are meant if each is.
-    fn meant(&self, selected: u64) -> u64 {
-        if self.selection.is_choosy() { u64::MAX } else { self.selection.left(selected) }
+    /// How many more letters are wanted if the filter takes each.
+    fn wanted(&self, selected: u64) -> u64 {
+        if self.selection.needs_content() { u64::MAX } else { self.selection.left(selected) }
     }
 
-    /// Twice as many as before, as long as there is memory for them.
+    /// Twice as many as before, up to the limits.
     fn at_once_after(&self, largest: usize) -> u16 {
-        let fitting = u16::try_from(TOGETHER / largest.max(1)).unwrap_or(u16::MAX);
+        let fitting = u16::try_from(MAX_BYTES_TOGETHER / largest.max(1)).unwrap_or(u16::MAX);
         self.at_once.saturating_mul(2).min(fitting).clamp(1, self.most)
     }
 }
