@@ -1,9 +1,6 @@
 //! Writes the man pages and shell completions of the commands, from the definitions that
 //! `--help` is made of: `cargo run --example manual -- FOLDER`; see scripts/manual.sh.
 
-// Each command has a `cli` of its own.
-#![allow(clippy::duplicate_mod)]
-
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,22 +9,19 @@ use clap::builder::Resettable;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
-#[allow(dead_code, unused_imports)]
-#[path = "../bin/producer.rs"]
-mod producer;
-#[allow(dead_code, unused_imports)]
-#[path = "../bin/queuectl.rs"]
-mod queuectl;
-#[allow(dead_code, unused_imports)]
-#[path = "../bin/worker.rs"]
-mod worker;
+// It reads the definitions of the options, and runs no command.
+#[allow(dead_code)]
+#[path = "../bin/cli/mod.rs"]
+mod cli;
+
+use cli::{producer, queuectl, worker};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from);
     let folder = folder.ok_or("say into which folder")?;
-    write(producer::Options::command(), &folder)?;
-    write(queuectl::Options::command(), &folder)?;
-    write(worker::Options::command(), &folder)?;
+    write(producer::options::Options::command(), &folder)?;
+    write(queuectl::options::Options::command(), &folder)?;
+    write(worker::options::Options::command(), &folder)?;
     Ok(())
 }
 
@@ -69,7 +63,7 @@ fn add_sections(page: &Path, sections: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The form of the text is that of bin/manual.rs.
+/// The form of the text is that of bin/cli/common/manual.rs.
 fn as_roff(text: &str) -> String {
     let mut roff = String::new();
     let mut section = "";

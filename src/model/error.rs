@@ -150,8 +150,8 @@ impl Error {
         line
     }
 
-    /// An [`Error::InvalidSetting`], also for settings of a program built on this crate.
-    pub fn setting(setting: &'static str, reason: impl Into<String>) -> Error {
+    /// An [`Error::InvalidSetting`].
+    pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Error {
         Error::InvalidSetting { setting, reason: reason.into() }
     }
 

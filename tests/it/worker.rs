@@ -172,8 +172,8 @@ fn events_that_nobody_reads_hold_up_no_task_and_are_counted() {
 
     output.assert_code(0);
     let said = output.stderr();
-    assert_eq!(said.matches("--events is not read").count(), 1, "{said}");
-    let count = said.lines().find_map(|it| it.split_once(" events are not in --events"));
+    assert_eq!(said.matches("nobody reads --events").count(), 1, "{said}");
+    let count = said.lines().find_map(|it| it.split_once(" events are missing in --events"));
     let missing = count.and_then(|(before, _)| before.rsplit(' ').next()?.parse::<u32>().ok());
     assert!(missing.is_some_and(|it| (1500..3000).contains(&it)), "{said}");
     assert!(said.contains("1500 tasks done"), "{said}");
@@ -195,7 +195,7 @@ fn a_pipe_for_events_without_a_reader_holds_up_neither_a_task_nor_a_refusal() {
     let output = with_events(&["--max-tasks", "1"]).run(SOON);
 
     output.assert_code(0);
-    assert!(output.stderr().contains(" 2 events are not in --events"), "{output:?}");
+    assert!(output.stderr().contains(" 2 events are missing in --events"), "{output:?}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn a_stop_in_the_middle_of_what_is_too_long_is_heeded() {
     let producer = bench.producer(&options).start();
     producer.wait_for_stderr_line(|line| line.contains("line 1 is not published"), SOON);
     producer.signal("TERM");
-    producer.wait_for_stderr_line(|line| line.ends_with("go on at line 2"), SOON);
+    producer.wait_for_stderr_line(|line| line.ends_with("continue with line 2"), SOON);
     producer.wait(SOON).assert_code(1);
 }
 
@@ -88,7 +88,7 @@ fn after_a_stop_the_log_and_the_summary_say_where_to_go_on() {
             (bench.broker.client().count(&bench.queue) == 3).then_some(())
         });
         producer.signal("INT");
-        let told = format!("stopped after 3 tasks were read; go on at {unit} 4");
+        let told = format!("stopped after 3 tasks were read; continue with {unit} 4");
         producer.wait_for_stderr_line(|line| line.ends_with(&told), SOON);
         let output = producer.wait(SOON);
         output.assert_code(1);

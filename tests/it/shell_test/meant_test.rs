@@ -57,7 +57,7 @@ fn a_command_without_dashes_is_told_of_them() {
 
 #[test]
 fn a_comma_in_the_queue_s_name_is_told() {
-    let told = "--queue names one queue, 'a,b', with a comma in its name";
+    let told = "--queue takes one name; 'a,b' is one queue with a comma in its name";
     let queue = ["--queue", "a,b"];
     let producer = Command::producer(&[&NOBODY[..], &queue, &["x"]].concat()).run(SOON);
     let nobody = ["--url", "amqp://127.0.0.1:1"];

@@ -84,7 +84,7 @@ fn what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice() {
     let output = worker.wait(SOON);
 
     output.assert_code(3);
-    assert!(output.stderr().contains("0 given back, 1 may run twice"), "{}", output.stderr());
+    assert!(output.stderr().contains("0 requeued, 1 may run twice"), "{}", output.stderr());
     let events = fs::read_to_string(dir.path().join("events")).expect("the events");
     assert!(events.lines().last().is_some_and(|it| it.contains("\"orphaned\"")), "{events}");
 }
@@ -138,7 +138,7 @@ fn what_was_killed_does_not_run_any_more() {
     let output = worker.wait(SOON);
     assert_given_back(&bench, &output, 3);
     let stderr = output.stderr();
-    assert!(stderr.contains("1 given back, 0 may run twice, 0 still running"), "{stderr}");
+    assert!(stderr.contains("1 requeued, 0 may run twice, 0 still running"), "{stderr}");
 }
 
 #[test]

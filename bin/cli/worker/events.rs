@@ -1,4 +1,4 @@
-//! Owns the events file of a worker: one JSON object for each line.
+//! [`EventLog`]: writes one JSON object for each event to the file of --events.
 
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
@@ -12,17 +12,18 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use log::warn;
-use rabbit_work::{Error, Event, Shutdown};
+use rabbit_work::{Event, Shutdown};
 use rustix::fs::{Access, access};
 use serde_json::json;
 
-use super::cli;
-use super::streams::refuse_where_a_stream_goes;
+use crate::cli::common::arguments::refuse_dash;
+use crate::cli::common::error::CommandError;
+use crate::cli::common::stdio::refuse_file_of_a_stream;
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum EventLog {
-    /// Has each event before anything else happens, whatever ends the worker then.
+    /// Written at once, so that each event is there however the worker ends.
     File(Arc<Mutex<Lines>>),
     /// A pipe, a terminal or another device.
     Stream(Stream),
@@ -31,46 +32,47 @@ pub(crate) enum EventLog {
 /// Where the lines go.
 pub(crate) struct Lines {
     file: File,
-    /// A line was written, or found, of which only a part may be there.
+    /// The last line may be incomplete.
     torn: bool,
-    /// One line says that it is full; there would be one for each event.
-    told: Once,
+    /// One log line reports that it cannot be written, not one for each event.
+    reported: Once,
 }
 
-/// Written by a thread of its own: whoever is at the other end may not read, and holds up no task
-/// for long.
+/// Written by a thread of its own, so that a reader that does not read delays no task for long.
 #[derive(Clone)]
 pub(crate) struct Stream {
-    /// `None` is the last.
+    /// `None` ends the thread.
     lines: Sender<Option<String>>,
     /// Closed when everything is written.
     written: Receiver<Infallible>,
     shutdown: Shutdown,
-    stands_still: Arc<AtomicBool>,
+    /// The reader takes no events.
+    is_stalled: Arc<AtomicBool>,
     /// How many events there were, and how many of them were written.
     noted: Arc<AtomicU64>,
-    done: Arc<AtomicU64>,
+    written_count: Arc<AtomicU64>,
 }
 
-/// How many events wait to be written.
-const WAITING: usize = 1000;
-/// How long a reader may do nothing. One that is slower than the tasks slows them down; one that
-/// stands still has events left out.
-const STANDSTILL: Duration = Duration::from_secs(2);
-/// What is left may take so long at the end.
-const LAST: Duration = Duration::from_millis(500);
+/// The most events that wait to be written.
+const MAX_WAITING: usize = 1000;
+/// How long a reader may pause. A reader slower than the tasks slows them down; for one that pauses
+/// longer, events are left out.
+const STALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the last events may take at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl EventLog {
-    pub(crate) fn open(path: &Path, shutdown: &Shutdown) -> Result<EventLog, Error> {
-        cli::refuse_dash("--events", path)?;
-        refuse_where_a_stream_goes("--events", path)?;
+    pub(crate) fn open(path: &Path, shutdown: &Shutdown) -> Result<EventLog, CommandError> {
+        refuse_dash("--events", path)?;
+        refuse_file_of_a_stream("--events", path)?;
         let found = fs::metadata(path);
         let opened = if found.is_ok_and(|found| !found.is_file()) {
             Stream::open(path, shutdown).map(EventLog::Stream)
         } else {
             Lines::open(path).map(|lines| EventLog::File(Arc::new(Mutex::new(lines))))
         };
-        opened.map_err(|error| Error::setting("--events", format!("{}: {error}", path.display())))
+        let unusable = |error| format!("{}: {error}", path.display());
+        opened.map_err(|error| CommandError::usage("--events", unusable(error)))
     }
 
     pub(crate) fn note(&self, event: &Event) {
@@ -83,7 +85,7 @@ impl EventLog {
         }
     }
 
-    /// Waits until what happened is written, but not for long.
+    /// Waits until all events are written, but not for long.
     pub(crate) fn close(&self) {
         if let EventLog::Stream(stream) = self {
             stream.close();
@@ -95,11 +97,11 @@ impl Lines {
     fn open(path: &Path) -> io::Result<Lines> {
         let mut options = OpenOptions::new();
         options.create(true).append(true);
-        // Where it may be read, its end is looked at. A pipe would have a reader in us.
+        // Readable, if possible, to check its end. A pipe must not have us as its reader.
         let is_other = fs::metadata(path).is_ok_and(|found| !found.is_file());
         let readable = (!is_other).then(|| options.clone().read(true).open(path).ok()).flatten();
         let file = readable.map_or_else(|| options.open(path), Ok)?;
-        Ok(Lines { file, torn: true, told: Once::new() })
+        Ok(Lines { file, torn: true, reported: Once::new() })
     }
 
     /// One write for each line, so that lines of several workers on one file do not mix.
@@ -108,11 +110,11 @@ impl Lines {
         let written = self.file.write_all(format!("{before}{line}").as_bytes());
         self.torn = written.is_err();
         if let Err(error) = written {
-            self.told.call_once(|| warn!("--events cannot be written: {error}"));
+            self.reported.call_once(|| warn!("--events cannot be written: {error}"));
         }
     }
 
-    /// Whether its last line has no end, as when the disk was full before that.
+    /// Whether the last line has no end, as after a full disk.
     fn ends_in_a_part(&self) -> bool {
         let mut last = [b'\n'];
         let end = self.file.metadata().ok().and_then(|found| found.len().checked_sub(1));
@@ -123,13 +125,13 @@ impl Lines {
 impl Stream {
     fn open(path: &Path, shutdown: &Shutdown) -> io::Result<Stream> {
         access(path, Access::WRITE_OK)?;
-        let (lines, waiting) = bounded(WAITING);
+        let (lines, waiting) = bounded(MAX_WAITING);
         let (last, written) = bounded(0);
-        let (path, done) = (path.to_path_buf(), Arc::<AtomicU64>::default());
-        let count = Arc::clone(&done);
+        let (path, written_count) = (path.to_path_buf(), Arc::<AtomicU64>::default());
+        let count = Arc::clone(&written_count);
         let write = move || {
             let _last: Sender<Infallible> = last;
-            // A named pipe opens when it has a reader.
+            // Opening a named pipe waits for a reader.
             match Lines::open(&path) {
                 Ok(mut lines) => {
                     for line in waiting.iter().map_while(|line: Option<String>| line) {
@@ -145,36 +147,36 @@ impl Stream {
             lines,
             written,
             shutdown: shutdown.clone(),
-            stands_still: Arc::default(),
+            is_stalled: Arc::default(),
             noted: Arc::default(),
-            done,
+            written_count,
         })
     }
 
-    /// Waits for room, unless there was none for long.
+    /// Waits for room, unless the reader is stalled.
     fn note(&self, line: String) {
         self.noted.fetch_add(1, Ordering::SeqCst);
-        let stands_still = self.stands_still.load(Ordering::SeqCst);
-        let patience = if stands_still { Duration::ZERO } else { STANDSTILL };
+        let is_stalled = self.is_stalled.load(Ordering::SeqCst);
+        let timeout = if is_stalled { Duration::ZERO } else { STALL_TIMEOUT };
         let sent = select_biased! {
             send(self.lines, Some(line)) -> sent => sent.is_ok(),
             recv(self.shutdown.aborting()) -> _ => false,
-            default(patience) => false,
+            default(timeout) => false,
         };
-        let stood_still = self.stands_still.swap(!sent, Ordering::SeqCst);
-        if !sent && !stood_still {
-            warn!("--events is not read: tasks go on, and events are left out");
+        let was_stalled = self.is_stalled.swap(!sent, Ordering::SeqCst);
+        if !sent && !was_stalled {
+            warn!("nobody reads --events: tasks continue, and events are left out");
         }
     }
 
     fn close(&self) {
-        let deadline = Instant::now() + LAST;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         let _ = self.lines.send_deadline(None, deadline);
         let _ = self.written.recv_deadline(deadline);
-        let done = self.done.load(Ordering::SeqCst);
-        let missing = self.noted.load(Ordering::SeqCst) - done;
+        let written = self.written_count.load(Ordering::SeqCst);
+        let missing = self.noted.load(Ordering::SeqCst) - written;
         if missing > 0 {
-            warn!("{missing} events are not in --events, because it was not read");
+            warn!("{missing} events are missing in --events, as nobody read it");
         }
     }
 }

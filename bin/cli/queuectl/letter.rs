@@ -1,4 +1,4 @@
-//! How `queuectl` shows a dead letter: as a row, as a JSON object, as a record.
+//! Formats a dead letter: as a row, as a JSON object, as a record.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rabbit_work::{DeadLetter, FailureRecord, Task};
 use serde_json::{Value, json};
 
-/// What part of a body a row is made of: enough for its 40 letters.
-const BEGINNING: usize = 1024;
+/// How many bytes of a body a row reads: enough for its 40 characters.
+const ROW_BYTES: usize = 1024;
 
-/// What part of a body a record shows.
-const SHOWN: usize = 64 * 1024;
+/// How many bytes of a body a record shows.
+const RECORD_BYTES: usize = 64 * 1024;
 
 pub(crate) fn heading() -> String {
     format!("{:<36}  {:<20}  {:>8}  {:<40}  {}", "ID", "DIED", "ATTEMPTS", "BODY", "REASON")
@@ -23,12 +23,12 @@ pub(crate) fn row(letter: &DeadLetter) -> String {
         printable(letter.task().id().unwrap_or("-"), 255),
         time(record.last_failure).unwrap_or_else(|| "-".into()),
         record.attempts,
-        printable(&beginning(letter.task(), BEGINNING), 40),
+        printable(&beginning(letter.task(), ROW_BYTES), 40),
         both_ends(&record.reason, 200),
     )
 }
 
-/// A body that is not UTF-8 has no form in JSON but that of its bytes.
+/// A body that is not UTF-8 becomes `body_base64`.
 pub(crate) fn as_object(letter: &DeadLetter) -> Value {
     let task = letter.task();
     let mut object = record_as_object(&letter.record());
@@ -43,42 +43,42 @@ pub(crate) fn as_object(letter: &DeadLetter) -> Value {
     object
 }
 
-/// All that is known of a letter, one line each, its body last.
+/// Everything about a letter, one line each, its body last.
 pub(crate) fn record(letter: &DeadLetter) -> Vec<String> {
     let task = letter.task();
     let mut lines = Vec::new();
-    let mut tell = |name: &str, value: Option<String>| {
+    let mut add = |name: &str, value: Option<String>| {
         lines.extend(value.map(|it| format!("{name:<15} {}", printable(&it, usize::MAX))));
     };
-    tell("id", task.id().map(str::to_owned));
-    tell_record(&letter.record(), &mut tell);
+    add("id", task.id().map(str::to_owned));
+    add_record(&letter.record(), &mut add);
     for death in letter.history() {
         let died = time(death.last_failure).unwrap_or_else(|| "-".into());
-        let told = format!("{died}, after {} attempts: {}", death.attempts, death.reason);
-        tell("died before", Some(told));
+        let text = format!("{died}, after {} attempts: {}", death.attempts, death.reason);
+        add("died before", Some(text));
     }
-    tell("enqueued at", time(task.enqueued_at()));
-    tell("content type", task.content_type().map(str::to_owned));
-    tell("priority", task.priority().map(|it| it.to_string()));
-    tell("correlation id", task.correlation_id().map(str::to_owned));
-    tell("reply to", task.reply_to().map(str::to_owned));
+    add("enqueued at", time(task.enqueued_at()));
+    add("content type", task.content_type().map(str::to_owned));
+    add("priority", task.priority().map(|it| it.to_string()));
+    add("correlation id", task.correlation_id().map(str::to_owned));
+    add("reply to", task.reply_to().map(str::to_owned));
     for (name, value) in task.headers_as_text() {
-        tell("header", Some(format!("{name}: {value}")));
+        add("header", Some(format!("{name}: {value}")));
     }
-    tell("bytes", Some(task.body().len().to_string()));
-    tell("body", Some(beginning(task, SHOWN).into_owned()));
+    add("bytes", Some(task.body().len().to_string()));
+    add("body", Some(beginning(task, RECORD_BYTES).into_owned()));
     lines
 }
 
-fn tell_record(record: &FailureRecord, tell: &mut impl FnMut(&str, Option<String>)) {
+fn add_record(record: &FailureRecord, add: &mut impl FnMut(&str, Option<String>)) {
     let written = |text: &String| Some(text.clone()).filter(|it| !it.is_empty());
-    tell("queue", written(&record.queue));
-    tell("attempts", Some(record.attempts.to_string()));
-    tell("first failure", time(record.first_failure));
-    tell("last failure", time(record.last_failure));
-    tell("reason", written(&record.reason));
-    tell("host", written(&record.host));
-    tell("version", written(&record.version));
+    add("queue", written(&record.queue));
+    add("attempts", Some(record.attempts.to_string()));
+    add("first failure", time(record.first_failure));
+    add("last failure", time(record.last_failure));
+    add("reason", written(&record.reason));
+    add("host", written(&record.host));
+    add("version", written(&record.version));
 }
 
 fn record_as_object(record: &FailureRecord) -> Value {
@@ -119,8 +119,8 @@ pub(crate) fn printable(text: &str, width: usize) -> String {
     shortened(text, width.saturating_sub(1), 0)
 }
 
-/// The same, but what is left out is in the middle: a reason begins with what happened, and ends
-/// with the last lines of what a command said of it.
+/// Like [`printable`], but leaves out the middle: a reason begins with what happened, and ends with
+/// the end of a command's standard error.
 fn both_ends(text: &str, width: usize) -> String {
     let begin = width / 4;
     shortened(text.trim_end(), begin, width.saturating_sub(begin + 1))
@@ -137,7 +137,7 @@ fn shortened(text: &str, begin: usize, end: usize) -> String {
     }
 }
 
-/// Whether it moves the cursor, begins a line, or changes how what is beside it is shown.
+/// Whether it moves the cursor, begins a line, or changes how its neighbours are shown.
 fn acts_on_a_terminal(letter: char) -> bool {
     letter.is_control()
         || matches!(
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_of_a_reason_is_its_middle() {
+    fn a_long_reason_is_cut_in_its_middle() {
         assert_eq!(both_ends("short\n", 200), "short");
         let long = both_ends(&format!("first{}last", "x".repeat(500)), 20);
         assert!(long.starts_with("first…") && long.ends_with("last"), "{long}");

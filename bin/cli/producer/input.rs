@@ -1,16 +1,18 @@
-//! Owns what the producer reads: where its tasks' bodies come from, and the thread that reads
-//! them.
+//! Reads the bodies of the tasks in a thread of its own, with limited read-ahead.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-#[cfg(unix)]
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, Sender, bounded, select_biased, unbounded};
-use rabbit_work::{Error, Shutdown};
+use rabbit_work::Shutdown;
+
+use crate::cli::common::error::CommandError;
+use crate::cli::common::stdio::{is_unreadable, metadata};
+use crate::cli::producer::source::Source;
 
 /// Why no further task was read.
 #[derive(Debug)]
@@ -32,66 +34,15 @@ pub(crate) enum Piece {
     Rest(Vec<u8>),
 }
 
-/// Where the tasks' bodies come from.
-#[derive(Debug)]
-pub(crate) enum Source {
-    /// The words of the command line as one body, so many times.
-    Words(Vec<u8>, u64),
-    /// A whole file, so many times.
-    Whole(PathBuf, u64),
-    /// The pieces of a file, each ended by this byte.
-    Pieces(PathBuf, u8),
-}
-
-impl Source {
-    pub(crate) fn path(&self) -> Option<&Path> {
-        match self {
-            Source::Words(..) => None,
-            Source::Whole(path, _) | Source::Pieces(path, _) => Some(path),
-        }
-    }
-
-    /// What the input is counted in, where it can be gone on with in the middle.
-    pub(crate) fn unit(&self) -> Option<&'static str> {
-        match self {
-            Source::Words(..) | Source::Whole(..) => None,
-            Source::Pieces(_, b'\n') => Some("line"),
-            Source::Pieces(..) => Some("task"),
-        }
-    }
-
-    /// Refuses tasks that, written down, would be fed again as others.
-    pub(crate) fn validate_for_another_feed(&self) -> Result<(), Error> {
-        let reason = match self {
-            Source::Words(body, _) if body.contains(&b'\n') => {
-                "it has one task for each line, and this message has several; give it with \
-                 --body-file, or on standard input with --null"
-            }
-            Source::Whole(_, 2..) => "with --body-file it has one body, and --repeat makes several",
-            Source::Words(..) | Source::Whole(..) | Source::Pieces(..) => return Ok(()),
-        };
-        Err(Error::setting("--failed", reason))
-    }
-
-    /// What follows each task where they are written down.
-    pub(crate) fn end(&self) -> &'static [u8] {
-        match self {
-            Source::Pieces(_, 0) => b"\0",
-            Source::Whole(..) => b"",
-            Source::Words(..) | Source::Pieces(..) => b"\n",
-        }
-    }
-}
-
-/// The bodies as they are read, by a thread of its own: reading may block for ever, and a stop
-/// must not.
+/// The bodies as they are read, by a thread of its own: a read may block for ever, and a stop must
+/// not.
 pub(crate) struct Bodies {
     receiver: Receiver<io::Result<Piece>>,
-    /// Tells the reader the length of each piece that was asked for.
+    /// Sends the reader the length of each piece that was taken.
     taken: Sender<usize>,
 }
 
-/// The reader's end of it.
+/// The reader's end of [`Bodies`].
 struct Feed {
     sender: Sender<io::Result<Piece>>,
     taken: Receiver<usize>,
@@ -101,24 +52,24 @@ struct Feed {
 
 /// The most pieces that are read ahead.
 const MOST_AHEAD: usize = 256;
-/// The most bytes of pieces that are read ahead, unless it is a single one; as many as may be in
-/// flight.
+/// The most bytes that are read ahead, unless a single piece is larger; as many as may be published
+/// and not confirmed.
 const BYTES_AHEAD: usize = 8 * 1024 * 1024;
 
-/// The longest body taken; RabbitMQ takes no longer one either.
+/// The longest body; RabbitMQ takes no longer one.
 pub(crate) const LONGEST_BODY: u64 = 128 * 1024 * 1024;
 
-/// How much of a longer one is read at a time, so that it is never in memory as a whole.
+/// How much of a longer body is read at a time, so that it is never in memory as a whole.
 const REST: u64 = 1024 * 1024;
 
-/// An input that pauses for longer than this is not a stream of tasks in full flow.
+/// An input that pauses for longer than this is waited for without publishes in flight.
 const LULL: Duration = Duration::from_millis(50);
 
 impl Bodies {
-    pub(crate) fn open(source: &Source) -> Result<Bodies, Error> {
+    pub(crate) fn open(source: &Source) -> Result<Bodies, CommandError> {
         let (sender, receiver) = bounded(MOST_AHEAD);
-        let (taken, told) = unbounded();
-        let feed = Feed { sender, taken: told, ahead: 0 };
+        let (taken, lengths) = unbounded();
+        let feed = Feed { sender, taken: lengths, ahead: 0 };
         let spawned = match source {
             Source::Words(body, count) => {
                 let (body, count) = (body.clone(), *count);
@@ -133,7 +84,7 @@ impl Bodies {
                 spawn_reader(move || send_pieces(BufReader::new(input), end, feed))
             }
         };
-        spawned.map_err(|error| Error::setting("reading", error.to_string()))?;
+        spawned.map_err(|error| CommandError::usage("reading", error))?;
         Ok(Bodies { receiver, taken })
     }
 
@@ -144,12 +95,12 @@ impl Bodies {
             recv(self.receiver) -> piece => piece.map_err(|_| End::Finished)?,
         };
         let piece = piece.map_err(End::Unreadable)?;
-        // The reader may have read all there is, and ended.
+        // The reader may have read everything and ended.
         let _ = self.taken.send(piece.bytes().len());
         Ok(piece)
     }
 
-    /// Waits a moment for the input to go on or to end; says whether it does.
+    /// Whether the input continues or ends within a moment.
     pub(crate) fn are_coming(&self, shutdown: &Shutdown) -> bool {
         let mut ready = Select::new();
         ready.recv(&self.receiver);
@@ -157,9 +108,9 @@ impl Bodies {
         ready.ready_timeout(LULL).is_ok()
     }
 
-    /// What was read and not asked for.
+    /// What was read ahead.
     pub(crate) fn read_ahead(&self) -> impl Iterator<Item = Piece> {
-        // No more than that: the reader goes on while there is room.
+        // No more than that: the reader continues while there is room.
         let count = self.receiver.len();
         self.receiver.try_iter().take(count).filter_map(Result::ok)
     }
@@ -174,7 +125,7 @@ impl Piece {
 }
 
 impl Feed {
-    /// Sends a piece once there is room for it; `None` when nobody takes any.
+    /// Sends a piece once there is room for it; `None` if nobody takes pieces any more.
     fn send(&mut self, piece: Piece) -> Option<()> {
         let length = piece.bytes().len();
         self.ahead -= self.taken.try_iter().sum::<usize>();
@@ -185,7 +136,7 @@ impl Feed {
         self.sender.send(Ok(piece)).ok()
     }
 
-    /// The last that is sent.
+    /// Sends an error, as the last.
     fn fail(&self, error: io::Error) -> Option<()> {
         self.sender.send(Err(error)).ok()
     }
@@ -202,41 +153,37 @@ fn repeat(body: &[u8], count: u64, mut feed: Feed) -> Option<()> {
     Some(())
 }
 
-fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>, Error> {
+fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>, CommandError> {
     if path == Path::new("-") {
-        #[cfg(unix)]
-        if super::streams::is_unreadable(&io::stdin()) {
+        if is_unreadable(&io::stdin()) {
             let reason = "standard input is closed, not open for reading, or /dev/null opened for \
-                          writing as well; where it is to be empty, use </dev/null";
-            return Err(Error::setting(option, reason));
+                          writing as well; for an empty input use </dev/null";
+            return Err(CommandError::usage(option, reason));
         }
-        #[cfg(unix)]
         refuse_folder(option, path, &io::stdin())?;
         return Ok(Box::new(io::stdin()));
     }
-    let file = File::open(path).map_err(|error| Error::setting(option, show(path, &error)))?;
-    #[cfg(unix)]
+    let file = File::open(path).map_err(|error| CommandError::usage(option, show(path, &error)))?;
     refuse_folder(option, path, &file)?;
     Ok(Box::new(file))
 }
 
-/// It can be opened, and not be read: too late for --failed, which is empty by then.
-#[cfg(unix)]
-fn refuse_folder(option: &'static str, path: &Path, input: &impl AsFd) -> Result<(), Error> {
-    if super::streams::is_folder(input) {
-        return Err(Error::setting(option, format!("{}: it is a directory", path.display())));
+/// A directory can be opened and not be read. The read would fail only after --failed was truncated.
+fn refuse_folder(option: &'static str, path: &Path, input: &impl AsFd) -> Result<(), CommandError> {
+    if metadata(input).is_ok_and(|it| it.is_dir()) {
+        return Err(CommandError::usage(option, format!("{}: it is a directory", path.display())));
     }
     Ok(())
 }
 
-fn read_whole(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_whole(path: &Path) -> Result<Vec<u8>, CommandError> {
     let mut body = Vec::new();
     let input = open_input("--body-file", path)?;
     let read = input.take(LONGEST_BODY + 1).read_to_end(&mut body);
-    read.map_err(|error| Error::setting("--body-file", show(path, &error)))?;
+    read.map_err(|error| CommandError::usage("--body-file", show(path, &error)))?;
     if body.len() as u64 > LONGEST_BODY {
         let error = format!("{}: it has more than {LONGEST_BODY} bytes", path.display());
-        return Err(Error::setting("--body-file", error));
+        return Err(CommandError::usage("--body-file", error));
     }
     Ok(body)
 }
@@ -250,8 +197,8 @@ fn send_pieces(mut input: impl BufRead, end: u8, mut feed: Feed) -> Option<()> {
     }
 }
 
-/// Sends the next task of the input without the byte that ends it, all others as they are; `None`
-/// at the end of the input, or when nobody takes any more.
+/// Sends the next task of the input without the byte that ends it; `None` at the end of the input,
+/// or if nobody takes pieces any more.
 fn send_next(input: &mut impl BufRead, end: u8, feed: &mut Feed) -> io::Result<Option<()>> {
     let mut bytes = Vec::new();
     let read = input.take(LONGEST_BODY + 1).read_until(end, &mut bytes)? as u64;
@@ -265,7 +212,7 @@ fn send_next(input: &mut impl BufRead, end: u8, feed: &mut Feed) -> io::Result<O
     Ok(feed.send(Piece::Body(bytes)))
 }
 
-/// Sends a task bit by bit, and ends it where the input does not.
+/// Sends a task in pieces. At the end of the input, it adds the byte that ends a task.
 fn send_too_long(
     start: Vec<u8>,
     input: &mut impl BufRead,
@@ -285,44 +232,6 @@ fn send_too_long(
         }
     }
     Ok(sent)
-}
-
-/// How many bytes the input has, where it is a file.
-pub(crate) fn length(path: &Path) -> Option<u64> {
-    metadata(path).filter(fs::Metadata::is_file).map(|metadata| metadata.len())
-}
-
-/// Of the input.
-fn metadata(path: &Path) -> Option<fs::Metadata> {
-    if path == Path::new("-") { stdin_metadata() } else { fs::metadata(path).ok() }
-}
-
-#[cfg(unix)]
-fn stdin_metadata() -> Option<fs::Metadata> {
-    use std::os::fd::AsFd;
-
-    let stdin = io::stdin().as_fd().try_clone_to_owned().ok()?;
-    File::from(stdin).metadata().ok()
-}
-
-#[cfg(not(unix))]
-fn stdin_metadata() -> Option<fs::Metadata> {
-    None
-}
-
-/// Whether the input is this very file, by whatever name, or redirected from it.
-#[cfg(unix)]
-pub(crate) fn is_same_file(input: &Path, output: &Path) -> bool {
-    use super::streams::identity;
-
-    let input = metadata(input).and_then(identity);
-    input.is_some() && input == fs::metadata(output).ok().and_then(identity)
-}
-
-#[cfg(not(unix))]
-pub(crate) fn is_same_file(input: &Path, output: &Path) -> bool {
-    let input = input.canonicalize().ok();
-    input.is_some() && input == output.canonicalize().ok()
 }
 
 pub(crate) fn show(path: &Path, error: &io::Error) -> String {

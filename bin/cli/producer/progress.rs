@@ -1,4 +1,4 @@
-//! Owns the progress bar of a producer.
+//! The progress bar of a producer.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use super::cli;
-use super::input::{Source, length};
+use crate::cli::common::logging::suspend_progress_while_logging;
+use crate::cli::producer::source::{Source, length};
 
-/// How far it is, on a terminal, for long input; nothing elsewhere.
+/// A bar on a terminal, for long input; otherwise nothing.
 pub(crate) struct Progress {
     bar: ProgressBar,
     unit: Unit,
     counts: Arc<Counts>,
 }
 
-/// What the bar tells. It is drawn by a thread of its own, also while nothing happens.
+/// The counts that the bar shows. A thread of its own draws it, also while nothing happens.
 #[derive(Default)]
 struct Counts {
     confirmed: AtomicU64,
@@ -30,12 +30,12 @@ struct Counts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     Tasks,
-    /// The bytes of the input, where how many tasks it has is not known.
+    /// The bytes of the input, if its number of tasks is not known.
     Bytes,
 }
 
-/// No eye sees more often.
-const SHOW_AGAIN: Duration = Duration::from_millis(200);
+/// Often enough for the eye.
+const REDRAW_EVERY: Duration = Duration::from_millis(200);
 
 impl Progress {
     pub(crate) fn new(source: &Source) -> Progress {
@@ -44,7 +44,7 @@ impl Progress {
                 (ProgressBar::new(*count), Unit::Tasks)
             }
             Source::Words(..) | Source::Whole(..) => return Progress::hidden(),
-            // A bar would wipe away what is typed.
+            // A bar would overwrite what the user types.
             Source::Pieces(path, _) if is_typed(path) => return Progress::hidden(),
             Source::Pieces(path, _) => match length(path) {
                 Some(length) => (ProgressBar::new(length), Unit::Bytes),
@@ -58,22 +58,22 @@ impl Progress {
         let style = ProgressStyle::with_template(template);
         let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
         let counts = Arc::<Counts>::default();
-        let told = Arc::clone(&counts);
-        let tell = move |state: &ProgressState, out: &mut dyn fmt::Write| {
-            // What cannot be drawn is not drawn.
-            let _ = told.tell(state.elapsed(), out);
+        let shown = Arc::clone(&counts);
+        let show = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // There is nowhere to report that a bar cannot be drawn.
+            let _ = shown.write(state.elapsed(), out);
         };
-        bar.set_style(style.with_key("counts", tell));
+        bar.set_style(style.with_key("counts", show));
         if !bar.is_hidden() {
             bar.tick();
-            bar.enable_steady_tick(SHOW_AGAIN);
+            bar.enable_steady_tick(REDRAW_EVERY);
         }
         let drawn = bar.clone();
-        cli::log_by_way_of(move |write| drawn.suspend(write));
+        suspend_progress_while_logging(move |write| drawn.suspend(write));
         Progress { bar, unit, counts }
     }
 
-    /// For a terminal that shows each task already, or where a bar would be in the way.
+    /// No bar: the terminal shows each task, or a bar would be in the way.
     pub(crate) fn hidden() -> Progress {
         Progress { bar: ProgressBar::hidden(), unit: Unit::Tasks, counts: Arc::default() }
     }
@@ -93,14 +93,14 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// What is logged from now on is not followed by a bar.
+    /// From now on, no bar follows a log line.
     fn drop(&mut self) {
         self.end();
     }
 }
 
 impl Counts {
-    fn tell(&self, elapsed: Duration, out: &mut dyn fmt::Write) -> fmt::Result {
+    fn write(&self, elapsed: Duration, out: &mut dyn fmt::Write) -> fmt::Result {
         let (confirmed, failed) =
             (self.confirmed.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
         let rate = confirmed as f64 / elapsed.as_secs_f64().max(f64::EPSILON);

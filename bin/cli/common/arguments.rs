@@ -1,0 +1,84 @@
+//! Parses a command line with clap, without showing a login in an error, and the values of options.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Parser};
+
+use crate::cli::common::error::CommandError;
+use crate::cli::common::exit::Exit;
+use crate::cli::common::options::URL_VARIABLE;
+
+/// The parsed command line; ends the process on an error, or after --help and --version. An error
+/// that repeats a URL shows it without its login.
+#[allow(clippy::exit)]
+pub(crate) fn parse<T: Parser>() -> T {
+    let mut command = T::command();
+    if env::var_os(URL_VARIABLE).is_some_and(|url| url.is_empty()) {
+        // An empty variable counts as not set: files of variables cannot unset one.
+        command = command.mut_arg("url", |url| url.env(None));
+    }
+    let runs_a_command = command.get_positionals().any(Arg::is_last_set);
+    let parsed = command.try_get_matches().and_then(|matches| T::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|mut error| {
+        if runs_a_command {
+            hint_at_dashes(&mut error);
+        }
+        if !error.use_stderr() {
+            // --help and --version repeat nothing that was given.
+            error.exit();
+        }
+        let _ = write!(io::stderr(), "{}", without_logins(&error.render().to_string()));
+        std::process::exit(i32::from(Exit::Usage.status()))
+    })
+}
+
+/// A word that is no option is most likely the command.
+fn hint_at_dashes(error: &mut clap::Error) {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return };
+    if error.kind() == ErrorKind::UnknownArgument && !word.starts_with('-') {
+        let hint = format!("put -- before the command: -- {word}").into();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+    }
+}
+
+/// The text without anything between `://` and the last `@` after it: a password may hold an `@`.
+fn without_logins(text: &str) -> String {
+    let mut parts = text.split("://");
+    let mut shown = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        match part.rsplit_once('@') {
+            Some((_, after)) => shown += &format!("://…@{after}"),
+            None => shown += &format!("://{part}"),
+        }
+    }
+    shown
+}
+
+/// Whether the command line has a `--`, even if nothing follows: `-- $JOB` with an empty JOB.
+pub(crate) fn has_two_dashes() -> bool {
+    env::args_os().any(|word| word == "--")
+}
+
+/// Refuses `-`, which users write for standard output, and which would become a file of that name.
+pub(crate) fn refuse_dash(option: &'static str, path: &Path) -> Result<(), CommandError> {
+    if path == Path::new("-") {
+        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
+        return Err(CommandError::usage(option, reason));
+    }
+    Ok(())
+}
+
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
+    }
+    // humantime reads M as months.
+    if text.contains('M') {
+        return Err("M is for months; write 5m for minutes".into());
+    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s, 5m or 1h"))
+}

@@ -1,0 +1,58 @@
+//! [`Exit`]: the exit statuses of the commands.
+
+use std::process::ExitCode;
+
+use rabbit_work::Error;
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Success,
+    /// A task did not end as asked, or the system lacked something.
+    Failed,
+    /// Usage or configuration.
+    Usage,
+    /// The grace period ended with tasks still running.
+    GraceExceeded,
+    /// A signal ended a batch early.
+    Unfinished,
+    /// No broker was reached: EX_UNAVAILABLE of sysexits.
+    Unreachable,
+    /// A second signal ended the command.
+    Interrupted,
+}
+
+impl Exit {
+    /// The status for an error that ended a command.
+    pub(crate) fn of(error: &Error) -> Exit {
+        match error {
+            // Neither the broker's nor the user's fault.
+            Error::NoThread { .. } => Exit::Failed,
+            error if error.is_transient() => Exit::Unreachable,
+            _ => Exit::Usage,
+        }
+    }
+
+    /// This status, or after a success the next one.
+    pub(crate) fn then(self, next: impl FnOnce() -> Exit) -> Exit {
+        if self == Exit::Success { next() } else { self }
+    }
+
+    pub(crate) fn status(self) -> u8 {
+        match self {
+            Exit::Success => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::GraceExceeded => 3,
+            Exit::Unfinished => 4,
+            Exit::Unreachable => 69,
+            Exit::Interrupted => 130,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.status())
+    }
+}

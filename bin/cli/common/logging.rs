@@ -1,0 +1,109 @@
+//! Logs to standard error, as RUST_LOG says.
+
+use std::env;
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
+use anstream::AutoStream;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use rabbit_work::OutputStream;
+
+use crate::cli::common::stdio::write_all;
+
+/// Logs as RUST_LOG says, default `info`. An error that a command logs explains its exit status: if
+/// RUST_LOG excludes it, it is written as a plain line.
+pub(crate) fn init_logging() {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Info).parse_default_env();
+    builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
+    // env_logger gives a pipe colours only if RUST_LOG_STYLE says so.
+    if !matches!(env::var("RUST_LOG_STYLE").as_deref(), Ok("always" | "never")) {
+        builder.write_style(AutoStream::choice(&io::stderr()).into());
+    }
+    builder.format(|out, record| {
+        let style = out.default_level_style(record.level());
+        let time = out.timestamp_millis();
+        writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
+    });
+    let logger = Logger(builder.build());
+    log::set_max_level(logger.0.filter().max(LevelFilter::Error));
+    // No other logger was set.
+    let _ = log::set_boxed_logger(Box::new(logger));
+}
+
+/// A command that shares our standard error can make it non-blocking: this waits for room then, or
+/// a line would be cut.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write_all(OutputStream::Stderr, bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Suspend = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
+
+static SUSPEND_PROGRESS: OnceLock<Suspend> = OnceLock::new();
+
+/// Has each record written inside `suspend`, which clears a progress bar meanwhile.
+pub(crate) fn suspend_progress_while_logging(
+    suspend: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
+) {
+    let _ = SUSPEND_PROGRESS.set(Box::new(suspend));
+}
+
+struct Logger(env_logger::Logger);
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !is_of_client_library(metadata.target())
+            && (self.0.enabled(metadata) || is_error_of_command(metadata))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if is_of_client_library(record.target()) {
+            return;
+        }
+        let mut write: Box<dyn FnMut()> = if self.0.matches(record) {
+            Box::new(|| self.0.log(record))
+        } else if is_error_of_command(record.metadata()) {
+            Box::new(|| write_plainly(record))
+        } else {
+            return;
+        };
+        match SUSPEND_PROGRESS.get() {
+            Some(suspend) => suspend(&mut write),
+            None => write(),
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+/// Records of these libraries are never logged: they show the login with its password, and bodies
+/// (amiquip 0.4.2 io_loop/handshake_state.rs:35, io_loop/connection_state.rs:88). Their thread sends
+/// the heartbeats, so it must not wait for a reader of standard error either.
+fn is_of_client_library(target: &str) -> bool {
+    ["amiquip", "mio"].iter().any(|library| target.starts_with(library))
+}
+
+/// The program's name: its crate, which is the first part of its records' targets.
+fn program() -> &'static str {
+    module_path!().split("::").next().unwrap_or_default()
+}
+
+fn is_error_of_command(metadata: &Metadata<'_>) -> bool {
+    metadata.level() == Level::Error && metadata.target().split("::").next() == Some(program())
+}
+
+fn write_plainly(record: &Record<'_>) {
+    let line = format!("{}: {}\n", program(), record.args());
+    // If this cannot be written, the exit status still shows the failure.
+    let _ = write_all(OutputStream::Stderr, line.as_bytes());
+}

@@ -1,0 +1,10 @@
+//! What the commands share.
+
+pub(crate) mod arguments;
+pub(crate) mod error;
+pub(crate) mod exit;
+pub(crate) mod logging;
+pub(crate) mod manual;
+pub(crate) mod options;
+pub(crate) mod signals;
+pub(crate) mod stdio;

@@ -1,0 +1,232 @@
+//! The options for the broker and the queue, and what they mean.
+
+#[cfg(feature = "tls")]
+use std::fs;
+#[cfg(feature = "tls")]
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use log::warn;
+#[cfg(feature = "tls")]
+use rabbit_work::Tls;
+use rabbit_work::{Argument, Broker, Queue, QueueType};
+
+use crate::cli::common::error::CommandError;
+
+pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
+
+/// The tutorial's queue: only here a command guesses what an empty command line means.
+const TUTORIAL_QUEUE: &str = "task_queue";
+
+// Under headings of their own, so that a subcommand's help shows its own options first.
+const BROKER: &str = "Broker";
+const QUEUE: &str = "Queue";
+
+#[derive(Args, Debug)]
+pub(crate) struct BrokerArgs {
+    /// Broker URL, amqp://user:password@host:port/vhost; repeat it, or separate URLs by commas, for
+    /// the nodes of a cluster
+    #[arg(
+        long,
+        global = true,
+        help_heading = BROKER,
+        value_name = "URL",
+        env = URL_VARIABLE,
+        hide_env_values = true,
+        hide_default_value = true,
+        default_value = "amqp://guest:guest@localhost:5672"
+    )]
+    url: Vec<String>,
+
+    /// The order in which to try several addresses; one that fails moves to the end
+    #[arg(
+        long,
+        global = true,
+        help_heading = BROKER,
+        value_enum,
+        value_name = "ORDER",
+        default_value = "shuffled"
+    )]
+    url_order: UrlOrder,
+
+    /// Trust the certificates of these authorities (PEM) for amqps:// addresses
+    #[cfg(feature = "tls")]
+    #[arg(long, global = true, help_heading = BROKER, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
+    /// Present this client certificate (PEM) to the broker
+    #[cfg(feature = "tls")]
+    #[arg(long, global = true, help_heading = BROKER, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The private key of --cert (PEM, PKCS#8)
+    #[cfg(feature = "tls")]
+    #[arg(long, global = true, help_heading = BROKER, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueArgs {
+    /// The queue's name
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "NAME",
+        default_value = TUTORIAL_QUEUE
+    )]
+    queue: String,
+
+    /// The queue's type
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_enum,
+        value_name = "TYPE",
+        default_value = "classic"
+    )]
+    queue_type: TypeArg,
+
+    /// Declare the queue as not durable: a broker restart deletes it
+    #[arg(long, global = true, help_heading = QUEUE)]
+    transient_queue: bool,
+
+    /// Declare a quorum queue that makes a dead letter of a task after N crashed deliveries; see
+    /// Delivery limit
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "N",
+        default_value = "20",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    delivery_limit: u32,
+
+    /// Declare the queue with this argument, such as x-single-active-consumer=true; may be repeated
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "KEY=VALUE",
+        value_parser = parse_argument
+    )]
+    queue_arg: Vec<(String, Argument)>,
+
+    /// Declare a classic queue with priorities 0 to N (x-max-priority)
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..)
+    )]
+    max_priority: Option<u8>,
+
+    /// Use an existing queue as it is, without declaring it
+    #[arg(long, global = true, help_heading = QUEUE)]
+    no_declare: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum UrlOrder {
+    Shuffled,
+    Given,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TypeArg {
+    Classic,
+    Quorum,
+}
+
+impl BrokerArgs {
+    pub(crate) fn broker(&self) -> Result<Broker, CommandError> {
+        let mut broker = Broker::new(&self.url)?;
+        if matches!(self.url_order, UrlOrder::Given) {
+            broker = broker.in_order();
+        }
+        #[cfg(feature = "tls")]
+        let broker = broker.tls(self.tls()?);
+        Ok(broker)
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls(&self) -> Result<Tls, CommandError> {
+        let options = [("--ca", &self.ca), ("--cert", &self.cert)];
+        let given = options.into_iter().find(|(_, file)| file.is_some());
+        if let Some((option, _)) = given.filter(|_| !self.has_encrypted_address()) {
+            let reason = "no address begins with amqps://, so nothing would be encrypted; use an \
+                          amqps:// address";
+            return Err(CommandError::usage(option, reason));
+        }
+        let mut tls = Tls::default();
+        if let Some(ca) = &self.ca {
+            tls = tls.authority(read("--ca", ca)?);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls = tls.identity(read("--cert", cert)?, read("--key", key)?);
+        }
+        Ok(tls)
+    }
+
+    #[cfg(feature = "tls")]
+    fn has_encrypted_address(&self) -> bool {
+        let mut addresses = self.url.iter().flat_map(|url| url.split(','));
+        addresses.any(|it| it.trim_start().to_ascii_lowercase().starts_with("amqps:"))
+    }
+}
+
+impl QueueArgs {
+    pub(crate) fn is_tutorial_queue(&self) -> bool {
+        self.queue == TUTORIAL_QUEUE
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.queue
+    }
+
+    pub(crate) fn queue(&self) -> Queue {
+        if self.queue.contains(',') {
+            warn!("--queue takes one name; '{}' is one queue with a comma in its name", self.queue);
+        }
+        let kind = match self.queue_type {
+            TypeArg::Classic => QueueType::Classic,
+            TypeArg::Quorum => QueueType::Quorum,
+        };
+        let mut queue =
+            Queue::new(&self.queue).queue_type(kind).delivery_limit(self.delivery_limit);
+        if self.transient_queue {
+            queue = queue.transient();
+        }
+        for (name, value) in &self.queue_arg {
+            queue = queue.argument(name, value.clone());
+        }
+        if let Some(highest) = self.max_priority {
+            queue = queue.argument("x-max-priority", i64::from(highest));
+        }
+        if self.no_declare {
+            queue = queue.passive();
+        }
+        queue
+    }
+}
+
+/// A value that reads as a number, true or false is one; any other value is a text.
+fn parse_argument(text: &str) -> Result<(String, Argument), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            let number = value.parse::<i64>().map(Argument::from);
+            let flag = value.parse::<bool>().map(Argument::from);
+            Ok((name.into(), number.or(flag).unwrap_or_else(|_| value.into())))
+        }
+        _ => Err("write it as KEY=VALUE".into()),
+    }
+}
+
+#[cfg(feature = "tls")]
+fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, CommandError> {
+    let unreadable = |error| CommandError::usage(option, format!("{}: {error}", path.display()));
+    fs::read(path).map_err(unreadable)
+}

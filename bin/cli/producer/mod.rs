@@ -1,0 +1,163 @@
+//! `producer`: publishes tasks, each one confirmed.
+
+mod input;
+pub(crate) mod options;
+mod position;
+mod progress;
+mod report;
+mod source;
+mod summary;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use log::warn;
+use rabbit_work::{Broker, Producer, Queue, Shutdown};
+
+use crate::cli::common::arguments::parse;
+use crate::cli::common::error::CommandError;
+use crate::cli::common::exit::Exit;
+use crate::cli::common::logging::init_logging;
+use crate::cli::common::signals::{StopLimits, is_interrupted, stop_on_signals};
+use crate::cli::common::stdio::print_line;
+use crate::cli::producer::input::{Bodies, End, Piece};
+use crate::cli::producer::options::Options;
+use crate::cli::producer::report::Report;
+use crate::cli::producer::source::Source;
+use crate::cli::producer::summary::Totals;
+
+pub(crate) fn main() -> ExitCode {
+    let options: Options = parse();
+    init_logging();
+    let exit = run(&options).unwrap_or_else(|error| {
+        if options.json {
+            // If this cannot be written, the error still explains the exit status.
+            let _ = print_line(Totals::default().as_json(0.0, Some(0)));
+        }
+        error.log()
+    });
+    exit.into()
+}
+
+fn run(options: &Options) -> Result<Exit, CommandError> {
+    let broker = options.broker.broker()?;
+    let source = Source::of(options)?;
+    check(options, &source)?;
+    // Before the report truncates --failed: without input, an old file may still be needed.
+    let bodies = Bodies::open(&source)?;
+    let mut report = Report::open(&source, options)?;
+    let (_trigger, shutdown) = stop_on_signals(StopLimits {
+        grace: options.timeout,
+        cancel_timeout: Duration::ZERO,
+        late: Exit::Failed,
+    })?;
+    let queue = options.queue.queue();
+    warn_of_ignored_priority(options, &queue);
+    let mut producer = producer(options, &broker, &queue, &shutdown);
+    if let Err(error) = producer.connect() {
+        return not_connected(error.into(), &bodies, &shutdown, report);
+    }
+    let end = publish_all(&mut producer, &bodies, &shutdown, &mut report, options);
+    Ok(report.close(&end))
+}
+
+/// Refuses options that cannot work, before anything is read or written.
+fn check(options: &Options, source: &Source) -> Result<(), CommandError> {
+    // The properties of a task do not depend on its body.
+    options.task.task(Vec::new()).validate()?;
+    if options.failed.is_some() {
+        source.validate_for_failed_file()?;
+    }
+    if options.timeout.is_zero() {
+        let reason = "0 leaves no time to reach a broker; write 1s or more";
+        return Err(CommandError::usage("--timeout", reason));
+    }
+    Ok(())
+}
+
+fn warn_of_ignored_priority(options: &Options, queue: &Queue) {
+    if options.task.priority.is_some() && !queue.has_priorities() {
+        warn!(
+            "--priority has no effect: classic queue '{}' is declared without priorities; give \
+             producers and workers --max-priority N",
+            queue.name()
+        );
+    }
+}
+
+fn producer(options: &Options, broker: &Broker, queue: &Queue, shutdown: &Shutdown) -> Producer {
+    Producer::new(broker, queue)
+        .window(options.window as usize)
+        .timeout(options.timeout)
+        .shutdown(shutdown)
+}
+
+/// Nothing was published: the whole input is not confirmed.
+fn not_connected(
+    error: CommandError,
+    bodies: &Bodies,
+    shutdown: &Shutdown,
+    mut report: Report,
+) -> Result<Exit, CommandError> {
+    report.end_progress();
+    if shutdown.is_stopping() {
+        report.note_unsent(bodies.read_ahead());
+        return Ok(report.close(&End::Stopped));
+    }
+    let exit = error.log();
+    let end = report.keep_rest(bodies, shutdown, End::GaveUp);
+    if report.has_failed_file() {
+        report.flush_failed();
+        report.log_end(&end);
+    }
+    report.print_summary(&end);
+    Ok(if is_interrupted() { Exit::Interrupted } else { exit })
+}
+
+fn publish_all(
+    producer: &mut Producer,
+    bodies: &Bodies,
+    shutdown: &Shutdown,
+    report: &mut Report,
+    options: &Options,
+) -> End {
+    let end = publish_input(producer, bodies, shutdown, report, options);
+    report.note(producer.flush());
+    match end {
+        End::Finished => end,
+        End::GaveUp => report.keep_rest(bodies, shutdown, end),
+        End::Stopped | End::Unreadable(_) => {
+            report.note_unsent(bodies.read_ahead());
+            end
+        }
+    }
+}
+
+fn publish_input(
+    producer: &mut Producer,
+    bodies: &Bodies,
+    shutdown: &Shutdown,
+    report: &mut Report,
+    options: &Options,
+) -> End {
+    loop {
+        if !bodies.are_coming(shutdown) {
+            // While we wait for input, nobody handles confirms or publishes again.
+            report.note(producer.flush());
+            if report.gave_up {
+                return End::GaveUp;
+            }
+        }
+        match bodies.next(shutdown) {
+            Ok(Piece::Body(body)) => {
+                report.note_read();
+                report.note(producer.send(options.task.task(body)));
+            }
+            Ok(too_long) => report.note_unsent([too_long].into_iter()),
+            Err(end) => return end,
+        }
+        if report.gave_up {
+            return End::GaveUp;
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The command line of `producer`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use rabbit_work::Task;
+
+use crate::cli::common::arguments::parse_duration;
+use crate::cli::common::manual::sections;
+use crate::cli::common::options::{BrokerArgs, QueueArgs};
+
+/// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
+#[derive(Debug, Parser)]
+#[command(name = "producer", version, after_long_help = sections(MANUAL, "", LAST))]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+
+    #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+
+    /// One task for each line of FILE, or of standard input without FILE
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        default_missing_value = "-",
+        conflicts_with_all = ["message", "repeat", "body_file"]
+    )]
+    pub(crate) lines: Option<PathBuf>,
+
+    /// Like --lines, but a NUL ends each task instead of a newline
+    #[arg(long, conflicts_with_all = ["message", "repeat", "body_file"])]
+    pub(crate) null: bool,
+
+    /// One task with the whole of FILE as its body; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "message")]
+    pub(crate) body_file: Option<PathBuf>,
+
+    /// Publish the message this many times
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) repeat: u64,
+
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+
+    /// How many publishes may wait for their confirm at a time
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) window: u32,
+
+    /// How long to try to reach the broker and to get a task confirmed
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+
+    /// Write the tasks that were not confirmed to FILE, to publish them again; overwrites FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) failed: Option<PathBuf>,
+
+    /// Print a JSON summary on standard output at exit; see Files for its keys
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// The words of one task's body, joined by one space. Without any, task_queue gets Hello World!
+    /// and another --queue is refused
+    #[arg(value_name = "MESSAGE")]
+    pub(crate) message: Vec<OsString>,
+}
+
+/// What every task has beside its body.
+#[derive(Args, Debug)]
+pub(crate) struct TaskArgs {
+    /// Publish tasks that a broker restart loses
+    #[arg(long)]
+    transient: bool,
+
+    /// Hold each task back this long before it comes to the queue; rounded up, see Durations
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
+    delay: Option<Duration>,
+
+    /// The broker drops a task that no worker took for this long, or makes a dead letter of it in a
+    /// quorum queue
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    expiration: Option<Duration>,
+
+    /// The tasks' priority, in a queue declared with priorities
+    #[arg(long, value_name = "N")]
+    pub(crate) priority: Option<u8>,
+
+    /// A header of each task; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = parse_header)]
+    header: Vec<(String, String)>,
+
+    /// The media type of each task's body
+    #[arg(long, value_name = "T")]
+    content_type: Option<String>,
+}
+
+impl TaskArgs {
+    pub(crate) fn task(&self, body: Vec<u8>) -> Task {
+        let mut task = Task::new(body);
+        if self.transient {
+            task = task.transient();
+        }
+        if let Some(delay) = self.delay {
+            task = task.with_delay(delay);
+        }
+        if let Some(expiration) = self.expiration {
+            task = task.with_expiration(expiration);
+        }
+        if let Some(priority) = self.priority {
+            task = task.with_priority(priority);
+        }
+        for (name, value) in &self.header {
+            task = task.with_header(name, value);
+        }
+        if let Some(content_type) = &self.content_type {
+            task = task.with_content_type(content_type);
+        }
+        task
+    }
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, _)) if name.starts_with("x-rabbit-work-") => {
+            Err("workers use the names that begin with x-rabbit-work-; take another".into())
+        }
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write it as NAME=VALUE".into()),
+    }
+}
+
+const MANUAL: &str = "\
+Exit status:
+  0    every task is confirmed and routed
+  1    a task is not confirmed, or the input was not read to its end; or
+       standard output could not be written, or the system gave no thread
+  2    usage or configuration: a bad URL, a refused login, a queue declared
+       with other arguments; no MESSAGE for another queue than task_queue
+  69   no broker was reached within --timeout
+  130  a second signal ended it
+
+Signals:
+  first   reads no further task, and waits for the confirms of published tasks,
+          for --timeout at most. The log, and read in --json, say how many tasks
+          were read: continue with the next line
+  second  ends it now
+";
+
+const LAST: &str = "
+Files:
+  --lines   a line of more than 128 MiB, which no broker takes, is reported and
+            counted as not confirmed; the lines after it are published. The
+            same holds for a task of --null
+  --failed  has the tasks that were not confirmed, byte for byte: one for each
+            line; with --null, a NUL after each; with --body-file, the body
+            alone. If the broker is not reached, or a task runs out of time, it
+            also gets the rest of the input. Publish it under another name: the
+            next --failed overwrites it
+  --json    one object, unless the options are invalid: published confirmed
+            nacked returned unconfirmed seconds; and read (the number of tasks
+            read), if the input was not read to its end
+
+Expiration:
+  --expiration  not with --delay: the broker would shorten the delay to the
+                expiration, and drop the expiration afterwards
+
+Examples:
+  producer First message.
+  find photos -name '*.jpg' -print0 | producer --queue photos --null
+  producer --queue mail --lines list --failed not-sent --timeout 5m
+  producer --queue reports --delay 10m --header kind=weekly '2026 week 1'
+
+See also:
+  worker(1), queuectl(1)
+";

@@ -1,0 +1,66 @@
+//! `queuectl`: inspects a queue, checks a set-up, shows, replays and purges dead letters.
+
+mod dead;
+mod letter;
+pub(crate) mod options;
+mod output;
+mod status;
+
+use std::process::ExitCode;
+
+use rabbit_work::{DeadLetters, Inspector};
+
+use crate::cli::common::arguments::parse;
+use crate::cli::common::error::CommandError;
+use crate::cli::common::exit::Exit;
+use crate::cli::common::logging::init_logging;
+use crate::cli::queuectl::dead::Form;
+use crate::cli::queuectl::options::{Command, Dead, Options};
+use crate::cli::queuectl::output::{log_error, report_purged};
+
+pub(crate) fn main() -> ExitCode {
+    let options: Options = parse();
+    init_logging();
+    run(&options).unwrap_or_else(log_error).into()
+}
+
+fn run(options: &Options) -> Result<Exit, CommandError> {
+    let broker = options.broker.broker()?;
+    let queue = options.queue.queue();
+    let letters = DeadLetters::new(&broker, &queue);
+    let mut inspector = Inspector::new(&broker, &queue);
+    match &options.command {
+        Command::Status { json: true } => status::print_json(&mut inspector, queue.name()),
+        Command::Status { json: false } => status::print_text(&mut inspector, queue.name()),
+        Command::Check => Ok(status::check(&mut inspector)),
+        Command::Purge { yes } => {
+            require_yes(*yes, &format!("every ready task of '{}'", queue.name()))?;
+            Ok(report_purged(inspector.purge()?, &[]))
+        }
+        Command::Dead(command) => run_dead(command, &letters, queue.name()),
+    }
+}
+
+fn run_dead(command: &Dead, letters: &DeadLetters, queue: &str) -> Result<Exit, CommandError> {
+    match command {
+        Dead::List { filter, json: true } => dead::list_as_json(letters, &filter.filter()?),
+        Dead::List { filter, json: false } => dead::list(letters, &filter.filter()?),
+        Dead::Show { id, raw: true } => dead::show(letters, id, Form::Raw),
+        Dead::Show { id, raw: false } => dead::show(letters, id, Form::Record),
+        Dead::Replay { filter, dry_run: true } => dead::preview_replay(letters, &filter.filter()?),
+        Dead::Replay { filter, dry_run: false } => dead::replay(letters, &filter.filter()?),
+        Dead::Purge { filter, yes } => {
+            let filter = filter.filter()?;
+            require_yes(*yes, &format!("dead letters of '{queue}'"))?;
+            dead::purge(letters, &filter)
+        }
+    }
+}
+
+fn require_yes(yes: bool, what: &str) -> Result<(), CommandError> {
+    if yes {
+        return Ok(());
+    }
+    let reason = format!("this would remove {what} for good; add --yes to do it");
+    Err(CommandError::usage("purge", reason))
+}

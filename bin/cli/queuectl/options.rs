@@ -1,0 +1,236 @@
+//! The command line of `queuectl`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use rabbit_work::DeadLetterFilter;
+
+use crate::cli::common::arguments::parse_duration;
+use crate::cli::common::error::CommandError;
+use crate::cli::common::manual::sections;
+use crate::cli::common::options::{BrokerArgs, QueueArgs};
+
+/// Inspect a RabbitMQ queue, check a set-up, show and replay dead letters.
+#[derive(Debug, Parser)]
+#[command(name = "queuectl", version, after_long_help = sections(MANUAL, "", LAST))]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the number of ready, delayed and dead tasks, and of consumers
+    ///
+    /// AMQP does not report unacked tasks: JSON has null for them.
+    #[command(after_long_help = STATUS)]
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check connection, login, virtual host, queue, permissions, and the queues for failed tasks
+    ///
+    /// Prints one line for each check, and stops at the first that fails. Takes no task. A login
+    /// that may only publish ends with FAIL consume.
+    ///
+    /// Exit status: 0 all is well; 1 the queue does not exist, or the broker blocks publishers; 2
+    /// TLS, login, virtual host, permissions, or a queue with other arguments; 69 no broker was
+    /// reached, or the connection was lost before the answer.
+    Check,
+    /// Show, replay or purge dead letters
+    #[command(subcommand)]
+    Dead(Dead),
+    /// Remove every ready task; tasks that wait for a retry stay
+    #[command(after_long_help = PURGE)]
+    Purge {
+        /// Confirm the purge
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dead {
+    /// Show dead letters, the oldest first; they stay in their queue
+    ///
+    /// Takes each letter and requeues it, which may change their order in a quorum queue. Refused for
+    /// a quorum queue that would drop letters for that: one declared by hand with a delivery limit
+    /// (RabbitMQ 4.0 to 4.2: also without). While JSON is printed, no other client sees the letters.
+    #[command(after_long_help = DEAD_LIST)]
+    List {
+        #[command(flatten)]
+        filter: FilterArgs,
+
+        /// Print a JSON array; a body that is not UTF-8 becomes body_base64
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one dead letter with all its headers
+    ///
+    /// Takes letters and requeues them, as `dead list` does.
+    #[command(after_long_help = DEAD_SHOW)]
+    Show {
+        /// The task's id; if several letters have it, the first is shown
+        #[arg(value_name = "ID", allow_hyphen_values = true)]
+        id: String,
+
+        /// Print the body only, byte for byte
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Put tasks back on their queue, with their attempts at zero
+    ///
+    /// Acks each letter only after its task is confirmed. With --id, --ids-from, --reason or
+    /// --older, takes each letter and requeues the others, as `dead list` does.
+    #[command(after_long_help = DEAD_REPLAY)]
+    Replay {
+        #[command(flatten)]
+        filter: FilterArgs,
+
+        /// Show the letters that would be replayed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Remove dead letters for good
+    ///
+    /// With --id, --ids-from, --reason or --older, takes each letter and requeues the others, as
+    /// `dead list` does.
+    #[command(after_long_help = DEAD_PURGE)]
+    Purge {
+        #[command(flatten)]
+        filter: FilterArgs,
+
+        /// Confirm the purge
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Selects dead letters. A letter must meet every option.
+#[derive(Args, Debug)]
+pub(crate) struct FilterArgs {
+    /// Only letters whose reason contains this text
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    reason: Option<String>,
+
+    /// Only letters that died at least this long ago, such as 90s, 12h or 7d
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    older: Option<Duration>,
+
+    /// Only tasks with the ids in this file, one a line; - is standard input
+    #[arg(long, value_name = "FILE")]
+    ids_from: Option<PathBuf>,
+
+    /// Only the task with this id; may be repeated. Ids that no letter has are reported, unless
+    /// --limit ended the search
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    id: Vec<String>,
+
+    /// At most this many letters, the first ones in their queue
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+impl FilterArgs {
+    pub(crate) fn filter(&self) -> Result<DeadLetterFilter, CommandError> {
+        let mut filter = self.id.iter().fold(DeadLetterFilter::all(), DeadLetterFilter::id);
+        if let Some(file) = &self.ids_from {
+            filter = filter.ids(read_ids(file)?);
+        }
+        if let Some(text) = &self.reason {
+            filter = filter.reason(text);
+        }
+        if let Some(age) = self.older {
+            filter = filter.older(age);
+        }
+        if let Some(limit) = self.limit {
+            filter = filter.limit(limit);
+        }
+        Ok(filter)
+    }
+}
+
+fn read_ids(file: &Path) -> Result<Vec<String>, CommandError> {
+    let text = if file == Path::new("-") {
+        io::read_to_string(io::stdin())
+    } else {
+        fs::read_to_string(file)
+    };
+    let unreadable =
+        |error| CommandError::usage("--ids-from", format!("{}: {error}", file.display()));
+    let text = text.map_err(unreadable)?;
+    Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+const MANUAL: &str = "\
+Exit status:
+  0   done, or all is well
+  1   the queue or the dead letter does not exist, the broker blocks
+      publishers, or a replayed task was not confirmed; or standard output
+      could not be written
+  2   usage or configuration
+  69  no broker was reached, or the connection was lost before the answer
+";
+
+const LAST: &str = "
+Files:
+  --ids-from           has the id of a task in each line
+  --ca, --cert, --key  are read at the start
+
+Examples:
+  queuectl check
+  queuectl --queue mail status --json
+  queuectl --queue mail dead list
+  queuectl --queue mail dead replay --dry-run
+
+See also:
+  producer(1), worker(1)
+";
+
+/// The end of a subcommand's help: its exit statuses and an example.
+macro_rules! ending {
+    ($done:literal, $failed:literal, $example:literal) => {
+        concat!(
+            "Exit status:\n  0 ",
+            $done,
+            "; 1 ",
+            $failed,
+            "; 2 usage or configuration\n  69 no broker was reached, or the connection was lost \
+             before the answer\n\nExample:\n  queuectl ",
+            $example
+        )
+    };
+}
+
+const STATUS: &str = ending!("shown", "the queue does not exist", "--queue mail status --json");
+const PURGE: &str = ending!("removed", "the queue does not exist", "--queue mail purge --yes");
+const DEAD_LIST: &str = ending!(
+    "listed",
+    "the queue or a letter does not exist",
+    "--queue mail dead list --reason 'status 3'"
+);
+const DEAD_SHOW: &str = ending!(
+    "shown",
+    "the queue or the letter does not exist",
+    "--queue mail dead show ID --raw >body"
+);
+const DEAD_REPLAY: &str = ending!(
+    "replayed",
+    "the queue or a letter does not exist, or a task was not confirmed",
+    "--queue mail dead replay --limit 10"
+);
+const DEAD_PURGE: &str = ending!(
+    "removed",
+    "the queue or a letter does not exist",
+    "--queue mail dead purge --older 30d --yes"
+);

@@ -1,0 +1,137 @@
+//! What the worker does with a task: [`CommandHandler`] runs a command, [`TutorialHandler`] prints
+//! the task.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use rabbit_work::{Command, Delivery, Failure, Handler};
+
+use crate::cli::common::arguments::has_two_dashes;
+use crate::cli::common::error::CommandError;
+use crate::cli::common::stdio::{has_no_reader, is_read_only, is_unwritable};
+use crate::cli::worker::options::Options;
+use crate::cli::worker::output::Output;
+
+/// The command that the options name; `None` if tasks are to be printed.
+pub(crate) fn command_of(
+    options: &Options,
+    output: &Output,
+) -> Result<Option<Command>, CommandError> {
+    let Some((program, arguments)) = options.command.split_first() else {
+        return refuse_to_print(options).map(|()| None);
+    };
+    let mut command = Command::new(program, arguments)?;
+    if let Some(limit) = options.task_timeout {
+        if limit.is_zero() {
+            let reason = "0 would end every command at once; write 1s or more";
+            return Err(CommandError::usage("--task-timeout", reason));
+        }
+        command = command.time_limit(limit);
+    }
+    if options.tag {
+        refuse_lost_output()?;
+        let output = output.clone();
+        command = command.tag_lines(move |stream, lines| output.write_all(stream, lines));
+    }
+    Ok(Some(command))
+}
+
+/// Refuses to print tasks if that is most likely not meant, or not possible.
+fn refuse_to_print(options: &Options) -> Result<(), CommandError> {
+    if has_two_dashes() {
+        // `-- $JOB` with an empty JOB.
+        return Err(CommandError::usage("command", "there is no command after --; add one"));
+    }
+    if !options.print && !options.queue.is_tutorial_queue() {
+        let reason = format!(
+            "there is none for the tasks of '{}'; put -- and a command after the options, or add \
+             --print, which prints and acks each task",
+            options.queue.name()
+        );
+        return Err(CommandError::usage("command", reason));
+    }
+    if is_read_only(&io::stdout()) {
+        let reason = "it is not open for writing: tasks would be acked and not shown; if they may \
+                      be lost, use >/dev/null";
+        return Err(CommandError::usage("standard output", reason));
+    }
+    Ok(())
+}
+
+fn refuse_lost_output() -> Result<(), CommandError> {
+    if is_unwritable(&io::stdout()) || is_unwritable(&io::stderr()) {
+        let reason = "standard output or standard error is closed, not open for writing, or \
+                      /dev/null opened for reading as well: the output of commands would be lost; \
+                      if it may be, use >/dev/null";
+        return Err(CommandError::usage("--tag", reason));
+    }
+    Ok(())
+}
+
+/// Runs the command for each task.
+pub(crate) struct CommandHandler {
+    command: Command,
+    output: Output,
+    stop_reason: Arc<OnceLock<String>>,
+}
+
+impl CommandHandler {
+    /// Sets `stop_reason` when no task can be done any more.
+    pub(crate) fn new(
+        command: Command,
+        output: &Output,
+        stop_reason: &Arc<OnceLock<String>>,
+    ) -> CommandHandler {
+        let (output, stop_reason) = (output.clone(), Arc::clone(stop_reason));
+        CommandHandler { command, output, stop_reason }
+    }
+}
+
+impl Handler for CommandHandler {
+    /// A command can fail because standard output has no reader any more (`| head -1`). That is not
+    /// the task's fault: the task is requeued and the worker stops.
+    fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let failed = match self.command.handle(delivery) {
+            Err(failure) if has_no_reader(&io::stdout()) => failure,
+            Err(Failure::StopWorker { reason, .. }) => {
+                let _ = self.stop_reason.set(reason.clone());
+                return Err(Failure::stop_worker(reason));
+            }
+            result => return result,
+        };
+        self.output.fail(io::ErrorKind::BrokenPipe.into());
+        Err(Failure::requeue(format!("nobody reads standard output any more: {failed}")))
+    }
+
+    fn cancel_timeout(&self) -> Duration {
+        self.command.cancel_timeout()
+    }
+}
+
+/// The tutorial's worker: a second of work for each dot in the body.
+pub(crate) struct TutorialHandler {
+    output: Output,
+}
+
+impl TutorialHandler {
+    pub(crate) fn new(output: &Output) -> TutorialHandler {
+        TutorialHandler { output: output.clone() }
+    }
+
+    fn print(&self, line: String) -> Result<(), Failure> {
+        let unwritable =
+            |error| Failure::requeue(format!("standard output cannot be written: {error}"));
+        self.output.print_line(line).map_err(unwritable)
+    }
+}
+
+impl Handler for TutorialHandler {
+    fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
+        self.print(format!(" [x] Received '{}'", String::from_utf8_lossy(delivery.body())))?;
+        let dots = delivery.body().iter().filter(|byte| **byte == b'.').count();
+        thread::sleep(Duration::from_secs(dots as u64));
+        self.print(" [x] Done".to_string())
+    }
+}

@@ -1,0 +1,217 @@
+//! The command line of `worker`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use rabbit_work::{RetryPolicy, Worker};
+
+use crate::cli::common::arguments::parse_duration;
+use crate::cli::common::error::CommandError;
+use crate::cli::common::manual::sections;
+use crate::cli::common::options::{BrokerArgs, QueueArgs};
+
+/// Run COMMAND for each task of a RabbitMQ queue, with the task's body on its standard input.
+///
+/// Without a COMMAND, print each task and sleep a second for each dot in its body.
+///
+/// A failed task is tried again after a delay. After --max-attempts failures it is a dead letter in
+/// the queue NAME.dead, which queuectl shows and replays.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version, after_long_help = sections(MANUAL, ENVIRONMENT, LAST))]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+
+    #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+
+    /// How many tasks run at a time, each thread on its own channel [default: processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// How many unacked tasks each thread may hold; 1 is fair dispatch, 0 is no limit
+    #[arg(long, value_name = "N", default_value = "1")]
+    prefetch: u16,
+
+    /// At most once, for comparison: the broker acks a task when it sends it. A worker that stops
+    /// LOSES the tasks it was sent
+    #[arg(long)]
+    auto_ack: bool,
+
+    /// Exit once the queue and its delay queues are empty; does not wait for tasks of other workers
+    #[arg(long)]
+    pub(crate) drain: bool,
+
+    /// Make a dead letter of a task that failed this often
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
+    max_attempts: u32,
+
+    /// The delay before the second attempt; it doubles for each further one; rounded up, see
+    /// Durations
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
+    retry_delay: Duration,
+
+    /// The longest delay before an attempt, the second one included
+    #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
+    max_retry_delay: Duration,
+
+    /// Exit after running this many tasks
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tasks: Option<u64>,
+
+    /// How long running tasks may continue after the first signal
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) grace: Duration,
+
+    /// How long a command may run; then its process group gets SIGTERM, and SIGKILL 5 s later
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "command")]
+    pub(crate) task_timeout: Option<Duration>,
+
+    /// Put thread and task id before each line that commands write; splits lines longer than 64 KiB
+    #[arg(long, requires = "command")]
+    pub(crate) tag: bool,
+
+    /// Exit when the broker cannot be reached or the connection is lost
+    #[arg(long)]
+    no_reconnect: bool,
+
+    /// Keep FILE fresh while the worker is healthy, and remove it at exit; see Files
+    #[arg(long, value_name = "FILE")]
+    pub(crate) health_file: Option<PathBuf>,
+
+    /// Append one JSON object for each event to FILE; see Events and Files
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+
+    /// Print a JSON summary on standard output at exit; see Files for its keys
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print the tasks and ack them, as the tutorial does. Without a COMMAND, any queue but
+    /// task_queue needs this
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) print: bool,
+
+    /// The command to run for each task, and its arguments; {} in an argument is the body
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Options {
+    pub(crate) fn worker(&self) -> Result<Worker, CommandError> {
+        let mut worker = Worker::new(&self.broker.broker()?, &self.queue.queue())
+            .prefetch(self.prefetch)
+            .grace(self.grace)
+            .retry(self.retry_policy());
+        if self.drain {
+            worker = worker.drain();
+        }
+        if let Some(threads) = self.threads {
+            worker = worker.threads(threads);
+        }
+        if self.auto_ack {
+            worker = worker.auto_ack();
+        }
+        if let Some(limit) = self.max_tasks {
+            worker = worker.max_tasks(limit);
+        }
+        if self.no_reconnect {
+            worker = worker.no_reconnect();
+        }
+        Ok(worker)
+    }
+
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy::new()
+            .max_attempts(self.max_attempts)
+            .first_delay(self.retry_delay)
+            .longest_delay(self.max_retry_delay)
+    }
+}
+
+const MANUAL: &str = "\
+Exit status:
+  0    stopped; or drained, or --max-tasks reached, without a dead letter
+  1    drained, or --max-tasks reached, but this run made a dead letter or may
+       have, lost its connection during the last tasks, or could not start one
+       of them; or standard output could not be written, or the system gave no
+       thread
+  2    usage or configuration; a command that cannot be found, or could not be
+       executed for 5 s; a message that no worker can read
+  3    the grace period ended with tasks still running; they are requeued
+  4    a signal ended --drain or --max-tasks early
+  69   with --no-reconnect: no broker was reached, or the connection was lost
+  130  a second signal ended it
+
+Command:
+  standard input  the body, without the newline that ended its line. Read it
+                  with x=$(cat): read x fails without a newline. {} in an
+                  argument is replaced by the body; put -- before {} if the
+                  body may begin with a dash. No shell is involved
+  status 0        the task is done
+  status 65       the task can never succeed: it becomes a dead letter at once
+  any other       another status, a signal, or running past --task-timeout: the
+                  task is tried again later
+  environment     TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
+                  TASK_REDELIVERED TASK_WORKER, and what the task has of
+                  TASK_CONTENT_TYPE TASK_PRIORITY TASK_ENQUEUED_AT
+                  TASK_CORRELATION_ID TASK_REPLY_TO TASK_HEADER_<NAME>
+  background      processes that a command leaves behind must not write to
+                  standard error for long: the pipe is closed when the worker
+                  exits, or earlier. As the first process of a container, the
+                  worker reaps them
+
+Signals:
+  first   starts no further task; running tasks have --grace to finish
+  second  commands get SIGTERM, and SIGKILL 5 s later
+  third   commands get SIGKILL. Unfinished tasks are requeued. SIGKILL or
+          SIGQUIT to the worker leaves its commands running
+
+Events:
+  started   a task is begun
+  done      it is done and acked
+  retried   it failed, and waits for its next attempt
+  dead      it failed for good, and is a dead letter
+  failed    it failed and could not be moved to the retry or dead-letter queue:
+            it is requeued without counting an attempt; with --auto-ack it is
+            lost
+  returned  it was not finished here, and is requeued
+  orphaned  it ended after its connection was lost, and may run twice
+
+Dispatch:
+  --prefetch  with 0, tasks go round-robin to all threads, and the whole queue
+              may end up in memory
+";
+
+const ENVIRONMENT: &str = "  PATH            where COMMAND is looked up, unless it has a /
+  TMPDIR          holds bodies of 64 KiB or more while their commands run; /tmp
+                  by default
+";
+
+const LAST: &str = "
+Files:
+  --health-file  holds the process id, and is touched every 2 s while the
+                 worker is healthy: every thread consumes, or works within
+                 --task-timeout, and could start its last task. It is stale
+                 after 10 s. An existing path is refused, unless it is a
+                 regular file with nothing but a process id in it
+  --events       one object for each line: time (Unix seconds), event, task
+                 (its id), attempt, thread, queue, ms (how long it ran), and
+                 the reason of a failure. If nobody reads a pipe for 2 s,
+                 events are left out
+  --json         one object, unless the options are invalid: done retried dead
+                 returned seconds ended (drained, max-tasks, signal or error);
+                 and unless they are 0, doubtful (dead letters that may exist)
+                 and lost (by --auto-ack)
+
+Examples:
+  worker
+  worker --queue mail --threads 4 -- ./send
+  worker --queue convert --drain --task-timeout 5m -- gzip -9 -- {}
+  worker --queue mail --health-file /tmp/worker.health --events events -- ./send
+
+See also:
+  producer(1), queuectl(1)
+";
