@@ -1,4 +1,4 @@
-//! The commands. Each program is a short file beside this folder, which runs one of them by its name.
+//! The commands. Each program is a short file next to this folder that runs one of them by its name.
 
 #[cfg(not(unix))]
 compile_error!("the commands need Unix; on other systems build the library: --lib");

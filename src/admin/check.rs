@@ -104,16 +104,16 @@ impl Inspector {
         if let Some(objection) = kind.objection() {
             return Err(Error::setting("queue", format!("'{}': {objection}", queue.name())));
         }
-        let mut told = format!("{} ready, {} consumers", count.ready, count.consumers);
+        let mut found = format!("{} ready, {} consumers", count.ready, count.consumers);
         if !queue.is_passive() {
             self.check_declaration(&kind)?;
-            told.push_str(", declared with these arguments");
+            found.push_str(", declared with these arguments");
         }
         if matches!(kind, Kind::Quorum(_)) {
-            told.push_str(", a quorum queue");
-            told.push_str(self.check_majority(Target::Main, count.ready)?);
+            found.push_str(", a quorum queue");
+            found.push_str(self.check_majority(Target::Main, count.ready)?);
         }
-        Ok(told)
+        Ok(found)
     }
 
     /// A queue of another type is a fault, unless a worker would use it: a virtual host can make quorum

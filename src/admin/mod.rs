@@ -1,4 +1,4 @@
-//! [`Inspector`]: looks at a queue, its delay queues and its dead letters from outside.
+//! [`Inspector`]: counts, checks and purges a queue from outside.
 
 pub(crate) mod check;
 pub(crate) mod dead_letter_filter;

@@ -41,7 +41,7 @@ use crate::util::text::printable;
 /// | cannot be executed any more, such as one that was removed, nor within 5 s | [`Failure::StopWorker`] |
 ///
 /// No shell is involved. `{}` in an argument is replaced by the body; an argument that begins
-/// with it may then look like an option, so put `--` before it where the program knows that. A
+/// with it may then look like an option, so put `--` before it if the program supports that. A
 /// body that holds a NUL, or is longer than the system allows for an argument (128 KiB on
 /// Linux), can never succeed there.
 ///
@@ -116,7 +116,7 @@ const PAUSES: [u64; 8] = [50, 100, 200, 400, 800, 1000, 1000, 1450];
 
 impl Command {
     /// A handler that runs this program with these arguments. A program without a `/` in its
-    /// name is looked for in `PATH`.
+    /// name is looked up in `PATH`.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] when there is no such program or it is not executable.

@@ -12,9 +12,9 @@ const SHARED: &str = "
 Durations:
   DUR     a number of seconds, or numbers with units: 500ms, 30s, 5m, 1h, 7d,
           1h30m
-  delays  of tasks are rounded up to one of 100 200 500ms, 1 2 3 5 10 15 20 30
-          45s, 1 2 3 5 10 15 20 30 45m, 1 2 3 4 6 8 12 18h, 1 2 3 5 7 10 14 21
-          30 42d
+  delays  of tasks, also before a retry, are rounded up to
+          100 200 500ms, 1 2 3 5 10 15 20 30 45s, 1 2 3 5 10 15 20 30 45m,
+          1 2 3 4 6 8 12 18h, 1 2 3 5 7 10 14 21 30 42d
 
 Delivery limit:
   quorum   a quorum queue counts deliveries that ended in a crash. Before

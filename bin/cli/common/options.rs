@@ -92,8 +92,7 @@ pub(crate) struct QueueArgs {
     #[arg(long, global = true, help_heading = QUEUE)]
     transient_queue: bool,
 
-    /// Declare a quorum queue that makes a dead letter of a task after N crashed deliveries; see
-    /// Delivery limit
+    /// Declare a quorum queue that makes a dead letter of a task after N crashed deliveries
     #[arg(
         long,
         global = true,

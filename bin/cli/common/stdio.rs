@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::cli::common::error::CommandError;
 
-/// How long whoever feeds a stream may take to begin.
+/// How long the first byte of an input may take.
 const FIRST_BYTE_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Writes one line to standard output.

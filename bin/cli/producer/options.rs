@@ -68,7 +68,7 @@ pub(crate) struct Options {
     pub(crate) message: Vec<OsString>,
 }
 
-/// What every task has beside its body.
+/// The properties of every task.
 #[derive(Args, Debug)]
 pub(crate) struct TaskArgs {
     /// Publish tasks that a broker restart loses

@@ -90,8 +90,8 @@ pub(crate) enum Dead {
     },
     /// Put tasks back on their queue, with their attempts at zero
     ///
-    /// Acks each letter only after its task is confirmed. With --id, --ids-from, --reason or
-    /// --older, takes each letter and requeues the others, as `dead list` does.
+    /// Acks each letter only after its task is confirmed. To choose by id, reason or age, and for a
+    /// dry run, takes each letter and requeues the others, as `dead list` does.
     #[command(after_long_help = DEAD_REPLAY)]
     Replay {
         #[command(flatten)]
@@ -103,8 +103,7 @@ pub(crate) enum Dead {
     },
     /// Remove dead letters for good
     ///
-    /// With --id, --ids-from, --reason or --older, takes each letter and requeues the others, as
-    /// `dead list` does.
+    /// To choose by id, reason or age, takes each letter and requeues the others, as `dead list` does.
     #[command(after_long_help = DEAD_PURGE)]
     Purge {
         #[command(flatten)]
@@ -131,8 +130,7 @@ pub(crate) struct FilterArgs {
     #[arg(long, value_name = "FILE")]
     ids_from: Option<PathBuf>,
 
-    /// Only the task with this id; may be repeated. Ids that no letter has are reported, unless
-    /// --limit ended the search
+    /// Only the task with this id; may be repeated; ids that no letter has are reported
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     id: Vec<String>,
 
@@ -184,7 +182,8 @@ Exit status:
 
 const LAST: &str = "
 Files:
-  --ids-from           has the id of a task in each line
+  --ids-from           has the id of a task in each line. Ids that no letter has
+                       are reported, unless --limit ended the search
   --ca, --cert, --key  are read at the start
 
 Examples:

@@ -63,7 +63,7 @@ impl HealthFile {
     }
 }
 
-/// Touches the file until it is told to stop, and then removes it.
+/// Touches the file until `stopped`, and then removes it.
 fn keep_fresh(path: &Path, health: &Health, limit: Option<Duration>, stopped: &Shutdown) {
     while !stopped.wait(TOUCH_EVERY) {
         if !health.is_healthy(limit) {

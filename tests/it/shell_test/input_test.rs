@@ -79,9 +79,9 @@ fn what_would_be_taken_for_something_else_is_refused() {
     let bench = Bench::new("taken");
     let table = [
         (["--failed", "-"], "write /dev/stdout"),
-        (["--header", "x-rabbit-work-attempts=4"], "the worker's own"),
+        (["--header", "x-rabbit-work-attempts=4"], "workers use the names"),
         (["--timeout", "5M"], "M is for months"),
-        (["--timeout", "0"], "0 would wait for no broker"),
+        (["--timeout", "0"], "0 leaves no time to reach a broker"),
     ];
     for (option, told) in table {
         let output = bench.producer(&[&option[..], &["x"]].concat()).run(SOON);

@@ -146,7 +146,10 @@ fn a_script_that_the_system_cannot_execute_is_told_before_anything_is_consumed()
     let bench = Bench::new("script");
     bench.publish(&[b"x"]);
     for (script, why) in [
-        ("#!/bin/sh\r\ntrue\r\n", r#"its interpreter "/bin/sh\r" is not there"#),
+        (
+            "#!/bin/sh\r\ntrue\r\n",
+            r#"its interpreter "/bin/sh\r" does not exist or is not executable"#,
+        ),
         ("\u{feff}#!/bin/sh\ntrue\n", "neither a program nor a script"),
     ] {
         executable(&bench, "script", script.as_bytes());
@@ -672,7 +675,7 @@ fn a_health_file_that_is_no_file_is_left_alone() {
     for name in ["link", "fifo", "."] {
         let output = bench.worker(&["--drain", "--health-file", name], &["true"]).run(SOON);
         output.assert_code(2);
-        assert!(output.stderr().contains("no regular file"), "{}", output.stderr());
+        assert!(output.stderr().contains("not a regular file"), "{}", output.stderr());
     }
     assert!(bench.path("link").is_symlink() && bench.path("fifo").exists());
     let left = bench.left();
@@ -686,7 +689,7 @@ fn a_health_file_of_somebody_else_s_is_left_alone() {
     let options = ["--drain", "--health-file", "job"];
     let output = bench.worker(&options, &["true"]).run(SOON);
     output.assert_code(2);
-    assert!(output.stderr().contains("something else than a process id"), "{}", output.stderr());
+    assert!(output.stderr().contains("more than a process id"), "{}", output.stderr());
     assert!(bench.path("job").exists());
 
     let absolute = bench.path("both").display().to_string();
