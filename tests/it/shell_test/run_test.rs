@@ -697,7 +697,7 @@ fn a_health_file_of_somebody_else_s_is_left_alone() {
         let options = ["--drain", "--health-file", "both", "--events", events];
         let output = bench.worker(&options, &["true"]).run(SOON);
         output.assert_code(2);
-        assert!(output.stderr().contains("the file of --events, too"), "{}", output.stderr());
+        assert!(output.stderr().contains("--events names the same file"), "{}", output.stderr());
     }
 
     let options = ["--drain", "--health-file", "printed"];
