@@ -52,8 +52,7 @@ pub(crate) fn log_error(error: CommandError) -> Exit {
 /// The exit status for an error: 1 if the request was right, and the broker could not do it.
 pub(crate) fn exit_of(error: &Error) -> Exit {
     match error {
-        Error::Blocked { .. } => Exit::Failed,
-        Error::QueueMissing { .. } => Exit::Failed,
+        Error::Blocked { .. } | Error::QueueMissing { .. } => Exit::Failed,
         error => Exit::of(error),
     }
 }
