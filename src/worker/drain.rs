@@ -144,7 +144,7 @@ fn wait_for_lost_connection(until: Instant, over: &Signal) -> Option<()> {
 
 impl DrainCheck {
     fn is_empty(&mut self, ask: Ask, over: &Signal) -> bool {
-        let doing = format!("looking at '{}' and its delay queues", self.queue.name());
+        let doing = format!("checking '{}' and its delay queues", self.queue.name());
         let guard = self.channels.0.call_guard();
         let asked = || ask(&mut self.census, &self.channels);
         let (left, _) = guard.warn_after(CHECK_TAKES, over, &doing, asked);

@@ -29,7 +29,7 @@ const WORKED_AFTER: Duration = Duration::from_secs(10);
 /// is not the network that damaged them. A session that worked and settled tasks begins a new row.
 /// One that only lasted does not: a thread that is busy with a task of an earlier session does not
 /// receive the message, so sessions may last while nothing is ever done. The tasks before the message
-/// are done at some time, and nothing behind it is delivered.
+/// are done at some time, and nothing after it is delivered.
 const POISONED_AFTER: u32 = 3;
 
 /// Runs sessions until the worker ends.

@@ -207,7 +207,7 @@ impl<'a> Supervisor<'a> {
             }
         });
         if self.lost.is_some() {
-            // Nobody is left to ack what the republisher still has.
+            // No consumer is left to ack what the republisher still has.
             self.closers.abort.close();
         }
     }

@@ -125,12 +125,12 @@ impl<D> InFlight<D> {
         !self.earlier.contains(&tag)
     }
 
-    /// Hands a failed task over to the republisher.
+    /// Notes that the republisher has this failed task.
     pub(crate) fn hand_over(&mut self, tag: u64, event: Event) {
         self.republishing.insert(tag, event);
     }
 
-    /// Takes a task back from the republisher, with its event.
+    /// Notes that the republisher has finished with it. Returns its event.
     pub(crate) fn take_back(&mut self, tag: u64) -> Option<Event> {
         self.republishing.remove(&tag)
     }

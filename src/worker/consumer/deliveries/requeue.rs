@@ -114,7 +114,7 @@ impl Deliveries<'_> {
         for event in self.ledger.take_republishing().into_values() {
             journal.orphaned_while_published(event);
         }
-        // The broker has them. Nobody here is to wait for the acks of those that still run.
+        // The broker requeues them. A drain must not wait for the acks of those that still run.
         self.context.in_flight.add_settled(self.ledger.len() as u64);
         // Last, because more may finish while the observer is called.
         for finished in last.into_iter().chain(self.jobs.finished.try_iter()) {
