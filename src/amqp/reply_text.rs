@@ -2,6 +2,8 @@
 //! have to do. Each text stands as RabbitMQ 3.10.8, 4.0.5 and 4.3.6 contain it, unless it says
 //! otherwise; a close puts the name of its code before it, as in "PRECONDITION_FAILED - ".
 
+use crate::model::error::STREAM;
+
 /// "delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. [...]"
 pub(crate) fn is_delivery_timeout(text: &str) -> bool {
     text.contains("delivery acknowledgement") && text.contains("timed out")
@@ -62,6 +64,7 @@ pub(crate) fn size_limit(text: &str) -> Option<usize> {
 /// A mismatch as people read it better: what the queue has first.
 pub(crate) fn explain_mismatch(text: &str) -> String {
     match read_mismatch(text) {
+        Some(("x-queue-type", _, "stream")) => STREAM.into(),
         Some((argument, asked, has)) => {
             // We declare a quorum queue with it, and a classic one without.
             let is_of_a_type = argument == "x-dead-letter-exchange";
@@ -178,6 +181,13 @@ mod tests {
         let wanted = "x-dead-letter-exchange is '' there, and not set was asked for, as if one \
                       is a quorum queue and the other not";
         assert_eq!(explain_mismatch(text), wanted);
+    }
+
+    #[test]
+    fn a_stream_is_refused_as_one() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost \
+                    '/': received none but current is the value 'stream' of type 'longstr'";
+        assert_eq!(explain_mismatch(text), STREAM);
     }
 
     #[test]

@@ -166,22 +166,23 @@ impl Error {
     }
 }
 
-/// Why a stream is refused.
+/// Why a stream is refused; the text of its [`Error::QueueMismatch`].
 pub(crate) const STREAM: &str =
     "it is a stream, and the tasks of a stream stay in it; use a classic or a quorum queue";
 
-/// How the text of a mismatch begins if the queue is a stream.
-const STREAM_THERE: &str = "x-queue-type is stream there";
+const URL_FORM: &str = "it has the form amqp://user:password@host:port/vhost; in the user and the \
+                        password, percent-encode / ? # , @ : as %2F %3F %23 %2C %40 %3A";
+
+const UNPARSABLE: &str = "holds a message this client cannot parse: its routing key, or a name in \
+                          it, is not UTF-8, or its headers are nested too deep; remove it with \
+                          another client, such as the management page's Get messages, then \
+                          restart. If the queue holds no such message, the broker is not RabbitMQ \
+                          3.10 to 4.3";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::InvalidUrl { reason } => write!(
-                f,
-                "not a broker URL: {reason}; it has the form amqp://user:password@host:port/vhost; \
-                 in the user and the password, percent-encode / ? # , @ : as %2F %3F %23 %2C \
-                 %40 %3A"
-            ),
+            Error::InvalidUrl { reason } => write!(f, "not a broker URL: {reason}; {URL_FORM}"),
             Error::InvalidSetting { setting, reason } => write!(f, "{setting}: {reason}"),
             Error::Tls { reason } => write!(f, "TLS: {reason}"),
             Error::Unreachable { attempts } => {
@@ -195,7 +196,7 @@ impl fmt::Display for Error {
             Error::VhostRefused { vhost, text } => {
                 write!(f, "the broker refused the virtual host '{vhost}': {text}")
             }
-            Error::QueueMismatch { queue, text } if text.starts_with(STREAM_THERE) => {
+            Error::QueueMismatch { queue, text } if text == STREAM => {
                 write!(f, "queue '{queue}': {STREAM}")
             }
             Error::QueueMismatch { queue, text } => write!(
@@ -212,13 +213,7 @@ impl fmt::Display for Error {
                 "no answer to the {doing} of queue '{queue}'; it may still happen, so look at the \
                  queue before you ask again"
             ),
-            Error::Poisoned { queue } => write!(
-                f,
-                "queue '{queue}' holds a message this client cannot parse: its routing key, or a \
-                 name in it, is not UTF-8, or its headers are nested too deep; remove it with \
-                 another client, such as the management page's Get messages, then restart. If the \
-                 queue holds no such message, the broker is not RabbitMQ 3.10 to 4.3"
-            ),
+            Error::Poisoned { queue } => write!(f, "queue '{queue}' {UNPARSABLE}"),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),
             Error::NoThread { .. } => write!(f, "the system gave no further thread"),
