@@ -148,7 +148,7 @@ impl Inspector {
         let asked = if self.broker_version()?.unwrap_or_default() < UNCREDITED_SINCE {
             self.ask_about(&name, |channel| channel.consume_nothing(&name))
         } else if ready == 0 {
-            self.ask_about(&name, |channel| channel.look_for_nothing(&name))
+            self.ask_about(&name, |channel| channel.get_from_empty(&name))
         } else {
             return Ok("; whether most of its nodes are up was not tried, as tasks wait in it");
         };

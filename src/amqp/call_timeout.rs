@@ -314,6 +314,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let client = TcpStream::connect(address).expect("a connection");
+        client
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a limit for a test that fails");
         (client, listener.accept().expect("its other end").0)
     }
 

@@ -117,7 +117,7 @@ impl Channel {
     }
 
     /// Takes a message and requeues it to its place; returns whether there was one.
-    pub(crate) fn look(&self, name: &str) -> Result<bool, CloseReason> {
+    pub(crate) fn peek(&self, name: &str) -> Result<bool, CloseReason> {
         let Some((unsettled, _)) = self.get(name)? else { return Ok(false) };
         self.settle(unsettled, Settlement::GiveBack)?;
         Ok(true)
@@ -185,7 +185,7 @@ impl Channel {
     }
 
     /// Gets from an empty queue, which a quorum queue answers only with the majority of its nodes.
-    pub(crate) fn look_for_nothing(&self, queue: &str) -> Result<(), CloseReason> {
+    pub(crate) fn get_from_empty(&self, queue: &str) -> Result<(), CloseReason> {
         match self.ask(ASKING_THE_LEADER, |inner| inner.basic_get(queue, false))? {
             Some(_) => self.give_back_all(),
             None => Ok(()),

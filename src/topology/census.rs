@@ -132,7 +132,7 @@ impl Census {
     fn find_hidden(&mut self, channels: &dyn Channels) -> Result<Option<Duration>, CloseReason> {
         for delay in self.known.clone() {
             let name = self.queue.name_of(Target::Delay(delay));
-            match self.channel.find(channels, |channel| channel.look(&name)) {
+            match self.channel.find(channels, |channel| channel.peek(&name)) {
                 Ok(Some(true)) => return Ok(Some(delay)),
                 Ok(_) => {}
                 // This user may not take from it; only the count remains.
