@@ -14,7 +14,7 @@ Against a private RabbitMQ, which it starts and removes:
   * `worker --threads N -- true` and `xargs -P N -n 1 true`, for tasks of 100 bytes;
   * `worker --threads N -- sh -c 'cat >/dev/null'` for tasks of 1 MiB, and the same command under
     xargs with a file of 1 MiB as its input;
-  * beside each, the same under `examples/bare.rs`: what no worker on amiquip can do without; and
+  * beside each, the same under `bench/bare.rs`: what no worker on amiquip can do without; and
     the broker's share of the processors' time while the worker ran;
   * 100,000 tasks without failures, and with every third failing twice and every hundredth always.
 

@@ -34,7 +34,7 @@ settle_in() {
     # With its times, by which cargo sees that nothing of the copy is left to build.
     (cd "$here" && cargo build --locked --quiet --bins --examples)
     local item
-    for item in Cargo.toml Cargo.lock src bin examples scripts tests docs README.md; do
+    for item in Cargo.toml Cargo.lock src bin bench examples scripts tests docs README.md; do
         cp -Rp "$here/$item" "$work/checkout/"
     done
     install_as_built
