@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Owns the list of what is checked without a broker.
+# Runs every check that needs no broker.
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -11,8 +11,12 @@ usage() {
     cat <<'TEXT'
 usage: scripts/check.sh
 
-Checks what needs no broker: formats, lints, the floors of the library, unit and doc tests. Takes less than a minute when
-everything is built. It stops at the first step that fails. scripts/test.sh checks the rest, too.
+Runs every check that needs no broker: formats, lints, dependencies, architecture, unit tests and doc tests. It takes less
+than a minute when everything is built, and stops at the first step that fails. scripts/test.sh runs these checks and all
+others.
+
+A step is SKIPPED where its tool is missing: shellcheck, cargo-deny and its advisories, the Rust that Cargo.toml declares.
+PROPTEST_CASES sets how many cases each property test tries (default 256).
 
 Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
 TEXT
@@ -23,24 +27,53 @@ at_once() {
     step "formats" cargo fmt --all --check
     step_if shellcheck "shell scripts" shellcheck scripts/*.sh tests/*.sh .ci/run
     step "no async runtime, no sleep" plain_threads
+    step_if cargo-deny "dependencies" cargo deny --offline check bans licenses sources
+    step_if cargo-deny "security advisories" advisories
 }
 
 # What builds is nice to what waits for a broker beside it.
 built() {
     step "unit tests" cargo test --locked --lib --bins
     step "doc tests" cargo test --locked --doc
-    step "architecture" cargo test --locked --test it architecture::
+    step "architecture" cargo test --locked --test architecture
     step "clippy" nice cargo clippy --locked --all-targets -- -D warnings
-    step "clippy, the library alone" nice cargo clippy --locked --lib --no-default-features -- -D warnings
-    step "clippy, the commands without TLS" \
-        nice cargo clippy --locked --bins --no-default-features --features cli -- -D warnings
+    step "clippy, other features" other_features
     step "rustdoc" nice env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+    step "oldest Rust" oldest_rust
 }
 
 # The dependencies as a user gets them, and what is ours.
 plain_threads() {
     ! cargo tree --locked --edges normal | grep -E ' (tokio|async-std|async-executor|smol|futures-executor) v' &&
         ! grep -rn 'thread::sleep' src
+}
+
+# Without a network: of the database that `cargo deny fetch` has made.
+advisories() {
+    [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ] || skip "no advisories are here: cargo deny fetch" || return
+    cargo deny --offline check advisories
+}
+
+# The combinations of features that the step before leaves out. `cli` includes `command`.
+other_features() {
+    local features
+    for features in "" command tls command,tls; do
+        nice cargo clippy --locked --lib --no-default-features --features "$features" -- -D warnings
+    done
+    nice cargo clippy --locked --lib --bins --no-default-features --features cli -- -D warnings
+}
+
+# The toolchain that Cargo.toml declares.
+oldest_rust() {
+    local version
+    version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    has_toolchain "$version" || skip "Rust $version is not installed: rustup toolchain install $version" || return
+    nice cargo "+$version" check --locked --lib --bins
+}
+
+# Without rustup's help, which would download it.
+has_toolchain() {
+    command -v rustup >/dev/null && rustup toolchain list | grep -q "^$1\(-\| \|\$\)"
 }
 
 need_tools() {
@@ -72,11 +105,6 @@ missing() {
     exit 69
 }
 
-checks() {
-    at_once
-    built
-}
-
 finish() {
     local status=$?
     trap '' HUP INT TERM
@@ -90,7 +118,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side checks
+    side_by_side at_once built
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

@@ -77,7 +77,7 @@ step_if() {
 }
 
 skip() {
-    echo "skipped, for $1"
+    echo "skipped: $1"
     return $SKIPPED
 }
 

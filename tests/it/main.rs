@@ -1,7 +1,6 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
 mod addresses;
-mod architecture;
 mod child;
 mod cluster;
 mod connecting;
