@@ -59,7 +59,8 @@ endurance() {
 }
 
 scripts() {
-    step "recipes" recipes
+    step "recipes" with_unused_broker tests/shell.sh
+    step "examples" with_unused_broker tests/examples.sh
     step "demo" scripts/demo.sh --fast
     step "Python's client" pika
     step "man pages and completions" tests/manual.sh
@@ -101,12 +102,12 @@ broker_url() {
     scripts/broker.sh --dir "$work/broker" url
 }
 
-# Their queues have names that a user may have, too.
-recipes() {
+# For scripts whose queues have names that a user may have: not the user's broker.
+with_unused_broker() {
     if [ -n "${AMQP_URL:-}" ]; then
-        env -u AMQP_URL tests/shell.sh
+        env -u AMQP_URL "$@"
     else
-        with_broker tests/shell.sh
+        with_broker "$@"
     fi
 }
 
