@@ -11,8 +11,6 @@ fn main() -> Result<(), Error> {
     let url = std::env::var("AMQP_URL");
     let broker: Broker = url.as_deref().unwrap_or("amqp://guest:guest@localhost:5672").parse()?;
     let queue = Queue::new("example.dead_letters");
-    let letters = DeadLetters::new(&broker, &queue);
-    letters.purge(&DeadLetterFilter::all())?;
 
     let mut producer = Producer::new(&broker, &queue);
     producer.publish(Task::new("order 17"))?;
@@ -23,6 +21,7 @@ fn main() -> Result<(), Error> {
     })?;
     println!("{} tasks are dead letters", failed.dead);
 
+    let letters = DeadLetters::new(&broker, &queue);
     letters.for_each(&DeadLetterFilter::all(), |letter| {
         let body = String::from_utf8_lossy(letter.task().body());
         println!("{body}: {}", letter.record().reason);

@@ -17,10 +17,8 @@ fn main() -> Result<(), Error> {
     }
 
     // Three attempts: the second after 200 ms, the third after another 500 ms.
-    let policy = RetryPolicy::new()
-        .max_attempts(3)
-        .first_delay(Duration::from_millis(200))
-        .factor(2.0);
+    let policy =
+        RetryPolicy::new().max_attempts(3).first_delay(Duration::from_millis(200)).factor(2.0);
     let (_trigger, shutdown) = shutdown();
     let worker = Worker::new(&broker, &queue).threads(1).retry(policy).drain();
     let summary = worker.run(work, &shutdown)?;
