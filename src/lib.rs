@@ -104,6 +104,7 @@
 //! * `command`: `Command` and `OutputStream`, on Unix.
 //! * `cli`: what only the commands need.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(
     clippy::dbg_macro,
     clippy::exit,
@@ -128,8 +129,10 @@ pub use admin::dead_letter_filter::DeadLetterFilter;
 pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
 pub use admin::{Inspector, Status};
 #[cfg(all(unix, feature = "command"))]
+#[cfg_attr(docsrs, doc(cfg(all(unix, feature = "command"))))]
 pub use command::Command;
 #[cfg(all(unix, feature = "command"))]
+#[cfg_attr(docsrs, doc(cfg(all(unix, feature = "command"))))]
 pub use command::output::OutputStream;
 pub use model::broker::Broker;
 pub use model::error::Error;
@@ -140,6 +143,7 @@ pub use model::queue::{Argument, Queue, QueueType};
 pub use model::retry::RetryPolicy;
 pub use model::task::Task;
 #[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use model::tls::Tls;
 pub use publish::{Producer, Receipt};
 pub use topology::census::DelayQueue;
