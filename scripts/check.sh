@@ -22,17 +22,17 @@ Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
 TEXT
 }
 
-# What takes no build.
-at_once() {
+# Builds nothing.
+static_checks() {
     step "formats" cargo fmt --all --check
     step_if shellcheck "shell scripts" shellcheck scripts/*.sh tests/*.sh .ci/run
-    step "no async runtime, no sleep" plain_threads
+    step "no async runtime, no sleep" no_async_runtime
     step_if cargo-deny "dependencies" cargo deny --offline check bans licenses sources
     step_if cargo-deny "security advisories" advisories
 }
 
-# What builds is nice to what waits for a broker beside it.
-built() {
+# Builds. Clippy and rustdoc are nice to steps that wait for a broker beside them.
+compiled_checks() {
     step "unit tests" cargo test --locked --lib --bins
     step "doc tests" cargo test --locked --doc
     step "architecture" cargo test --locked --test architecture
@@ -42,19 +42,19 @@ built() {
     step "oldest Rust" oldest_rust
 }
 
-# The dependencies as a user gets them, and what is ours.
-plain_threads() {
+# In the dependencies as a user gets them, and in the library.
+no_async_runtime() {
     ! cargo tree --locked --edges normal | grep -E ' (tokio|async-std|async-executor|smol|futures-executor) v' &&
         ! grep -rn 'thread::sleep' src
 }
 
-# Without a network: of the database that `cargo deny fetch` has made.
+# Uses the database that `cargo deny fetch` has downloaded, so that the check needs no network.
 advisories() {
     [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ] || skip "no advisories are here: cargo deny fetch" || return
     cargo deny --offline check advisories
 }
 
-# The combinations of features that the step before leaves out. `cli` includes `command`.
+# Every combination of features but all of them, which the step before checks. `cli` includes `command`.
 other_features() {
     local features
     for features in "" command tls command,tls; do
@@ -63,7 +63,7 @@ other_features() {
     nice cargo clippy --locked --lib --bins --no-default-features --features cli -- -D warnings
 }
 
-# The toolchain that Cargo.toml declares.
+# Compiles with the toolchain that Cargo.toml declares.
 oldest_rust() {
     local version
     version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
@@ -71,7 +71,7 @@ oldest_rust() {
     nice cargo "+$version" check --locked --lib --bins
 }
 
-# Without rustup's help, which would download it.
+# Asks for the list, because rustup downloads a toolchain that is named and missing.
 has_toolchain() {
     command -v rustup >/dev/null && rustup toolchain list | grep -q "^$1\(-\| \|\$\)"
 }
@@ -83,7 +83,7 @@ need_tools() {
     cargo clippy --version >/dev/null 2>&1 || missing "clippy" "rustup component add clippy (Debian, Ubuntu: apt-get install rust-clippy)"
 }
 
-# What native-tls and the tests' TLS front are built with.
+# native-tls and the TLS front of the tests need OpenSSL's headers.
 need_openssl() {
     [ "$(uname)" = Linux ] || return 0
     ! { command -v cc && pkg-config --exists openssl; } >/dev/null 2>&1 || return 0
@@ -109,7 +109,7 @@ finish() {
     local status=$?
     trap '' HUP INT TERM
     end_lanes
-    tell_steps
+    print_table
     exit $status
 }
 
@@ -118,7 +118,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side at_once built
+    side_by_side static_checks compiled_checks
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

@@ -1,29 +1,29 @@
 # shellcheck shell=bash
-# Runs the steps of a check, says how each ended, and tabulates them at the end. Sourced by
-# scripts/check.sh and scripts/test.sh. The steps of a lane run one after the other, and the lanes
-# side by side, as most of what is checked waits most of the time.
+# Runs the steps of a check, reports the result of each, and prints a table at the end. Sourced by
+# scripts/check.sh and scripts/test.sh. The steps of a lane run one after the other. Lanes run side
+# by side, because most steps wait for a broker most of the time.
 
-# What a step ends with that cannot be done on this machine.
+# The exit status of a step that this machine cannot run.
 SKIPPED=77
 
 begin_steps() {
-    said=$(mktemp -d)
+    records=$(mktemp -d)
     lanes='' passed=0 failed=0
-    : >"$said/table"
-    mkfifo "$said/ended"
+    : >"$records/table"
+    mkfifo "$records/ended"
     # For both directions, because an open for one waits for the other.
-    exec 3<>"$said/ended"
+    exec 3<>"$records/ended"
     trap 'interrupted 129' HUP
     trap 'interrupted 130' INT
     trap 'interrupted 143' TERM
 }
 
-# side_by_side LANE...: runs these functions, and waits for the end of all. The first step that
-# fails ends the script, and its exit the lanes.
+# side_by_side LANE...: runs these functions, and waits until all have ended. The first step that
+# fails ends the script, which ends the lanes.
 side_by_side() {
     local lane open=$#
     for lane in "$@"; do
-        # In a process group of its own, so that all of it can be ended.
+        # In a process group of its own, so that a signal reaches all of its processes.
         set -m
         run_lane "$lane" </dev/null &
         set +m
@@ -35,7 +35,7 @@ side_by_side() {
         if [ "$status" = end ]; then
             open=$((open - 1))
         else
-            conclude "$status" "$seconds" "$name"
+            report "$status" "$seconds" "$name"
         fi
     done
     lanes=
@@ -47,8 +47,8 @@ run_lane() {
     "$1"
 }
 
-# A signal reaches all of a lane. With a trap, bash heeds it when the command that runs has ended,
-# and that may have to clean up.
+# A signal reaches all processes of a lane. Because of the trap, bash exits only after the running
+# command has ended, which may have to clean up.
 end_after_the_step() {
     trap 'exit 143' HUP INT TERM
 }
@@ -59,7 +59,7 @@ step() {
     shift
     echo "== $name"
     echo "$*" >"$(record "$name").command"
-    # Not behind a ||, which would have a function go on after what fails in it.
+    # Without ||, after which a function would ignore set -e.
     set +e
     (end_after_the_step; set -e; "$@") >"$(record "$name")" 2>&1 3>&-
     status=$?
@@ -82,11 +82,11 @@ skip() {
 }
 
 record() {
-    echo "$said/${1//[^a-zA-Z]/-}"
+    echo "$records/${1//[^a-zA-Z]/-}"
 }
 
-# What a step said comes in one piece, when it has ended.
-conclude() {
+# Prints the output of a step in one piece, after the step has ended.
+report() {
     local status=$1 seconds=$2 name=$3 how
     cat "$(record "$name")"
     case $status in
@@ -95,7 +95,7 @@ conclude() {
         *) how=FAILED failed=1 ;;
     esac
     echo "-- $name: $how after $seconds s"
-    printf '%5d s  %-7s  %s\n' "$seconds" "$how" "$name" >>"$said/table"
+    printf '%5d s  %-7s  %s\n' "$seconds" "$how" "$name" >>"$records/table"
     [ $how != FAILED ] || give_up "FAILED: $name, with status $status: $(cat "$(record "$name").command")"
 }
 
@@ -116,10 +116,10 @@ end_lanes() {
     for lane in $lanes; do wait "$lane" || true; done 2>/dev/null
 }
 
-# tell_steps: the table, and as the last line the count.
-tell_steps() {
-    sort -rn "$said/table"
+# The table, the slowest step first, and the count as the last line.
+print_table() {
+    sort -rn "$records/table"
     printf '%5d s  in all\n' "$SECONDS"
     echo "$passed passed, $failed failed"
-    rm -rf "$said"
+    rm -rf "$records"
 }

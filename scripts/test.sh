@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Owns the list of everything that is checked, and what of it goes side by side.
+# Runs every check. Steps that wait for a broker run side by side.
 set -eu -o pipefail
 
-# Its checks, and the steps they are made of.
+# The checks without a broker, and the functions that run steps.
 # shellcheck source=scripts/check.sh
 . "$(dirname "${BASH_SOURCE[0]}")/check.sh"
 
@@ -14,8 +14,8 @@ main() {
     begin_steps
     trap finish EXIT
 
-    side_by_side at_once build_all start_broker
-    lend_what_is_built
+    side_by_side static_checks build_all start_broker
+    share_build
     side_by_side three_nodes
     side_by_side integration cargo_alone endurance scripts
 }
@@ -24,12 +24,12 @@ usage() {
     cat <<'TEXT'
 usage: scripts/test.sh
 
-Checks everything: the steps of scripts/check.sh, and beside them all that needs a broker. Stops at
-the first step that fails, and ends with the seconds of each. Needs Rust with rustfmt and clippy; a
-RabbitMQ it gets through scripts/broker.sh, and takes away again.
+Runs every check: the steps of scripts/check.sh, and all that needs a broker. It stops at the first
+step that fails, and prints the seconds of each step at the end. It needs Rust with rustfmt and
+clippy. scripts/broker.sh starts the RabbitMQ, which is removed at the end.
 
-AMQP_URL set: the integration tests, the demo and Python's client use that broker, with queues of
-their own.
+If AMQP_URL is set, the integration tests, the demo and Python's client use that broker, with queues
+of their own.
 Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
 TEXT
 }
@@ -48,7 +48,7 @@ integration() {
     step "integration tests" with_broker cargo test --locked --test it
 }
 
-# By itself: nodes that get no processor take each other for dead.
+# Alone, because nodes that get no processor time consider each other dead.
 three_nodes() {
     step "cluster" tests/cluster.sh
 }
@@ -68,28 +68,28 @@ scripts() {
     step "benchmarks" scripts/bench.sh --quick
 }
 
-# Cargo does one of these at a time.
+# In one lane, because cargo locks the target folder.
 cargo_alone() {
-    built
+    compiled_checks
     step "README" tests/readme.sh
 }
 
-# ---- what is built once, and lent ----
+# ---- built once for all steps ----
 
-# All at once and alike, and which program the integration tests are.
+# Builds everything in one call, and finds the program of the integration tests.
 build() {
     cargo test --locked --no-run --message-format json-render-diagnostics >"$work/built"
     sed -n 's/.*"executable":"\([^"]*\/it-[0-9a-f]*\)".*/\1/p' "$work/built" >"$work/it"
     [ -x "$(cat "$work/it")" ]
 }
 
-lend_what_is_built() {
+share_build() {
     export RABBIT_WORK_BIN=${CARGO_TARGET_DIR:-$here/target}/debug
     RABBIT_WORK_IT=$(cat "$work/it")
     export RABBIT_WORK_IT
 }
 
-# ---- the broker that all share who break none ----
+# ---- the broker that all steps share that break none ----
 
 with_broker() {
     local url
@@ -126,7 +126,7 @@ finish() {
     [ $status = 0 ] || tests/end.sh "$work"
     env -u AMQP_URL scripts/broker.sh --dir "$work/broker" stop 2>/dev/null || true
     rm -rf "$work"
-    tell_steps
+    print_table
     exit $status
 }
 
