@@ -10,6 +10,8 @@ pub(crate) mod guard;
 mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod message;
+#[cfg(test)]
+mod property;
 mod publish_events;
 pub(crate) mod reply_text;
 mod subscription;

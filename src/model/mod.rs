@@ -7,6 +7,8 @@ pub(crate) mod error;
 pub(crate) mod failure_record;
 pub(crate) mod handler;
 pub(crate) mod outcome;
+#[cfg(test)]
+mod property;
 pub(crate) mod queue;
 pub(crate) mod retry;
 pub(crate) mod task;

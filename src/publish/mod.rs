@@ -6,6 +6,8 @@ mod confirms;
 mod in_flight;
 mod link;
 pub(crate) mod pending;
+#[cfg(test)]
+mod property;
 pub(crate) mod publisher;
 mod reconnect;
 pub(crate) mod refusal;

@@ -5,6 +5,8 @@
 //! a frame. Pure.
 
 mod frame;
+#[cfg(test)]
+mod property;
 mod stall;
 mod table;
 
