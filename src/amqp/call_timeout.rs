@@ -235,8 +235,7 @@ impl Shared {
             state.wakes_at = state.watches.values().filter_map(Watch::deadline).min();
             let (interrupts, wakes_at) = (state.interrupts(), state.wakes_at);
             drop(state);
-            // Without the lock, which calls on the connection wait for.
-            lines.iter().for_each(|line| warn!("{line}"));
+            lines.into_iter().for_each(log);
             wait(woken, &interrupts, wakes_at);
         }
     }
@@ -286,6 +285,12 @@ impl Drop for Watched<'_> {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// Logs in a thread of its own: a logger that blocks, as when nobody reads standard error, must not
+/// keep the watchdog from its limits. Without a thread the line is left out.
+fn log(line: String) {
+    let _ = thread::Builder::new().name("rw-warning".into()).spawn(move || warn!("{line}"));
 }
 
 /// Waits until the thread is woken, one of these signals closes, or the deadline passes.

@@ -1,5 +1,6 @@
 //! Records the fate of each task: counts it, notifies the observer and logs it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -15,13 +16,13 @@ use crate::worker::summary::{StopReason, Summary, Tally};
 /// The journal of one run of a worker. One method for each fate of a task.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
-    tally: Tally,
+    tally: Arc<Tally>,
     observer: Observer,
 }
 
 impl Journal {
     pub(crate) fn new(observer: Observer) -> Journal {
-        Journal { tally: Tally::default(), observer }
+        Journal { tally: Arc::default(), observer }
     }
 
     pub(crate) fn started(&self, delivery: &Delivery) {
@@ -83,15 +84,10 @@ impl Journal {
         self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
     }
 
-    /// The broker has confirmed a dead letter. The letter exists, whether or not its task can still
-    /// be acked.
-    pub(crate) fn dead_letter_confirmed(&self) {
-        self.tally.dead();
-    }
-
-    /// A dead letter was sent, and its confirm did not come in time.
-    pub(crate) fn dead_letter_unconfirmed(&self) {
-        self.tally.dead_unconfirmed();
+    /// What counts the dead letters when the broker confirms them: the thread that publishes them may
+    /// outlive the run, and must not keep the observer.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
     }
 
     /// The handler could not try the task: it goes back to its queue after `pause`.
@@ -282,7 +278,7 @@ mod tests {
         journal.done(&delivery, NO_TIME);
         journal.republished(failed(Target::Main), Target::Main);
         journal.republished(failed(Target::Dead), Target::Dead);
-        journal.dead_letter_confirmed();
+        journal.tally().dead();
         journal.not_republished(failed(Target::Dead), "q.dead", &refused, NO_TIME);
         journal.not_tried(&delivery, &Failure::requeue("later"), NO_TIME, NO_TIME);
         journal.requeued(&delivery, NO_TIME);

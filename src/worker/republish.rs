@@ -25,6 +25,7 @@ use crate::publish::publisher::Publisher;
 use crate::publish::refusal::OnRefusal;
 use crate::util::shutdown::{Signal, is_closed};
 use crate::worker::run_context::RunContext;
+use crate::worker::summary::Tally;
 
 /// A session's way to republish tasks. The thread connects when the first task comes, and ends when
 /// the last sender of requests is dropped.
@@ -35,7 +36,7 @@ pub(crate) struct Republisher {
 
 /// The thread.
 struct RepublisherThread {
-    run: Arc<RunContext>,
+    tally: Arc<Tally>,
     publisher: Publisher<Ticket>,
     largest_frame: usize,
     abort: Signal,
@@ -74,7 +75,7 @@ impl Republisher {
     /// Starts the thread, for the session of this connection. When `abort` closes, it gives up what
     /// is not confirmed and cuts its connection.
     pub(crate) fn start(
-        run: &Arc<RunContext>,
+        run: &RunContext,
         connection: &Connection,
         queue: &Queue,
         abort: &Signal,
@@ -91,7 +92,7 @@ impl Republisher {
             ..PublisherConfig::new(&run.broker, queue, LIMITS)
         });
         let mut republisher = RepublisherThread {
-            run: Arc::clone(run),
+            tally: run.journal.tally(),
             publisher,
             largest_frame: connection.largest_frame().min(USUAL_FRAME),
             abort: abort.clone(),
@@ -173,9 +174,9 @@ impl RepublisherThread {
             let Resolved { ticket: Ticket { target, tag, results }, outcome, sent, .. } = resolved;
             // Counted here, because a dead letter exists whether or not its task can be acked.
             match (target, &outcome) {
-                (Target::Dead, Outcome::Confirmed) => self.run.journal.dead_letter_confirmed(),
+                (Target::Dead, Outcome::Confirmed) => self.tally.dead(),
                 (Target::Dead, Outcome::Unconfirmed { .. }) if sent => {
-                    self.run.journal.dead_letter_unconfirmed();
+                    self.tally.dead_unconfirmed();
                 }
                 _ => {}
             }
