@@ -307,7 +307,7 @@ fn a_worker_of_a_classic_queue_hands_no_task_over_to_a_stream() {
     worker.signal("INT");
     worker.wait(SOON).assert_code(0);
 
-    assert!(refused.contains(&format!("could not be handed over to '{dead}'")), "{refused}");
+    assert!(refused.contains(&format!("could not be published to '{dead}'")), "{refused}");
     client.wait_for_count(&queue, 1, SOON);
     client.delete(&dead);
 }
