@@ -1,4 +1,4 @@
-//! `worker`: works the tasks of a RabbitMQ queue with several threads.
+//! `worker`: runs a command for each task of a RabbitMQ queue, in several threads.
 
 mod cli;
 

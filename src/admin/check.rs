@@ -1,4 +1,4 @@
-//! [`Inspector::check`]: the checks of a set-up, one function each, run in the order of a list.
+//! [`Inspector::check`]: the checks of a set-up, one function each, in a fixed order.
 
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ impl Inspector {
                 if queue.takes_default_type() && self.compare(&created_here)? == Comparison::Same {
                     return Ok(());
                 }
-                let text = format!("it is a {there} queue there (--queue-type {there})");
+                let text = format!("it is a {there} queue; use --queue-type {there}");
                 Err(Error::QueueMismatch { queue: name, text })
             }
             declared => declared,

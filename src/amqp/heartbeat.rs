@@ -1,7 +1,10 @@
-//! Records when a broker was last heard, and how many bytes came from it. A process that was stopped
-//! (SIGSTOP, a frozen container) must not go on as if no time had passed: by then the broker has
-//! requeued its tasks. And a drain has to know whether something is still coming. A suspended
-//! machine is not noticed, because its clock stops with it.
+//! Judges whether heartbeats were missed, and counts the bytes that the broker sent. A process
+//! that was
+//! stopped (SIGSTOP, a frozen container) must not go on as if no time had passed: by then the
+//! broker
+//! has requeued its tasks. A drain has to know whether something is still arriving. A suspended
+//! machine
+//! is not noticed, because its clock stops with it.
 
 use std::io;
 use std::sync::Arc;

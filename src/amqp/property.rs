@@ -1,4 +1,4 @@
-//! Properties of what reads RabbitMQ's reply texts.
+//! Property tests of the reply-text parser.
 
 use proptest::prelude::*;
 

@@ -90,9 +90,11 @@ pub(crate) fn explain(text: &str) -> String {
     if says(&["wrong version number"]) {
         format!("the answer is not TLS; for a port without it, write amqp:// in the URL ({text})")
     } else if says(&["local issuer", "self-signed", "self signed"]) {
-        format!("the certificate's authority is not known here; give its certificate ({text})")
+        format!(
+            "the broker's certificate is not trusted here; give its authority with --ca ({text})"
+        )
     } else if says(&["certificate required"]) {
-        format!("the broker demands a certificate of ours ({text})")
+        format!("the broker requires a client certificate; give --cert and --key ({text})")
     } else {
         text.to_owned()
     }

@@ -1,4 +1,5 @@
-//! [`Command`]: a [`Handler`] that runs a program for each task (Unix).
+//! [`Command`]: a [`Handler`] that runs a program for each task, and turns its exit status into a
+//! result.
 
 mod cancel;
 mod launch;

@@ -201,8 +201,8 @@ impl fmt::Display for Error {
             }
             Error::QueueMismatch { queue, text } => write!(
                 f,
-                "queue '{queue}' exists with other arguments: {text}; declare it the same way, \
-                 use it without declaring it, or take another name"
+                "queue '{queue}' exists with other arguments: {text}; give the same options, \
+                 use it as it is (--no-declare, Queue::passive), or take another name"
             ),
             Error::QueueMissing { queue, text } | Error::QueueRefused { queue, text } => {
                 write!(f, "the broker refused the use of queue '{queue}': {text}")
@@ -210,8 +210,8 @@ impl fmt::Display for Error {
             Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),
             Error::Unanswered { doing, queue, .. } => write!(
                 f,
-                "no answer to the {doing} of queue '{queue}'; it may still happen, so look at the \
-                 queue before you ask again"
+                "no answer to the {doing} of queue '{queue}'; it may still happen, so check the \
+                 queue before you repeat it"
             ),
             Error::Poisoned { queue } => write!(f, "queue '{queue}' {UNPARSABLE}"),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),

@@ -1,4 +1,4 @@
-//! The nouns: what a broker, a queue, a task and a failure are. No I/O.
+//! The data types and rules of the library, without I/O: broker, queue, task, failure, retry.
 
 pub(crate) mod address_order;
 pub(crate) mod broker;

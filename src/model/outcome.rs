@@ -42,7 +42,9 @@ impl fmt::Display for Outcome {
         match self {
             Outcome::Confirmed => write!(f, "confirmed"),
             Outcome::Nacked { reason } => write!(f, "nacked: {reason}"),
-            Outcome::Returned { reason } => write!(f, "returned: {reason}; is the queue there?"),
+            Outcome::Returned { reason } => {
+                write!(f, "returned: {reason}; check that the queue exists")
+            }
             Outcome::Refused { reason } => write!(f, "refused: {reason}"),
             Outcome::Unconfirmed { reason } => write!(f, "unconfirmed: {reason}"),
         }

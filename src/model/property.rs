@@ -1,4 +1,4 @@
-//! Properties of URLs, retries and delays.
+//! Property tests of URLs, retries and delays.
 
 use std::time::Duration;
 

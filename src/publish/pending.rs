@@ -69,7 +69,7 @@ impl<T> Pending<T> {
     pub(crate) fn retry_later(&mut self, refusal: Refusal, queue: &Queue, last: &mut LastRefusal) {
         if !last.is_recent() {
             warn!(
-                "queue '{}' takes no tasks at present: {refusal}; each is published again until its \
+                "queue '{}' refuses tasks at present: {refusal}; each is published again until its \
                  timeout",
                 queue.name_of(self.target)
             );
@@ -91,7 +91,7 @@ impl<T> Pending<T> {
             times => format!(" {times} times"),
         };
         let name = queue.name_of(self.target);
-        let reason = format!("the broker refused it for queue '{name}'{times}: {refusal}");
+        let reason = format!("queue '{name}' refused it{times}: {refusal}");
         Outcome::Nacked { reason }
     }
 

@@ -1,4 +1,4 @@
-//! Properties of the confirms, which are compared with a list that is searched.
+//! Property tests of `Confirms`, with a plain list as the model.
 
 use proptest::prelude::*;
 

@@ -265,8 +265,7 @@ impl<T> Publisher<T> {
         if self.oldest_deadline().is_some_and(|deadline| deadline <= now) {
             let awaited = self.link.as_ref().map(Link::what_is_awaited);
             let awaited = awaited.unwrap_or_else(|| "no connection".into());
-            let reason =
-                format!("not confirmed within {:?}: {awaited}", self.config.limits.timeout);
+            let reason = format!("no confirm within {:?}: {awaited}", self.config.limits.timeout);
             self.give_up(&unconfirmed(reason), |pending| pending.deadline <= now);
         }
     }

@@ -165,8 +165,8 @@ impl Connector {
             Err(error) => error.chain(),
         };
         warn!(
-            "no second connection: {why}; tasks are published on the first one: during an alarm of \
-             the broker, acks wait with them"
+            "no second connection: {why}; failed tasks are published on the first one, where acks \
+             wait during an alarm of the broker"
         );
         Ok(Some(lent.lend()))
     }

@@ -1,4 +1,4 @@
-//! A channel for questions and declarations, which the broker may answer by closing it.
+//! A channel for queries and declarations, which the broker may answer by closing it.
 
 use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::CloseReason;

@@ -151,7 +151,9 @@ impl DerivedQueues {
         if !queue.is_passive() || self.admin_channel.count(connection, name)?.is_some() {
             return Ok(());
         }
-        Err(NotReady::NoTarget(format!("there is no queue '{name}' to come to after the delay")))
+        Err(NotReady::NoTarget(format!(
+            "queue '{name}' does not exist, so the broker would drop the task after its delay"
+        )))
     }
 
     /// Declares `target`, unless that was done within the hour; returns from when on it is durable.
@@ -284,8 +286,8 @@ fn warn_once_of_classic_delay_queues(name: &str, refusals: &[CloseReason]) {
     let refusals: Vec<String> = refusals.iter().map(ToString::to_string).collect();
     WARNED.call_once(|| {
         warn!(
-            "'{name}' and queues like it are classic queues, because the broker refused better ones \
-             ({}): a crash of the broker while a task leaves one can lose that task",
+            "delay queues such as '{name}' are classic queues, because the broker refused quorum \
+             queues ({}): a crash of the broker can lose a task that is leaving one",
             refusals.join("; ")
         );
     });

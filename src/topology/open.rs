@@ -189,7 +189,7 @@ impl Opening<'_> {
             }
         }
         Err(limit.map_or(refusal, |limit| {
-            refused(&format!("its delivery limit is {limit} there; give the same --delivery-limit"))
+            refused(&format!("its delivery limit is {limit}; give --delivery-limit {limit}"))
         }))
     }
 

@@ -133,8 +133,8 @@ fn until_empty(check: &mut DrainCheck, traffic: Traffic, over: &Signal) -> Optio
 fn wait_for_lost_connection(until: Instant, over: &Signal) -> Option<()> {
     let left = until.saturating_duration_since(Instant::now()).as_secs();
     info!(
-        "empty; but the broker may keep tasks for the lost connection for up to {left} s more: \
-         waits for them"
+        "the queue is empty, but the broker may hold tasks for the lost connection: waits up to \
+         {left} s for them"
     );
     select_biased! {
         recv(over) -> _ => None,
@@ -179,12 +179,12 @@ impl DrainCheck {
 
     fn hidden(&self, delay: Duration) -> String {
         let name = self.queue.name_of(Target::Delay(delay));
-        format!("waits for a task in '{name}', which does not say how many it holds (no leader?)")
+        format!("waits for '{name}', which does not report its tasks (no leader?)")
     }
 }
 
 fn unknown(why: &str) -> String {
-    format!("cannot tell whether the queue is empty, and works on until that is known: {why}")
+    format!("cannot check whether the queue is empty, so the worker continues: {why}")
 }
 
 /// Says what the worker waits for, without a count, which changes from check to check.

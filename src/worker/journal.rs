@@ -1,4 +1,4 @@
-//! Records the fate of each task: counts it, notifies the observer and logs it.
+//! Records the result of each task: counts it, notifies the observer and logs it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

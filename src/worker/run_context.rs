@@ -1,4 +1,5 @@
-//! What one run of a worker works with, from its start to its end.
+//! [`RunContext`]: what all sessions of one run share: settings, journal, task budget,
+//! cancellation.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -171,13 +171,13 @@ impl Session<'_> {
             _ if is_exhausted() => SessionEnd::Exhausted,
             _ if is_stopped => SessionEnd::Stopped,
             Some(OwnEnd::Drained { .. }) => {
-                info!("tasks were on their way all the same: works on");
+                info!("tasks arrived during the drain: works on");
                 SessionEnd::Again
             }
             // Each consumer has taken its share of the budget, and some of that was not run.
             None if self.run.budget.is_limited() => SessionEnd::Again,
             _ => {
-                let cause = CloseReason::Lost("the consumers ended by themselves".into());
+                let cause = CloseReason::Lost("all consumers ended unexpectedly".into());
                 SessionEnd::Lost(Error::session_lost(&address, cause))
             }
         }
@@ -187,7 +187,10 @@ impl Session<'_> {
         let address = connection.address().to_string();
         let cause = connection.end(Some(cause));
         if cause == CloseReason::NoChannelLeft {
-            return Error::setting("threads", "the broker allows fewer channels on a connection");
+            return Error::setting(
+                "threads",
+                "the broker allows fewer channels on a connection; use fewer threads",
+            );
         }
         Error::from_queue_use(&self.run.settings.queue.name_of(target), &address, cause)
     }

@@ -1,4 +1,4 @@
-//! What can happen to a session while its consumers work.
+//! [`SessionEvent`]: the events of one session that its supervisor waits for.
 
 use std::time::{Duration, Instant};
 

@@ -857,7 +857,7 @@ fn what_was_on_its_way_when_the_queue_was_empty_is_worked_before_a_drain_ends() 
 
     output.assert_code(0);
     let told = output.stderr();
-    assert!(told.contains("on their way all the same"), "{told}");
+    assert!(told.contains("tasks arrived during the drain"), "{told}");
     assert!(told.contains(" 1 tasks done,"), "{told}");
     broker.finish(SOON);
 }
@@ -917,7 +917,7 @@ fn a_drain_waits_as_long_where_the_connection_is_lost_behind_a_channel() {
     let arguments = ["--url", &url, "--threads", "1", "--drain", "--", "true"];
     let running = Command::worker(&arguments).start();
 
-    let wanted = "may keep tasks for the lost connection";
+    let wanted = "may hold tasks for the lost connection";
     running.wait_for_stderr_line(|line| line.contains(wanted), SOON);
 }
 
@@ -989,7 +989,7 @@ fn a_hand_over_that_is_not_confirmed_is_told() {
     let arguments = ["--url", &broker.url(), "--threads", "1", "--max-attempts", "1"];
 
     let running = Command::worker(&[&arguments[..], &["--", "false"]].concat()).start();
-    let told = "no confirm for 2s: 1 tasks are on their way";
+    let told = "no confirm for 2s: 1 tasks are unconfirmed";
     running.wait_for_stderr_line(|line| line.contains(told), SOON);
 
     running.signal("INT");

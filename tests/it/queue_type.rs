@@ -163,7 +163,7 @@ fn check_names_the_type_of_a_queue_that_is_another_than_is_asked_for() {
     checked.assert_code(2);
     let told = checked.stdout();
     let last = told.lines().last().unwrap_or_default();
-    assert!(last.contains("it is a quorum queue there (--queue-type quorum)"), "{told}");
+    assert!(last.contains("it is a quorum queue; use --queue-type quorum"), "{told}");
 }
 
 /// Only a classic queue can have them.

@@ -11,7 +11,7 @@ use crate::support::wire::{Call, Delivery, Method};
 
 const SOON: Duration = Duration::from_secs(60);
 
-const REFUSES: &str = "takes no tasks at present";
+const REFUSES: &str = "refuses tasks at present";
 
 fn is_told_once(output: &Output) -> bool {
     output.stderr().matches(REFUSES).count() == 1
@@ -69,7 +69,7 @@ fn a_task_that_is_refused_until_its_timeout_is_nacked_and_its_queue_is_named() {
     assert!(is_told_once(&output), "{}", output.stderr());
     let said = output.stderr();
     let line = said.lines().find(|line| line.contains("nacked: ")).expect("why it failed");
-    assert!(line.contains("refused it for queue 'q'") && line.contains(" times"), "{line}");
+    assert!(line.contains("queue 'q' refused it") && line.contains(" times"), "{line}");
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
     let client = shared_broker().client();
     client.declare(&queue);
     let table = [
-        (Identity::authority("another").issue(HOST), "authority is not known here"),
+        (Identity::authority("another").issue(HOST), "is not trusted here"),
         (trust.authority.issue("elsewhere.example"), "address mismatch"),
         (trust.authority.issue_expired(HOST), "certificate has expired"),
     ];

@@ -23,8 +23,8 @@ Delivery limit:
   classic  a classic queue does not count deliveries
 
 Environment:
-  AMQP_URL        the broker's URL if there is no --url; an empty value counts
-                  as not set
+  AMQP_URL        the broker's URL if --url is missing; an empty value is
+                  ignored. Default: amqp://guest:guest@localhost:5672
   RUST_LOG        what is logged on standard error: off, error, warn, info (the
                   default), debug or trace. The error that ends the command is
                   always printed

@@ -1,4 +1,4 @@
-//! What the commands share.
+//! What the three commands share: options, logging, signals, standard streams, exit statuses.
 
 pub(crate) mod arguments;
 pub(crate) mod error;

@@ -71,11 +71,11 @@ pub(crate) struct Options {
 /// The properties of every task.
 #[derive(Args, Debug)]
 pub(crate) struct TaskArgs {
-    /// Publish tasks that a broker restart loses
+    /// Publish tasks as not persistent: a broker restart loses them
     #[arg(long)]
     transient: bool,
 
-    /// Hold each task back this long before it comes to the queue; rounded up, see Durations
+    /// Put each task on the queue after this delay; rounded up, see Durations
     #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
     delay: Option<Duration>,
 

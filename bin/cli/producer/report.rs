@@ -200,7 +200,7 @@ impl Report {
     fn write_failed(&mut self, bytes: &[u8]) {
         let Some(failed) = &mut self.failed else { return };
         if let Err(error) = failed.write_all(bytes) {
-            error!("--failed cannot be written: {error}");
+            error!("--failed cannot be written: {error}; unconfirmed tasks are missing in it");
             self.failed = None;
         }
     }

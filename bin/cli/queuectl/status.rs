@@ -1,4 +1,4 @@
-//! `queuectl status` and `queuectl check`.
+//! Runs `queuectl status` and `queuectl check`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! [`HealthFile`]: a file that a thread keeps fresh while the worker is healthy.
+//! [`HealthFile`]: a file that a thread touches while the worker is healthy.
 
 use std::convert::Infallible;
 use std::fs::{self, File};

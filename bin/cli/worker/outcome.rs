@@ -1,4 +1,4 @@
-//! What a run of the worker came to: as a text, as JSON, and as an exit status.
+//! Formats the result of a worker's run: as a log line, as JSON, as an exit status.
 
 use std::io;
 

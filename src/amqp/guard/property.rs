@@ -1,4 +1,4 @@
-//! Properties of the frame guard, for bytes that no broker sends as well as for frames.
+//! Property tests of the frame guard, with valid frames and arbitrary bytes.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Sessions of valid and invalid frames, in pieces of every size.
+//! Tests of the frame guard: valid and invalid frames, split at every size.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! One connection of a publisher and its channel: publishes, confirms, returns and notices.
+//! [`Link`]: a publisher's connection and channel: sends tasks, handles confirms, returns and
+//! blocked notices.
 
 mod round;
 
@@ -257,7 +258,7 @@ impl<T> Link<T> {
         let count = self.in_flight.len();
         if count > 0 && self.blocked.is_none() {
             warn!(
-                "no confirm for {PATIENCE:?}: {count} tasks are on their way, or wait for the broker"
+                "no confirm for {PATIENCE:?}: {count} tasks are unconfirmed (is the broker in alarm?)"
             );
         }
     }
@@ -266,8 +267,8 @@ impl<T> Link<T> {
     pub(crate) fn what_is_awaited(&self) -> String {
         match (&self.blocked, self.durable_at) {
             (Some(reason), _) => format!("the broker blocks publishers: {reason}"),
-            (None, Some(_)) => "its queue was made just now, and is trusted a moment later".into(),
-            (None, None) => "the broker says nothing, as where no node leads the queue".into(),
+            (None, Some(_)) => "its queue is new, and durable only a moment later".into(),
+            (None, None) => "the broker sends no confirm (does the queue have a leader?)".into(),
         }
     }
 

@@ -91,10 +91,9 @@ impl<'c> Consumer<'c> {
         let number = self.handler.number;
         self.context.run.late_tasks.mark_late(number);
         warn!(
-            "thread {number}: its consumer was lost: {cause}: what it had may run twice; if that \
-             was held longer than the broker waits for an ack, raise consumer_timeout in \
-             rabbitmq.conf, or make the task shorter. The thread consumes again when its task has \
-             ended; the others go on"
+            "thread {number}: its consumer was lost: {cause}. Its tasks may run twice. If a task ran \
+             longer than consumer_timeout, raise that in rabbitmq.conf, or make the task shorter. \
+             The thread consumes again after its task"
         );
     }
 

@@ -1,4 +1,4 @@
-//! The ledger of one channel's unacked deliveries: which are with the handler, being republished,
+//! Tracks the unacked deliveries of one channel: which are with the handler, being republished,
 //! paused, deferred or to be requeued, and which nack covers how many of them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -1,4 +1,4 @@
-//! The ledger, without a broker: a delivery is settled with its own tag here.
+//! Tests of the unacked deliveries without a broker: a plain number stands for a delivery.
 
 use std::time::SystemTime;
 

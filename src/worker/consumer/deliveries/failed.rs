@@ -119,12 +119,12 @@ impl Deliveries<'_> {
         match stage {
             StallLogged::Nothing => {}
             StallLogged::GoesOn => info!(
-                "thread {number}: tasks cannot be published elsewhere at present, or still run \
-                 here: it keeps up to {MOST_KEPT} of them for a while, and goes on with others"
+                "thread {number}: keeps up to {MOST_KEPT} tasks whose copies are not confirmed, or \
+                 that still run here, and takes other tasks"
             ),
             StallLogged::Full => warn!(
-                "thread {number}: it keeps {kept} tasks that cannot be published elsewhere at \
-                 present, and takes no others until these go back to the queue"
+                "thread {number}: keeps {kept} tasks whose copies are not confirmed, or that still \
+                 run here, and takes no others until these are requeued; run queuectl check"
             ),
         }
     }

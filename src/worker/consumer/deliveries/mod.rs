@@ -1,5 +1,5 @@
-//! What becomes of each delivery of one channel: it goes to the handler, and is then acked,
-//! republished or requeued. Everything is settled on the thread that received it.
+//! Passes each delivery of one channel to the handler, then acks, republishes or requeues it.
+//! Everything is settled on the thread that received it.
 
 mod failed;
 mod requeue;
