@@ -1,4 +1,4 @@
-//! Where failed tasks go: to the republisher, and meanwhile or instead into a pause.
+//! Routes failed tasks: to the republisher, or into a pause if they cannot be published now.
 
 use std::time::{Duration, Instant, SystemTime};
 
