@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests of tests/it/cluster.rs against a cluster of three nodes that it starts and ends.
+# Runs the tests of tests/it/cluster/ against a cluster of three nodes that it starts and ends.
 # Where there can be none, it says so and ends with 77.
 # Usage: tests/cluster.sh [NAME], the tests whose names contain NAME
 set -eu -o pipefail

@@ -1,4 +1,4 @@
-//! Real brokers: the shared one with the independent client, and a private one with its faults.
+//! The real brokers: the shared one with the independent client, a private one with its faults.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! An input that cannot be published as a whole: tasks that are too long, and where to go on after
-//! a stop.
+//! Input that is only partly published: too long tasks, and where to continue after a stop.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,17 +1,17 @@
-//! The commands as a shell uses them: a program for each task, any bytes in, honest ends.
+//! The commands as a shell uses them: a program for each task, any bytes in, exit statuses.
 
-mod feed_test;
-mod first_test;
-mod input_test;
-mod limit_test;
-mod meant_test;
-mod progress_test;
-mod rights_test;
-mod run_test;
-mod start_test;
-mod stop_test;
-mod told_test;
-mod verdict_test;
+mod every_ending;
+mod final_error;
+mod first_process;
+mod input;
+mod long_input;
+mod no_threads;
+mod permissions;
+mod progress;
+mod refused_options;
+mod run;
+mod start;
+mod stop;
 
 use std::fs::{self, DirEntry, File};
 use std::io;

@@ -1,4 +1,4 @@
-//! The scripted broker: what it says and hears, with plain amiquip at the other end.
+//! The scripted broker: what it sends and receives, with plain amiquip as the client.
 
 use std::io::Read;
 use std::net::TcpStream;

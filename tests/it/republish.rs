@@ -1,4 +1,4 @@
-//! Faults in the middle of hand-overs and of replays, by ledger: none of them loses a task.
+//! Kills, cuts and stops while tasks or dead letters are republished: by ledger, none is lost.
 
 use std::net::SocketAddr;
 use std::slice::from_ref;

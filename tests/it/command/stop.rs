@@ -1,4 +1,4 @@
-//! The three stages of a stop, with what they mean for programs that run.
+//! The three stages of a stop, and what they do to running programs.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Every way to end, many times: each task is settled as the contract says, and nothing is left
-//! behind in the worker.
+//! Every exit status and signal, many times: each task is settled as documented, and the worker
+//! keeps no process, thread or descriptor.
 
 use std::collections::BTreeMap;
 use std::fs;

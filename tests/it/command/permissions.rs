@@ -1,4 +1,4 @@
-//! The rights that docs/failures.md says are enough for a login, and nothing more.
+//! The permissions that docs/failures.md calls enough for a login.
 
 use super::SOON;
 use crate::support::broker::breakable_broker;

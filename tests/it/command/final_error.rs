@@ -1,4 +1,4 @@
-//! What ends a command is told, whatever RUST_LOG says.
+//! The error that ends a command is printed once, whatever RUST_LOG says.
 
 use super::{Bench, SOON};
 use crate::support::command::{Command, Output};
@@ -40,7 +40,7 @@ fn what_ends_a_command_is_told_once_whatever_is_logged() {
 fn that_there_is_no_command_any_more_is_told_once_whatever_is_logged() {
     let bench = Bench::new("untold");
     let vanishes = || {
-        super::run_test::executable(&bench, "once", b"#!/bin/sh\nrm once\n");
+        super::run::executable(&bench, "once", b"#!/bin/sh\nrm once\n");
         bench.publish(&[b"first", b"second"]);
         bench.worker(&["--threads", "1"], &["./once"])
     };

@@ -1,4 +1,4 @@
-//! A worker as the first process of a container: what commands leave behind comes to it.
+//! A worker that is process 1 of a container: it reaps what commands leave behind.
 
 use super::{Bench, SOON, children, counts, state};
 use crate::support::broker::poll;

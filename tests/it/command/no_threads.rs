@@ -1,4 +1,4 @@
-//! A worker that the system gives no threads.
+//! A worker for which the system starts no threads.
 
 use rabbit_work::{Delivery, Failure, Queue, Worker};
 

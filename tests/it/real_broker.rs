@@ -1,5 +1,5 @@
-//! The faults of a real broker: stopped, killed, frozen, short of memory. One node for all of
-//! them, which they break one after the other.
+//! Faults of a real broker: stopped, killed, frozen, short of memory. One node, which these tests
+//! break one after the other.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Commands: output, input, signals, limits.
+//! The command runner: output, input, signals, limits.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Brokers that talk nonsense on a first connection, and sense on the next: no crash and no hang,
-//! and nothing counts as done or confirmed that is not. Which nonsense, the seed says.
+//! Brokers that send nonsense on the first connection and behave on the next: no crash, no hang,
+//! and nothing counts as done or confirmed that is not. A seed draws the nonsense.
 
 use std::sync::Mutex;
 use std::thread;

@@ -1,4 +1,4 @@
-//! What the producer takes, sends along, and gives back.
+//! What a producer reads from files and pipes, what it sends along, what it writes to `--failed`.
 
 use std::fs;
 

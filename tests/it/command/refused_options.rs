@@ -1,4 +1,4 @@
-//! What can hardly be meant: it is refused, or told, before a task is touched.
+//! Options that are most likely a mistake: they are refused before a task is touched.
 
 use super::{Bench, SOON};
 use crate::support::command::{Command, Output};

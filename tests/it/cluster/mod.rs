@@ -1,6 +1,6 @@
-//! A cluster of which a node dies, stands still or is restarted, while producers and workers that
-//! have all its addresses go on: nothing is lost, and it does not stand still. `tests/cluster.sh`
-//! runs what is here, but for the soak, which `scripts/soak.sh --cluster` runs.
+//! A cluster: one node dies, freezes or restarts, and producers and workers that have all
+//! addresses continue without a loss. `tests/cluster.sh` runs these tests, and
+//! `scripts/soak.sh --cluster` runs the soak.
 
 mod load;
 mod progress;

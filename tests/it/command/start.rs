@@ -1,8 +1,8 @@
-//! A command that is away for a moment when a task is there for it.
+//! A command that is missing for a moment when a task arrives.
 
 use std::fs;
 
-use super::run_test::executable;
+use super::run::executable;
 use super::{Bench, SOON, counts};
 use crate::support::broker::poll;
 use crate::support::command::Running;
