@@ -14,7 +14,6 @@ mod heartbeats;
 mod hostile_broker;
 mod letters;
 mod library;
-mod login;
 mod producer;
 mod queue_type;
 mod real_broker;
