@@ -5,17 +5,16 @@ mod child;
 mod cluster;
 mod command;
 mod connecting;
-mod dead;
+mod dead_letters;
 mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
-mod headers;
 mod heartbeats;
 mod hostile_broker;
-mod letters;
-mod library;
 mod producer;
+mod producer_api;
 mod queue_type;
+mod queuectl;
 mod real_broker;
 mod refusals;
 mod republish;
@@ -27,3 +26,4 @@ mod threads;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls;
 mod worker;
+mod worker_api;
