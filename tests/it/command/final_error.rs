@@ -1,6 +1,6 @@
 //! The error that ends a command is printed once, whatever RUST_LOG says.
 
-use super::{Bench, SOON};
+use super::{Bench, SOON, executable};
 use crate::support::command::{Command, Output};
 
 /// What a command says of its end where nothing is logged, and where everything that matters is.
@@ -40,7 +40,7 @@ fn what_ends_a_command_is_told_once_whatever_is_logged() {
 fn that_there_is_no_command_any_more_is_told_once_whatever_is_logged() {
     let bench = Bench::new("untold");
     let vanishes = || {
-        super::run::executable(&bench, "once", b"#!/bin/sh\nrm once\n");
+        executable(&bench, "once", b"#!/bin/sh\nrm once\n");
         bench.publish(&[b"first", b"second"]);
         bench.worker(&["--threads", "1"], &["./once"])
     };

@@ -1,16 +1,21 @@
 //! The commands as a shell uses them: a program for each task, any bytes in, exit statuses.
 
+mod body;
+mod ending;
 mod every_ending;
 mod final_error;
 mod first_process;
+mod health_file;
 mod input;
+mod launch;
+mod log;
 mod long_input;
+mod missing_program;
 mod no_threads;
+mod output;
 mod permissions;
 mod progress;
 mod refused_options;
-mod run;
-mod start;
 mod stop;
 
 use std::fs::{self, DirEntry, File};
@@ -20,6 +25,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use amiquip::AmqpValue;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -111,6 +117,29 @@ impl Drop for Bench {
                 self.broker.client().delete(&format!("{}{name}", self.queue));
             }
         }
+    }
+}
+
+fn executable(bench: &Bench, name: &str, content: &[u8]) {
+    fs::write(bench.path(name), content).expect("written");
+    Command::program("chmod", &["+x", &bench.path(name).to_string_lossy()]).run(SOON).success();
+}
+
+/// Begun by a shell that does `setting` first.
+fn worker_after(bench: &Bench, setting: &str, options: &[&str], command: &[&str]) -> Command {
+    let script = format!("{setting}; exec \"$0\" \"$@\"");
+    let worker = env!("CARGO_BIN_EXE_worker");
+    let address = ["-c", &script, worker, "--url", bench.broker.url(), "--queue", &bench.queue];
+    Command::program("bash", &[&address, options, &["--"], command].concat())
+}
+
+/// What stands on the only dead letter.
+fn last_words(bench: &Bench) -> String {
+    let letters = bench.broker.client().get_all(&format!("{}.dead", bench.queue));
+    assert_eq!(letters.len(), 1);
+    match &letters[0].headers["x-rabbit-work-reason"] {
+        AmqpValue::LongString(reason) => reason.clone(),
+        other => panic!("no reason: {other:?}"),
     }
 }
 

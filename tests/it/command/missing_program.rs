@@ -1,9 +1,8 @@
-//! A command that is missing for a moment when a task arrives.
+//! A program that is missing for a moment when a task arrives.
 
 use std::fs;
 
-use super::run::executable;
-use super::{Bench, SOON, counts};
+use super::{Bench, SOON, counts, executable};
 use crate::support::broker::poll;
 use crate::support::command::Running;
 
