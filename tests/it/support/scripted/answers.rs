@@ -134,7 +134,7 @@ impl Session {
         self.answer_until(|call| matches!(call, Call::QueueDeclare { .. }))
     }
 
-    pub(super) fn answer_until(&mut self, wanted: impl Fn(&Call) -> bool) -> Method {
+    fn answer_until(&mut self, wanted: impl Fn(&Call) -> bool) -> Method {
         loop {
             let method = self.expect_method();
             if wanted(&method.call) {
@@ -159,7 +159,7 @@ impl Session {
         }
     }
 
-    pub(super) fn named(&mut self, name: &str, prefix: &str) -> String {
+    fn named(&mut self, name: &str, prefix: &str) -> String {
         if !name.is_empty() {
             return name.to_owned();
         }

@@ -56,7 +56,7 @@ impl Session {
     }
 
     /// The bytes to be sent next, as they are to arrive.
-    pub(super) fn damaged(&mut self, bytes: &[u8]) -> Vec<u8> {
+    fn damaged(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut bytes = bytes.to_vec();
         if let Some(Damage { position, bits }) = self.damage {
             let byte = position.checked_sub(self.sent).and_then(|place| bytes.get_mut(place));
@@ -115,7 +115,7 @@ impl Session {
         }
     }
 
-    pub(super) fn assemble(&mut self, frame: Frame) -> Option<Method> {
+    fn assemble(&mut self, frame: Frame) -> Option<Method> {
         match frame.kind {
             METHOD => {
                 let method = Method::read(frame.channel, &frame.payload);
@@ -132,7 +132,7 @@ impl Session {
         }
     }
 
-    pub(super) fn add_content(&mut self, frame: &Frame) -> Option<Method> {
+    fn add_content(&mut self, frame: &Frame) -> Option<Method> {
         let unfinished = self.unfinished.get_mut(&frame.channel);
         let unfinished = unfinished.expect("the client sent content without a publish");
         match frame.kind {
@@ -146,14 +146,14 @@ impl Session {
         Some(Method { channel: frame.channel, call: Call::Publish(Box::new(finished.publish)) })
     }
 
-    pub(super) fn hears_within(&self, limit: Duration) -> bool {
+    fn hears_within(&self, limit: Duration) -> bool {
         let stream = self.stream.as_deref().expect("the script has not hung up");
         let _ = stream.set_read_timeout(Some(limit));
         let silent = |error: std::io::Error| is_timeout(error.kind());
         !self.unread.is_empty() || !stream.peek(&mut [0]).is_err_and(silent)
     }
 
-    pub(super) fn next_frame(&mut self, deadline: Instant) -> Option<Frame> {
+    fn next_frame(&mut self, deadline: Instant) -> Option<Frame> {
         loop {
             if let Some(frame) = Frame::take(&mut self.unread) {
                 return Some(frame);

@@ -206,7 +206,7 @@ impl Publish {
     }
 }
 
-pub(super) fn read_exchange_declare(from: &mut Cursor<'_>) -> Call {
+fn read_exchange_declare(from: &mut Cursor<'_>) -> Call {
     Call::ExchangeDeclare {
         exchange: from.reserved().short(),
         kind: from.short(),
@@ -214,7 +214,7 @@ pub(super) fn read_exchange_declare(from: &mut Cursor<'_>) -> Call {
     }
 }
 
-pub(super) fn read_queue_declare(from: &mut Cursor<'_>) -> Call {
+fn read_queue_declare(from: &mut Cursor<'_>) -> Call {
     let queue = from.reserved().short();
     let flags = Cursor(from.0);
     from.u8();
