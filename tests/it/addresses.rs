@@ -1,4 +1,4 @@
-//! Several addresses of one broker: which is tried when, and what a silent one costs.
+//! Several addresses of one broker: which is tried when, and how long a silent one delays.
 
 use std::thread;
 use std::time::Duration;

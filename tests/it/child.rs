@@ -1,5 +1,5 @@
-//! What tests run in a process of its own, to be killed or counted: this test program again, at
-//! one of these tests, told what to do by the environment. Called without that, each does nothing.
+//! Processes for tests to kill or count: this test program again, which runs one test of this file
+//! with settings from the environment. Without them, each of these tests does nothing.
 
 use std::env;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The way to a broker: silent, slow and unsure ones, what is said of them, and who comes next.
+//! Connecting: silent, slow and full brokers, what is logged about them, and which is tried next.
 
 use std::net::TcpListener;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The heartbeat among several addresses: what a frozen node costs a producer.
+//! Heartbeats with several addresses: how long a frozen node delays a producer.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! Virtual hosts that give a queue another type than classic, and arguments of a declaration.
+//! Queue types: virtual hosts whose default is not classic, declared arguments, and priorities.
 
 use std::time::Duration;
 

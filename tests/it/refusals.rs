@@ -1,4 +1,4 @@
-//! Tasks that the broker refuses: published again until their timeout, and what is said of them.
+//! Tasks that the broker refuses: they are published again until their timeout, and reported.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

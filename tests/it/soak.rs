@@ -1,6 +1,5 @@
-//! The soak: producers and workers under a random sequence of faults, and the verdict on it all.
-//! Some tasks fail once, some always. `scripts/soak.sh` runs it; the same seed gives the same
-//! sequence.
+//! The soak: producers and workers under random faults, and the verdict. Some tasks fail once, some
+//! always. `scripts/soak.sh` runs it. The same seed gives the same sequence of faults.
 
 use std::env;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What a worker's threads take, give back and leave to others, and how its run ends.
+//! The threads of a worker: which tasks they take and requeue, and how a run ends.
 
 use std::time::Duration;
 

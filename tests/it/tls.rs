@@ -1,4 +1,4 @@
-//! TLS: certificates right and wrong, and the network's faults with it as without.
+//! TLS: certificates that are right or wrong, and the network's faults with TLS.
 
 use std::fs;
 use std::net::SocketAddr;

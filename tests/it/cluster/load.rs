@@ -1,4 +1,4 @@
-//! Producers and workers that go on while a cluster is broken: some of the tasks fail once, some
+//! Producers and workers that continue while a cluster is broken. Some tasks fail once, some
 //! always.
 
 use std::path::PathBuf;

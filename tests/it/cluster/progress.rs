@@ -1,4 +1,4 @@
-//! How long a ledger went without a further confirm, and without a further task that was done.
+//! The longest time in a ledger without a confirm, and without a finished task.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};

@@ -1,5 +1,4 @@
-//! A private broker: a real RabbitMQ of the test's own, to be killed, stopped and starved; and
-//! the broker that all those tests share that want none of this.
+//! Real brokers: the one that tests share, and private ones to kill, stop and starve.
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};

@@ -1,4 +1,4 @@
-//! An independent client: plain amiquip, to arrange a test's queues and to see what is in them.
+//! An independent client: plain amiquip, which fills queues and shows what is in them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! A cluster of three real nodes, of which tests break one at a time.
+//! A cluster of three real nodes. Tests break one at a time.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! A command under test: started, listened to, signalled, and never waited for without a limit.
+//! A command under test: started, read, signalled, and waited for with a limit.
 
 use std::ffi::OsStr;
 use std::fs;

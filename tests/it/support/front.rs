@@ -1,5 +1,4 @@
-//! The front: a port with TLS that relays to a broker's plain port, and the certificates for it,
-//! which are made for the occasion.
+//! A TLS port that relays to a broker's plain port, with certificates made for each test run.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! What the tests share: faults, brokers, commands and the verdict on them.
+//! What the tests share: faults, brokers, commands and the ledger.
 
 // Each test uses a few of these helpers; a vocabulary is kept whole even while
 // some of its words wait for the test that needs them.

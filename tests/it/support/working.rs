@@ -1,4 +1,4 @@
-//! A worker of the library, run in a thread of the test and never waited for without a limit.
+//! A worker of the library in a thread of the test, waited for with a limit.
 
 use std::thread;
 use std::time::Duration;
