@@ -14,7 +14,7 @@ use crate::support::broker::shared_broker;
 use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
-use crate::support::scripted::{Event, ScriptedBroker, Session};
+use crate::support::scripted::{Event, ScriptedBroker};
 use crate::support::wire::Call;
 use crate::support::working::{Working, bodies, gate};
 
@@ -302,45 +302,4 @@ fn row_15_cut_connections_are_replaced_with_all_their_consumers() {
 
     working.stop(SOON);
     assert_eq!(client.consumers(&queue), 0);
-}
-
-/// How many connections a producer makes that loses a hundred tasks in flight, which then run
-/// out of time one after the other, to a broker that from then on acts like this.
-fn connections_for_a_hundred_tasks(
-    timeout: Duration,
-    act: impl Fn(&mut Session) + Send + Sync + 'static,
-) -> usize {
-    let fickle = ScriptedBroker::start(move |session, number| {
-        session.report("connected");
-        if number > 0 {
-            return act(session);
-        }
-        session.handshake();
-        for _ in 0..100 {
-            session.read_publish();
-        }
-        session.hang_up();
-    });
-    let broker: Broker = fickle.url().parse().expect("a URL");
-    let mut producer = Producer::new(&broker, &Queue::new("q")).timeout(timeout);
-    let mut receipts = Vec::new();
-    for _ in 0..100 {
-        receipts.extend(producer.send(Task::new("x")));
-        thread::sleep(Duration::from_millis(2));
-    }
-    receipts.extend(producer.flush());
-    assert_eq!(receipts.len(), 100);
-    assert!(confirmed(&receipts).is_empty(), "{receipts:?}");
-    let connected = |event: &Event| *event == Event::Reported("connected".into());
-    fickle.events().try_iter().filter(connected).count()
-}
-
-#[test]
-fn tasks_that_run_out_of_time_start_no_connection_each() {
-    let silent = connections_for_a_hundred_tasks(Duration::from_secs(2), Session::stay_silent);
-    assert_eq!(silent, 2, "one that was lost, and one that is waited for");
-
-    // The deadlines fall into the first pause, which is half a second at least.
-    let closed = connections_for_a_hundred_tasks(Duration::from_millis(600), Session::hang_up);
-    assert!(closed <= 2, "{closed}: one that was lost, and one for each pause that has passed");
 }
