@@ -57,7 +57,10 @@ fn a_delayed_task_for_a_queue_that_is_not_there_is_returned_as_well() {
 
     missing.assert_code(1);
     assert_eq!(json(&missing)["returned"], 2);
-    assert!(errors(&missing)[0].contains(&format!("queue '{queue}' does not exist")), "{missing:?}");
+    assert!(
+        errors(&missing)[0].contains(&format!("queue '{queue}' does not exist")),
+        "{missing:?}"
+    );
     assert!(!is_made, "nor is a delay queue made for it");
     there.assert_code(0);
     client.wait_for_count(&queue, 2, SOON);
