@@ -134,9 +134,9 @@ mod tests {
     fn an_error_of_openssl_is_explained_and_kept() {
         for (text, begins) in [
             ("error:0A00010B:SSL routines::wrong version number", "the answer is not TLS"),
-            ("certificate verify failed: (self-signed certificate)", "the certificate's authority"),
-            ("unable to get local issuer certificate", "the certificate's authority"),
-            ("tlsv13 alert certificate required: SSL alert number 116", "the broker demands"),
+            ("certificate verify failed: (self-signed certificate)", "the broker's certificate"),
+            ("unable to get local issuer certificate", "the broker's certificate"),
+            ("tlsv13 alert certificate required: SSL alert number 116", "the broker requires"),
             ("something else", "something else"),
         ] {
             let explained = explain(text);

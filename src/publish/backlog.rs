@@ -175,7 +175,7 @@ mod tests {
         backlog.give_up(&unconfirmed("late"), |it| it.ticket < 3, &queue);
         let resolved = backlog.take_resolved().into_iter();
         let outcomes: Vec<_> = resolved.map(|it| (it.ticket, it.outcome.to_string())).collect();
-        let nacked = "nacked: the broker refused it for queue 'q': nack, without a reason";
+        let nacked = "nacked: queue 'q' refused it: nack, without a reason";
         assert_eq!(outcomes, [(1, "unconfirmed: late".to_string()), (2, nacked.to_string())]);
         assert_eq!(order(&mut backlog), [3]);
     }
