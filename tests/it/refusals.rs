@@ -39,7 +39,7 @@ fn a_refused_task_is_published_again_under_its_id_until_it_is_taken() {
 
     assert_eq!(output.success(), " [x] Sent 'x'\n");
     assert!(is_told_once(&output), "{}", output.stderr());
-    assert!(output.stderr().contains("queue 'q' takes no tasks"), "{}", output.stderr());
+    assert!(output.stderr().contains("queue 'q' refuses tasks"), "{}", output.stderr());
     broker.finish(SOON);
 }
 

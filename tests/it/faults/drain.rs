@@ -163,7 +163,8 @@ fn a_worker_that_cannot_tell_whether_its_queue_is_drained_says_so_once() {
 
     output.assert_code(4);
     let stderr = output.stderr();
-    let told: Vec<_> = stderr.lines().filter(|line| line.contains("cannot tell")).collect();
+    let told: Vec<_> =
+        stderr.lines().filter(|line| line.contains("cannot check whether")).collect();
     assert_eq!(told.len(), 1, "{stderr}");
     assert!(told[0].contains("RESOURCE_LOCKED"), "{stderr}");
 }

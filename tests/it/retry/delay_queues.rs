@@ -86,7 +86,7 @@ fn a_broker_without_safe_delay_queues_gets_simple_ones_and_the_worker_says_so_on
     let text = output.stderr();
     let said: Vec<&str> = text.lines().filter(|it| it.contains("classic queues")).collect();
     assert_eq!(said.len(), 1, "{text}");
-    assert!(said[0].contains("WARN") && said[0].contains("can lose that task"), "{}", said[0]);
+    assert!(said[0].contains("WARN") && said[0].contains("can lose a task"), "{}", said[0]);
     assert!(said[0].contains("x-message-ttl"), "with the broker's own words: {}", said[0]);
 }
 
