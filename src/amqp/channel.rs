@@ -47,7 +47,7 @@ const PRIORITY: &str = "x-priority";
 
 /// A quorum queue without a majority of its nodes does not answer these calls.
 const ASKING_THE_LEADER: &str =
-    "asking the quorum queue's leader, as if most of its nodes were down or out of reach";
+    "waiting for the quorum queue's leader (are most of its nodes down?)";
 
 /// How long the broker may take to close a channel. Shorter than other limits, because a stop waits
 /// for it.
@@ -88,7 +88,7 @@ impl Channel {
 
     /// What is in a queue. If the queue does not exist, the broker closes the channel.
     pub(crate) fn count(&self, name: &str) -> Result<Count, CloseReason> {
-        self.ask("looking at a queue", |inner| {
+        self.ask("checking a queue", |inner| {
             let queue = inner.queue_declare_passive(name)?;
             let count = |it: Option<u32>| u64::from(it.unwrap_or(0));
             Ok(Count {
@@ -197,7 +197,7 @@ impl Channel {
     pub(crate) fn confirm_publishes(&self) -> Result<PublishEvents, CloseReason> {
         let confirms = self.ask("listening", |inner| inner.listen_for_publisher_confirms())?;
         let returns = self.ask("listening", |inner| inner.listen_for_returns())?;
-        self.ask("asking for confirms", |inner| inner.enable_publisher_confirms())?;
+        self.ask("enabling confirms", |inner| inner.enable_publisher_confirms())?;
         Ok(PublishEvents::new(confirms, returns))
     }
 
@@ -217,7 +217,7 @@ impl Channel {
     /// queue needs time for the square of their number.
     pub(crate) fn give_back_all(&self) -> Result<(), CloseReason> {
         self.settled.set(true);
-        self.send_within(self.limit, "giving back", |inner| inner.nack_all(true))
+        self.send_within(self.limit, "requeueing tasks", |inner| inner.nack_all(true))
     }
 
     /// The only place that acks, nacks or rejects, besides `give_back_all`.

@@ -201,7 +201,7 @@ impl From<amiquip::Error> for CloseReason {
             ),
             E::MissedServerHeartbeats => CloseReason::HeartbeatMissed,
             E::MalformedFrame => {
-                CloseReason::Malformed("the broker sent what is no AMQP frame".into())
+                CloseReason::Malformed("the broker sent bytes that are not an AMQP frame".into())
             }
             E::ExhaustedChannelIds => CloseReason::NoChannelLeft,
             E::EventLoopDropped | E::EventLoopClientDropped => CloseReason::Disconnected,
@@ -334,7 +334,7 @@ mod tests {
         assert!(matches!(error, Error::QueueMismatch { .. }));
         let line = error.to_string();
         assert!(line.contains("queue 'q'"), "{line}");
-        assert!(line.contains("durable is true there, and false was asked for"), "{line}");
+        assert!(line.contains("durable is true in the existing queue, and false was asked for"), "{line}");
     }
 
     #[test]

@@ -69,8 +69,8 @@ pub(crate) fn explain_mismatch(text: &str) -> String {
             // We declare a quorum queue with it, and a classic one without.
             let is_of_a_type = argument == "x-dead-letter-exchange";
             let hint =
-                if is_of_a_type { ", as if one is a quorum queue and the other not" } else { "" };
-            format!("{argument} is {has} there, and {asked} was asked for{hint}")
+                if is_of_a_type { " (give the same --queue-type?)" } else { "" };
+            format!("{argument} is {has} in the existing queue, and {asked} was asked for{hint}")
         }
         None => text.to_string(),
     }
@@ -174,12 +174,12 @@ mod tests {
     fn a_mismatch_of_an_extension_names_both_sides() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost \
                     '/': received the value 'quorum' of type 'longstr' but current is none";
-        let wanted = "x-queue-type is not set there, and quorum was asked for";
+        let wanted = "x-queue-type is not set in the existing queue, and quorum was asked for";
         assert_eq!(explain_mismatch(text), wanted);
         let text = "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received \
                     none but current is the value '' of type 'longstr'";
-        let wanted = "x-dead-letter-exchange is '' there, and not set was asked for, as if one \
-                      is a quorum queue and the other not";
+        let wanted = "x-dead-letter-exchange is '' in the existing queue, and not set was asked for (give \
+                      the same --queue-type?)";
         assert_eq!(explain_mismatch(text), wanted);
     }
 

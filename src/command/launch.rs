@@ -36,7 +36,7 @@ pub(crate) fn find(name: &OsStr) -> Result<PathBuf, Error> {
         };
     }
     match candidates.iter().find(|path| path.exists()) {
-        Some(path) if path.is_dir() => Err(unusable("is a folder")),
+        Some(path) if path.is_dir() => Err(unusable("is a directory")),
         Some(_) => Err(unusable("is not executable")),
         None if name.as_bytes().contains(&b'/') => Err(unusable("not found")),
         None => Err(unusable("not found in PATH")),
@@ -84,7 +84,7 @@ pub(crate) fn filled_in(argument: &OsStr, body: &[u8]) -> Result<OsString, Failu
     let mut filled = Vec::new();
     while let Some(place) = rest.windows(PLACEHOLDER.len()).position(|it| it == PLACEHOLDER) {
         if body.contains(&0) {
-            return Err(Failure::reject("the body holds a NUL, which no argument can"));
+            return Err(Failure::reject("the body holds a NUL, which {} cannot pass; read standard input"));
         }
         filled.extend_from_slice(&rest[..place]);
         filled.extend_from_slice(body);

@@ -106,7 +106,7 @@ enum Lines {
 }
 
 /// The reason of a task whose program was not started.
-const STOPPED_BEFORE_START: &str = "a stop came before its start";
+const STOPPED_BEFORE_START: &str = "the worker stopped before it started";
 /// `EX_DATAERR` of sysexits.h.
 const NEVER_RETRY: i32 = 65;
 /// The time a killed program may take to disappear.
@@ -241,7 +241,7 @@ impl Command {
 
     fn verdict(&self, ended: &Ended) -> Result<(), Failure> {
         match (ended.stopped_by, &ended.output_error) {
-            (Some(StopCause::Cancelled), _) => Err(Failure::requeue("ended by a stop")),
+            (Some(StopCause::Cancelled), _) => Err(Failure::requeue("the worker stopped it")),
             (_, Some(error)) => {
                 Err(Failure::requeue(format!("its output cannot be written: {error}")))
             }
@@ -265,7 +265,7 @@ impl Handler for Command {
         let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
         let process = self.start(delivery)?;
         let ended = process.wait(&cancel, &self.background).map_err(|error| {
-            Failure::requeue(format!("the command was killed, as it cannot be watched: {error}"))
+            Failure::requeue(format!("the worker killed the command, because it could not wait for it: {error}"))
         })?;
         self.verdict(&ended)
     }
@@ -380,7 +380,7 @@ mod tests {
         assert_eq!(why("no-such-program"), "command: no-such-program: not found in PATH");
         assert_eq!(why("/no/such"), "command: /no/such: not found");
         assert_eq!(why("/etc/passwd"), "command: /etc/passwd: is not executable");
-        assert_eq!(why("/usr"), "command: /usr: is a folder");
+        assert_eq!(why("/usr"), "command: /usr: is a directory");
     }
 
     #[test]

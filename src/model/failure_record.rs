@@ -244,8 +244,8 @@ fn apply_x_death(record: &mut FailureRecord, death: &Value) {
     record.reason = match text("reason").unwrap_or_default() {
         "delivery_limit" => format!(
             "delivery limit: the broker delivered it more often than the queue allows, and each \
-             time the worker crashed, lost its connection or gave it back ({} failures were \
-             counted beside that)",
+             time the worker crashed, lost its connection or requeued it ({} failures were \
+             counted, too)",
             record.attempts
         ),
         "expired" => "expired: no worker took it in time".into(),

@@ -92,16 +92,16 @@ fn parse_address(text: &str) -> Result<Address, Error> {
 /// Refuses a URL in which a part of the login would be read as a port or a virtual host: logs show
 /// those.
 fn refuse_misplaced_login(url: &Url, text: &str) -> Result<(), Error> {
-    let misplaced = "there is no // after the scheme, or there is a # in it";
+    let misplaced = "// is missing after the scheme, or a # is not written as %23";
     let Some((_, rest)) = text.split_once("://") else { return Err(invalid(misplaced)) };
     if url.cannot_be_a_base() || url.fragment().is_some() {
         return Err(invalid(misplaced));
     }
     if rest.starts_with('/') && rest.contains('@') {
-        return Err(invalid("there is a third / before the login, or an @ that is not %40"));
+        return Err(invalid("a third / stands before the login, or an @ is not written as %40"));
     }
     if rest.split_once(['/', '?', '#']).is_some_and(|(_, after)| after.contains('@')) {
-        return Err(invalid("there is an @ after a / or a ?"));
+        return Err(invalid("an @ after a / or a ? must be written as %40"));
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ fn apply_parameter(address: &mut Address, key: &str, value: &str) -> Result<(), 
         }
         _ => {
             return Err(invalid(
-                "of the parameters, only heartbeat, connection_timeout and auth_mechanism are known",
+                "a parameter is unknown; use heartbeat, connection_timeout or auth_mechanism",
             ));
         }
     }

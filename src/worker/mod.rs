@@ -266,7 +266,7 @@ impl Worker {
             ));
         }
         if self.max_tasks == Some(0) {
-            return Err(Error::setting("max tasks", "0 would never start any"));
+            return Err(Error::setting("max tasks", "0 would never start any; write 1 or more"));
         }
         Ok(())
     }

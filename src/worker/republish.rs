@@ -159,8 +159,8 @@ impl RepublisherThread {
             Fitted::Recorded(task) => self.publisher.accept(task, target, ticket),
             Fitted::Truncated(bare) => {
                 warn!(
-                    "task {}: its own headers leave no room to count its failures: it goes to \
-                     the dead letters at once, without a record",
+                    "task {}: its headers leave no room for a failure record, so it becomes a \
+                     dead letter at once, without one",
                     bare.name()
                 );
                 let ticket = Ticket { target: Target::Dead, ..ticket };

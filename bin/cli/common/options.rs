@@ -92,7 +92,7 @@ pub(crate) struct QueueArgs {
     #[arg(long, global = true, help_heading = QUEUE)]
     transient_queue: bool,
 
-    /// Declare a quorum queue that makes a dead letter of a task after N crashed deliveries
+    /// With --queue-type quorum: dead-letter a task after N deliveries that ended in a crash
     #[arg(
         long,
         global = true,

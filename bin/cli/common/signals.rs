@@ -52,7 +52,7 @@ pub(crate) fn stop_on_signals(limits: StopLimits) -> Result<(Trigger, Shutdown),
     };
     ctrlc::set_handler(handle).map_err(|error| match error {
         ctrlc::Error::System(error) => {
-            CommandError::usage("signals", format!("the system gave no thread for them: {error}"))
+            CommandError::usage("signals", format!("the system started no thread for them: {error}"))
         }
         error => CommandError::usage("signals", error),
     })?;
@@ -97,7 +97,7 @@ fn ignore_file_size_signal() -> io::Result<()> {
 fn log_stopping() {
     let log = || {
         thread::sleep(ECHO);
-        warn!("stopping; a second signal ends it now");
+        warn!("stopping; a second signal exits now");
     };
     // The stop works without this line.
     let _ = thread::Builder::new().name("stopping".into()).spawn(log);

@@ -79,8 +79,8 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_name = "DUR", value_parser = parse_duration, conflicts_with = "expiration")]
     delay: Option<Duration>,
 
-    /// The broker drops a task that no worker took for this long, or makes a dead letter of it in a
-    /// quorum queue
+    /// The broker drops a task that waits longer than this; in a quorum queue it becomes a dead
+    /// letter
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     expiration: Option<Duration>,
 
@@ -136,7 +136,7 @@ const MANUAL: &str = "\
 Exit status:
   0    every task is confirmed and routed
   1    a task is not confirmed, or the input was not read to its end; or
-       standard output could not be written, or the system gave no thread
+       standard output could not be written, or the system started no thread
   2    usage or configuration: a bad URL, a refused login, a queue declared
        with other arguments; no MESSAGE for another queue than task_queue
   69   no broker was reached within --timeout
@@ -146,7 +146,7 @@ Signals:
   first   reads no further task, and waits for the confirms of published tasks,
           for --timeout at most. The log, and read in --json, say how many tasks
           were read: continue with the next line
-  second  ends it now
+  second  exits now
 ";
 
 const LAST: &str = "

@@ -43,8 +43,8 @@ impl Position {
             let resolved = self.resolved.load(Ordering::SeqCst);
             let read = self.read();
             error!(
-                "ended in the middle after {read} tasks were read; the outcome of {} of them is \
-                 not known",
+                "exited early after {read} tasks were read; the outcome of {} of them is not \
+                 known",
                 read - resolved
             );
         };

@@ -63,9 +63,9 @@ pub(crate) enum Command {
 pub(crate) enum Dead {
     /// Show dead letters, the oldest first; they stay in their queue
     ///
-    /// Takes each letter and requeues it, which may change their order in a quorum queue. Refused for
-    /// a quorum queue that would drop letters for that: one declared by hand with a delivery limit
-    /// (RabbitMQ 4.0 to 4.2: also without). While JSON is printed, no other client sees the letters.
+    /// Takes each letter and requeues it, which may change their order in a quorum queue. Refused if
+    /// the broker would drop letters for that: for a quorum queue declared by hand with a delivery
+    /// limit (RabbitMQ 4.0 to 4.2: also without). While JSON is printed, no other client sees the letters.
     #[command(after_long_help = DEAD_LIST)]
     List {
         #[command(flatten)]

@@ -165,7 +165,7 @@ impl Stream {
         };
         let was_stalled = self.is_stalled.swap(!sent, Ordering::SeqCst);
         if !sent && !was_stalled {
-            warn!("nobody reads --events: tasks continue, and events are left out");
+            warn!("nobody reads --events: tasks continue, and events are dropped");
         }
     }
 
@@ -176,7 +176,7 @@ impl Stream {
         let written = self.written_count.load(Ordering::SeqCst);
         let missing = self.noted.load(Ordering::SeqCst) - written;
         if missing > 0 {
-            warn!("{missing} events are missing in --events, as nobody read it");
+            warn!("{missing} events are missing in --events, because nobody read it");
         }
     }
 }

@@ -42,12 +42,12 @@ pub(crate) fn command_of(
 fn refuse_to_print(options: &Options) -> Result<(), CommandError> {
     if has_two_dashes() {
         // `-- $JOB` with an empty JOB.
-        return Err(CommandError::usage("command", "there is no command after --; add one"));
+        return Err(CommandError::usage("command", "missing after --; add one"));
     }
     if !options.print && !options.queue.is_tutorial_queue() {
         let reason = format!(
-            "there is none for the tasks of '{}'; put -- and a command after the options, or add \
-             --print, which prints and acks each task",
+            "missing for queue '{}'; put -- and a command after the options, or add --print, \
+             which prints and acks each task",
             options.queue.name()
         );
         return Err(CommandError::usage("command", reason));

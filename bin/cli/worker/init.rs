@@ -35,7 +35,7 @@ pub(crate) fn status_as_first_process() -> Option<u8> {
     match Init::start() {
         Ok(init) => Some(init.wait_for_child()),
         Err(error) => {
-            warn!("processes that commands leave behind are not reaped: {error}");
+            warn!("background processes of commands stay as zombies: {error}");
             None
         }
     }

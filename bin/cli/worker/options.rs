@@ -27,7 +27,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) queue: QueueArgs,
 
-    /// How many tasks run at a time, each thread on its own channel [default: processors]
+    /// How many tasks run at a time, each thread on its own channel [default: number of processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
@@ -35,8 +35,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "1")]
     prefetch: u16,
 
-    /// At most once, for comparison: the broker acks a task when it sends it. A worker that stops
-    /// LOSES the tasks it was sent
+    /// Ack on delivery, so at most once, for comparison: a worker that stops LOSES the tasks that it
+    /// has received and not run
     #[arg(long)]
     auto_ack: bool,
 
@@ -44,16 +44,16 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) drain: bool,
 
-    /// Make a dead letter of a task that failed this often
+    /// After this many failures, a task becomes a dead letter
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: u32,
 
-    /// The delay before the second attempt; it doubles for each further one; rounded up, see
+    /// The delay before the second attempt; it doubles with each further one; rounded up, see
     /// Durations
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     retry_delay: Duration,
 
-    /// The longest delay before an attempt, the second one included
+    /// The longest delay between two attempts
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     max_retry_delay: Duration,
 
@@ -77,7 +77,7 @@ pub(crate) struct Options {
     #[arg(long)]
     no_reconnect: bool,
 
-    /// Keep FILE fresh while the worker is healthy, and remove it at exit; see Files
+    /// Touch FILE every 2 s while the worker is healthy, and remove it at exit; see Files
     #[arg(long, value_name = "FILE")]
     pub(crate) health_file: Option<PathBuf>,
 
@@ -136,14 +136,14 @@ Exit status:
   0    stopped; or drained, or --max-tasks reached, without a dead letter
   1    drained, or --max-tasks reached, but this run made a dead letter or may
        have, lost its connection during the last tasks, or could not start one
-       of them; or standard output could not be written, or the system gave no
-       thread
+       of them; or standard output could not be written, or the system started
+       no thread
   2    usage or configuration; a command that cannot be found, or could not be
-       executed for 5 s; a message that no worker can read
+       executed for 5 s; a message that the worker cannot parse
   3    the grace period ended with tasks still running; they are requeued
   4    a signal ended --drain or --max-tasks early
   69   with --no-reconnect: no broker was reached, or the connection was lost
-  130  a second signal ended it
+  130  exited at a second signal
 
 Command:
   standard input  the body, without the newline that ended its line. Read it
@@ -170,7 +170,7 @@ Signals:
           SIGQUIT to the worker leaves its commands running
 
 Events:
-  started   a task is begun
+  started   a task starts
   done      it is done and acked
   retried   it failed, and waits for its next attempt
   dead      it failed for good, and is a dead letter
@@ -200,7 +200,7 @@ Files:
   --events       one object for each line: time (Unix seconds), event, task
                  (its id), attempt, thread, queue, ms (how long it ran), and
                  the reason of a failure. If nobody reads a pipe for 2 s,
-                 events are left out
+                 events are dropped
   --json         one object, unless the options are invalid: done retried dead
                  returned seconds ended (drained, max-tasks, signal or error);
                  and unless they are 0, doubtful (dead letters that may exist)

@@ -96,8 +96,7 @@ pub(super) fn read_close(arguments: &[u8]) -> Option<(u16, String)> {
 pub(super) fn check_frame_size(size: u32) -> io::Result<()> {
     if size > LARGEST_FRAME - AROUND {
         return Err(limit_exceeded(format!(
-            "the broker sent what is no AMQP frame, or one of {size} bytes, and {LARGEST_FRAME} \
-             were agreed upon"
+            "the broker sent an invalid frame, or one of {size} bytes (limit {LARGEST_FRAME})"
         )));
     }
     Ok(())
@@ -106,8 +105,7 @@ pub(super) fn check_frame_size(size: u32) -> io::Result<()> {
 pub(super) fn check_method_size(method: [u8; 4], size: u32) -> io::Result<()> {
     if method != START && size > LARGEST_METHOD {
         return Err(limit_exceeded(format!(
-            "the broker sent a method of {size} bytes, and {LARGEST_METHOD} are the most that any \
-             has"
+            "the broker sent a method of {size} bytes (limit {LARGEST_METHOD})"
         )));
     }
     Ok(())
@@ -116,8 +114,7 @@ pub(super) fn check_method_size(method: [u8; 4], size: u32) -> io::Result<()> {
 pub(super) fn check_body_size(size: u64) -> io::Result<()> {
     if size > LARGEST_INBOUND_BODY {
         return Err(limit_exceeded(format!(
-            "the broker announced a message of {size} bytes, and {LARGEST_INBOUND_BODY} are the \
-             most that is taken"
+            "the broker announced a message of {size} bytes (limit {LARGEST_INBOUND_BODY})"
         )));
     }
     Ok(())
@@ -125,7 +122,7 @@ pub(super) fn check_body_size(size: u64) -> io::Result<()> {
 
 pub(super) fn too_deep(TooDeep: TooDeep) -> io::Error {
     limit_exceeded(format!(
-        "the broker sent headers that are nested deeper than the {DEEPEST} levels that are taken"
+        "the broker sent headers that are nested deeper than {DEEPEST} levels"
     ))
 }
 

@@ -89,14 +89,12 @@ impl Unfinished {
         let late = |since: Instant| now.saturating_duration_since(since) > STALL_TIMEOUT;
         if self.frame.as_ref().is_some_and(|progress| late(progress.since)) {
             return Err(format!(
-                "the broker began a frame, of which less than {LEAST_PROGRESS} bytes came in \
-                 {STALL_TIMEOUT:?}"
+                "the broker stalled in a frame: fewer than {LEAST_PROGRESS} bytes in {STALL_TIMEOUT:?}"
             ));
         }
         match self.messages.iter().find(|message| late(message.since)) {
             Some(Message { channel, .. }) => Err(format!(
-                "the broker began a message on channel {channel}, of which nothing more came in \
-                 {STALL_TIMEOUT:?}"
+                "the broker stalled in a message on channel {channel}: nothing in {STALL_TIMEOUT:?}"
             )),
             None => Ok(()),
         }

@@ -173,7 +173,7 @@ fn what_is_nested_too_deep_is_told_before_its_frame_ends() {
         for piece in (1..30).chain([4096, 1 << 20]) {
             inspect_in_pieces(&begun[..begun.len() - 1], piece).expect("not known yet");
             let error = inspect_in_pieces(&begun, piece).expect_err("too deep");
-            assert!(error.to_string().contains("deeper than the 100 levels"), "{piece}: {error}");
+            assert!(error.to_string().contains("deeper than 100 levels"), "{piece}: {error}");
         }
     }
 }

@@ -55,7 +55,7 @@ impl Queue {
     /// Why an argument is refused.
     fn objection_to(&self, name: &str, value: &Argument) -> Option<&'static str> {
         if self.is_passive() {
-            return Some("a queue that is used as it is, is not declared");
+            return Some("a queue that is used as it is gets no arguments");
         }
         let rejects = |argument: &(String, Argument)| {
             argument.0 == OVERFLOW && argument.1 == Argument::from(REJECT_PUBLISH)
@@ -66,7 +66,7 @@ impl Queue {
             TYPE => Some("the queue type has its own option, --queue-type"),
             "x-delivery-limit" => Some("it has its own option, --delivery-limit"),
             "x-dead-letter-exchange" | "x-dead-letter-routing-key" | "x-dead-letter-strategy" => {
-                Some("failed tasks go to delay queues and dead letters without it")
+                Some("omit it: the worker moves failed tasks itself")
             }
             "x-message-ttl" => Some(
                 "the broker would drop confirmed tasks; to have one task expire, publish it with \
@@ -74,10 +74,10 @@ impl Queue {
             ),
             "x-expires" => Some("the broker would delete the queue with the tasks in it"),
             MAX_PRIORITY if self.kind == QueueType::Quorum => {
-                Some("a quorum queue has its priorities without it")
+                Some("omit it: a quorum queue has priorities anyway")
             }
             OVERFLOW if *value != Argument::from(REJECT_PUBLISH) => {
-                Some("the broker would drop confirmed tasks; only reject-publish does not")
+                Some("the broker would drop confirmed tasks; use reject-publish")
             }
             "x-max-length" | "x-max-length-bytes"
                 if self.kind == QueueType::Classic && !self.arguments.iter().any(rejects) =>

@@ -74,7 +74,7 @@ impl Task {
             if OF_THE_BROKER.contains(&name.as_str()) && !matches!(value, Value::List(_)) {
                 return Err(Error::setting(
                     "header",
-                    format!("RabbitMQ takes {name} for a list of further queues, and no text"),
+                    format!("RabbitMQ reserves {name} for a list of queues; use another name"),
                 ));
             }
             if name.len() > LONGEST_SHORTSTR {
@@ -82,7 +82,7 @@ impl Task {
             }
         }
         if size_of_entries(headers) > LARGEST_HEADERS {
-            return Err(Error::setting("header", "all together have more than 64 KiB"));
+            return Err(Error::setting("header", "the headers together have more than 64 KiB"));
         }
         Ok(())
     }

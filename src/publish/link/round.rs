@@ -167,7 +167,7 @@ impl<T> Link<T> {
         }
         let guard = self.connection.call_guard().clone();
         let ask = || find(&mut self.connection, &config.queue.name_of(pending.target));
-        let bounded = || guard.with_timeout(pending.call_limit(), "asking for its queue", ask);
+        let bounded = || guard.with_timeout(pending.call_limit(), "checking the task's queue", ask);
         let found = guard.abort_on(&config.aborting, bounded)?;
         round.unroutable.insert(pending.target, found.clone());
         Ok(found)
@@ -191,7 +191,7 @@ impl<T> Link<T> {
         let Link { connection, queues, .. } = self;
         let guard = connection.call_guard().clone();
         let ask = || queues.prepare(connection, &config.queue, pending.target);
-        let bounded = || guard.with_timeout(pending.call_limit(), "asking for its queue", ask);
+        let bounded = || guard.with_timeout(pending.call_limit(), "checking the task's queue", ask);
         guard.abort_on(&config.aborting, bounded)
     }
 

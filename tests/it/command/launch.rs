@@ -36,7 +36,7 @@ fn nothing_after_the_dashes_is_a_usage_error_and_consumes_nothing() {
     let output = bench.worker(&["--drain"], &[]).arg("--").run(SOON);
 
     output.assert_code(2);
-    assert!(output.stderr().contains("no command after --"), "{}", output.stderr());
+    assert!(output.stderr().contains("missing after --"), "{}", output.stderr());
     let left = bench.left();
     assert!(left.len() == 1 && !left[0].redelivered, "nobody had it: {left:?}");
 }

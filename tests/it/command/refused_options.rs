@@ -31,7 +31,7 @@ fn a_worker_without_a_command_prints_only_what_it_may() {
     bench.publish(&[b"precious"]);
     let to = ["--url", bench.broker.url(), "--queue", &bench.queue, "--drain"];
     let bare = Command::program(env!("CARGO_BIN_EXE_worker"), &to).run(SOON);
-    refused(&bare, &format!("there is none for the tasks of '{}'", bench.queue));
+    refused(&bare, &format!("missing for queue '{}'", bench.queue));
     assert_eq!(bench.broker.client().count(&bench.queue), 1);
 
     let both = bench.worker(&["--print"], &["true"]).run(SOON);

@@ -134,7 +134,7 @@ fn headers_that_are_nested_too_deep_trip_the_breaker_and_do_not_kill_the_process
         output.assert_code(2);
         let stderr = output.stderr();
         let first = stderr.lines().find(|line| line.contains("lost the session"));
-        assert!(first.is_some_and(|line| line.contains("deeper than the 100 levels")), "{stderr}");
+        assert!(first.is_some_and(|line| line.contains("deeper than 100 levels")), "{stderr}");
         let last = stderr.lines().last().unwrap_or_default();
         assert!(last.contains("queue 'deep'") && last.contains("nested too deep"), "{stderr}");
         assert!(last.contains("remove it with another client"), "{stderr}");
@@ -174,7 +174,7 @@ fn a_start_that_is_nested_too_deep_is_no_broker_and_told_as_the_cause() {
 
     output.assert_code(69);
     let stderr = output.stderr();
-    assert!(stderr.contains("deeper than the 100 levels"), "{stderr}");
+    assert!(stderr.contains("deeper than 100 levels"), "{stderr}");
 }
 
 /// A delivery whose header announces a body of this size.
@@ -250,13 +250,13 @@ fn a_message_that_does_not_come_on_ends_the_session_though_heartbeats_do() {
     let brokers = [
         (
             stops_short(move |bytes| bytes[..header(bytes)].to_vec()),
-            "the broker began a message on channel 1",
+            "the broker stalled in a message on channel 1",
         ),
         (
             stops_short(move |bytes| bytes[..body(bytes)].to_vec()),
-            "the broker began a message on channel 1",
+            "the broker stalled in a message on channel 1",
         ),
-        (stops_short(move |bytes| bytes[..body(bytes) + 50].to_vec()), "the broker began a frame"),
+        (stops_short(move |bytes| bytes[..body(bytes) + 50].to_vec()), "the broker stalled in a frame"),
         // A header that takes all that follows for a part of it. It is not passed on before it is
         // whole: to the client library nothing comes.
         (

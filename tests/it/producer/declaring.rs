@@ -26,7 +26,7 @@ fn row_38_a_queue_with_other_arguments_is_told_in_one_line_and_exit_2() {
     assert!(lines[0].contains("false was asked for"), "{lines:?}");
     quorum.assert_code(2);
     // Which of the arguments of a quorum queue is named first is the broker's choice.
-    let wanted = "is not set there, and";
+    let wanted = "is not set in the existing queue, and";
     assert!(errors(&quorum)[0].contains(wanted), "{}", quorum.stderr());
 }
 

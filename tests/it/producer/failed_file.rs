@@ -117,7 +117,7 @@ fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed(
 
     output.assert_code(1);
     let said = output.stderr();
-    let (_, told) = said.split_once("in the middle after ").expect("how far it came");
+    let (_, told) = said.split_once("exited early after ").expect("how far it came");
     let counts = told.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
     let counts: Vec<u64> = counts.collect();
     assert_eq!(counts[0] - counts[1], 2, "{said}");
