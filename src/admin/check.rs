@@ -172,14 +172,14 @@ impl Inspector {
         let nowhere = format!("rabbit-work.nowhere.{}", fastrand::u64(..));
         // The broker may confirm an empty body before it reports that it blocks.
         let probe = Task::new("?").transient();
-        let ends = self.ask(|channel| {
-            let ends = channel.confirm_publishes()?;
+        let answers = self.ask(|channel| {
+            let answers = channel.confirm_publishes()?;
             channel.publish(&nowhere, &probe, BLOCKED_WITHIN)?;
-            Ok(ends)
+            Ok(answers)
         })?;
-        let Some(ends) = ends else { return Err(missing(self.queue.name())) };
+        let Some(answers) = answers else { return Err(missing(self.queue.name())) };
         let answer = match &self.connection {
-            Some(connection) => answer_to_publish(connection, ends.confirms()),
+            Some(connection) => answer_to_publish(connection, answers.confirms()),
             None => return Err(missing(self.queue.name())),
         };
         match answer {

@@ -71,7 +71,7 @@ struct Watched<'a> {
 }
 
 /// After this long a call is logged as slow.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const SLOW_AFTER: Duration = Duration::from_secs(2);
 
 impl Watchdog {
     pub(crate) fn start() -> std::io::Result<Watchdog> {
@@ -141,7 +141,7 @@ impl CallGuard {
         doing: &'static str,
         call: impl FnOnce() -> T,
     ) -> T {
-        let limit = Limit::while_idle(doing, limit, self.shared.sent());
+        let limit = Limit::while_idle(doing, limit, self.shared.bytes_received());
         self.shared.run(Watch::Limit(limit), call).0
     }
 
@@ -192,7 +192,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sent(&self) -> u64 {
+    fn bytes_received(&self) -> u64 {
         self.heartbeat.get().map_or(0, Heartbeat::bytes)
     }
 
@@ -242,7 +242,7 @@ impl Shared {
 
     /// Does what is due, and returns the lines to log.
     fn check(&self, state: &mut State, now: Instant) -> Vec<String> {
-        let sent = self.sent();
+        let sent = self.bytes_received();
         let mut lines = Vec::new();
         let State { watches, cause, .. } = state;
         watches.retain(|_, watch| {
@@ -432,7 +432,7 @@ mod tests {
             }
         };
         assert_eq!(guard.warn_after(soon, &unwanted, "waiting", slow), ((), Warned::Yes));
-        assert_eq!(guard.warn_after(PATIENCE, &unwanted, "adding", || 1 + 1), (2, Warned::No));
+        assert_eq!(guard.warn_after(SLOW_AFTER, &unwanted, "adding", || 1 + 1), (2, Warned::No));
         unwanting.close();
         assert_eq!(guard.warn_after(soon, &unwanted, "waiting", slow), ((), Warned::No));
     }

@@ -334,7 +334,10 @@ mod tests {
         assert!(matches!(error, Error::QueueMismatch { .. }));
         let line = error.to_string();
         assert!(line.contains("queue 'q'"), "{line}");
-        assert!(line.contains("durable is true in the existing queue, and false was asked for"), "{line}");
+        assert!(
+            line.contains("durable is true in the existing queue, and false was asked for"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::warn;
 
-use crate::amqp::call_timeout::{PATIENCE, Warned, Watchdog};
+use crate::amqp::call_timeout::{SLOW_AFTER, Warned, Watchdog};
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
 use crate::amqp::handshake::Refused;
@@ -215,7 +215,7 @@ impl AddressLoop {
         let guard = watchdog.call_guard().clone();
         let doing = format!("connecting to {candidate}");
         let Candidate { address, host } = *candidate;
-        guard.warn_after(PATIENCE, &self.cancelled, &doing, || match host {
+        guard.warn_after(SLOW_AFTER, &self.cancelled, &doing, || match host {
             Host::Name => resolve(&self.broker, address, deadline),
             Host::Target(target) => open_at(&self.broker, address, (target, 1), watchdog, deadline),
             Host::OneOfTargets(target, nodes) => {

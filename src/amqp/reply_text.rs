@@ -68,8 +68,7 @@ pub(crate) fn explain_mismatch(text: &str) -> String {
         Some((argument, asked, has)) => {
             // We declare a quorum queue with it, and a classic one without.
             let is_of_a_type = argument == "x-dead-letter-exchange";
-            let hint =
-                if is_of_a_type { " (give the same --queue-type?)" } else { "" };
+            let hint = if is_of_a_type { " (give the same --queue-type?)" } else { "" };
             format!("{argument} is {has} in the existing queue, and {asked} was asked for{hint}")
         }
         None => text.to_string(),

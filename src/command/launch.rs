@@ -84,7 +84,9 @@ pub(crate) fn filled_in(argument: &OsStr, body: &[u8]) -> Result<OsString, Failu
     let mut filled = Vec::new();
     while let Some(place) = rest.windows(PLACEHOLDER.len()).position(|it| it == PLACEHOLDER) {
         if body.contains(&0) {
-            return Err(Failure::reject("the body holds a NUL, which {} cannot pass; read standard input"));
+            return Err(Failure::reject(
+                "the body holds a NUL, which {} cannot pass; read standard input",
+            ));
         }
         filled.extend_from_slice(&rest[..place]);
         filled.extend_from_slice(body);

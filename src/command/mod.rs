@@ -265,7 +265,9 @@ impl Handler for Command {
         let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
         let process = self.start(delivery)?;
         let ended = process.wait(&cancel, &self.background).map_err(|error| {
-            Failure::requeue(format!("the worker killed the command, because it could not wait for it: {error}"))
+            Failure::requeue(format!(
+                "the worker killed the command, because it could not wait for it: {error}"
+            ))
         })?;
         self.verdict(&ended)
     }

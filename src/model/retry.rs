@@ -144,7 +144,10 @@ impl RetryPolicy {
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
         if self.max_attempts == 0 {
-            return Err(Error::setting("max attempts", "0 would never try a task; write 1 or more"));
+            return Err(Error::setting(
+                "max attempts",
+                "0 would never try a task; write 1 or more",
+            ));
         }
         if !(self.factor.is_finite() && self.factor >= 1.0) {
             return Err(Error::setting("retry factor", "it is a number from 1 up"));

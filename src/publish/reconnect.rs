@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{at, select_biased};
 use log::warn;
 
-use crate::amqp::call_timeout::PATIENCE;
+use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::connect::ConnectAttempt;
 use crate::amqp::connection::Connection;
 use crate::model::broker::Broker;
@@ -138,7 +138,7 @@ impl Connector {
         let doing = format!("setting up the channel at {}", connection.address());
         let open = || guard.abort_on(interrupt, || Link::open(connection, config));
         let bounded = || guard.with_timeout(left, "setting up the channel", open);
-        guard.warn_after(PATIENCE, interrupt, &doing, bounded).0.map(Some)
+        guard.warn_after(SLOW_AFTER, interrupt, &doing, bounded).0.map(Some)
     }
 
     /// A connection of its own, or the one that is lent if its own takes long or fails.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use crate::amqp::call_timeout::PATIENCE;
+use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
@@ -115,7 +115,7 @@ impl Session<'_> {
         let stopping = self.shutdown.stopping();
         let doing = format!("setting up the channels at {}", connection.address());
         let open = || guard.abort_on(stopping, || self.open_channels(connection));
-        guard.warn_after(PATIENCE, stopping, &doing, open).0
+        guard.warn_after(SLOW_AFTER, stopping, &doing, open).0
     }
 
     /// Opens one channel for each thread. Returns the queue as the broker has it, too.

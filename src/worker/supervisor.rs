@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, unbounded};
 use log::{info, warn};
 
-use crate::amqp::call_timeout::PATIENCE;
+use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Notice};
@@ -165,9 +165,9 @@ enum Action {
     /// Has the consumers finish what runs, and requeue what is paused.
     StopAndSkipPauses,
     /// Cancels the running tasks.
-    Cancel,
-    /// Has the consumers requeue everything, within this time if the connection still lasts.
-    Abort(Option<Duration>),
+    CancelTasks,
+    /// Has the consumers requeue everything, within this time; `None` if the connection is dead already.
+    RequeueAll(Option<Duration>),
     /// Shuts the socket under them.
     CutConnection,
 }
@@ -185,7 +185,9 @@ impl<'a> Supervisor<'a> {
         Supervisor {
             session,
             closers,
-            events: SessionEvents::new(connection, shutdown, exhausted, reports, drained, PATIENCE),
+            events: SessionEvents::new(
+                connection, shutdown, exhausted, reports, drained, SLOW_AFTER,
+            ),
             is_blocked,
             alive: 0,
             consuming: HashSet::new(),
@@ -249,9 +251,9 @@ impl<'a> Supervisor<'a> {
             SessionEvent::StopAsked => self.on_stop(),
             SessionEvent::AbortAsked => {
                 self.events.grace_over = never();
-                Action::Cancel
+                Action::CancelTasks
             }
-            SessionEvent::GraceOver => Action::Cancel,
+            SessionEvent::GraceOver => Action::CancelTasks,
             SessionEvent::Exhausted => self.on_exhausted(),
             SessionEvent::Drained(taken) => {
                 self.own_end.get_or_insert(OwnEnd::Drained { taken });
@@ -260,9 +262,9 @@ impl<'a> Supervisor<'a> {
             SessionEvent::DrainEnded => Action::Nothing,
             SessionEvent::Notice(notice) => self.on_notice(&notice),
             SessionEvent::SlowStart => self.on_slow_start(),
-            SessionEvent::ConnectionDead => Action::Abort(None),
+            SessionEvent::ConnectionDead => Action::RequeueAll(None),
             SessionEvent::FinishOver | SessionEvent::HandlersIdle | SessionEvent::CancelOver => {
-                Action::Abort(Some(ABORT_TIMEOUT))
+                Action::RequeueAll(Some(ABORT_TIMEOUT))
             }
             SessionEvent::AbortOver => Action::CutConnection,
         }
@@ -276,8 +278,8 @@ impl<'a> Supervisor<'a> {
                 self.closers.skip_pauses.close();
                 self.closers.stop.close();
             }
-            Action::Cancel => self.cancel(),
-            Action::Abort(limit) => {
+            Action::CancelTasks => self.cancel(),
+            Action::RequeueAll(limit) => {
                 self.closers.abort.close();
                 if let Some(limit) = *limit {
                     self.events.abort_over = after(limit);
@@ -329,7 +331,7 @@ impl<'a> Supervisor<'a> {
         let ends = self.own_end.is_some() || self.deadline.is_some() || self.lost.is_some();
         if self.consuming.len() < threads && !ends {
             info!(
-                "{} of {threads} threads consume at {} after {PATIENCE:?}; the others wait for the \
+                "{} of {threads} threads consume at {} after {SLOW_AFTER:?}; the others wait for the \
                  broker, or for their tasks of a lost session",
                 self.consuming.len(),
                 self.session.connection.address()

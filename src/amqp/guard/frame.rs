@@ -121,9 +121,7 @@ pub(super) fn check_body_size(size: u64) -> io::Result<()> {
 }
 
 pub(super) fn too_deep(TooDeep: TooDeep) -> io::Error {
-    limit_exceeded(format!(
-        "the broker sent headers that are nested deeper than {DEEPEST} levels"
-    ))
+    limit_exceeded(format!("the broker sent headers that are nested deeper than {DEEPEST} levels"))
 }
 
 fn limit_exceeded(text: String) -> io::Error {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
 use log::{info, warn};
 
-use crate::amqp::call_timeout::PATIENCE;
+use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::{Channel, PublishEvents, Verdict};
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::{Connection, Notice};
@@ -28,7 +28,7 @@ use crate::util::shutdown::Signal;
 pub(crate) struct Link<T> {
     connection: Connection,
     channel: Channel,
-    ends: PublishEvents,
+    answers: PublishEvents,
     in_flight: InFlight<T>,
     queues: DerivedQueues,
     /// When the next new queue that tasks wait for is durable.
@@ -73,7 +73,7 @@ impl<T> Link<T> {
     ) -> Result<Link<T>, Error> {
         let mut queues = DerivedQueues::default().predeclare(config.delays.clone());
         match open_channel(&mut connection, &config.queue, &mut queues) {
-            Ok((channel, ends)) => Ok(Link::new(connection, channel, ends, queues)),
+            Ok((channel, answers)) => Ok(Link::new(connection, channel, answers, queues)),
             Err(cause) => {
                 let address = connection.address().to_string();
                 let cause = connection.end(Some(cause));
@@ -85,13 +85,13 @@ impl<T> Link<T> {
     fn new(
         connection: Connection,
         channel: Channel,
-        ends: PublishEvents,
+        answers: PublishEvents,
         queues: DerivedQueues,
     ) -> Link<T> {
         Link {
             connection,
             channel,
-            ends,
+            answers,
             in_flight: InFlight::new(),
             queues,
             durable_at: None,
@@ -133,7 +133,7 @@ impl<T> Link<T> {
         let deadline = deadlines.into_iter().flatten().min();
         select_biased! {
             recv(aborting) -> _ => Woken::Time,
-            recv(self.ends.confirms()) -> confirm => {
+            recv(self.answers.confirms()) -> confirm => {
                 confirm.map_or(Woken::Lost, |confirm| Woken::Confirm(confirm.into()))
             },
             recv(self.connection.notices()) -> notice => {
@@ -150,7 +150,7 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
-        while let Ok(confirm) = self.ends.confirms().try_recv() {
+        while let Ok(confirm) = self.answers.confirms().try_recv() {
             self.apply(confirm.into(), config, backlog)?;
         }
         Ok(())
@@ -182,7 +182,7 @@ impl<T> Link<T> {
                 }
             }
         }
-        self.slow_confirm_at = (!self.in_flight.is_empty()).then(|| Instant::now() + PATIENCE);
+        self.slow_confirm_at = (!self.in_flight.is_empty()).then(|| Instant::now() + SLOW_AFTER);
         // After the others: if one confirm is for both, the return may be of either. A confirmed
         // task that counts as returned runs twice; a returned one that counts as confirmed, never.
         self.in_flight.forget_returns(&given_up);
@@ -198,7 +198,7 @@ impl<T> Link<T> {
         if let Some(cause) = &self.protocol_error {
             return Err(cause.clone());
         }
-        while let Some(returned) = self.ends.next_return() {
+        while let Some(returned) = self.answers.next_return() {
             if self.in_flight.record_return(returned, queue).is_err() {
                 return Err(self.distrust("the broker returned what was not published"));
             }
@@ -244,7 +244,7 @@ impl<T> Link<T> {
             Notice::Unblocked => {
                 info!("the broker takes publishes again");
                 self.blocked = None;
-                self.slow_confirm_at = Some(Instant::now() + PATIENCE);
+                self.slow_confirm_at = Some(Instant::now() + SLOW_AFTER);
             }
         }
     }
@@ -258,7 +258,7 @@ impl<T> Link<T> {
         let count = self.in_flight.len();
         if count > 0 && self.blocked.is_none() {
             warn!(
-                "no confirm for {PATIENCE:?}: {count} tasks are unconfirmed (is the broker in alarm?)"
+                "no confirm for {SLOW_AFTER:?}: {count} tasks are unconfirmed (is the broker in alarm?)"
             );
         }
     }
@@ -351,6 +351,6 @@ fn open_channel(
         ready.durable_at.iter().for_each(|at| queues.mark_declared(Target::Main, *at));
         ready.channel
     };
-    let ends = channel.confirm_publishes()?;
-    Ok((channel, ends))
+    let answers = channel.confirm_publishes()?;
+    Ok((channel, answers))
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::Link;
-use crate::amqp::call_timeout::PATIENCE;
+use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
 use crate::model::outcome::Outcome;
@@ -211,7 +211,7 @@ impl<T> Link<T> {
         pending.sent = true;
         (pending.refusal, pending.again_at) = (None, None);
         if self.in_flight.is_empty() {
-            self.slow_confirm_at = Some(Instant::now() + PATIENCE);
+            self.slow_confirm_at = Some(Instant::now() + SLOW_AFTER);
         }
         self.in_flight.add(pending);
         published

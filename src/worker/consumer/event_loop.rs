@@ -180,7 +180,7 @@ impl<'c> ConsumerLoop<'c> {
             self.deliveries.orphan(&finished);
             return Err(exit);
         }
-        if !matches!(finished.result, JobResult::Failed(_)) && !self.may_take_another() {
+        if !matches!(finished.result, JobResult::Failed(_)) && !self.claim_replacement() {
             self.last = Some(finished);
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }
@@ -193,7 +193,7 @@ impl<'c> ConsumerLoop<'c> {
         subscription: &Subscription<'_>,
     ) -> Result<(), Exit> {
         self.check_subscription(subscription)?;
-        if self.deliveries.makes_room(&result) && !self.may_take_another() {
+        if self.deliveries.makes_room(&result) && !self.claim_replacement() {
             self.deliveries.postpone(result);
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }
@@ -202,14 +202,14 @@ impl<'c> ConsumerLoop<'c> {
 
     fn on_pause_over(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
         self.check_subscription(subscription)?;
-        if self.deliveries.due_makes_room() && !self.may_take_another() {
+        if self.deliveries.due_makes_room() && !self.claim_replacement() {
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }
         Ok(self.deliveries.requeue_due()?)
     }
 
     /// Whether the broker may send another delivery for one that is settled.
-    fn may_take_another(&self) -> bool {
+    fn claim_replacement(&self) -> bool {
         self.context.claim(1).is_some()
     }
 

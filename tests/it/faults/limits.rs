@@ -256,7 +256,10 @@ fn a_message_that_does_not_come_on_ends_the_session_though_heartbeats_do() {
             stops_short(move |bytes| bytes[..body(bytes)].to_vec()),
             "the broker stalled in a message on channel 1",
         ),
-        (stops_short(move |bytes| bytes[..body(bytes) + 50].to_vec()), "the broker stalled in a frame"),
+        (
+            stops_short(move |bytes| bytes[..body(bytes) + 50].to_vec()),
+            "the broker stalled in a frame",
+        ),
         // A header that takes all that follows for a part of it. It is not passed on before it is
         // whole: to the client library nothing comes.
         (

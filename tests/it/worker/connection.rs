@@ -64,7 +64,10 @@ fn rows_19_38_39_56_58_what_a_person_has_to_act_on_is_one_line_and_exit_2() {
     let absent = unique_queue("absent");
     let table: [(&[&str], &str); 10] = [
         (&["--url", url, "--queue", &queue, "--transient-queue"], "durable is true"),
-        (&["--url", url, "--queue", &queue, "--queue-type", "quorum"], "is not set in the existing queue, and"),
+        (
+            &["--url", url, "--queue", &queue, "--queue-type", "quorum"],
+            "is not set in the existing queue, and",
+        ),
         (&["--url", url, "--queue", &exclusive], "RESOURCE_LOCKED"),
         (&["--url", url, "--queue", &absent, "--no-declare"], "NOT_FOUND"),
         (&["--url", url, "--queue", &long], "at most 255"),
