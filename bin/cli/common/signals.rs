@@ -51,10 +51,9 @@ pub(crate) fn stop_on_signals(limits: StopLimits) -> Result<(Trigger, Shutdown),
         }
     };
     ctrlc::set_handler(handle).map_err(|error| match error {
-        ctrlc::Error::System(error) => CommandError::usage(
-            "signals",
-            format!("the system started no thread for them: {error}"),
-        ),
+        ctrlc::Error::System(error) => {
+            CommandError::usage("signals", format!("the system gave no thread for them: {error}"))
+        }
         error => CommandError::usage("signals", error),
     })?;
     Ok((handed_out, shutdown))
