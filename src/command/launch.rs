@@ -193,7 +193,7 @@ pub(crate) fn not_started(error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::test_delivery;
+    use crate::model::handler::test_delivery;
     use crate::model::task::Task;
 
     #[test]

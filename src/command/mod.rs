@@ -313,24 +313,9 @@ fn with_tail(what: &str, ended: &Ended) -> String {
 }
 
 #[cfg(test)]
-pub(crate) fn test_delivery(task: crate::model::task::Task) -> Delivery {
-    use crossbeam_channel::never;
-
-    Delivery {
-        task,
-        redelivered: true,
-        queue: "q".into(),
-        thread: 3,
-        attempt: 2,
-        max_attempts: 5,
-        cancelled: never(),
-        killed: never(),
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::handler::test_delivery;
     use crate::model::task::Task;
 
     fn run(command: Command, task: Task) -> Result<(), Failure> {

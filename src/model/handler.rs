@@ -246,6 +246,23 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
+/// A delivery of this task for unit tests.
+#[cfg(test)]
+pub(crate) fn test_delivery(task: Task) -> Delivery {
+    use crossbeam_channel::never;
+
+    Delivery {
+        task,
+        redelivered: true,
+        queue: "q".into(),
+        thread: 3,
+        attempt: 2,
+        max_attempts: 5,
+        cancelled: never(),
+        killed: never(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

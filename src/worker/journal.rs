@@ -235,9 +235,8 @@ fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use crossbeam_channel::never;
-
     use super::*;
+    use crate::model::handler::test_delivery;
 
     /// The kind and the reason of each event.
     type Events = Arc<Mutex<Vec<(EventKind, Option<String>)>>>;
@@ -253,16 +252,7 @@ mod tests {
     }
 
     fn delivery() -> Delivery {
-        Delivery {
-            task: Task::new("").with_id("a"),
-            redelivered: false,
-            queue: "q".into(),
-            thread: 1,
-            attempt: 1,
-            max_attempts: 5,
-            cancelled: never(),
-            killed: never(),
-        }
+        test_delivery(Task::new("").with_id("a"))
     }
 
     const NO_TIME: Duration = Duration::ZERO;

@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::amqp::heartbeat::Heartbeat;
     use crate::model::broker::Broker;
-    use crate::model::handler::{Delivery, Handler};
+    use crate::model::handler::{Delivery, Handler, test_delivery};
     use crate::model::queue::Queue;
     use crate::model::task::Task;
     use crate::util::shutdown::shutdown;
@@ -258,17 +258,7 @@ mod tests {
     }
 
     fn job() -> Job {
-        let delivery = Delivery {
-            task: Task::new(""),
-            redelivered: false,
-            queue: "q".into(),
-            thread: 1,
-            attempt: 1,
-            max_attempts: 5,
-            cancelled: never(),
-            killed: never(),
-        };
-        Job { tag: 1, delivery }
+        Job { tag: 1, delivery: test_delivery(Task::new("")) }
     }
 
     /// Feeds the only thread so many jobs.

@@ -2,10 +2,8 @@
 
 use std::time::SystemTime;
 
-use crossbeam_channel::never;
-
 use super::*;
-use crate::model::handler::Delivery;
+use crate::model::handler::test_delivery;
 use crate::model::task::Task;
 use crate::worker::event::EventKind;
 
@@ -16,17 +14,7 @@ fn delivery(tag: u64) -> UnackedDelivery<u64> {
 }
 
 fn job(tag: u64) -> Job {
-    let delivery = Delivery {
-        task: Task::new(""),
-        redelivered: false,
-        queue: "q".into(),
-        thread: 1,
-        attempt: 1,
-        max_attempts: 5,
-        cancelled: never(),
-        killed: never(),
-    };
-    Job { tag, delivery }
+    Job { tag, delivery: test_delivery(Task::new("")) }
 }
 
 fn event() -> Event {
