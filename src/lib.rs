@@ -72,8 +72,8 @@
 //!   connection when the first task fails. If none is open within 5 s, it uses the first one.
 //! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.
 //! * `rw-watchdog` and two threads of the client library: for each connection.
-//! * Short-lived threads whose names begin with `rw-`: while a connection is opened, and for the
-//!   output of the programs of a `Command`.
+//! * Short-lived threads whose names begin with `rw-`: while a connection is opened, for the log
+//!   line of a slow call, and for the output of the programs of a `Command`.
 //!
 //! So a stop requeues prefetched tasks at once while handlers finish, a dead connection is noticed
 //! during a task, and a task that outlives its connection delays no other thread. A producer works

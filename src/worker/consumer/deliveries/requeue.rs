@@ -1,4 +1,4 @@
-//! How deliveries are requeued: when they are due, when the consumer stops, and without us when the
+//! Requeues deliveries when they are due or the consumer stops, and leaves them to the broker when the
 //! channel is lost.
 
 use std::time::{Duration, Instant};
