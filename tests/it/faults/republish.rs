@@ -107,8 +107,10 @@ fn a_letter_that_is_confirmed_when_its_consumer_is_gone_counts() {
     });
     let url = broker.url().parse().expect("a URL");
     let (go_on, waiting) = bounded::<()>(1);
+    let (begin, begun) = bounded::<()>(1);
     let handler = move |delivery: &Delivery| {
         if delivery.body() == b"2" {
+            let _ = begin.send(());
             let _ = waiting.recv_timeout(SOON);
         }
         Err(Failure::reject("it cannot be done"))
@@ -116,6 +118,7 @@ fn a_letter_that_is_confirmed_when_its_consumer_is_gone_counts() {
     let working = Working::start(&worker(&url, "q").threads(2), handler);
     broker.wait_for(SOON, |event| *event == Event::Connected(1));
 
+    begun.recv_timeout(SOON).expect("a task that has not begun would be requeued");
     close.send(()).expect("the script waits");
     working.wait_for(EventKind::Orphaned, SOON);
     confirm.send(()).expect("the script waits");
