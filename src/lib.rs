@@ -139,6 +139,7 @@ pub use model::error::Error;
 pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
 pub use model::outcome::Outcome;
+pub use model::program_end::ProgramEnd;
 pub use model::queue::{Argument, Queue, QueueType};
 pub use model::retry::RetryPolicy;
 pub use model::task::Task;

@@ -14,7 +14,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::RecvTimeoutError;
 use log::debug;
@@ -28,6 +28,7 @@ use crate::command::output::{BackgroundPipes, OutputMode, OutputStream, Sink};
 use crate::command::process::{Ended, Process, StopCause};
 use crate::model::error::Error;
 use crate::model::handler::{Delivery, Failure, Handler};
+use crate::model::program_end::ProgramEnd;
 use crate::util::shutdown::is_closed;
 use crate::util::text::printable;
 
@@ -174,7 +175,7 @@ impl Command {
         command.envs(variables(delivery));
         command.stdin(input(delivery.body()).map_err(|error| not_started(&error))?);
         command.stderr(Stdio::piped());
-        if matches!(self.lines, Lines::Tagged(_)) {
+        if matches!(self.lines, Lines::Tagged(_)) || delivery.kept_output > 0 {
             command.stdout(Stdio::piped());
         }
         Ok(command)
@@ -207,8 +208,9 @@ impl Command {
     /// Starts the program for one task, and tries again for a while if it cannot be executed.
     fn start(&self, delivery: &Delivery) -> Result<Process, Failure> {
         let mut command = self.prepare(delivery)?;
-        let mut start =
-            || Process::start(&mut command, self.time_limit, &self.output_mode(delivery));
+        let (limit, mode, kept) =
+            (self.time_limit, self.output_mode(delivery), delivery.kept_output);
+        let mut start = || Process::start(&mut command, limit, &mode, kept);
         for pause in PAUSES {
             match start() {
                 Err(error) if is_not_executable(&error) || is_being_written(&error) => {
@@ -264,16 +266,33 @@ impl Handler for Command {
         }
         let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
         let process = self.start(delivery)?;
+        let (started, since) = (SystemTime::now(), Instant::now());
         let ended = process.wait(&cancel, &self.background).map_err(|error| {
             Failure::requeue(format!(
                 "the worker killed the command, because it could not wait for it: {error}"
             ))
         })?;
-        self.verdict(&ended)
+        let (verdict, elapsed) = (self.verdict(&ended), since.elapsed());
+        // A handler may run several programs for one task: the first one counts.
+        let _ = delivery.program_end.set(Box::new(ended.into_program_end(started, elapsed)));
+        verdict
     }
 
     fn cancel_timeout(&self) -> Duration {
         KILL_AFTER + EXIT_AFTER_KILL
+    }
+}
+
+impl Ended {
+    fn into_program_end(self, started: SystemTime, elapsed: Duration) -> ProgramEnd {
+        ProgramEnd {
+            started,
+            elapsed,
+            exit: self.status.code(),
+            signal: self.status.signal(),
+            output_bytes: self.kept.stdout_bytes,
+            output: self.kept.stdout_head,
+        }
     }
 }
 
@@ -305,7 +324,7 @@ fn signal_in_words(status: ExitStatus) -> String {
 
 /// What happened, and the end of the program's standard error.
 fn with_tail(what: &str, ended: &Ended) -> String {
-    let tail = ended.stderr_tail.trim_ascii_end();
+    let tail = ended.kept.stderr_tail.trim_ascii_end();
     if tail.is_empty() {
         return what.to_string();
     }
@@ -332,6 +351,22 @@ mod tests {
         assert_eq!(run(sh("exit 65"), Task::new("")), Err(Failure::reject("exit status 65")));
         assert_eq!(run(sh("exit 255"), Task::new("")), Err(Failure::retry("exit status 255")));
         assert_eq!(run(sh("kill -9 $$"), Task::new("")), Err(Failure::retry("killed by signal 9")));
+    }
+
+    #[test]
+    fn the_end_of_the_program_is_reported_as_data() {
+        let end_of = |script: &str| {
+            let mut delivery = test_delivery(Task::new(""));
+            delivery.kept_output = 3;
+            let _ = sh(script).handle(&delivery);
+            delivery.program_end().cloned().expect("it ended")
+        };
+        let ended = end_of("echo words; exit 7");
+        assert_eq!((ended.exit, ended.signal), (Some(7), None));
+        assert_eq!((ended.output.as_slice(), ended.output_bytes), (b"wor".as_slice(), 6));
+        let killed = end_of("kill -9 $$");
+        assert_eq!((killed.exit, killed.signal), (None, Some(9)));
+        assert_eq!((killed.output.as_slice(), killed.output_bytes), (b"".as_slice(), 0));
     }
 
     #[test]

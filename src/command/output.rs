@@ -26,7 +26,7 @@ pub(crate) type Sink = dyn Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sy
 /// How a program's lines are forwarded.
 #[derive(Clone)]
 pub(crate) enum OutputMode {
-    /// To our own standard error, unchanged.
+    /// To our own stream of the same kind, unchanged.
     Plain,
     /// To the sink, each with this before it.
     Tagged { tag: Arc<[u8]>, sink: Arc<Sink> },
@@ -41,6 +41,11 @@ pub(crate) struct Pipe {
     pending: Vec<u8>,
     /// The end of all that was read.
     tail: Vec<u8>,
+    /// The start of all that was read, up to `head_limit` bytes.
+    head: Vec<u8>,
+    head_limit: usize,
+    /// How many bytes were read.
+    count: u64,
 }
 
 /// The number of pipes whose program has ended and that a background process holds open.
@@ -66,8 +71,15 @@ pub(crate) enum Flow {
 }
 
 impl Pipe {
-    pub(crate) fn new(end: OwnedFd, stream: OutputStream, mode: &OutputMode) -> Pipe {
-        Pipe { end, stream, mode: mode.clone(), pending: Vec::new(), tail: Vec::new() }
+    /// A pipe that keeps the first `head_limit` bytes, and the last ones.
+    pub(crate) fn new(
+        end: OwnedFd,
+        stream: OutputStream,
+        mode: &OutputMode,
+        head_limit: usize,
+    ) -> Pipe {
+        let (pending, tail, head) = (Vec::new(), Vec::new(), Vec::new());
+        Pipe { end, stream, mode: mode.clone(), pending, tail, head, head_limit, count: 0 }
     }
 
     pub(crate) fn end(&self) -> BorrowedFd<'_> {
@@ -82,6 +94,15 @@ impl Pipe {
         &self.tail
     }
 
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// How many bytes were read.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Reads once, which waits while the pipe is empty, and forwards whole lines.
     pub(crate) fn forward(&mut self) -> io::Result<Flow> {
         let before = self.pending.len();
@@ -93,7 +114,7 @@ impl Pipe {
                 count => break count.unwrap_or(0),
             }
         };
-        keep_tail(&mut self.tail, &self.pending[before..]);
+        self.keep_ends(before);
         if count == 0 {
             self.flush()?;
             return Ok(Flow::Ended);
@@ -136,6 +157,15 @@ impl Pipe {
         }
     }
 
+    /// Keeps the ends of what was read, and its length. What follows `before` is new.
+    fn keep_ends(&mut self, before: usize) {
+        let new = &self.pending[before..];
+        let room = self.head_limit.saturating_sub(self.head.len());
+        self.head.extend_from_slice(&new[..room.min(new.len())]);
+        keep_tail(&mut self.tail, new);
+        self.count += new.len() as u64;
+    }
+
     fn is_readable(&self) -> bool {
         let mut fds = [PollFd::new(&self.end, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
@@ -165,11 +195,14 @@ impl Pipe {
         }
         let lines = &self.pending[..count];
         let written = match &self.mode {
-            // There is nowhere to report that standard error cannot be written.
-            OutputMode::Plain => {
-                let _ = write_all(io::stderr().lock(), lines);
-                Ok(())
-            }
+            OutputMode::Plain => match self.stream {
+                OutputStream::Stdout => write_all(io::stdout().lock(), lines),
+                // There is nowhere to report that standard error cannot be written.
+                OutputStream::Stderr => {
+                    let _ = write_all(io::stderr().lock(), lines);
+                    Ok(())
+                }
+            },
             OutputMode::Tagged { tag, sink } => sink(self.stream, &tagged(tag, lines)),
         };
         self.pending.drain(..count);
@@ -177,19 +210,29 @@ impl Pipe {
     }
 }
 
-/// Any program that shares our standard error can make it non-blocking: then this waits for room,
-/// as if it were not.
+/// Any program that shares our stream can make it non-blocking: then this waits for room, as if it
+/// were not.
 fn write_all(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match out.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_room(&out)?,
-            Err(error) => return Err(error),
+        match when_writable(&mut out, |out| out.write(bytes))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => bytes = &bytes[count..],
         }
     }
-    Ok(())
+    when_writable(&mut out, Write::flush)
+}
+
+fn when_writable<O: AsFd, T>(
+    out: &mut O,
+    write: impl Fn(&mut O) -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match write(out) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_room(out)?,
+            written => return written,
+        }
+    }
 }
 
 /// Returns also when all readers are gone: the next write fails then.
@@ -244,7 +287,7 @@ mod tests {
 
     fn pipe(mode: &OutputMode) -> (Pipe, File) {
         let (end, other) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
-        (Pipe::new(end, OutputStream::Stdout, mode), File::from(other))
+        (Pipe::new(end, OutputStream::Stdout, mode, 5), File::from(other))
     }
 
     fn text(written: &Written) -> String {
@@ -264,6 +307,7 @@ mod tests {
         assert_eq!(pipe.forward().expect("forwarded"), Flow::Ended);
         assert_eq!(text(&written), "[1 a] one\n[1 a] \n[1 a] two\n[1 a] three\n");
         assert_eq!(pipe.tail(), b"one\n\ntwo\nthree");
+        assert_eq!((pipe.head(), pipe.count()), (b"one\n\n".as_slice(), 14));
     }
 
     #[test]

@@ -31,10 +31,20 @@ pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     /// Why it was stopped; `None` if it ended by itself.
     pub(crate) stopped_by: Option<StopCause>,
-    /// The end of its standard error.
-    pub(crate) stderr_tail: Vec<u8>,
+    /// What is kept of its output.
+    pub(crate) kept: Kept,
     /// Why its output could not be forwarded.
     pub(crate) output_error: Option<io::Error>,
+}
+
+/// What is kept of a program's output.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// The start of its standard output, and its length, unless that is our own.
+    pub(crate) stdout_head: Vec<u8>,
+    pub(crate) stdout_bytes: u64,
+    /// The end of its standard error.
+    pub(crate) stderr_tail: Vec<u8>,
 }
 
 /// Why a program was stopped.
@@ -64,7 +74,7 @@ struct Group {
 #[derive(Default)]
 struct Output {
     pipes: Vec<Pipe>,
-    stderr_tail: Vec<u8>,
+    kept: Kept,
     error: Option<io::Error>,
 }
 
@@ -82,15 +92,17 @@ enum Source {
 const GROUP_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Process {
-    /// Starts the program in a process group of its own.
+    /// Starts the program in a process group of its own. `kept_output` bytes are kept of the start of
+    /// a piped standard output.
     pub(crate) fn start(
         command: &mut Command,
         limit: Option<Duration>,
         mode: &OutputMode,
+        kept_output: usize,
     ) -> io::Result<Process> {
         let mut group = Group::of(command.process_group(0).spawn()?);
         let until = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let output = Output::of(&mut group.leader, mode);
+        let output = Output::of(&mut group.leader, mode, kept_output);
         let end = end_notice(group.id)?;
         Ok(Process { group, end, stage: Stage::Running { until }, output })
     }
@@ -118,8 +130,8 @@ impl Process {
             }
         };
         self.output.end(background);
-        let Output { stderr_tail, error: output_error, .. } = self.output;
-        Ok(Ended { status, stopped_by: self.stage.stopped_by(), stderr_tail, output_error })
+        let Output { kept, error: output_error, .. } = self.output;
+        Ok(Ended { status, stopped_by: self.stage.stopped_by(), kept, output_error })
     }
 
     /// Waits for events; returns none at the next deadline.
@@ -246,12 +258,12 @@ impl Drop for Group {
 }
 
 impl Output {
-    fn of(leader: &mut Child, mode: &OutputMode) -> Output {
+    fn of(leader: &mut Child, mode: &OutputMode, kept_output: usize) -> Output {
         let stdout = leader.stdout.take().map(OwnedFd::from);
         let stderr = leader.stderr.take().map(OwnedFd::from);
         let both = [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)];
         let piped = both.into_iter().filter_map(|(stream, end)| Some((stream, end?)));
-        let pipes = piped.map(|(stream, end)| Pipe::new(end, stream, mode)).collect();
+        let pipes = piped.map(|(stream, end)| Pipe::new(end, stream, mode, kept_output)).collect();
         Output { pipes, ..Output::default() }
     }
 
@@ -263,7 +275,7 @@ impl Output {
             }
             match pipe.forward() {
                 Ok(Flow::Open) => self.pipes.push(pipe),
-                Ok(Flow::Ended) => self.keep_tail(&pipe),
+                Ok(Flow::Ended) => self.keep(&pipe),
                 Err(error) => self.close(pipe, error),
             }
         }
@@ -274,9 +286,9 @@ impl Output {
     fn end(&mut self, background: &BackgroundPipes) {
         for mut pipe in std::mem::take(&mut self.pipes) {
             match pipe.forward_rest() {
-                Ok(Flow::Ended) => self.keep_tail(&pipe),
+                Ok(Flow::Ended) => self.keep(&pipe),
                 Ok(Flow::Open) => {
-                    self.keep_tail(&pipe);
+                    self.keep(&pipe);
                     pipe.keep_forwarding(background);
                 }
                 Err(error) => self.close(pipe, error),
@@ -286,13 +298,17 @@ impl Output {
 
     /// Closes the pipe: the program's next write to it raises SIGPIPE.
     fn close(&mut self, pipe: Pipe, error: io::Error) {
-        self.keep_tail(&pipe);
+        self.keep(&pipe);
         self.error.get_or_insert(error);
     }
 
-    fn keep_tail(&mut self, pipe: &Pipe) {
-        if pipe.stream() == OutputStream::Stderr {
-            self.stderr_tail = pipe.tail().to_vec();
+    fn keep(&mut self, pipe: &Pipe) {
+        match pipe.stream() {
+            OutputStream::Stdout => {
+                self.kept.stdout_head = pipe.head().to_vec();
+                self.kept.stdout_bytes = pipe.count();
+            }
+            OutputStream::Stderr => self.kept.stderr_tail = pipe.tail().to_vec(),
         }
     }
 }
@@ -395,7 +411,7 @@ mod tests {
         let (_kill, killed) = closer();
         let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
         let process =
-            Process::start(&mut shell(script), limit, &OutputMode::Plain).expect("started");
+            Process::start(&mut shell(script), limit, &OutputMode::Plain, 0).expect("started");
         process.wait(&cancel_pipe, &BackgroundPipes::default()).expect("waited for")
     }
 
@@ -403,7 +419,7 @@ mod tests {
     fn it_ends_by_itself_with_its_status_and_its_last_words() {
         let ended = run("echo last words >&2; exit 7", None);
         assert_eq!((ended.status.code(), ended.stopped_by), (Some(7), None));
-        assert_eq!(ended.stderr_tail, b"last words\n");
+        assert_eq!(ended.kept.stderr_tail, b"last words\n");
     }
 
     #[test]
@@ -456,7 +472,7 @@ mod tests {
         };
         let mode = OutputMode::Tagged { tag: Arc::from([].as_slice()), sink: Arc::new(sink) };
         let script = "trap '' TERM; echo words >&2; while :; do sleep 1; done";
-        let process = Process::start(&mut shell(script), None, &mode).expect("started");
+        let process = Process::start(&mut shell(script), None, &mode, 0).expect("started");
         let end = end_notice(process.group.id).expect("a notice");
         let waiting =
             thread::spawn(move || process.wait(&cancel_pipe, &BackgroundPipes::default()));
@@ -479,7 +495,7 @@ mod tests {
         let (kill, killed) = closer();
         let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
         let mut process =
-            Process::start(&mut shell("sleep 60"), None, &OutputMode::Plain).expect("started");
+            Process::start(&mut shell("sleep 60"), None, &OutputMode::Plain, 0).expect("started");
         let registered = cancel_pipe.register(process.group.id);
         kill.close();
         ready(&[(Source::End, process.end.as_fd())], None).expect("it ends");
@@ -494,7 +510,7 @@ mod tests {
         let cancel_pipe = CancelPipe::new(&cancelled, &killed).expect("a pipe");
         let script = "trap '' TERM; while :; do sleep 1; done";
         let process =
-            Process::start(&mut shell(script), None, &OutputMode::Plain).expect("started");
+            Process::start(&mut shell(script), None, &OutputMode::Plain, 0).expect("started");
         cancel.close();
         kill.close();
         let started = Instant::now();

@@ -3,10 +3,12 @@
 
 use std::convert::Infallible;
 use std::fmt::{self, Write};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use crate::model::program_end::ProgramEnd;
 use crate::model::task::Task;
 use crate::util::shutdown::Signal;
 
@@ -79,6 +81,14 @@ pub struct Delivery {
     pub(crate) max_attempts: u32,
     pub(crate) cancelled: Signal,
     pub(crate) killed: Signal,
+    /// How much of the start of a program's standard output is kept in `program_end`.
+    #[cfg_attr(
+        not(all(unix, feature = "command")),
+        expect(dead_code, reason = "only a program has output")
+    )]
+    pub(crate) kept_output: usize,
+    /// Set by a handler that runs a program.
+    pub(crate) program_end: OnceLock<Box<ProgramEnd>>,
 }
 
 impl Delivery {
@@ -140,6 +150,13 @@ impl Delivery {
     #[must_use]
     pub fn max_attempts(&self) -> u32 {
         self.max_attempts
+    }
+
+    /// How the program ended that [`Command`](crate::Command) ran for this task: for a handler that
+    /// calls it and keeps records. `None` if no program was started.
+    #[must_use]
+    pub fn program_end(&self) -> Option<&ProgramEnd> {
+        self.program_end.get().map(AsRef::as_ref)
     }
 }
 
@@ -260,6 +277,8 @@ pub(crate) fn test_delivery(task: Task) -> Delivery {
         max_attempts: 5,
         cancelled: never(),
         killed: never(),
+        kept_output: 0,
+        program_end: OnceLock::new(),
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod error;
 pub(crate) mod failure_record;
 pub(crate) mod handler;
 pub(crate) mod outcome;
+pub(crate) mod program_end;
 #[cfg(test)]
 mod property;
 pub(crate) mod queue;

@@ -24,10 +24,19 @@ pub struct Event {
     pub thread: usize,
     /// The name of the queue.
     pub queue: String,
+    /// The name of the worker's machine.
+    pub host: String,
+    /// The length of the task's body.
+    pub bytes: u64,
     /// How long the handler ran; zero if it did not start, or is left running.
     pub elapsed: Duration,
     /// Why the handler failed, if it did.
     pub reason: Option<String>,
+    /// The exit status of the program that [`Command`](crate::Command) ran; `None` before its end, and
+    /// if a signal ended it.
+    pub exit: Option<i32>,
+    /// The signal that ended that program, if one did.
+    pub signal: Option<i32>,
 }
 
 /// What happened.

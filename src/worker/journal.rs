@@ -18,21 +18,23 @@ use crate::worker::summary::{StopReason, Summary, Tally};
 pub(crate) struct Journal {
     tally: Arc<Tally>,
     observer: Observer,
+    /// The name of this machine, for events.
+    host: String,
 }
 
 impl Journal {
-    pub(crate) fn new(observer: Observer) -> Journal {
-        Journal { tally: Arc::default(), observer }
+    pub(crate) fn new(observer: Observer, host: String) -> Journal {
+        Journal { tally: Arc::default(), observer, host }
     }
 
     pub(crate) fn started(&self, delivery: &Delivery) {
-        self.observer.notify(|| event(EventKind::Started, delivery, Duration::ZERO));
+        self.observer.notify(|| self.event(EventKind::Started, delivery, Duration::ZERO));
     }
 
     /// The task is done and acked.
     pub(crate) fn done(&self, delivery: &Delivery, elapsed: Duration) {
         self.tally.done();
-        self.observer.notify(|| event(EventKind::Done, delivery, elapsed));
+        self.observer.notify(|| self.event(EventKind::Done, delivery, elapsed));
     }
 
     /// The handler failed, and the task is about to be published to `target`. Returns the event for
@@ -50,7 +52,7 @@ impl Journal {
             Target::Dead => "goes to the dead letters".to_string(),
         };
         log_failure(delivery, &what, failure);
-        failure_event(EventKind::Retried, delivery, failure, elapsed)
+        self.failure_event(EventKind::Retried, delivery, failure, elapsed)
     }
 
     /// The broker has confirmed the copy of a failed task, and the task is acked.
@@ -100,7 +102,8 @@ impl Journal {
     ) {
         log_failure(delivery, &format!("goes back to the queue in {pause:?}"), failure);
         self.tally.returned();
-        self.observer.notify(|| failure_event(EventKind::Returned, delivery, failure, elapsed));
+        self.observer
+            .notify(|| self.failure_event(EventKind::Returned, delivery, failure, elapsed));
     }
 
     /// A repeated delivery of a task that still runs here goes back to the queue after `pause`.
@@ -115,12 +118,12 @@ impl Journal {
     /// The task is requeued, unfinished.
     pub(crate) fn requeued(&self, delivery: &Delivery, elapsed: Duration) {
         self.tally.returned();
-        self.observer.notify(|| event(EventKind::Returned, delivery, elapsed));
+        self.observer.notify(|| self.event(EventKind::Returned, delivery, elapsed));
     }
 
     /// The event for [`requeued_meanwhile`](Journal::requeued_meanwhile), if an observer wants it.
     pub(crate) fn event_of_requeue(&self, delivery: &Delivery) -> Option<Event> {
-        self.observer.is_set().then(|| event(EventKind::Returned, delivery, Duration::ZERO))
+        self.observer.is_set().then(|| self.event(EventKind::Returned, delivery, Duration::ZERO))
     }
 
     /// The task is requeued while the handler or the republisher still has it.
@@ -136,7 +139,7 @@ impl Journal {
         let (thread, task) = (delivery.thread, delivery.task.name());
         warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
         self.tally.lost();
-        self.observer.notify(|| failure_event(EventKind::Failed, delivery, failure, elapsed));
+        self.observer.notify(|| self.failure_event(EventKind::Failed, delivery, failure, elapsed));
     }
 
     /// So many tasks were not started, and with automatic acks the broker has forgotten them.
@@ -151,7 +154,7 @@ impl Journal {
     /// once: a task runs again when its ack does not reach the broker.
     pub(crate) fn orphaned(&self, delivery: &Delivery, elapsed: Duration) {
         self.tally.orphaned();
-        self.observer.notify(|| event(EventKind::Orphaned, delivery, elapsed));
+        self.observer.notify(|| self.event(EventKind::Orphaned, delivery, elapsed));
         let (thread, task) = (delivery.thread, delivery.task.name());
         warn!("thread {thread}: task {task} ended after its channel was lost, and may run twice");
     }
@@ -178,6 +181,34 @@ impl Journal {
 
     pub(crate) fn sum_up(&self, running: usize, elapsed: Duration, ended: StopReason) -> Summary {
         self.tally.sum_up(running, elapsed, ended)
+    }
+
+    fn failure_event(
+        &self,
+        kind: EventKind,
+        delivery: &Delivery,
+        failure: &Failure,
+        elapsed: Duration,
+    ) -> Event {
+        Event { reason: Some(failure.reason().to_string()), ..self.event(kind, delivery, elapsed) }
+    }
+
+    fn event(&self, kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
+        let end = delivery.program_end();
+        Event {
+            time: SystemTime::now(),
+            kind,
+            task: delivery.task.id().unwrap_or_default().to_string(),
+            attempt: delivery.attempt,
+            thread: delivery.thread,
+            queue: delivery.queue.clone(),
+            host: self.host.clone(),
+            bytes: delivery.body().len() as u64,
+            elapsed,
+            reason: None,
+            exit: end.and_then(|end| end.exit),
+            signal: end.and_then(|end| end.signal),
+        }
     }
 }
 
@@ -209,28 +240,6 @@ fn log_failure(delivery: &Delivery, what: &str, failure: &Failure) {
     warn!("thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}");
 }
 
-fn failure_event(
-    kind: EventKind,
-    delivery: &Delivery,
-    failure: &Failure,
-    elapsed: Duration,
-) -> Event {
-    Event { reason: Some(failure.reason().to_string()), ..event(kind, delivery, elapsed) }
-}
-
-fn event(kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
-    Event {
-        time: SystemTime::now(),
-        kind,
-        task: delivery.task.id().unwrap_or_default().to_string(),
-        attempt: delivery.attempt,
-        thread: delivery.thread,
-        queue: delivery.queue.clone(),
-        elapsed,
-        reason: None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -248,7 +257,7 @@ mod tests {
         let observer = Observer(Some(Arc::new(move |event: &Event| {
             seen.lock().expect("no panic").push((event.kind, event.reason.clone()));
         })));
-        (Journal::new(observer), events)
+        (Journal::new(observer, "host".into()), events)
     }
 
     fn delivery() -> Delivery {
@@ -306,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_task_that_is_requeued_meanwhile_is_counted_also_without_an_observer() {
-        let journal = Journal::new(Observer::default());
+        let journal = Journal::default();
         let event = journal.event_of_requeue(&delivery());
         assert!(event.is_none(), "nobody wants it");
         journal.requeued_meanwhile(event);

@@ -239,7 +239,7 @@ impl Worker {
             budget,
             exhausted,
             cancellation: Cancellation::new(shutdown.killing()),
-            journal: Journal::new(self.observer.clone()),
+            journal: Journal::new(self.observer.clone(), self.settings.host.clone()),
             health: self.health.clone(),
             late_tasks: LateTasks::default(),
         }

@@ -25,8 +25,12 @@ fn event() -> Event {
         attempt: 1,
         thread: 1,
         queue: "q".into(),
+        host: "host".into(),
+        bytes: 0,
         elapsed: Duration::ZERO,
         reason: None,
+        exit: None,
+        signal: None,
     }
 }
 

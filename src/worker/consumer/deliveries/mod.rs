@@ -4,6 +4,7 @@
 mod failed;
 mod requeue;
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -122,6 +123,8 @@ impl<'c> Deliveries<'c> {
             thread: self.thread,
             cancelled: cancellation.cancelled.clone(),
             killed: cancellation.killed.clone(),
+            kept_output: 0,
+            program_end: OnceLock::new(),
         }
     }
 
