@@ -56,6 +56,9 @@ const DELAYS: [u64; 39] = [
 /// delay queue has to outlive its delay.
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_millis(42 * DAY);
 
+/// The shortest delay.
+pub(crate) const SHORTEST_DELAY: Duration = Duration::from_millis(DELAYS[0]);
+
 /// All delays, the shortest first.
 pub(crate) fn all_delays() -> impl Iterator<Item = Duration> {
     DELAYS.into_iter().map(Duration::from_millis)

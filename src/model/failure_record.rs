@@ -12,6 +12,8 @@ pub struct FailureRecord {
     pub queue: String,
     /// How many attempts failed.
     pub attempts: u64,
+    /// How often the task was deferred, which counts as no attempt.
+    pub deferrals: u64,
     /// When the first attempt failed, to the second.
     pub first_failure: Option<SystemTime>,
     /// When the last attempt failed, to the second.
@@ -43,6 +45,7 @@ pub(crate) enum Fitted {
 #[cfg(feature = "command")]
 const PREFIX: &str = "x-rabbit-work-";
 const ATTEMPTS: &str = "x-rabbit-work-attempts";
+const DEFERRALS: &str = "x-rabbit-work-deferrals";
 const QUEUE: &str = "x-rabbit-work-queue";
 const FIRST: &str = "x-rabbit-work-first-failure";
 const LAST: &str = "x-rabbit-work-last-failure";
@@ -50,7 +53,7 @@ const REASON: &str = "x-rabbit-work-reason";
 const HOST: &str = "x-rabbit-work-host";
 const VERSION: &str = "x-rabbit-work-version";
 const HISTORY: &str = "x-rabbit-work-history";
-const OWN_HEADERS: [&str; 7] = [ATTEMPTS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
+const OWN_HEADERS: [&str; 8] = [ATTEMPTS, DEFERRALS, QUEUE, FIRST, LAST, REASON, HOST, VERSION];
 /// Headers that only a dead letter has.
 const DEAD_LETTER_HEADERS: [&str; 4] = [QUEUE, LAST, HOST, VERSION];
 
@@ -90,11 +93,14 @@ pub(crate) fn is_internal_header(name: &str) -> bool {
 pub(crate) fn attempt_of(task: &Task, max_attempts: u32) -> u32 {
     match task.value(ATTEMPTS) {
         None => 1,
-        Some(count) => match number(count).and_then(|count| u32::try_from(count).ok()) {
-            Some(failures) => failures.saturating_add(1),
-            None => max_attempts,
-        },
+        Some(count) => small(count).map_or(max_attempts, |failures| failures.saturating_add(1)),
     }
+}
+
+/// How often a task was deferred. If the counter cannot be read, it is as often as allowed, for the
+/// same reason.
+pub(crate) fn deferrals_of(task: &Task, max_defers: u32) -> u32 {
+    task.value(DEFERRALS).map_or(0, |count| small(count).unwrap_or(max_defers))
 }
 
 /// The task for another try, after the attempt of this number has failed. It has no more headers than
@@ -114,6 +120,13 @@ pub(crate) fn to_retry(
     ];
     let removed = BROKER_HEADERS.into_iter().chain(DEAD_LETTER_HEADERS).map(|name| (name, None));
     task.prepare_for_republish().with_values(removed.chain(written))
+}
+
+/// The task to be tried again, after it was deferred so often. Its failures stay as they are.
+pub(crate) fn to_deferred(task: Task, deferrals: u32) -> Task {
+    let removed = BROKER_HEADERS.into_iter().chain(DEAD_LETTER_HEADERS).map(|name| (name, None));
+    let written = (DEFERRALS, Some(Value::I64(deferrals.into())));
+    task.prepare_for_republish().with_values(removed.chain([written]))
 }
 
 /// The task as a dead letter, after the attempt of this number has failed.
@@ -196,10 +209,11 @@ pub(crate) fn history_of(letter: &Task) -> Vec<FailureRecord> {
 fn read<'a>(get: impl Fn(&str) -> Option<&'a Value>) -> FailureRecord {
     let text = |name| get(name).and_then(Value::as_text).unwrap_or_default().to_owned();
     let time = |name| get(name).and_then(Value::as_time);
-    let attempts = get(ATTEMPTS).and_then(number);
+    let count = |name| get(name).and_then(number).and_then(|it| it.try_into().ok()).unwrap_or(0);
     FailureRecord {
         queue: text(QUEUE),
-        attempts: attempts.and_then(|count| count.try_into().ok()).unwrap_or(0),
+        attempts: count(ATTEMPTS),
+        deferrals: count(DEFERRALS),
         first_failure: time(FIRST),
         last_failure: time(LAST),
         reason: text(REASON),
@@ -216,6 +230,10 @@ fn written(record: FailureRecord) -> Value {
         (HOST.into(), Value::Text(record.host)),
         (VERSION.into(), Value::Text(record.version)),
     ]);
+    if record.deferrals > 0 {
+        let deferrals = record.deferrals.try_into().unwrap_or(i64::MAX);
+        entries.insert(DEFERRALS.into(), Value::I64(deferrals));
+    }
     for (name, time) in [(FIRST, record.first_failure), (LAST, record.last_failure)] {
         entries.extend(time.and_then(Value::time).map(|time| (name.to_string(), time)));
     }
@@ -258,6 +276,11 @@ fn apply_x_death(record: &mut FailureRecord, death: &Value) {
 /// A whole number, or a text that is one.
 fn number(value: &Value) -> Option<i64> {
     value.as_number().or_else(|| value.as_text()?.parse().ok())
+}
+
+/// The same, if it can be a count of ours.
+fn small(value: &Value) -> Option<u32> {
+    number(value)?.try_into().ok()
 }
 
 /// At most `limit` bytes: the beginning and the end, where error texts say the most.
@@ -314,6 +337,26 @@ mod tests {
         assert_eq!(record.first_failure, Some(context(1).now));
         assert_eq!(record.last_failure, Some(context(7).now));
         assert_eq!((record.queue.as_str(), record.host.as_str()), ("q", "h"));
+    }
+
+    #[test]
+    fn deferrals_are_counted_apart_until_a_replay() {
+        let mut task = to_retry(Task::new("x"), 2, "no", context(1));
+        for deferrals in 1..=3 {
+            task = to_deferred(task, deferrals);
+            assert_eq!((attempt_of(&task, 5), deferrals_of(&task, 9)), (3, deferrals));
+        }
+        assert_eq!(record_of(&task).reason, "no", "the last failure's");
+        let letter = to_dead_letter(task, 3, "never", context(2));
+        assert_eq!((record_of(&letter).attempts, record_of(&letter).deferrals), (3, 3));
+        let replayed = reset_for_replay(letter);
+        assert_eq!(deferrals_of(&replayed, 9), 0);
+        assert_eq!(history_of(&replayed)[0].deferrals, 3);
+        assert_eq!(attempt_of(&to_deferred(Task::new("x"), 1), 5), 1, "no attempt failed");
+        for damaged in [Value::Text("many".into()), Value::I64(-1), Value::I64(i64::MAX)] {
+            let task = Task::new("x").with_value(DEFERRALS, Some(damaged));
+            assert_eq!(deferrals_of(&task, 9), 9);
+        }
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub struct Delivery {
     pub(crate) thread: usize,
     pub(crate) attempt: u32,
     pub(crate) max_attempts: u32,
+    pub(crate) deferrals: u32,
     pub(crate) cancelled: Signal,
     pub(crate) killed: Signal,
     /// How much of the start of a program's standard output is kept in `program_end`.
@@ -146,6 +147,13 @@ impl Delivery {
         self.attempt
     }
 
+    /// How often the task was deferred ([`Failure::Defer`]), across workers and restarts. If the count
+    /// cannot be read, it is as often as allowed.
+    #[must_use]
+    pub fn deferrals(&self) -> u32 {
+        self.deferrals
+    }
+
     /// After how many failed attempts the task becomes a dead letter.
     #[must_use]
     pub fn max_attempts(&self) -> u32 {
@@ -180,6 +188,17 @@ pub enum Failure {
         /// What is wrong with the task.
         reason: String,
     },
+    /// Not now: the task waits in a delay queue, as a failed one does, and no attempt is counted. The
+    /// policy limits how often ([`RetryPolicy::max_defers`](crate::RetryPolicy::max_defers)).
+    #[non_exhaustive]
+    Defer {
+        /// What the task has to wait for, for logs, people and the dead letter.
+        reason: String,
+        /// How long to wait; without it, as long as the policy says
+        /// ([`RetryPolicy::defer_delay`](crate::RetryPolicy::defer_delay)). It is rounded up as in a
+        /// [`RetryPolicy`](crate::RetryPolicy).
+        after: Option<Duration>,
+    },
     /// It could not be tried, and that is not the task's fault: the task goes back to the queue after
     /// a pause, and no attempt is counted.
     #[non_exhaustive]
@@ -213,6 +232,11 @@ impl Failure {
         Failure::Reject { reason: reason.into() }
     }
 
+    /// No failure: the task is to be tried again after this delay, or with `None` after the policy's.
+    pub fn defer(reason: impl Into<String>, after: impl Into<Option<Duration>>) -> Failure {
+        Failure::Defer { reason: reason.into(), after: after.into() }
+    }
+
     /// No failure of the task: something else prevented it.
     pub fn requeue(reason: impl Into<String>) -> Failure {
         Failure::Requeue { reason: reason.into() }
@@ -229,6 +253,7 @@ impl Failure {
         match self {
             Failure::Retry { reason, .. }
             | Failure::Reject { reason }
+            | Failure::Defer { reason, .. }
             | Failure::Requeue { reason }
             | Failure::StopWorker { reason } => reason,
         }
@@ -275,6 +300,7 @@ pub(crate) fn test_delivery(task: Task) -> Delivery {
         thread: 3,
         attempt: 2,
         max_attempts: 5,
+        deferrals: 0,
         cancelled: never(),
         killed: never(),
         kept_output: 0,

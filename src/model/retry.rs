@@ -1,13 +1,14 @@
-//! [`RetryPolicy`]: decides whether and when a failed task is tried again. Pure, except for the random
-//! number of the jitter.
+//! [`RetryPolicy`]: decides whether and when a failed or deferred task is tried again. Pure, except for
+//! the random number of the jitter.
 
 use std::time::Duration;
 
-use crate::model::delays::{LONGEST_DELAY, round_up};
+use crate::model::delays::{LONGEST_DELAY, SHORTEST_DELAY, round_up};
 use crate::model::error::Error;
 use crate::model::handler::Failure;
 
-/// How many attempts a task gets, and how long it waits between two of them.
+/// How many attempts a task gets, how long it waits between two of them, and how often it may be
+/// deferred.
 ///
 /// The delay before the second attempt is [`first_delay`](RetryPolicy::first_delay); each further
 /// one is [`factor`](RetryPolicy::factor) times as long, up to
@@ -23,6 +24,9 @@ use crate::model::handler::Failure;
 /// let delays: Vec<u64> = (1..4).map(|failed| policy.delay_after(failed).as_secs()).collect();
 /// assert_eq!(delays, [1, 2, 5]);
 /// ```
+///
+/// A deferred task ([`Failure::Defer`](crate::Failure::Defer)) waits for a delay of its own, rounded up
+/// in the same way, and its attempts do not grow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
     max_attempts: u32,
@@ -30,6 +34,8 @@ pub struct RetryPolicy {
     factor: f64,
     longest_delay: Duration,
     jitter: f64,
+    defer_delay: Duration,
+    max_defers: u32,
 }
 
 /// What happens to a failed task.
@@ -37,6 +43,8 @@ pub struct RetryPolicy {
 pub(crate) enum Decision {
     /// It is tried again after this delay.
     Retry(Duration),
+    /// It is tried again after this delay, and no attempt is counted.
+    Defer(Duration),
     /// It becomes a dead letter.
     Dead,
     /// It was not tried: it goes back to the queue, and no attempt is counted.
@@ -50,7 +58,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Five attempts; delays from 5 s, doubling, up to 1 h; no jitter.
+    /// Five attempts; delays from 5 s, doubling, up to 1 h; no jitter; 1000 deferrals of 60 s.
     #[must_use]
     pub fn new() -> RetryPolicy {
         RetryPolicy {
@@ -59,6 +67,8 @@ impl RetryPolicy {
             factor: 2.0,
             longest_delay: Duration::from_secs(3600),
             jitter: 0.0,
+            defer_delay: Duration::from_secs(60),
+            max_defers: 1000,
         }
     }
 
@@ -99,6 +109,22 @@ impl RetryPolicy {
         self
     }
 
+    /// Sets how long a deferred task waits if its handler does not say, at least 100 ms and up to 42
+    /// days. Default: 60 s.
+    #[must_use]
+    pub fn defer_delay(mut self, delay: Duration) -> RetryPolicy {
+        self.defer_delay = delay;
+        self
+    }
+
+    /// Sets how often a task may be deferred, at least 1. The next deferral is a failure for good: the
+    /// task becomes a dead letter, whose reason says so. Default: 1000.
+    #[must_use]
+    pub fn max_defers(mut self, defers: u32) -> RetryPolicy {
+        self.max_defers = defers;
+        self
+    }
+
     /// How long a task waits after this many failures: rounded up, without jitter.
     #[must_use]
     pub fn delay_after(&self, failures: u32) -> Duration {
@@ -116,7 +142,25 @@ impl RetryPolicy {
                 let share = (1.0 - self.jitter * fastrand::f64()).clamp(0.0, 1.0);
                 Decision::Retry(round_up(self.delay_at(attempt).mul_f64(share)))
             }
+            Failure::Defer { after, .. } => {
+                Decision::Defer(round_up(after.unwrap_or(self.defer_delay).max(SHORTEST_DELAY)))
+            }
         }
+    }
+
+    /// The same failure; for good, if it defers a task that was deferred as often as allowed.
+    pub(crate) fn limit_deferrals(&self, deferrals: u32, failure: Failure) -> Failure {
+        match failure {
+            Failure::Defer { reason, .. } if deferrals >= self.max_defers => Failure::reject(
+                format!("deferred {deferrals} times, as often as allowed: {reason}"),
+            ),
+            other => other,
+        }
+    }
+
+    /// How often a task may be deferred.
+    pub(crate) fn deferral_limit(&self) -> u32 {
+        self.max_defers
     }
 
     /// How many attempts a task gets.
@@ -155,9 +199,17 @@ impl RetryPolicy {
         if !(0.0..=1.0).contains(&self.jitter) {
             return Err(Error::setting("retry jitter", "it is a number from 0 to 1"));
         }
-        for (setting, delay) in
-            [("retry delay", self.first_delay), ("max retry delay", self.longest_delay)]
-        {
+        if self.max_defers == 0 {
+            return Err(Error::setting(
+                "max defers",
+                "0 would never defer a task; write 1 or more",
+            ));
+        }
+        for (setting, delay) in [
+            ("retry delay", self.first_delay),
+            ("max retry delay", self.longest_delay),
+            ("defer delay", self.defer_delay),
+        ] {
             if delay > LONGEST_DELAY {
                 return Err(Error::setting(
                     setting,
@@ -248,6 +300,26 @@ mod tests {
     }
 
     #[test]
+    fn a_deferral_waits_in_a_delay_queue_whatever_the_attempt_is() {
+        let policy = RetryPolicy::new().max_attempts(1).defer_delay(70 * SECOND).jitter(1.0);
+        let after = |delay: Duration| policy.decide(9, &Failure::defer("busy", delay));
+        assert_eq!(policy.decide(9, &Failure::defer("busy", None)), Decision::Defer(120 * SECOND));
+        assert_eq!(after(SECOND), Decision::Defer(SECOND));
+        assert_eq!(after(Duration::ZERO), Decision::Defer(SHORTEST_DELAY), "never a busy loop");
+        assert_eq!(after(Duration::MAX), Decision::Defer(LONGEST_DELAY));
+    }
+
+    #[test]
+    fn one_deferral_too_many_is_a_failure_for_good() {
+        let policy = RetryPolicy::new().max_defers(2);
+        let busy = || Failure::defer("busy", SECOND);
+        assert_eq!(policy.limit_deferrals(1, busy()), busy());
+        let reason = "deferred 2 times, as often as allowed: busy";
+        assert_eq!(policy.limit_deferrals(2, busy()), Failure::reject(reason));
+        assert_eq!(policy.limit_deferrals(9, Failure::retry("no")), Failure::retry("no"));
+    }
+
+    #[test]
     fn jitter_shortens_within_its_share_before_the_delay_is_rounded_up() {
         let policy = RetryPolicy::new().first_delay(40 * SECOND).jitter(0.5).max_attempts(2);
         let mut seen = std::collections::BTreeSet::new();
@@ -279,6 +351,8 @@ mod tests {
         assert!(RetryPolicy::new().longest_delay(LONGEST_DELAY).validate().is_ok());
         for policy in [
             RetryPolicy::new().max_attempts(0),
+            RetryPolicy::new().max_defers(0),
+            RetryPolicy::new().defer_delay(LONGEST_DELAY + SECOND),
             RetryPolicy::new().factor(0.5),
             RetryPolicy::new().factor(f64::NAN),
             RetryPolicy::new().jitter(1.1),

@@ -30,7 +30,7 @@ pub struct Event {
     pub bytes: u64,
     /// How long the handler ran; zero if it did not start, or is left running.
     pub elapsed: Duration,
-    /// Why the handler failed, if it did.
+    /// Why the handler failed or deferred the task, if it did.
     pub reason: Option<String>,
     /// The exit status of the program that [`Command`](crate::Command) ran; `None` before its end, and
     /// if a signal ended it.
@@ -50,6 +50,9 @@ pub enum EventKind {
     /// The handler failed. The broker confirmed a copy of the task in a delay queue; then the task
     /// was acked.
     Retried,
+    /// The handler deferred the task. The broker confirmed a copy in a delay queue; then the task was
+    /// acked. No attempt is counted.
+    Deferred,
     /// The handler failed for good. The broker confirmed a dead letter; then the task was acked.
     Dead,
     /// The handler failed, and the broker confirmed no copy of the task. It goes back to the queue
@@ -70,6 +73,7 @@ impl EventKind {
             EventKind::Started => "started",
             EventKind::Done => "done",
             EventKind::Retried => "retried",
+            EventKind::Deferred => "deferred",
             EventKind::Dead => "dead",
             EventKind::Failed => "failed",
             EventKind::Returned => "returned",

@@ -37,7 +37,8 @@ impl Journal {
         self.observer.notify(|| self.event(EventKind::Done, delivery, elapsed));
     }
 
-    /// The handler failed, and the task is about to be published to `target`. Returns the event for
+    /// The handler failed or deferred, and the task is about to be published to `target`. Returns the
+    /// event for
     /// [`republished`](Journal::republished) or [`not_republished`](Journal::not_republished).
     pub(crate) fn failed(
         &self,
@@ -46,6 +47,10 @@ impl Journal {
         target: Target,
         elapsed: Duration,
     ) -> Event {
+        if let (Failure::Defer { .. }, Target::Delay(delay)) = (failure, target) {
+            log_deferral(delivery, delay, failure);
+            return self.failure_event(EventKind::Deferred, delivery, failure, elapsed);
+        }
         let what = match target {
             Target::Delay(delay) => format!("is tried again in {delay:?}"),
             Target::Main => "is tried again at once".to_string(),
@@ -57,12 +62,17 @@ impl Journal {
 
     /// The broker has confirmed the copy of a failed task, and the task is acked.
     pub(crate) fn republished(&self, event: Event, target: Target) {
-        let kind = if target == Target::Dead {
+        let kind = match (target, event.kind) {
             // The republisher has counted it when the broker confirmed it.
-            EventKind::Dead
-        } else {
-            self.tally.retried();
-            EventKind::Retried
+            (Target::Dead, _) => EventKind::Dead,
+            (_, EventKind::Deferred) => {
+                self.tally.deferred();
+                EventKind::Deferred
+            }
+            _ => {
+                self.tally.retried();
+                EventKind::Retried
+            }
         };
         self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
     }
@@ -240,6 +250,15 @@ fn log_failure(delivery: &Delivery, what: &str, failure: &Failure) {
     warn!("thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}");
 }
 
+/// A deferral is no failure, and may be as frequent as tasks are.
+fn log_deferral(delivery: &Delivery, delay: Duration, failure: &Failure) {
+    let (thread, task) = (delivery.thread, delivery.task.name());
+    let deferral = delivery.deferrals.saturating_add(1);
+    info!(
+        "thread {thread}: task {task} is deferred for {delay:?} (deferral {deferral}): {failure}"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -276,6 +295,9 @@ mod tests {
         journal.started(&delivery);
         journal.done(&delivery, NO_TIME);
         journal.republished(failed(Target::Main), Target::Main);
+        let delay = Target::Delay(Duration::from_secs(1));
+        let not_now = Failure::defer("busy", None);
+        journal.republished(journal.failed(&delivery, &not_now, delay, NO_TIME), delay);
         journal.republished(failed(Target::Dead), Target::Dead);
         journal.tally().dead();
         journal.not_republished(failed(Target::Dead), "q.dead", &refused, NO_TIME);
@@ -286,14 +308,16 @@ mod tests {
         journal.orphaned_while_published(failed(Target::Dead));
 
         let summary = journal.sum_up(0, NO_TIME, StopReason::Stopped);
-        let counts = [summary.done, summary.retried, summary.dead, summary.failed];
-        assert_eq!(counts, [1, 1, 1, 1]);
+        let counts =
+            [summary.done, summary.retried, summary.deferred, summary.dead, summary.failed];
+        assert_eq!(counts, [1, 1, 1, 1, 1]);
         assert_eq!([summary.returned, summary.lost, summary.orphaned], [2, 1, 2]);
         let broken = Some("broken".to_string());
         let expected = [
             (EventKind::Started, None),
             (EventKind::Done, None),
             (EventKind::Retried, broken.clone()),
+            (EventKind::Deferred, Some("busy".to_string())),
             (EventKind::Dead, broken.clone()),
             (EventKind::Failed, broken.clone()),
             (EventKind::Returned, Some("later".to_string())),

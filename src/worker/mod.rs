@@ -53,6 +53,7 @@ use crate::worker::task_budget::TaskBudget;
 /// |---|---|
 /// | the handler returns `Ok` | acked |
 /// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
+/// | it returns [`Failure::Defer`](crate::Failure::Defer) | the same, but its attempts do not grow; it is a dead letter once it is deferred more often than [`RetryPolicy::max_defers`](crate::RetryPolicy::max_defers) allows |
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |
 /// | that publish is not confirmed | requeued after a pause, and the failure does not count. The pause is 1 s and doubles with each in a row of that thread, up to 60 s. The thread goes on with other tasks meanwhile. It requeues those that it keeps together: once it has done another task, or if no other came, or after 10 min. It keeps up to 500, and then takes no others |
 /// | it runs longer than the broker waits for an ack (`consumer_timeout`) | it runs on, but its result is not acked, and its thread consumes again afterwards. When this worker receives the task again, and the task has an id, that counts as a failed attempt, once for each time. If it comes again while it still runs here, it is requeued after a pause. Another worker process runs it, uncounted |
@@ -135,8 +136,8 @@ impl Worker {
         self
     }
 
-    /// Sets how often a failed task is tried again, and when. Default: five attempts, 5 s, 10 s,
-    /// 20 s and 45 s apart.
+    /// Sets how often a failed or deferred task is tried again, and when. Default: five attempts, 5 s,
+    /// 10 s, 20 s and 45 s apart; 1000 deferrals of 60 s.
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Worker {
         self.settings.policy = policy;

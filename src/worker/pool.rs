@@ -194,7 +194,7 @@ impl HandlerThread {
         match &failure {
             Failure::StopWorker { .. } => self.run.budget.close(&failure),
             Failure::Requeue { .. } => self.run.budget.refund(),
-            Failure::Retry { .. } | Failure::Reject { .. } => {}
+            Failure::Retry { .. } | Failure::Reject { .. } | Failure::Defer { .. } => {}
         }
         JobResult::Failed(failure)
     }

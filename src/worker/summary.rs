@@ -11,6 +11,8 @@ pub struct Summary {
     pub done: u64,
     /// Failures after which the task was published again, to be retried.
     pub retried: u64,
+    /// Deferrals after which the task was published again, to be tried later.
+    pub deferred: u64,
     /// Dead letters that this run made. If the connection was lost before the ack, the task of one is
     /// in the queue as well.
     pub dead: u64,
@@ -61,6 +63,7 @@ pub enum StopReason {
 pub(crate) struct Tally {
     done: AtomicU64,
     retried: AtomicU64,
+    deferred: AtomicU64,
     dead: AtomicU64,
     dead_unconfirmed: AtomicU64,
     failed: AtomicU64,
@@ -77,6 +80,10 @@ impl Tally {
 
     pub(crate) fn retried(&self) {
         self.retried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn deferred(&self) {
+        self.deferred.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn dead(&self) {
@@ -114,7 +121,7 @@ impl Tally {
 
     /// How many tasks are done, or confirmed in another queue.
     pub(crate) fn settled(&self) -> u64 {
-        let counts = [&self.done, &self.retried, &self.dead];
+        let counts = [&self.done, &self.retried, &self.deferred, &self.dead];
         counts.map(|count| count.load(Ordering::Relaxed)).iter().sum()
     }
 
@@ -123,6 +130,7 @@ impl Tally {
         Summary {
             done: read(&self.done),
             retried: read(&self.retried),
+            deferred: read(&self.deferred),
             dead: read(&self.dead),
             dead_unconfirmed: read(&self.dead_unconfirmed),
             failed: read(&self.failed),

@@ -7,8 +7,8 @@ use log::{info, warn};
 
 use crate::amqp::channel::Settlement;
 use crate::amqp::close_reason::CloseReason;
-use crate::model::failure_record::{FailureContext, to_dead_letter, to_retry};
-use crate::model::handler::Failure;
+use crate::model::failure_record::{FailureContext, to_dead_letter, to_deferred, to_retry};
+use crate::model::handler::{Delivery, Failure};
 use crate::model::outcome::Outcome;
 use crate::model::queue::Target;
 use crate::model::retry::Decision;
@@ -28,16 +28,18 @@ pub(super) enum StallLogged {
 }
 
 impl Deliveries<'_> {
-    /// Decides where a failed task goes. It is acked only once the broker has confirmed its copy
+    /// Decides where a failed or deferred task goes. It is acked only once the broker has confirmed its copy
     /// there; this thread goes on meanwhile.
     pub(super) fn route_failure(&mut self, job: Job, failure: &Failure, elapsed: Duration) {
-        let target = match self.settings().policy.decide(job.delivery.attempt, failure) {
+        let policy = &self.settings().policy;
+        let failure = &policy.limit_deferrals(job.delivery.deferrals, failure.clone());
+        let target = match policy.decide(job.delivery.attempt, failure) {
             Decision::Requeue => {
                 let pause = self.ledger.pause(job.tag, Instant::now());
                 return self.journal().not_tried(&job.delivery, failure, pause, elapsed);
             }
             Decision::Retry(delay) if delay.is_zero() => Target::Main,
-            Decision::Retry(delay) => Target::Delay(delay),
+            Decision::Retry(delay) | Decision::Defer(delay) => Target::Delay(delay),
             Decision::Dead => Target::Dead,
         };
         let event = self.journal().failed(&job.delivery, failure, target, elapsed);
@@ -46,14 +48,17 @@ impl Deliveries<'_> {
     }
 
     fn republish(&self, job: Job, target: Target, failure: &Failure) {
-        let Job { tag, delivery } = job;
+        let Job { tag, delivery: Delivery { task, attempt, deferrals, .. } } = job;
         let context = FailureContext {
             queue: self.context.queue.name(),
             host: &self.settings().host,
             now: SystemTime::now(),
         };
-        let to_message = if target == Target::Dead { to_dead_letter } else { to_retry };
-        let task = to_message(delivery.task, delivery.attempt, failure.reason(), context);
+        let task = match failure {
+            Failure::Defer { .. } => to_deferred(task, deferrals.saturating_add(1)),
+            _ if target == Target::Dead => to_dead_letter(task, attempt, failure.reason(), context),
+            _ => to_retry(task, attempt, failure.reason(), context),
+        };
         let request = RepublishRequest { task, target, tag, results: self.results.clone() };
         if self.context.republisher.send(request).is_err() {
             let reason = "the thread that republishes tasks has ended".to_string();

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::amqp::channel::{Acks, Channel, Received, Settlement, Unsettled};
 use crate::amqp::close_reason::CloseReason;
-use crate::model::failure_record::attempt_of;
+use crate::model::failure_record::{attempt_of, deferrals_of};
 use crate::model::handler::{Delivery, Failure};
 use crate::worker::consumer::context::ConsumerContext;
 use crate::worker::in_flight::{InFlight, UnackedDelivery};
@@ -112,11 +112,13 @@ impl<'c> Deliveries<'c> {
     }
 
     fn delivery(&self, received: Received) -> Delivery {
-        let max_attempts = self.settings().policy.attempts();
+        let policy = &self.settings().policy;
+        let max_attempts = policy.attempts();
         let cancellation = &self.context.run.cancellation;
         Delivery {
             attempt: attempt_of(&received.task, max_attempts),
             max_attempts,
+            deferrals: deferrals_of(&received.task, policy.deferral_limit()),
             task: received.task,
             redelivered: received.redelivered,
             queue: self.context.queue.name().to_string(),
