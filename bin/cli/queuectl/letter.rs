@@ -74,6 +74,7 @@ fn add_record(record: &FailureRecord, add: &mut impl FnMut(&str, Option<String>)
     let written = |text: &String| Some(text.clone()).filter(|it| !it.is_empty());
     add("queue", written(&record.queue));
     add("attempts", Some(record.attempts.to_string()));
+    add("deferrals", Some(record.deferrals).filter(|it| *it > 0).map(|it| it.to_string()));
     add("first failure", time(record.first_failure));
     add("last failure", time(record.last_failure));
     add("reason", written(&record.reason));
@@ -85,6 +86,7 @@ fn record_as_object(record: &FailureRecord) -> Value {
     json!({
         "queue": record.queue,
         "attempts": record.attempts,
+        "deferrals": record.deferrals,
         "first_failure": time(record.first_failure),
         "last_failure": time(record.last_failure),
         "reason": record.reason,

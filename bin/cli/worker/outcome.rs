@@ -12,8 +12,8 @@ use crate::cli::worker::options::Options;
 
 /// Whether the log gets a summary: not after a usage error before the first task.
 pub(crate) fn has_news(summary: &Summary, ended: &Result<Summary, Error>) -> bool {
-    let Summary { done, retried, dead, failed, lost, returned, orphaned, .. } = summary;
-    let worked = done + retried + dead + failed + lost + returned + orphaned > 0;
+    let Summary { done, retried, deferred, dead, failed, lost, returned, orphaned, .. } = summary;
+    let worked = done + retried + deferred + dead + failed + lost + returned + orphaned > 0;
     ended.as_ref().err().is_none_or(|error| worked || error.is_transient())
 }
 
@@ -24,10 +24,11 @@ pub(crate) fn as_text(summary: &Summary) -> String {
         0 => String::new(),
         _ => format!(" {count} {what},"),
     };
+    let deferred = if_any(summary.deferred, "deferred");
     let (dead_unconfirmed, lost) =
         (if_any(summary.dead_unconfirmed, "maybe dead"), if_any(summary.lost, "lost"));
     format!(
-        "{done} tasks done, {retried} retried, {dead} dead,{dead_unconfirmed}{lost} {returned} \
+        "{done} tasks done, {retried} retried,{deferred} {dead} dead,{dead_unconfirmed}{lost} {returned} \
          requeued, {orphaned} may run twice, {running} still running, in {:.1} s",
         elapsed.as_secs_f64()
     )
@@ -44,10 +45,12 @@ pub(crate) fn as_json(summary: Option<&Summary>) -> Value {
         "seconds": summary.map_or(0.0, |it| it.elapsed.as_secs_f64()),
         "ended": reason_in_json(summary.map_or(StopReason::Failed, |it| it.ended)),
     });
-    // Rare, and each a cause of exit status 1.
-    for (name, count) in
-        [("doubtful", count(|it| it.dead_unconfirmed)), ("lost", count(|it| it.lost))]
-    {
+    // Rare; all but the first are causes of exit status 1.
+    for (name, count) in [
+        ("deferred", count(|it| it.deferred)),
+        ("doubtful", count(|it| it.dead_unconfirmed)),
+        ("lost", count(|it| it.lost)),
+    ] {
         if count > 0 {
             object[name] = json!(count);
         }
@@ -70,8 +73,8 @@ pub(crate) fn exit_of(
     options: &Options,
     unwritable: Option<&io::Error>,
 ) -> Exit {
-    let Summary { done, retried, dead, dead_unconfirmed, failed, lost, .. } = summary;
-    let ran = done + retried + dead + failed + lost;
+    let Summary { done, retried, deferred, dead, dead_unconfirmed, failed, lost, .. } = summary;
+    let ran = done + retried + deferred + dead + failed + lost;
     let is_batch = options.drain || options.max_tasks.is_some();
     if let Some(error) = unwritable {
         error!("standard output cannot be written: {error}");
