@@ -109,6 +109,7 @@ pub(crate) fn variables(delivery: &Delivery) -> Vec<(String, String)> {
             "TASK_MAX_ATTEMPTS",
             Some(delivery.max_attempts()).filter(|most| *most > 0).map(|most| most.to_string()),
         ),
+        ("TASK_DEFERRALS", Some(delivery.deferrals().to_string())),
         ("TASK_REDELIVERED", Some(u8::from(delivery.redelivered()).to_string())),
         ("TASK_CONTENT_TYPE", task.content_type().map(str::to_string)),
         ("TASK_PRIORITY", task.priority().map(|priority| priority.to_string())),

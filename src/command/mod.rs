@@ -2,6 +2,7 @@
 //! result.
 
 mod cancel;
+mod defer_file;
 mod launch;
 pub(crate) mod output;
 mod process;
@@ -21,6 +22,7 @@ use log::debug;
 use rustix::io::Errno;
 
 use crate::command::cancel::{CancelPipe, KILL_AFTER};
+use crate::command::defer_file::{DeferFile, DeferFolder};
 use crate::command::launch::{
     filled_in, find, input, is_being_written, is_not_executable, not_started, variables,
 };
@@ -38,6 +40,7 @@ use crate::util::text::printable;
 /// |---|---|
 /// | exits with 0 | is done |
 /// | exits with 65 (`EX_DATAERR` of sysexits) | can never succeed: [`Failure::Reject`] |
+/// | exits with 75 (`EX_TEMPFAIL`) | is to be tried later, without a failure: [`Failure::Defer`] |
 /// | exits with any other status, dies of a signal, runs past the [time limit](Command::time_limit) | may succeed another time: [`Failure::Retry`] |
 /// | could not be started for lack of memory, processes or descriptors, or was cancelled by a stop | [`Failure::Requeue`] |
 /// | cannot be executed any more, such as one that was removed, nor within 5 s | [`Failure::StopWorker`] |
@@ -56,11 +59,15 @@ use crate::util::text::printable;
 /// reason.
 ///
 /// The environment is this program's own without its `TASK_` variables, and with `TASK_ID`,
-/// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_REDELIVERED` (0 or 1),
+/// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_DEFERRALS`, `TASK_REDELIVERED` (0 or 1),
 /// `TASK_CONTENT_TYPE`, `TASK_PRIORITY`, `TASK_ENQUEUED_AT` (Unix seconds),
 /// `TASK_CORRELATION_ID`, `TASK_REPLY_TO`, `TASK_WORKER` (the number of the worker thread) and
 /// a `TASK_HEADER_<NAME>` for each header, its name in upper case with `_` for whatever is
 /// neither a letter nor a digit. What a task does not have is not set.
+///
+/// `TASK_DEFER_FILE` names a file that does not exist yet. Before it exits with 75, the program may
+/// write there how long the task is to wait: `120` for seconds, or `2m`. Anything else is ignored,
+/// with one warning. The file is in the folder for temporary files, and removed after the task.
 ///
 /// The program leads a process group of its own, so a Ctrl-C in a terminal does not reach it.
 /// At the time limit, and when a stop is out of patience, the whole group gets SIGTERM, and
@@ -97,6 +104,7 @@ pub struct Command {
     /// The names of our own variables that are not passed on.
     not_inherited: Vec<OsString>,
     cancel: Mutex<Option<Arc<CancelPipe>>>,
+    defer_folder: DeferFolder,
     background: BackgroundPipes,
 }
 
@@ -110,6 +118,8 @@ enum Lines {
 const STOPPED_BEFORE_START: &str = "the worker stopped before it started";
 /// `EX_DATAERR` of sysexits.h.
 const NEVER_RETRY: i32 = 65;
+/// `EX_TEMPFAIL` of sysexits.h.
+const NOT_NOW: i32 = 75;
 /// The time a killed program may take to disappear.
 const EXIT_AFTER_KILL: Duration = Duration::from_millis(500);
 /// The pauses between tries to start a program that cannot be executed, because an update may be
@@ -138,6 +148,7 @@ impl Command {
             lines: Lines::Plain,
             not_inherited: not_inherited.collect(),
             cancel: Mutex::new(None),
+            defer_folder: DeferFolder::default(),
             background: BackgroundPipes::default(),
         })
     }
@@ -163,7 +174,11 @@ impl Command {
     }
 
     /// The program for one task, not started yet.
-    fn prepare(&self, delivery: &Delivery) -> Result<std::process::Command, Failure> {
+    fn prepare(
+        &self,
+        delivery: &Delivery,
+        defer_file: &DeferFile<'_>,
+    ) -> Result<std::process::Command, Failure> {
         let mut command = std::process::Command::new(&self.path);
         command.arg0(&self.name);
         for argument in &self.arguments {
@@ -173,6 +188,7 @@ impl Command {
             command.env_remove(name);
         }
         command.envs(variables(delivery));
+        command.envs(defer_file.path().map(|path| ("TASK_DEFER_FILE", path)));
         command.stdin(input(delivery.body()).map_err(|error| not_started(&error))?);
         command.stderr(Stdio::piped());
         if matches!(self.lines, Lines::Tagged(_)) || delivery.kept_output > 0 {
@@ -206,8 +222,8 @@ impl Command {
     }
 
     /// Starts the program for one task, and tries again for a while if it cannot be executed.
-    fn start(&self, delivery: &Delivery) -> Result<Process, Failure> {
-        let mut command = self.prepare(delivery)?;
+    fn start(&self, delivery: &Delivery, defer_file: &DeferFile<'_>) -> Result<Process, Failure> {
+        let mut command = self.prepare(delivery, defer_file)?;
         let (limit, mode, kept) =
             (self.time_limit, self.output_mode(delivery), delivery.kept_output);
         let mut start = || Process::start(&mut command, limit, &mode, kept);
@@ -265,7 +281,8 @@ impl Handler for Command {
             return Err(Failure::requeue(STOPPED_BEFORE_START));
         }
         let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
-        let process = self.start(delivery)?;
+        let defer_file = self.defer_folder.file();
+        let process = self.start(delivery, &defer_file)?;
         let (started, since) = (SystemTime::now(), Instant::now());
         let ended = process.wait(&cancel, &self.background).map_err(|error| {
             Failure::requeue(format!(
@@ -275,7 +292,7 @@ impl Handler for Command {
         let (verdict, elapsed) = (self.verdict(&ended), since.elapsed());
         // A handler may run several programs for one task: the first one counts.
         let _ = delivery.program_end.set(Box::new(ended.into_program_end(started, elapsed)));
-        verdict
+        verdict.map_err(|failure| defer_file.with_delay(failure, delivery))
     }
 
     fn cancel_timeout(&self) -> Duration {
@@ -309,6 +326,7 @@ fn verdict_of_status(ended: &Ended) -> Result<(), Failure> {
     match ended.status.code() {
         Some(0) => Ok(()),
         Some(NEVER_RETRY) => Err(Failure::reject(with_tail("exit status 65", ended))),
+        Some(NOT_NOW) => Err(Failure::defer(with_tail("exit status 75", ended), None)),
         Some(code) => Err(Failure::retry(with_tail(&format!("exit status {code}"), ended))),
         None => Err(Failure::retry(with_tail(&signal_in_words(ended.status), ended))),
     }
@@ -349,6 +367,7 @@ mod tests {
     fn the_exit_status_says_what_becomes_of_the_task() {
         assert_eq!(run(sh("exit 0"), Task::new("")), Ok(()));
         assert_eq!(run(sh("exit 65"), Task::new("")), Err(Failure::reject("exit status 65")));
+        assert_eq!(run(sh("exit 75"), Task::new("")), Err(Failure::defer("exit status 75", None)));
         assert_eq!(run(sh("exit 255"), Task::new("")), Err(Failure::retry("exit status 255")));
         assert_eq!(run(sh("kill -9 $$"), Task::new("")), Err(Failure::retry("killed by signal 9")));
     }
@@ -367,6 +386,14 @@ mod tests {
         let killed = end_of("kill -9 $$");
         assert_eq!((killed.exit, killed.signal), (None, Some(9)));
         assert_eq!((killed.output.as_slice(), killed.output_bytes), (b"".as_slice(), 0));
+    }
+
+    #[test]
+    fn a_program_says_how_long_its_task_is_to_wait() {
+        let command = sh("echo 90s >\"$TASK_DEFER_FILE\"; echo busy >&2; exit 75");
+        let reason = "exit status 75; the end of its standard error: busy";
+        let failed = run(command, Task::new(""));
+        assert_eq!(failed, Err(Failure::defer(reason, Duration::from_secs(90))));
     }
 
     #[test]

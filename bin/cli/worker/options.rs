@@ -57,6 +57,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     max_retry_delay: Duration,
 
+    /// How long a task waits that a command puts off with status 75; rounded up, see Durations
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration)]
+    defer_delay: Duration,
+
+    /// How often a task may be put off; then it becomes a dead letter
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
+    max_defers: u32,
+
     /// Exit after running this many tasks
     #[arg(long, value_name = "N")]
     pub(crate) max_tasks: Option<u64>,
@@ -128,6 +136,8 @@ impl Options {
             .max_attempts(self.max_attempts)
             .first_delay(self.retry_delay)
             .longest_delay(self.max_retry_delay)
+            .defer_delay(self.defer_delay)
+            .max_defers(self.max_defers)
     }
 }
 
@@ -152,12 +162,15 @@ Command:
                   body may begin with a dash. No shell is involved
   status 0        the task is done
   status 65       the task can never succeed: it becomes a dead letter at once
+  status 75       not now: the task waits for --defer-delay, uncounted. Another
+                  delay, such as 120 or 2m, may be in the file TASK_DEFER_FILE
   any other       another status, a signal, or running past --task-timeout: the
                   task is tried again later
   environment     TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
-                  TASK_REDELIVERED TASK_WORKER, and what the task has of
-                  TASK_CONTENT_TYPE TASK_PRIORITY TASK_ENQUEUED_AT
-                  TASK_CORRELATION_ID TASK_REPLY_TO TASK_HEADER_<NAME>
+                  TASK_DEFERRALS TASK_DEFER_FILE TASK_REDELIVERED TASK_WORKER,
+                  and what the task has of TASK_CONTENT_TYPE TASK_PRIORITY
+                  TASK_ENQUEUED_AT TASK_CORRELATION_ID TASK_REPLY_TO
+                  TASK_HEADER_<NAME>
   background      processes that a command leaves behind must not write to
                   standard error for long: the pipe is closed when the worker
                   exits, or earlier. As the first process of a container, the
@@ -173,6 +186,7 @@ Events:
   started   a task starts
   done      it is done and acked
   retried   it failed, and waits for its next attempt
+  deferred  its command exited with 75, and it waits, without a failure
   dead      it failed for good, and is a dead letter
   failed    it failed and could not be moved to the retry or dead-letter queue:
             it is requeued without counting an attempt; with --auto-ack it is
@@ -203,8 +217,8 @@ Files:
                  events are dropped
   --json         one object, unless the options are invalid: done retried dead
                  returned seconds ended (drained, max-tasks, signal or error);
-                 and unless they are 0, doubtful (dead letters that may exist)
-                 and lost (by --auto-ack)
+                 and unless they are 0, deferred, doubtful (dead letters that
+                 may exist) and lost (by --auto-ack)
 
 Examples:
   worker
