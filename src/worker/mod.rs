@@ -10,6 +10,7 @@ pub(crate) mod job;
 pub(crate) mod journal;
 pub(crate) mod late;
 pub(crate) mod pool;
+pub(crate) mod rate;
 pub(crate) mod republish;
 pub(crate) mod run_context;
 pub(crate) mod session;
@@ -36,6 +37,7 @@ use crate::worker::health::Health;
 use crate::worker::journal::Journal;
 use crate::worker::late::LateTasks;
 use crate::worker::pool::{HandlerPool, WaitLimit};
+use crate::worker::rate::StartRate;
 use crate::worker::run_context::{Cancellation, RunContext, RunUntil, Settings};
 use crate::worker::session::Session;
 use crate::worker::sessions::{Reconnect, RunEnd, run_sessions};
@@ -77,6 +79,7 @@ pub struct Worker {
     threads: usize,
     reconnect: Reconnect,
     max_tasks: Option<u64>,
+    rate: Option<Arc<StartRate>>,
     observer: Observer,
     health: Health,
     last_summary: Arc<Mutex<Option<Summary>>>,
@@ -95,6 +98,7 @@ impl Worker {
             threads: thread::available_parallelism().map_or(1, usize::from),
             reconnect: Reconnect::Always,
             max_tasks: None,
+            rate: None,
             observer: Observer::default(),
             health: Health::default(),
             last_summary: Arc::default(),
@@ -171,6 +175,16 @@ impl Worker {
         self
     }
 
+    /// Starts at most `tasks` tasks in each `per`, in all threads of this worker and its clones together.
+    /// The starts are spread evenly, `per / tasks` apart. A task that waits for its start is unacked, so
+    /// let each thread start one within the broker's `consumer_timeout` (30 minutes). At a stop it is
+    /// requeued at once. Default: no limit.
+    #[must_use]
+    pub fn rate(mut self, tasks: u32, per: Duration) -> Worker {
+        self.rate = Some(Arc::new(StartRate::new(tasks, per)));
+        self
+    }
+
     /// Calls `observer` for each thing that happens to a task. It is called from the worker's threads,
     /// which wait for it; a panic in it is logged. Default: none.
     #[must_use]
@@ -239,6 +253,7 @@ impl Worker {
             handler: Box::new(handler),
             budget,
             exhausted,
+            rate: self.rate.clone(),
             cancellation: Cancellation::new(shutdown.killing()),
             journal: Journal::new(self.observer.clone(), self.settings.host.clone()),
             health: self.health.clone(),
@@ -266,6 +281,7 @@ impl Worker {
                 format!("{} is not within 1 to {MOST_THREADS}", self.threads),
             ));
         }
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
         if self.max_tasks == Some(0) {
             return Err(Error::setting("max tasks", "0 would never start any; write 1 or more"));
         }

@@ -154,10 +154,7 @@ impl HandlerThread {
     }
 
     fn may_start(&self, feed: &JobFeed) -> bool {
-        let is_over = is_closed(&feed.closed)
-            || feed.heartbeat.is_stale()
-            || is_closed(&self.run.cancellation.cancelled);
-        if is_over {
+        if self.is_over(feed) || !self.has_turn(feed) {
             return false;
         }
         let may_start = self.run.budget.take();
@@ -166,6 +163,18 @@ impl HandlerThread {
             let _ = feed.closed.recv();
         }
         may_start
+    }
+
+    fn is_over(&self, feed: &JobFeed) -> bool {
+        is_closed(&feed.closed)
+            || feed.heartbeat.is_stale()
+            || is_closed(&self.run.cancellation.cancelled)
+    }
+
+    /// Waits for the next start, if there is a rate.
+    fn has_turn(&self, feed: &JobFeed) -> bool {
+        let Some(rate) = &self.run.rate else { return true };
+        rate.wait(&[&feed.closed, &self.run.cancellation.cancelled]) && !self.is_over(feed)
     }
 
     fn run_job(&self, job: Job) -> Finished {
@@ -250,6 +259,7 @@ mod tests {
             handler: Box::new(handler),
             budget,
             exhausted,
+            rate: None,
             cancellation: Cancellation::new(&never()),
             journal: Journal::default(),
             health: Default::default(),

@@ -1,7 +1,7 @@
 //! [`RunContext`]: what all sessions of one run share: settings, journal, task budget,
 //! cancellation.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -16,6 +16,7 @@ use crate::util::shutdown::{Closer, Signal, closer};
 use crate::worker::health::Health;
 use crate::worker::journal::Journal;
 use crate::worker::late::LateTasks;
+use crate::worker::rate::StartRate;
 use crate::worker::task_budget::TaskBudget;
 
 /// Shared by all threads of one run. Handler threads that are left running hold it longer than the
@@ -28,6 +29,8 @@ pub(crate) struct RunContext {
     pub(crate) budget: TaskBudget,
     /// Closes when no further task may be started.
     pub(crate) exhausted: Signal,
+    /// `None` without a limit.
+    pub(crate) rate: Option<Arc<StartRate>>,
     pub(crate) cancellation: Cancellation,
     pub(crate) journal: Journal,
     pub(crate) health: Health,

@@ -7,6 +7,7 @@ mod init;
 pub(crate) mod options;
 mod outcome;
 mod output;
+mod rate;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

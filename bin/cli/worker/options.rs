@@ -11,6 +11,7 @@ use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::manual::sections;
 use crate::cli::common::options::{BrokerArgs, QueueArgs};
+use crate::cli::worker::rate::Rate;
 
 /// Run COMMAND for each task of a RabbitMQ queue, with the task's body on its standard input.
 ///
@@ -64,6 +65,11 @@ pub(crate) struct Options {
     /// How often a task may be put off; then it becomes a dead letter
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     max_defers: u32,
+
+    /// Start at most N tasks a second, minute or hour, spread evenly; per process: each worker has its
+    /// own limit
+    #[arg(long, value_name = "N/s|m|h")]
+    rate: Option<Rate>,
 
     /// Exit after running this many tasks
     #[arg(long, value_name = "N")]
@@ -124,6 +130,9 @@ impl Options {
         }
         if let Some(limit) = self.max_tasks {
             worker = worker.max_tasks(limit);
+        }
+        if let Some(Rate { tasks, per }) = self.rate {
+            worker = worker.rate(tasks, per);
         }
         if self.no_reconnect {
             worker = worker.no_reconnect();
