@@ -79,6 +79,7 @@ pub struct Worker {
     threads: usize,
     reconnect: Reconnect,
     max_tasks: Option<u64>,
+    max_dead: Option<u64>,
     rate: Option<Arc<StartRate>>,
     observer: Observer,
     health: Health,
@@ -98,6 +99,7 @@ impl Worker {
             threads: thread::available_parallelism().map_or(1, usize::from),
             reconnect: Reconnect::Always,
             max_tasks: None,
+            max_dead: None,
             rate: None,
             observer: Observer::default(),
             health: Health::default(),
@@ -175,6 +177,14 @@ impl Worker {
         self
     }
 
+    /// Ends once this worker has made this many dead letters. Running tasks are finished, and may add
+    /// some more. Default: no limit.
+    #[must_use]
+    pub fn max_dead(mut self, limit: u64) -> Worker {
+        self.max_dead = Some(limit);
+        self
+    }
+
     /// Starts at most `tasks` tasks in each `per`, in all threads of this worker and its clones together.
     /// The starts are spread evenly, `per / tasks` apart. A task that waits for its start is unacked, so
     /// let each thread start one within the broker's `consumer_timeout` (30 minutes). At a stop it is
@@ -199,8 +209,9 @@ impl Worker {
         self.health.clone()
     }
 
-    /// Works until `shutdown` asks to stop, [`max_tasks`](Worker::max_tasks) are done, or the handler
-    /// returns [`Failure::StopWorker`](crate::Failure::StopWorker).
+    /// Works until `shutdown` asks to stop, [`max_tasks`](Worker::max_tasks) are done,
+    /// [`max_dead`](Worker::max_dead) are dead, or the handler returns
+    /// [`Failure::StopWorker`](crate::Failure::StopWorker).
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] for settings that do not fit. On the first connection, any error
@@ -251,7 +262,7 @@ impl Worker {
             broker: self.broker.clone(),
             settings: self.settings.clone(),
             handler: Box::new(handler),
-            budget,
+            budget: Arc::new(budget.max_dead(self.max_dead)),
             exhausted,
             rate: self.rate.clone(),
             cancellation: Cancellation::new(shutdown.killing()),
@@ -282,8 +293,10 @@ impl Worker {
             ));
         }
         self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
-        if self.max_tasks == Some(0) {
-            return Err(Error::setting("max tasks", "0 would never start any; write 1 or more"));
+        for (setting, limit) in [("max tasks", self.max_tasks), ("max dead", self.max_dead)] {
+            if limit == Some(0) {
+                return Err(Error::setting(setting, "0 would never start any; write 1 or more"));
+            }
         }
         Ok(())
     }

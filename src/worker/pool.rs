@@ -257,7 +257,7 @@ mod tests {
             broker: Broker::new(["amqp://localhost"]).expect("a URL"),
             settings: Settings::new(&Queue::new("q"), "host".into()),
             handler: Box::new(handler),
-            budget,
+            budget: Arc::new(budget),
             exhausted,
             rate: None,
             cancellation: Cancellation::new(&never()),

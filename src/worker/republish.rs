@@ -26,6 +26,7 @@ use crate::publish::refusal::OnRefusal;
 use crate::util::shutdown::{Signal, is_closed};
 use crate::worker::run_context::RunContext;
 use crate::worker::summary::Tally;
+use crate::worker::task_budget::TaskBudget;
 
 /// A session's way to republish tasks. The thread connects when the first task comes, and ends when
 /// the last sender of requests is dropped.
@@ -37,6 +38,7 @@ pub(crate) struct Republisher {
 /// The thread.
 struct RepublisherThread {
     tally: Arc<Tally>,
+    budget: Arc<TaskBudget>,
     publisher: Publisher<Ticket>,
     largest_frame: usize,
     abort: Signal,
@@ -93,6 +95,7 @@ impl Republisher {
         });
         let mut republisher = RepublisherThread {
             tally: run.journal.tally(),
+            budget: Arc::clone(&run.budget),
             publisher,
             largest_frame: connection.largest_frame().min(USUAL_FRAME),
             abort: abort.clone(),
@@ -174,7 +177,10 @@ impl RepublisherThread {
             let Resolved { ticket: Ticket { target, tag, results }, outcome, sent, .. } = resolved;
             // Counted here, because a dead letter exists whether or not its task can be acked.
             match (target, &outcome) {
-                (Target::Dead, Outcome::Confirmed) => self.tally.dead(),
+                (Target::Dead, Outcome::Confirmed) => {
+                    self.tally.dead();
+                    self.budget.note_dead();
+                }
                 (Target::Dead, Outcome::Unconfirmed { .. }) if sent => {
                     self.tally.dead_unconfirmed();
                 }

@@ -26,7 +26,7 @@ pub(crate) struct RunContext {
     pub(crate) broker: Broker,
     pub(crate) settings: Settings,
     pub(crate) handler: Box<dyn Handler>,
-    pub(crate) budget: TaskBudget,
+    pub(crate) budget: Arc<TaskBudget>,
     /// Closes when no further task may be started.
     pub(crate) exhausted: Signal,
     /// `None` without a limit.

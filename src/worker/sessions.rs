@@ -113,8 +113,7 @@ impl RunEnd {
         cancelled: usize,
     ) -> StopReason {
         match self.by {
-            EndedBy::Limit if cancelled == 0 && budget.is_closed() => StopReason::HandlerStopped,
-            EndedBy::Limit if cancelled == 0 => StopReason::MaxTasks,
+            EndedBy::Limit if cancelled == 0 => budget.closed_by().unwrap_or(StopReason::MaxTasks),
             EndedBy::Drain if cancelled == 0 => StopReason::Drained,
             _ if shutdown.is_aborting() => StopReason::Aborted,
             _ if cancelled > 0 => StopReason::GraceExceeded,

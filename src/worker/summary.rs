@@ -46,6 +46,8 @@ pub enum StopReason {
     Stopped,
     /// It started as many tasks as it was allowed to.
     MaxTasks,
+    /// It made as many dead letters as it was allowed to.
+    MaxDead,
     /// Its queue and its delay queues were empty.
     Drained,
     /// Its handler returned [`Failure::StopWorker`](crate::Failure::StopWorker).

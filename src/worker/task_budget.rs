@@ -1,18 +1,24 @@
-//! Counts how many tasks a run may still start, and shares them among its consumers.
+//! Counts how many tasks a run may still start and how many may still die, and shares the tasks among
+//! its consumers.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use log::error;
 
 use crate::model::handler::Failure;
 use crate::util::shutdown::{Closer, Signal, closer};
+use crate::worker::summary::StopReason;
 
 /// How many tasks may still be started, with or without a limit.
 pub(crate) struct TaskBudget {
     left: Option<AtomicU64>,
     /// How many of those no consumer has taken a delivery for, or has made room for.
     unclaimed: AtomicU64,
-    closed: AtomicBool,
+    /// How many dead letters end the run.
+    dead_left: Option<AtomicU64>,
+    /// What ended the budget before it was used up.
+    closed: OnceLock<StopReason>,
     exhausted: Closer,
 }
 
@@ -21,8 +27,14 @@ impl TaskBudget {
     pub(crate) fn new(limit: Option<u64>) -> (TaskBudget, Signal) {
         let (exhausted, signal) = closer();
         let left = limit.map(AtomicU64::new);
-        let (unclaimed, closed) = (AtomicU64::new(0), AtomicBool::new(false));
-        (TaskBudget { left, unclaimed, closed, exhausted }, signal)
+        let (unclaimed, closed) = (AtomicU64::new(0), OnceLock::new());
+        (TaskBudget { left, unclaimed, dead_left: None, closed, exhausted }, signal)
+    }
+
+    /// Sets how many dead letters end the run.
+    pub(crate) fn max_dead(mut self, limit: Option<u64>) -> TaskBudget {
+        self.dead_left = limit.map(AtomicU64::new);
+        self
     }
 
     pub(crate) fn is_limited(&self) -> bool {
@@ -83,15 +95,32 @@ impl TaskBudget {
 
     /// Ends the budget, because the handler says that it can run no task.
     pub(crate) fn close(&self, why: &Failure) {
-        if !self.closed.swap(true, Ordering::AcqRel) {
+        if self.closed.set(StopReason::HandlerStopped).is_ok() {
             error!("the worker ends: {why}");
         }
         self.exhausted.close();
     }
 
-    /// Whether the handler ended the budget.
+    /// Counts a dead letter. The last one that is allowed ends the budget.
+    pub(crate) fn note_dead(&self) {
+        let Some(left) = &self.dead_left else { return };
+        let is_last = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+        if is_last == Ok(1) {
+            if self.closed.set(StopReason::MaxDead).is_ok() {
+                error!("the worker ends: it made as many dead letters as allowed");
+            }
+            self.exhausted.close();
+        }
+    }
+
+    /// Whether the budget ended before it was used up.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.closed.get().is_some()
+    }
+
+    /// What ended it then.
+    pub(crate) fn closed_by(&self) -> Option<StopReason> {
+        self.closed.get().copied()
     }
 }
 
@@ -156,6 +185,22 @@ mod tests {
     fn without_a_limit_a_budget_is_never_exhausted() {
         let (budget, exhausted) = TaskBudget::new(None);
         assert!((0..1000).all(|_| budget.take()));
+        assert!(!is_closed(&exhausted));
+    }
+
+    #[test]
+    fn the_last_dead_letter_that_is_allowed_ends_the_budget() {
+        let (budget, exhausted) = TaskBudget::new(None);
+        let budget = budget.max_dead(Some(2));
+        budget.note_dead();
+        assert!(budget.take() && !is_closed(&exhausted));
+        budget.note_dead();
+        assert!(is_closed(&exhausted) && !budget.take());
+        budget.note_dead();
+        budget.close(&Failure::stop_worker("no command"));
+        assert_eq!(budget.closed_by(), Some(StopReason::MaxDead), "the first one");
+        let (unlimited, exhausted) = TaskBudget::new(None);
+        unlimited.note_dead();
         assert!(!is_closed(&exhausted));
     }
 }

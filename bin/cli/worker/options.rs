@@ -75,6 +75,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     pub(crate) max_tasks: Option<u64>,
 
+    /// Exit with 1 once this run has made this many dead letters; running tasks finish first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_dead: Option<u64>,
+
     /// How long running tasks may continue after the first signal
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
     pub(crate) grace: Duration,
@@ -131,6 +135,9 @@ impl Options {
         if let Some(limit) = self.max_tasks {
             worker = worker.max_tasks(limit);
         }
+        if let Some(limit) = self.max_dead {
+            worker = worker.max_dead(limit);
+        }
         if let Some(Rate { tasks, per }) = self.rate {
             worker = worker.rate(tasks, per);
         }
@@ -155,8 +162,8 @@ Exit status:
   0    stopped; or drained, or --max-tasks reached, without a dead letter
   1    drained, or --max-tasks reached, but this run made a dead letter or may
        have, lost its connection during the last tasks, or could not start one
-       of them; or standard output could not be written, or the system started
-       no thread
+       of them; or --max-dead reached; or standard output could not be written,
+       or the system started no thread
   2    usage or configuration; a command that cannot be found, or could not be
        executed for 5 s; a message that the worker cannot parse
   3    the grace period ended with tasks still running; they are requeued
@@ -225,9 +232,9 @@ Files:
                  the reason of a failure. If nobody reads a pipe for 2 s,
                  events are dropped
   --json         one object, unless the options are invalid: done retried dead
-                 returned seconds ended (drained, max-tasks, signal or error);
-                 and unless they are 0, deferred, doubtful (dead letters that
-                 may exist) and lost (by --auto-ack)
+                 returned seconds ended (drained, max-tasks, max-dead, signal
+                 or error); and unless they are 0, deferred, doubtful (dead
+                 letters that may exist) and lost (by --auto-ack)
 
 Examples:
   worker

@@ -62,6 +62,7 @@ fn reason_in_json(reason: StopReason) -> &'static str {
     match reason {
         StopReason::Drained => "drained",
         StopReason::MaxTasks => "max-tasks",
+        StopReason::MaxDead => "max-dead",
         StopReason::Stopped | StopReason::GraceExceeded | StopReason::Aborted => "signal",
         _ => "error",
     }
@@ -83,6 +84,7 @@ pub(crate) fn exit_of(
         StopReason::Aborted if is_interrupted() => Exit::Interrupted,
         StopReason::Aborted | StopReason::GraceExceeded => Exit::GraceExceeded,
         StopReason::HandlerStopped => Exit::Usage,
+        StopReason::MaxDead => Exit::Failed,
         _ if unwritable.is_some() => Exit::Failed,
         StopReason::Stopped if is_batch => Exit::Unfinished,
         StopReason::Drained | StopReason::MaxTasks if dead + dead_unconfirmed + lost > 0 => {
