@@ -1,6 +1,7 @@
 //! The data types and rules of the library, without I/O: broker, queue, task, failure, retry.
 
 pub(crate) mod address_order;
+pub(crate) mod batch;
 pub(crate) mod broker;
 pub(crate) mod delays;
 pub(crate) mod error;

@@ -54,7 +54,7 @@ impl Journal {
         let what = match target {
             Target::Delay(delay) => format!("is tried again in {delay:?}"),
             Target::Main => "is tried again at once".to_string(),
-            Target::Dead => "goes to the dead letters".to_string(),
+            Target::Dead | Target::Batch(_) => "goes to the dead letters".to_string(),
         };
         log_failure(delivery, &what, failure);
         self.failure_event(EventKind::Retried, delivery, failure, elapsed)

@@ -51,7 +51,8 @@ impl QueueDeclaration {
     }
 }
 
-/// How much longer than its delay an unused delay queue stays. A quorum queue counts the time
+/// How long an unused queue of outcomes stays, and how much longer than its delay an unused delay
+/// queue. A quorum queue counts the time
 /// during which its broker is down, and expires with all tasks in it.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -66,10 +67,11 @@ impl Queue {
             Target::Main => vec![self.arguments()],
             Target::Delay(delay) => vec![self.safe_delay(delay), self.simple_delay(delay)],
             Target::Dead => vec![self.dead_arguments()],
+            Target::Batch(_) => vec![batch_arguments()],
         };
         let durability = match target {
             Target::Main => self.durability,
-            Target::Delay(_) | Target::Dead => Durability::Durable,
+            Target::Delay(_) | Target::Dead | Target::Batch(_) => Durability::Durable,
         };
         let declaration =
             |arguments| QueueDeclaration { name: self.name_of(target), durability, arguments };
@@ -138,6 +140,12 @@ impl Queue {
     }
 }
 
+/// A queue that the broker deletes with the outcomes in it when nobody has used it for a week.
+fn batch_arguments() -> Arguments {
+    let expires = i64::try_from(UNUSED.as_millis()).unwrap_or(i64::MAX);
+    vec![type_argument(QueueType::Classic), ("x-expires".into(), Argument::Number(expires))]
+}
+
 /// How long an unused delay queue stays.
 fn unused_after(delay: Duration) -> Duration {
     delay + UNUSED
@@ -174,6 +182,7 @@ fn timers(delay: Duration) -> [(Cow<'static, str>, Argument); 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::batch::id::BatchId;
     use crate::model::delays::LONGEST_DELAY;
 
     fn number(declaration: &QueueDeclaration, name: &str) -> i64 {
@@ -221,7 +230,8 @@ mod tests {
     #[test]
     fn what_is_declared_beside_a_queue_names_its_type() {
         for queue in [Queue::new("q"), Queue::new("q").queue_type(QueueType::Quorum)] {
-            let beside = [Target::Dead, Target::Delay(Duration::from_secs(1))];
+            let batch = Target::Batch(BatchId::random());
+            let beside = [Target::Dead, Target::Delay(Duration::from_secs(1)), batch];
             for declaration in beside.into_iter().flat_map(|target| queue.declarations(target)) {
                 assert!(
                     has(&declaration, TYPE, CLASSIC) || has(&declaration, TYPE, QUORUM),

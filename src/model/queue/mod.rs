@@ -6,6 +6,8 @@ mod validate;
 
 use std::time::Duration;
 
+use crate::model::batch::id::BatchId;
+
 pub(crate) use declaration::{Arguments, NO_DELIVERY_LIMIT, QueueDeclaration};
 
 /// A queue by its name, and how it is declared.
@@ -32,6 +34,8 @@ pub(crate) enum Target {
     Delay(Duration),
     /// The dead-letter queue.
     Dead,
+    /// The queue of the outcomes of this batch.
+    Batch(BatchId),
 }
 
 /// The value of an argument of a queue's declaration; see [`Queue::argument`].
@@ -192,6 +196,7 @@ impl Queue {
             Target::Main => self.name.clone(),
             Target::Delay(delay) => format!("{}.retry.{}", self.name, delay.as_millis()),
             Target::Dead => format!("{}.dead", self.name),
+            Target::Batch(id) => format!("{}.batch.{id}", self.name),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Refuses queues that the broker would refuse by closing the connection, or that would lose tasks.
 //! Pure.
 
+use crate::model::batch::id::BatchId;
 use crate::model::delays::LONGEST_DELAY;
 use crate::model::error::Error;
 use crate::model::queue::{
@@ -101,6 +102,24 @@ impl Queue {
         }
         Ok(())
     }
+
+    /// Refuses a name that leaves no room for the name of a queue of outcomes, and a queue that a
+    /// restart of the broker deletes with its tasks: a batch would wait for them for ever.
+    pub(crate) fn validate_for_batches(&self) -> Result<(), Error> {
+        if self.durability == Durability::Transient {
+            let reason = "a restart of the broker deletes a transient queue with its tasks, and the \
+                          batch would wait for them for ever; declare it as durable";
+            return Err(Error::setting("queue", reason));
+        }
+        // With the name of the queue by which the broker is made to write this one to disk.
+        let longest = self.name_of(Target::Batch(BatchId::random())).len() + ".settling".len();
+        if longest > LONGEST_NAME {
+            let most = LONGEST_NAME - (longest - self.name.len());
+            let reason = format!("for batches the name may have {most} bytes at most");
+            return Err(Error::setting("queue", reason));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +165,13 @@ mod tests {
     fn names_leave_room_for_the_queues_beside_them() {
         assert!(Queue::new("x".repeat(238)).validate_for_delays().is_ok());
         assert!(Queue::new("x".repeat(239)).validate_for_delays().is_err());
+    }
+
+    #[test]
+    fn a_batch_needs_a_durable_queue_with_a_short_name() {
+        assert!(Queue::new("x".repeat(207)).validate_for_batches().is_ok());
+        assert!(Queue::new("x".repeat(208)).validate_for_batches().is_err());
+        assert!(Queue::new("q").transient().validate_for_batches().is_err());
     }
 
     #[test]
