@@ -238,9 +238,9 @@ impl PrivateBroker {
         self.ctl(&["set_disk_free_limit", "50MB"]);
     }
 
-    /// From the next channel on, waits 3 s at the most for an ack, and looks once a second.
+    /// From the next channel on, waits 10 s at the most for an ack, and looks once a second.
     pub(crate) fn shorten_consumer_timeout(&self) {
-        self.set_consumer_timeout(3_000, 1_000);
+        self.set_consumer_timeout(10_000, 1_000);
     }
 
     pub(crate) fn restore_consumer_timeout(&self) {
