@@ -3,12 +3,15 @@
 
 mod cancel;
 mod defer_file;
+mod kept;
 mod launch;
 pub(crate) mod output;
 mod process;
+mod zombies;
 
 use std::env;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -23,6 +26,7 @@ use rustix::io::Errno;
 
 use crate::command::cancel::{CancelPipe, KILL_AFTER};
 use crate::command::defer_file::{DeferFile, DeferFolder};
+use crate::command::kept::{Kept, OutputFiles};
 use crate::command::launch::{
     filled_in, find, input, is_being_written, is_not_executable, not_started, variables,
 };
@@ -30,7 +34,6 @@ use crate::command::output::{BackgroundPipes, OutputMode, OutputStream, Sink};
 use crate::command::process::{Ended, Process, StopCause};
 use crate::model::error::Error;
 use crate::model::handler::{Delivery, Failure, Handler};
-use crate::model::program_end::ProgramEnd;
 use crate::util::shutdown::is_closed;
 use crate::util::text::printable;
 
@@ -173,11 +176,57 @@ impl Command {
         self
     }
 
+    /// Does the work of one task as [`Handler::handle`] does, with these two files as the program's
+    /// standard output and standard error. Nothing is passed on or [tagged](Command::tag_lines).
+    /// Both files have to be open for reading as well: the end of standard error becomes part of
+    /// a failure's reason. A file that is open for appending also holds what a process writes that
+    /// the program left in the background.
+    ///
+    /// # Errors
+    /// As those of [`Handler::handle`]; and [`Failure::Requeue`] if a file cannot be read.
+    ///
+    /// # Blocking
+    /// As long as the program runs.
+    pub fn handle_into(
+        &self,
+        delivery: &Delivery,
+        stdout: &File,
+        stderr: &File,
+    ) -> Result<(), Failure> {
+        self.run(delivery, Some(OutputFiles { stdout, stderr }))
+    }
+
+    fn run(&self, delivery: &Delivery, files: Option<OutputFiles<'_>>) -> Result<(), Failure> {
+        if is_closed(delivery.cancelled()) {
+            return Err(Failure::requeue(STOPPED_BEFORE_START));
+        }
+        let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
+        let defer_file = self.defer_folder.file();
+        let process = self.start(delivery, &defer_file, files)?;
+        let (started, since) = (SystemTime::now(), Instant::now());
+        let mut ended = process.wait(&cancel, &self.background).map_err(|error| {
+            Failure::requeue(format!(
+                "the worker killed the command, because it could not wait for it: {error}"
+            ))
+        })?;
+        let elapsed = since.elapsed();
+        if let Some(files) = files {
+            ended.kept = Kept::of_files(files, delivery.kept_output).map_err(|error| {
+                Failure::requeue(format!("its output cannot be read back: {error}"))
+            })?;
+        }
+        let verdict = self.verdict(&ended);
+        // A handler may run several programs for one task: the first one counts.
+        let _ = delivery.program_end.set(Box::new(ended.into_program_end(started, elapsed)));
+        verdict.map_err(|failure| defer_file.with_delay(failure, delivery))
+    }
+
     /// The program for one task, not started yet.
     fn prepare(
         &self,
         delivery: &Delivery,
         defer_file: &DeferFile<'_>,
+        files: Option<OutputFiles<'_>>,
     ) -> Result<std::process::Command, Failure> {
         let mut command = std::process::Command::new(&self.path);
         command.arg0(&self.name);
@@ -190,11 +239,24 @@ impl Command {
         command.envs(variables(delivery));
         command.envs(defer_file.path().map(|path| ("TASK_DEFER_FILE", path)));
         command.stdin(input(delivery.body()).map_err(|error| not_started(&error))?);
-        command.stderr(Stdio::piped());
-        if matches!(self.lines, Lines::Tagged(_)) || delivery.kept_output > 0 {
-            command.stdout(Stdio::piped());
-        }
+        let (stdout, stderr) =
+            self.output_streams(delivery, files).map_err(|error| not_started(&error))?;
+        command.stdout(stdout).stderr(stderr);
         Ok(command)
+    }
+
+    /// Standard output and standard error of a program.
+    fn output_streams(
+        &self,
+        delivery: &Delivery,
+        files: Option<OutputFiles<'_>>,
+    ) -> io::Result<(Stdio, Stdio)> {
+        if let Some(OutputFiles { stdout, stderr }) = files {
+            return Ok((stdout.try_clone()?.into(), stderr.try_clone()?.into()));
+        }
+        let is_read = matches!(self.lines, Lines::Tagged(_)) || delivery.kept_output > 0;
+        let stdout = if is_read { Stdio::piped() } else { Stdio::inherit() };
+        Ok((stdout, Stdio::piped()))
     }
 
     fn output_mode(&self, delivery: &Delivery) -> OutputMode {
@@ -222,8 +284,13 @@ impl Command {
     }
 
     /// Starts the program for one task, and tries again for a while if it cannot be executed.
-    fn start(&self, delivery: &Delivery, defer_file: &DeferFile<'_>) -> Result<Process, Failure> {
-        let mut command = self.prepare(delivery, defer_file)?;
+    fn start(
+        &self,
+        delivery: &Delivery,
+        defer_file: &DeferFile<'_>,
+        files: Option<OutputFiles<'_>>,
+    ) -> Result<Process, Failure> {
+        let mut command = self.prepare(delivery, defer_file, files)?;
         let (limit, mode, kept) =
             (self.time_limit, self.output_mode(delivery), delivery.kept_output);
         let mut start = || Process::start(&mut command, limit, &mode, kept);
@@ -277,39 +344,11 @@ impl Command {
 
 impl Handler for Command {
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
-        if is_closed(delivery.cancelled()) {
-            return Err(Failure::requeue(STOPPED_BEFORE_START));
-        }
-        let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
-        let defer_file = self.defer_folder.file();
-        let process = self.start(delivery, &defer_file)?;
-        let (started, since) = (SystemTime::now(), Instant::now());
-        let ended = process.wait(&cancel, &self.background).map_err(|error| {
-            Failure::requeue(format!(
-                "the worker killed the command, because it could not wait for it: {error}"
-            ))
-        })?;
-        let (verdict, elapsed) = (self.verdict(&ended), since.elapsed());
-        // A handler may run several programs for one task: the first one counts.
-        let _ = delivery.program_end.set(Box::new(ended.into_program_end(started, elapsed)));
-        verdict.map_err(|failure| defer_file.with_delay(failure, delivery))
+        self.run(delivery, None)
     }
 
     fn cancel_timeout(&self) -> Duration {
         KILL_AFTER + EXIT_AFTER_KILL
-    }
-}
-
-impl Ended {
-    fn into_program_end(self, started: SystemTime, elapsed: Duration) -> ProgramEnd {
-        ProgramEnd {
-            started,
-            elapsed,
-            exit: self.status.code(),
-            signal: self.status.signal(),
-            output_bytes: self.kept.stdout_bytes,
-            output: self.kept.stdout_head,
-        }
     }
 }
 
@@ -394,6 +433,22 @@ mod tests {
         let reason = "exit status 75; the end of its standard error: busy";
         let failed = run(command, Task::new(""));
         assert_eq!(failed, Err(Failure::defer(reason, Duration::from_secs(90))));
+    }
+
+    #[test]
+    fn files_hold_the_output_of_a_program_and_the_reason_has_its_end() {
+        let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+        let mut delivery = test_delivery(Task::new(""));
+        delivery.kept_output = 4;
+        let failed =
+            sh("echo result; seq 10000 >&2; exit 1").handle_into(&delivery, &stdout, &stderr);
+        let reason = failed.expect_err("it failed").reason().to_string();
+        assert!(reason.ends_with("\n9999\n10000"), "{reason}");
+        assert!((4000..4200).contains(&reason.len()), "{}", reason.len());
+        let length = |file: &File| file.metadata().expect("a length").len();
+        assert_eq!((length(&stdout), length(&stderr)), (7, 48894));
+        let end = delivery.program_end().expect("it ended");
+        assert_eq!((end.output.as_slice(), end.output_bytes), (b"resu".as_slice(), 7));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, read};
 
+use crate::command::kept::TAIL;
+
 /// One of the two streams that a program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OutputStream {
@@ -52,8 +54,6 @@ pub(crate) struct Pipe {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BackgroundPipes(Arc<AtomicUsize>);
 
-/// How much of the end of a stream is kept.
-const TAIL: usize = 4096;
 /// What is read at a time: as much as a pipe holds.
 const CHUNK: usize = 64 * 1024;
 /// A pipe holds 1 MiB at most, unless root says otherwise; each read takes 64 KiB.

@@ -1,13 +1,12 @@
 //! Runs one program for a task: its process group, the wait for its end, and SIGTERM and SIGKILL at
 //! a time limit or a stop. It waits on descriptors only, so that each of them wakes it.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -15,7 +14,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, test_kill_process_group, waitid};
 
 use crate::command::cancel::{CancelPipe, KILL_AFTER, RegisteredGroup, signal_group};
+use crate::command::kept::Kept;
 use crate::command::output::{BackgroundPipes, Flow, OutputMode, OutputStream, Pipe};
+use crate::command::zombies::only_zombies;
+use crate::model::program_end::ProgramEnd;
 
 /// A program, from its start until it is reaped.
 pub(crate) struct Process {
@@ -35,16 +37,6 @@ pub(crate) struct Ended {
     pub(crate) kept: Kept,
     /// Why its output could not be forwarded.
     pub(crate) output_error: Option<io::Error>,
-}
-
-/// What is kept of a program's output.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    /// The start of its standard output, and its length, unless that is our own.
-    pub(crate) stdout_head: Vec<u8>,
-    pub(crate) stdout_bytes: u64,
-    /// The end of its standard error.
-    pub(crate) stderr_tail: Vec<u8>,
 }
 
 /// Why a program was stopped.
@@ -195,6 +187,21 @@ impl Process {
     }
 }
 
+impl Ended {
+    /// The same for records.
+    pub(crate) fn into_program_end(self, started: SystemTime, elapsed: Duration) -> ProgramEnd {
+        ProgramEnd {
+            started,
+            elapsed,
+            exit: self.status.code(),
+            signal: self.status.signal(),
+            stopped: self.stopped_by.is_some(),
+            output_bytes: self.kept.stdout_bytes,
+            output: self.kept.stdout_head,
+        }
+    }
+}
+
 impl Stage {
     /// The stage that follows now, if one does.
     fn next(self, woken_by: &[Source], now: Instant) -> Option<Stage> {
@@ -313,32 +320,6 @@ impl Output {
     }
 }
 
-/// Whether only zombies are left of a group. Its new parent, the system's first process, reaps them;
-/// in a container it may never do so. False if this cannot be found out.
-fn only_zombies(group: Pid) -> bool {
-    let Ok(processes) = fs::read_dir("/proc") else { return false };
-    let mut found = None;
-    for process in processes.flatten() {
-        let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
-        match state_in_group(&stat, group) {
-            Some('Z' | 'X') => found = Some(()),
-            Some(_) => return false,
-            None => {}
-        }
-    }
-    found.is_some()
-}
-
-/// The state of a process that belongs to the group, from its `/proc/PID/stat`: the first word
-/// after its name, which is in parentheses; the group is the third.
-fn state_in_group(stat: &str, group: Pid) -> Option<char> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut words = rest.split_ascii_whitespace();
-    let state = words.next()?.chars().next()?;
-    let its_group: i32 = words.nth(1)?.parse().ok()?;
-    (its_group == group.as_raw_nonzero().get()).then_some(state)
-}
-
 /// A descriptor that becomes readable when the process has ended. The process is not reaped then.
 fn end_notice(process: Pid) -> io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
@@ -390,7 +371,6 @@ fn timespec(left: Duration) -> Timespec {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::os::unix::process::ExitStatusExt;
     use std::process::Stdio;
     use std::sync::Arc;
 
@@ -428,16 +408,6 @@ mod tests {
         let ended = run("sleep 1000 & sleep 1000", Some(Duration::from_millis(50)));
         assert_eq!(ended.stopped_by, Some(StopCause::TimeLimit));
         assert!(started.elapsed() < KILL_AFTER, "SIGTERM was enough");
-    }
-
-    #[test]
-    fn a_zombie_is_told_from_the_living() {
-        let group = Pid::from_raw(7).expect("a number");
-        let stat = |state: &str, group: &str| format!("12 (a ) (b)) {state} 1 {group} 3 0 -1");
-        assert_eq!(state_in_group(&stat("Z", "7"), group), Some('Z'));
-        assert_eq!(state_in_group(&stat("S", "7"), group), Some('S'));
-        assert_eq!(state_in_group(&stat("S", "8"), group), None);
-        assert_eq!(state_in_group("", group), None);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct ProgramEnd {
     pub exit: Option<i32>,
     /// The signal that ended it, if one did.
     pub signal: Option<i32>,
+    /// Whether the worker stopped it: it ran past its time limit, or its task was cancelled.
+    pub stopped: bool,
     /// How many bytes it wrote to standard output; 0 if that is this program's own, where nobody
     /// counts.
     pub output_bytes: u64,
@@ -30,6 +32,7 @@ impl fmt::Debug for ProgramEnd {
             .field("elapsed", &self.elapsed)
             .field("exit", &self.exit)
             .field("signal", &self.signal)
+            .field("stopped", &self.stopped)
             .field("output_bytes", &self.output_bytes)
             .finish()
     }
