@@ -190,8 +190,15 @@ fn as_line(event: &Event) -> String {
         "attempt": event.attempt,
         "thread": event.thread,
         "queue": event.queue,
+        "host": event.host,
+        "bytes": event.bytes,
         "ms": event.elapsed.as_millis() as u64,
     });
+    for (name, number) in [("exit", event.exit), ("signal", event.signal)] {
+        if let Some(number) = number {
+            line[name] = json!(number);
+        }
+    }
     if let Some(reason) = &event.reason {
         line["reason"] = json!(reason);
     }

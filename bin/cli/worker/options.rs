@@ -228,9 +228,10 @@ Files:
                  after 10 s. An existing path is refused, unless it is a
                  regular file with nothing but a process id in it
   --events       one object for each line: time (Unix seconds), event, task
-                 (its id), attempt, thread, queue, ms (how long it ran), and
-                 the reason of a failure. If nobody reads a pipe for 2 s,
-                 events are dropped
+                 (its id), attempt, thread, queue, host, bytes (of the body),
+                 ms (how long it ran), exit or signal of the command that
+                 ended, and the reason of a failure. If nobody reads a pipe
+                 for 2 s, events are dropped
   --json         one object, unless the options are invalid: done retried dead
                  returned seconds ended (drained, max-tasks, max-dead, signal
                  or error); and unless they are 0, deferred, doubtful (dead

@@ -51,6 +51,7 @@ fn events_are_one_object_a_line_with_the_fields_of_the_contract() {
     for event in &events {
         assert_eq!((&event["thread"], &event["queue"]), (&1.into(), &queue.as_str().into()));
         assert!(event["time"].is_f64() && event["ms"].is_u64(), "{event}");
+        assert!(event["host"].is_string() && event["bytes"].is_u64(), "{event}");
     }
 }
 
