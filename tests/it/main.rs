@@ -6,6 +6,7 @@ mod cluster;
 mod command;
 mod connecting;
 mod dead_letters;
+mod defer;
 mod faults;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
@@ -19,6 +20,7 @@ mod real_broker;
 mod refusals;
 mod republish;
 mod retry;
+mod run_limits;
 mod soak;
 mod support;
 mod support_test;

@@ -1,0 +1,157 @@
+//! Limits of a run: how many tasks start in a time, and after how many dead letters it ends.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+use rabbit_work::{Broker, Delivery, EventKind, Queue, StopReason, Worker};
+use serde_json::Value;
+
+use crate::support::broker::{poll, shared_broker};
+use crate::support::client::{Client, unique_queue};
+use crate::support::command::Command;
+use crate::support::proxy::Proxy;
+use crate::support::working::{Working, bodies};
+
+const SOON: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn worker(url: &str, queue: &str) -> Worker {
+    let broker: Broker = url.parse().expect("the broker's URL is one");
+    Worker::new(&broker, &Queue::new(queue))
+}
+
+/// A queue with so many tasks.
+fn filled(test: &str, count: usize) -> (String, Client) {
+    let queue = unique_queue(test);
+    let mut client = shared_broker().client();
+    client.declare(&queue);
+    let ids: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    client.publish_ids(&queue, ids.iter().map(String::as_str));
+    (queue, client)
+}
+
+#[test]
+fn eight_threads_start_five_tasks_a_second_and_spread_them_evenly() {
+    let (queue, _client) = filled("rate", 50);
+    let (tell, starts) = unbounded();
+    let handler = move |_: &Delivery| {
+        let _ = tell.send(Instant::now());
+        Ok(())
+    };
+    let worker = worker(shared_broker().url(), &queue).threads(8).rate(5, SECOND).max_tasks(50);
+
+    let summary = Working::start(&worker, handler).wait(SOON).expect("it ends well");
+
+    assert_eq!(summary.done, 50);
+    let mut starts: Vec<Instant> = starts.try_iter().collect();
+    starts.sort();
+    let took = starts[49] - starts[0];
+    println!("50 starts at 5/s took {took:?}");
+    // A start may be seen late, and then the next one seems to be early.
+    assert!(took > 9 * SECOND, "{took:?}");
+    for (first, start) in starts.iter().enumerate() {
+        let in_a_second = starts[first..].iter().filter(|it| **it - *start < SECOND).count();
+        assert!(in_a_second <= 7, "{in_a_second} starts within a second of number {first}");
+    }
+}
+
+/// The others wait for their start, in an hour.
+#[test]
+fn a_stop_while_tasks_wait_for_their_start_is_immediate_and_requeues_them() {
+    for (prefetch, threads) in [(1, 1), (1, 4), (3, 4)] {
+        let (queue, client) = filled("rate-stop", 20);
+        let (_bodies, handler) = bodies();
+        let worker =
+            worker(shared_broker().url(), &queue).threads(threads).prefetch(prefetch).rate(1, HOUR);
+        let working = Working::start(&worker, handler);
+        working.wait_for(EventKind::Done, SOON);
+        let held = threads as u32 * u32::from(prefetch);
+        client.wait_for_count(&queue, 19 - held, SOON);
+        let health = worker.health();
+        assert!(health.is_healthy(Some(Duration::ZERO)), "who waits for its start is not busy");
+
+        let begun = Instant::now();
+        let summary = working.stop(SOON);
+
+        assert!(begun.elapsed() < SOON / 4, "{:?}", begun.elapsed());
+        assert_eq!((summary.done, summary.ended), (1, StopReason::Stopped));
+        assert_eq!(summary.returned, u64::from(held));
+        client.wait_for_count(&queue, 19, SOON);
+    }
+}
+
+#[test]
+fn a_task_whose_connection_is_lost_while_it_waits_for_its_start_comes_again_and_runs_once() {
+    let (queue, client) = filled("rate-cut", 4);
+    let proxy = Proxy::start(shared_broker().address());
+    let (bodies, handler) = bodies();
+    let worker = worker(&proxy.url(), &queue).threads(3).rate(1, 5 * SECOND).max_tasks(4);
+    let working = Working::start(&worker, handler);
+    working.wait_for(EventKind::Done, SOON);
+    client.wait_for_count(&queue, 0, SOON);
+
+    proxy.cut();
+    let summary = working.wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.done, summary.orphaned), (4, 0));
+    let mut bodies: Vec<Vec<u8>> = bodies.try_iter().collect();
+    bodies.sort();
+    assert_eq!(bodies, [b"0", b"1", b"2", b"3"]);
+}
+
+/// With a heartbeat of 1 s, a silence of more than 2 s is a lost connection.
+#[test]
+fn a_wait_of_more_than_two_heartbeats_costs_neither_the_task_nor_the_connection() {
+    let (queue, _client) = filled("rate-heartbeat", 3);
+    let proxy = Proxy::start(shared_broker().address());
+    let url = format!("{}?heartbeat=1", proxy.url());
+    let (_bodies, handler) = bodies();
+    let worker = worker(&url, &queue).threads(2).rate(1, 3 * SECOND).max_tasks(3);
+
+    let summary = Working::start(&worker, handler).wait(SOON).expect("it ends well");
+
+    assert_eq!((summary.done, summary.returned, summary.orphaned), (3, 0, 0));
+    assert_eq!(proxy.connections(), 1);
+}
+
+#[test]
+fn the_command_has_a_rate_and_refuses_one_that_makes_no_sense() {
+    let (queue, _client) = filled("rate-option", 5);
+    let to = ["--url", shared_broker().url(), "--queue", &queue];
+    let begun = Instant::now();
+    let command = ["--rate", "120/m", "--drain", "--", "true"];
+    Command::worker(&[&to[..], &command].concat()).run(SOON).assert_code(0);
+    assert!(begun.elapsed() > 2 * SECOND, "{:?}", begun.elapsed());
+
+    for (option, value) in
+        [("--rate", "0/s"), ("--rate", "5"), ("--rate", "5/d"), ("--max-dead", "0")]
+    {
+        let output = Command::worker(&[&to[..], &[option, value]].concat()).run(SOON);
+        output.assert_code(2);
+        assert!(output.stderr().contains(option), "{}", output.stderr());
+    }
+}
+
+#[test]
+fn a_worker_ends_with_1_after_so_many_dead_letters_and_leaves_the_rest() {
+    for more in [&[][..], &["--drain"]] {
+        let (queue, client) = filled("max-dead", 50);
+        let to = ["--url", shared_broker().url(), "--queue", &queue, "--threads", "1"];
+        let options = ["--max-dead", "3", "--max-attempts", "1", "--prefetch", "9", "--json"];
+        let command = [&to[..], &options, more, &["--", "false"]].concat();
+
+        let output = Command::worker(&command).run(SOON);
+
+        output.assert_code(1);
+        assert!(output.stderr().contains("as many dead letters as allowed"), "{}", output.stderr());
+        let summary: Value = serde_json::from_str(&output.stdout()).expect("a summary");
+        assert_eq!(summary["ended"], "max-dead");
+        // Tasks go on failing until the third letter is confirmed.
+        let dead = summary["dead"].as_u64().expect("a number");
+        assert!((3..50).contains(&dead), "{summary}");
+        let left = || u64::from(client.count(&queue) + client.count(&format!("{queue}.dead")));
+        poll("every task is in one of the two queues", SOON, || (left() == 50).then_some(()));
+        assert_eq!(u64::from(client.count(&format!("{queue}.dead"))), dead);
+    }
+}
