@@ -38,7 +38,8 @@ pub(crate) enum Target {
     Batch(BatchId),
 }
 
-/// The value of an argument of a queue's declaration; see [`Queue::argument`].
+/// The value of an argument of a queue's declaration ([`Queue::argument`]), or of a task's header
+/// ([`Task::with_header`](crate::Task::with_header)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Argument {
@@ -59,6 +60,24 @@ impl From<&str> for Argument {
 impl From<String> for Argument {
     fn from(text: String) -> Argument {
         Argument::Text(text)
+    }
+}
+
+impl From<&String> for Argument {
+    fn from(text: &String) -> Argument {
+        Argument::Text(text.clone())
+    }
+}
+
+impl From<i32> for Argument {
+    fn from(number: i32) -> Argument {
+        Argument::Number(number.into())
+    }
+}
+
+impl From<u32> for Argument {
+    fn from(number: u32) -> Argument {
+        Argument::Number(number.into())
     }
 }
 

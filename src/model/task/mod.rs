@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use properties::{Headers, Properties, Value};
 
+use crate::model::queue::Argument;
 use crate::util::text::printable;
 
 /// A unit of work: a body of any bytes, and the message properties that travel with it.
@@ -76,10 +77,18 @@ impl Task {
         self
     }
 
-    /// Sets a header to a text. Default: no headers.
+    /// Names the type of the task (AMQP's property `type`), by which a handler may choose what to do.
+    /// Default: none.
     #[must_use]
-    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Task {
-        self.headers_mut().insert(name.into(), Value::Text(value.into()));
+    pub fn with_type(mut self, name: impl Into<String>) -> Task {
+        self.properties.message_type = Some(name.into());
+        self
+    }
+
+    /// Sets a header to a text, a whole number, or true or false. Default: no headers.
+    #[must_use]
+    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<Argument>) -> Task {
+        self.headers_mut().insert(name.into(), value.into().into());
         self
     }
 
@@ -150,6 +159,19 @@ impl Task {
         self.value(name)?.to_text()
     }
 
+    /// A header's value if it is a whole number, of any width. `None` if the header is absent or of
+    /// another type.
+    #[must_use]
+    pub fn header_number(&self, name: &str) -> Option<i64> {
+        self.value(name)?.as_number()
+    }
+
+    /// A header's value if it is true or false. `None` if the header is absent or of another type.
+    #[must_use]
+    pub fn header_flag(&self, name: &str) -> Option<bool> {
+        self.value(name)?.as_flag()
+    }
+
     /// When the task was published (the `timestamp` property, to the second), if its producer set it.
     #[must_use]
     pub fn enqueued_at(&self) -> Option<SystemTime> {
@@ -160,6 +182,12 @@ impl Task {
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         self.properties.content_type.as_deref()
+    }
+
+    /// The task's type (AMQP's property `type`), if its producer set one.
+    #[must_use]
+    pub fn type_name(&self) -> Option<&str> {
+        self.properties.message_type.as_deref()
     }
 
     /// The priority, if its producer set one.
@@ -324,6 +352,18 @@ mod tests {
         assert_eq!(again.value(EXPIRATION), Some(&Value::Text("5".into())));
         let noted = [EXPIRATION, USER_ID, COPIES].map(|name| (name, None));
         assert_eq!(again.with_values(noted).properties(), sent.properties());
+    }
+
+    #[test]
+    fn a_task_has_a_type_and_headers_of_three_types() {
+        let task = Task::new("x").with_type("resize").with_header("text", "7");
+        let task = task.with_header("number", 7).with_header("flag", true);
+        assert_eq!((task.type_name(), Task::new("x").type_name()), (Some("resize"), None));
+        let numbers = ["text", "number", "flag", "none"].map(|name| task.header_number(name));
+        assert_eq!(numbers, [None, Some(7), None, None]);
+        let flags = ["text", "number", "flag", "none"].map(|name| task.header_flag(name));
+        assert_eq!(flags, [None, None, Some(true), None]);
+        assert_eq!(task.header_text("flag").as_deref(), Some("true"));
     }
 
     #[test]

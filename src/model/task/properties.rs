@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::model::queue::Argument;
+
 /// The properties of a message; in an absent one, the broker and other clients see nothing
 /// (<https://www.rabbitmq.com/docs/publishers#message-properties>).
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -84,6 +86,16 @@ impl Properties {
     }
 }
 
+impl From<Argument> for Value {
+    fn from(argument: Argument) -> Value {
+        match argument {
+            Argument::Text(text) => Value::Text(text),
+            Argument::Number(number) => Value::I64(number),
+            Argument::Flag(flag) => Value::Boolean(flag),
+        }
+    }
+}
+
 impl Value {
     /// A moment, to the second; `None` before 1970, which AMQP cannot write.
     pub(crate) fn time(time: SystemTime) -> Option<Value> {
@@ -107,6 +119,11 @@ impl Value {
             Value::I64(it) => it,
             _ => return None,
         })
+    }
+
+    pub(crate) fn as_flag(&self) -> Option<bool> {
+        let Value::Boolean(flag) = self else { return None };
+        Some(*flag)
     }
 
     pub(crate) fn as_text(&self) -> Option<&str> {

@@ -35,6 +35,7 @@ impl Task {
         let properties = &self.properties;
         within_shortstr("id", &properties.message_id)?;
         within_shortstr("content type", &properties.content_type)?;
+        within_shortstr("type", &properties.message_type)?;
         within_shortstr("correlation id", &properties.correlation_id)?;
         within_shortstr("reply-to", &properties.reply_to)?;
         self.validate_delay()?;
@@ -107,6 +108,7 @@ mod tests {
     fn what_amqp_cannot_carry_is_refused() {
         assert!(Task::new("x").with_id("i".repeat(255)).validate().is_ok());
         assert!(Task::new("x").with_id("i".repeat(256)).validate().is_err());
+        assert!(Task::new("x").with_type("t".repeat(256)).validate().is_err());
         assert!(Task::new("x").with_header("n".repeat(256), "v").validate().is_err());
         assert!(Task::new("x").with_header("n", "v".repeat(65_000)).validate().is_ok());
         assert!(Task::new("x").with_header("n", "v".repeat(66_000)).validate().is_err());
