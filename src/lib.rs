@@ -152,7 +152,8 @@ pub use util::shutdown::{Shutdown, Trigger, shutdown};
 pub use worker::Worker;
 pub use worker::event::{Event, EventKind};
 pub use worker::health::Health;
-pub use worker::summary::{StopReason, Summary};
+pub use worker::summary::{QueueSummary, StopReason, Summary, WorkersSummary};
+pub use worker::workers::Workers;
 
 /// The README's Rust, compiled with the doc tests.
 #[cfg(doctest)]

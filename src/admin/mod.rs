@@ -81,8 +81,29 @@ impl Inspector {
     pub fn status(&mut self) -> Result<Status, Error> {
         self.queue.validate()?;
         self.queue.validate_for_delays()?;
+        self.status_with(Census::delayed)
+    }
+
+    /// Counts again, but only the delay queues that existed when [`status`](Inspector::status)
+    /// counted them last. Each other one costs the broker a log line.
+    ///
+    /// # Errors
+    /// As [`status`](Inspector::status).
+    ///
+    /// # Blocking
+    /// For some answers of the broker, each bounded by its limits.
+    pub fn recount(&mut self) -> Result<Status, Error> {
+        self.queue.validate()?;
+        self.queue.validate_for_delays()?;
+        self.status_with(Census::delayed_in_known)
+    }
+
+    fn status_with(
+        &mut self,
+        count_delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<DelayQueue>, CloseReason>,
+    ) -> Result<Status, Error> {
         let count = self.count_queue()?;
-        let delayed = self.counted(Census::delayed)?;
+        let delayed = self.counted(count_delayed)?;
         let dead = self.count(Target::Dead)?.map_or(0, |count| count.ready);
         Ok(Status { ready: count.ready, consumers: count.consumers, delayed, dead })
     }

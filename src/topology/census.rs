@@ -78,9 +78,15 @@ impl Census {
         &mut self,
         channels: &dyn Channels,
     ) -> Result<Option<Left>, CloseReason> {
-        self.left_in(channels, |census, channels| {
-            census.count_delays(channels, census.known.iter().copied().collect())
-        })
+        self.left_in(channels, Census::delayed_in_known)
+    }
+
+    /// The delay queues that are known and still exist.
+    pub(crate) fn delayed_in_known(
+        &mut self,
+        channels: &dyn Channels,
+    ) -> Result<Vec<DelayQueue>, CloseReason> {
+        self.count_delays(channels, self.known.iter().copied().collect())
     }
 
     fn left_in(

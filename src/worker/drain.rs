@@ -1,12 +1,13 @@
 //! Finds out when a worker has nothing left to do: checks the queue and its delay queues once a
 //! second, and only while everything that the session took is settled.
 
+use std::convert::Infallible;
 use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, at, bounded, select_biased};
+use crossbeam_channel::{Receiver, Sender, after, at, bounded, select_biased};
 use log::{Level, info, log};
 
 use crate::amqp::channel::Channel;
@@ -18,11 +19,12 @@ use crate::model::queue::{Queue, Target};
 use crate::topology::admin_channel::Channels;
 use crate::topology::census::{Census, DelayQueue, Left};
 use crate::util::shutdown::{Closer, Signal, closer, is_closed};
+use crate::worker::drain_group::{DrainSeat, Quiet};
 use crate::worker::in_flight::InFlightCount;
 
 /// Watches one session's queue. Ends with the session.
 pub(crate) struct Drain {
-    /// Receives how many deliveries had been taken when nothing was left.
+    /// Receives how many deliveries had been taken when nothing was left, in any queue of the group.
     pub(crate) drained: Receiver<u64>,
     /// Ends the thread when this is dropped.
     _over: Closer,
@@ -66,35 +68,45 @@ const CHECK_TAKES: Duration = Duration::from_secs(20);
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Drain {
-    pub(crate) fn start(lent: Connection, queue: &Queue, traffic: Traffic) -> Result<Drain, Error> {
+    pub(crate) fn start(
+        lent: Connection,
+        queue: &Queue,
+        traffic: Traffic,
+        seat: &DrainSeat,
+    ) -> Result<Drain, Error> {
         let (done, drained) = bounded(1);
         let (end, over) = closer();
         let (queue, census) = (queue.clone(), Census::new(queue));
         let channels = UnlimitedChannels(lent);
         let mut check = DrainCheck { queue, census, channels, logged: None };
+        let seat = seat.clone();
+        seat.begin(&done);
         thread::Builder::new()
             .name("rw-drain".into())
             .spawn(move || {
-                if let Some(taken) = until_empty(&mut check, traffic, &over) {
-                    info!("the queue and its delay queues are empty");
-                    let _ = done.send(taken);
-                }
+                let _ = check_until_over(&mut check, traffic, &seat, &done, &over);
+                seat.note(&done, None);
             })
             .map_err(|source| Error::NoThread { source })?;
         Ok(Drain { drained, _over: end })
     }
 }
 
-/// Waits until nothing is left, and returns how many deliveries were taken by then; `None` if the
-/// session ends before.
+/// Checks once a second and notes the result in `seat`, until the session ends; then returns `None`.
 ///
 /// Nothing is left if the queue and its delay queues were empty twice in a row, and nothing was taken
 /// in between: a task that is just leaving a delay queue is in no queue for a moment. The first check
-/// counts only the delay queues that are known, the second all of them. And if nothing but heartbeats
-/// was received: a large task on a slow line is in transit for long.
-fn until_empty(check: &mut DrainCheck, traffic: Traffic, over: &Signal) -> Option<u64> {
+/// counts only the delay queues that are known, the last one all of them. And if nothing but
+/// heartbeats was received: a large task on a slow line is in transit for long.
+fn check_until_over(
+    check: &mut DrainCheck,
+    traffic: Traffic,
+    seat: &DrainSeat,
+    done: &Sender<u64>,
+    over: &Signal,
+) -> Option<Infallible> {
     let Traffic { in_flight, heartbeat, mut broker_holds_until } = traffic;
-    let mut before = None;
+    let mut quiet: Option<Quiet> = None;
     let mut bytes = heartbeat.bytes();
     loop {
         select_biased! {
@@ -105,26 +117,23 @@ fn until_empty(check: &mut DrainCheck, traffic: Traffic, over: &Signal) -> Optio
         let came = all - mem::replace(&mut bytes, all);
         let is_quiet = !are_more_than_heartbeats(came, CHECK_EVERY);
         let settled = in_flight.all_settled().filter(|_| is_quiet);
-        let ask = if before.is_some() && before == settled {
-            Census::left
-        } else {
-            Census::left_in_known
+        let before = quiet.filter(|before| Some(before.taken) == settled);
+        quiet = match settled {
+            Some(taken) => check.look(taken, before, seat, over),
+            None => None,
         };
-        let is_empty = settled.is_some() && check.is_empty(ask, over);
         if settled.is_some() {
             // The answers came on the same connection: they are no sign of a task.
             bytes = heartbeat.bytes();
         }
-        let now = settled.filter(|_| is_empty);
-        if now.is_none() || now != before {
-            before = now;
-            continue;
+        if before.is_some() && quiet.is_some() {
+            if let Some(until) = broker_holds_until.take().filter(|it| Instant::now() < *it) {
+                seat.note(done, None);
+                wait_for_lost_connection(until, over)?;
+                quiet = None;
+            }
         }
-        match broker_holds_until.take().filter(|until| Instant::now() < *until) {
-            None => return now,
-            Some(until) => wait_for_lost_connection(until, over)?,
-        }
-        before = None;
+        seat.note(done, quiet);
     }
 }
 
@@ -143,6 +152,26 @@ fn wait_for_lost_connection(until: Instant, over: &Signal) -> Option<()> {
 }
 
 impl DrainCheck {
+    /// Checks once, when so many deliveries were taken and are settled. `before` is what the checks
+    /// before found with the same deliveries.
+    fn look(
+        &mut self,
+        taken: u64,
+        before: Option<Quiet>,
+        seat: &DrainSeat,
+        over: &Signal,
+    ) -> Option<Quiet> {
+        let counts_all = before.is_some() && seat.is_last_look();
+        let begun = Instant::now();
+        let ask = if counts_all { Census::left } else { Census::left_in_known };
+        if !self.is_empty(ask, over) {
+            return None;
+        }
+        let quiet = before.unwrap_or(Quiet { taken, since: Instant::now(), counted_all: None });
+        let counted_all = if counts_all { Some(begun) } else { quiet.counted_all };
+        Some(Quiet { counted_all, ..quiet })
+    }
+
     fn is_empty(&mut self, ask: Ask, over: &Signal) -> bool {
         let doing = format!("checking '{}' and its delay queues", self.queue.name());
         let guard = self.channels.0.call_guard();

@@ -3,6 +3,7 @@
 pub(crate) mod consumer;
 pub(crate) mod deferred;
 pub(crate) mod drain;
+pub(crate) mod drain_group;
 pub(crate) mod event;
 pub(crate) mod health;
 pub(crate) mod in_flight;
@@ -19,6 +20,7 @@ pub(crate) mod sessions;
 pub(crate) mod summary;
 pub(crate) mod supervisor;
 pub(crate) mod task_budget;
+pub(crate) mod workers;
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +33,8 @@ use crate::model::error::Error;
 use crate::model::handler::Handler;
 use crate::model::queue::Queue;
 use crate::model::retry::RetryPolicy;
-use crate::util::shutdown::Shutdown;
+use crate::util::shutdown::{Shutdown, Signal};
+use crate::worker::drain_group::DrainSeat;
 use crate::worker::event::{Event, Observer};
 use crate::worker::health::Health;
 use crate::worker::journal::Journal;
@@ -84,6 +87,12 @@ pub struct Worker {
     observer: Observer,
     health: Health,
     last_summary: Arc<Mutex<Option<Summary>>>,
+}
+
+/// What a worker may share with other workers of its program.
+struct Shares {
+    budget: (TaskBudget, Signal),
+    drain: DrainSeat,
 }
 
 /// The most channels RabbitMQ allows on a connection by default (`channel_max`).
@@ -232,8 +241,21 @@ impl Worker {
         shutdown: &Shutdown,
     ) -> Result<Summary, Error> {
         self.validate()?;
+        let budget = TaskBudget::new(self.max_tasks);
+        let shares = Shares { budget, drain: DrainSeat::default() };
+        self.run_sharing(Box::new(handler), shutdown, shares).map(|(summary, _)| summary)
+    }
+
+    /// Runs with valid settings. Returns also why the broker refused the last session, if it did and
+    /// a stop was asked for before the next.
+    fn run_sharing(
+        &self,
+        handler: Box<dyn Handler>,
+        shutdown: &Shutdown,
+        shares: Shares,
+    ) -> Result<(Summary, Option<Error>), Error> {
         let started = Instant::now();
-        let run = Arc::new(self.run_context(handler, shutdown));
+        let run = Arc::new(self.run_context(handler, shutdown, shares));
         let threads = self.threads_needed();
         self.health.expect(threads);
         let pool = HandlerPool::start(threads, &run)?;
@@ -246,7 +268,7 @@ impl Worker {
         let ended = end.as_ref().map_or(StopReason::Failed, reason);
         let summary = run.journal.sum_up(running, started.elapsed(), ended);
         *self.last_summary.lock().unwrap_or_else(PoisonError::into_inner) = Some(summary);
-        end.map(|_| summary)
+        end.map(|end| (summary, end.refused))
     }
 
     /// The summary of the last run that has ended, with or without an error; `None` before the first.
@@ -256,12 +278,17 @@ impl Worker {
         *self.last_summary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run_context(&self, handler: impl Handler + 'static, shutdown: &Shutdown) -> RunContext {
-        let (budget, exhausted) = TaskBudget::new(self.max_tasks);
+    fn run_context(
+        &self,
+        handler: Box<dyn Handler>,
+        shutdown: &Shutdown,
+        shares: Shares,
+    ) -> RunContext {
+        let Shares { budget: (budget, exhausted), drain } = shares;
         RunContext {
             broker: self.broker.clone(),
             settings: self.settings.clone(),
-            handler: Box::new(handler),
+            handler,
             budget: Arc::new(budget.max_dead(self.max_dead)),
             exhausted,
             rate: self.rate.clone(),
@@ -269,6 +296,7 @@ impl Worker {
             journal: Journal::new(self.observer.clone(), self.settings.host.clone()),
             health: self.health.clone(),
             late_tasks: LateTasks::default(),
+            drain,
         }
     }
 
@@ -293,13 +321,16 @@ impl Worker {
             ));
         }
         self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
-        for (setting, limit) in [("max tasks", self.max_tasks), ("max dead", self.max_dead)] {
-            if limit == Some(0) {
-                return Err(Error::setting(setting, "0 would never start any; write 1 or more"));
-            }
-        }
-        Ok(())
+        validate_limit("max tasks", self.max_tasks)?;
+        validate_limit("max dead", self.max_dead)
     }
+}
+
+fn validate_limit(setting: &'static str, limit: Option<u64>) -> Result<(), Error> {
+    if limit == Some(0) {
+        return Err(Error::setting(setting, "0 would never start any; write 1 or more"));
+    }
+    Ok(())
 }
 
 /// The name of this machine, from its kernel.

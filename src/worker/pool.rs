@@ -264,6 +264,7 @@ mod tests {
             journal: Journal::default(),
             health: Default::default(),
             late_tasks: Default::default(),
+            drain: Default::default(),
         })
     }
 

@@ -13,6 +13,7 @@ use crate::model::queue::Queue;
 use crate::model::retry::RetryPolicy;
 use crate::util::panic::caught;
 use crate::util::shutdown::{Closer, Signal, closer};
+use crate::worker::drain_group::DrainSeat;
 use crate::worker::health::Health;
 use crate::worker::journal::Journal;
 use crate::worker::late::LateTasks;
@@ -35,6 +36,8 @@ pub(crate) struct RunContext {
     pub(crate) journal: Journal,
     pub(crate) health: Health,
     pub(crate) late_tasks: LateTasks,
+    /// For a drain.
+    pub(crate) drain: DrainSeat,
 }
 
 /// The settings that sessions need.

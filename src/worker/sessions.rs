@@ -46,7 +46,7 @@ pub(crate) fn run_sessions(session: &Session<'_>, reconnect: Reconnect) -> Resul
             warn!("{}", error.chain());
             return Ok(RunEnd::new(EndedBy::Limit, None, settings));
         }
-        if reconnect == Reconnect::Never || !(error.is_transient() || history.ever_consumed) {
+        if reconnect == Reconnect::Never || is_final(&error, session, &history) {
             return Err(error);
         }
         if history.is_poisoned() {
@@ -55,9 +55,16 @@ pub(crate) fn run_sessions(session: &Session<'_>, reconnect: Reconnect) -> Resul
         let pause = history.backoff.next_pause();
         error!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
         if session.shutdown.wait(pause) {
-            return Ok(RunEnd::stopped_now(settings));
+            let refused = Some(error).filter(|error| !error.is_transient());
+            return Ok(RunEnd { refused, ..RunEnd::stopped_now(settings) });
         }
     }
+}
+
+/// Whether an error ends the run. A refusal may pass if the broker allowed the same before, unless
+/// the drains of all other queues have ended.
+fn is_final(error: &Error, session: &Session<'_>, history: &History) -> bool {
+    !error.is_transient() && (!history.ever_consumed || session.run.drain.refuse())
 }
 
 /// Runs one session. `None`: another is to follow.
@@ -83,6 +90,8 @@ fn run_session(session: &Session<'_>, history: &mut History) -> Result<Option<Ru
 /// How the last session ended, and how long running tasks may go on.
 pub(crate) struct RunEnd {
     pub(crate) wait_limit: WaitLimit,
+    /// Why the broker refused the last session, if the worker was stopped before the next.
+    pub(crate) refused: Option<Error>,
     by: EndedBy,
 }
 
@@ -98,7 +107,8 @@ impl RunEnd {
     /// finished.
     fn new(by: EndedBy, deadline: Option<Instant>, settings: &Settings) -> RunEnd {
         let until_stopped = WaitLimit::AfterStop(settings.grace);
-        RunEnd { wait_limit: deadline.map_or(until_stopped, WaitLimit::Until), by }
+        let wait_limit = deadline.map_or(until_stopped, WaitLimit::Until);
+        RunEnd { wait_limit, refused: None, by }
     }
 
     fn stopped_now(settings: &Settings) -> RunEnd {

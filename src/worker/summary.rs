@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::model::error::Error;
+
 /// What a worker did, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,6 +37,85 @@ pub struct Summary {
     pub elapsed: Duration,
     /// What ended it.
     pub ended: StopReason,
+}
+
+/// What several workers did, from their start to the end of the last.
+///
+/// Made by [`Workers::run`](crate::Workers::run).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct WorkersSummary {
+    /// One for each worker, in the order in which they were added.
+    pub by_queue: Vec<QueueSummary>,
+    /// How long the last of them ran.
+    pub elapsed: Duration,
+}
+
+/// What one of several workers did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct QueueSummary {
+    /// The name of its queue.
+    pub queue: String,
+    /// Its counts, up to the error if there is one.
+    pub summary: Summary,
+    /// Why it ended, if that was an error: one that [`Worker::run`](crate::Worker::run) returns; or
+    /// the refusal because of which it did not work when it was asked to stop.
+    pub error: Option<Error>,
+}
+
+impl WorkersSummary {
+    /// The sums of all counts. What ended it is [`StopReason::Failed`] if any worker ended with an
+    /// error, and else the worst of the reasons.
+    #[must_use]
+    pub fn total(&self) -> Summary {
+        let none = Tally::default().sum_up(0, self.elapsed, StopReason::Drained);
+        let total = self.by_queue.iter().fold(none, |sum, it| sum.plus(&it.summary));
+        let ended = self.by_queue.iter().map(QueueSummary::ended).max_by_key(|it| it.rank());
+        Summary { elapsed: self.elapsed, ended: ended.unwrap_or(StopReason::Failed), ..total }
+    }
+}
+
+impl QueueSummary {
+    fn ended(&self) -> StopReason {
+        if self.error.is_some() { StopReason::Failed } else { self.summary.ended }
+    }
+}
+
+impl Summary {
+    /// The counts of both, and the time and the end of the first.
+    fn plus(self, other: &Summary) -> Summary {
+        Summary {
+            done: self.done + other.done,
+            retried: self.retried + other.retried,
+            deferred: self.deferred + other.deferred,
+            dead: self.dead + other.dead,
+            dead_unconfirmed: self.dead_unconfirmed + other.dead_unconfirmed,
+            failed: self.failed + other.failed,
+            lost: self.lost + other.lost,
+            returned: self.returned + other.returned,
+            orphaned: self.orphaned + other.orphaned,
+            running: self.running + other.running,
+            elapsed: self.elapsed,
+            ended: self.ended,
+        }
+    }
+}
+
+impl StopReason {
+    /// The higher, the worse.
+    fn rank(self) -> u8 {
+        match self {
+            StopReason::Drained => 0,
+            StopReason::MaxTasks => 1,
+            StopReason::Stopped => 2,
+            StopReason::GraceExceeded => 3,
+            StopReason::Aborted => 4,
+            StopReason::MaxDead => 5,
+            StopReason::HandlerStopped => 6,
+            StopReason::Failed => 7,
+        }
+    }
 }
 
 /// What ended a worker.

@@ -123,7 +123,7 @@ fn start_helpers(
                 heartbeat: connection.heartbeat().clone(),
                 broker_holds_until,
             };
-            Some(Drain::start(connection.lend(), queue, traffic)?)
+            Some(Drain::start(connection.lend(), queue, traffic, &run.drain)?)
         }
     };
     Ok((republisher, drain))
@@ -255,10 +255,7 @@ impl<'a> Supervisor<'a> {
             }
             SessionEvent::GraceOver => Action::CancelTasks,
             SessionEvent::Exhausted => self.on_exhausted(),
-            SessionEvent::Drained(taken) => {
-                self.own_end.get_or_insert(OwnEnd::Drained { taken });
-                Action::StopAndSkipPauses
-            }
+            SessionEvent::Drained(taken) => self.on_drained(taken),
             SessionEvent::DrainEnded => Action::Nothing,
             SessionEvent::Notice(notice) => self.on_notice(&notice),
             SessionEvent::SlowStart => self.on_slow_start(),
@@ -303,6 +300,12 @@ impl<'a> Supervisor<'a> {
         let deadline = deadline_after(self.session.run.settings.grace);
         self.deadline = Some(deadline);
         self.events.grace_over = at(deadline);
+        Action::StopAndSkipPauses
+    }
+
+    fn on_drained(&mut self, taken: u64) -> Action {
+        info!("'{}' and its delay queues are empty", self.session.run.settings.queue.name());
+        self.own_end.get_or_insert(OwnEnd::Drained { taken });
         Action::StopAndSkipPauses
     }
 

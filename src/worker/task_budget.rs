@@ -1,8 +1,8 @@
 //! Counts how many tasks a run may still start and how many may still die, and shares the tasks among
 //! its consumers.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use log::error;
 
@@ -10,25 +10,48 @@ use crate::model::handler::Failure;
 use crate::util::shutdown::{Closer, Signal, closer};
 use crate::worker::summary::StopReason;
 
-/// How many tasks may still be started, with or without a limit.
+/// How many tasks one worker may still start, with or without a limit.
 pub(crate) struct TaskBudget {
-    left: Option<AtomicU64>,
-    /// How many of those no consumer has taken a delivery for, or has made room for.
+    pot: Arc<Pot>,
+    /// The place of its signal in the pot.
+    number: usize,
+    /// How many tasks of the pot no consumer of this worker has taken a delivery for, or has made
+    /// room for.
     unclaimed: AtomicU64,
     /// How many dead letters end the run.
     dead_left: Option<AtomicU64>,
     /// What ended the budget before it was used up.
     closed: OnceLock<StopReason>,
-    exhausted: Closer,
+}
+
+/// What the workers of one program may still start together.
+struct Pot {
+    left: Option<AtomicU64>,
+    /// One for each worker.
+    exhausted: Vec<Closer>,
 }
 
 impl TaskBudget {
     /// Makes a budget; the signal closes when it is used up.
     pub(crate) fn new(limit: Option<u64>) -> (TaskBudget, Signal) {
-        let (exhausted, signal) = closer();
-        let left = limit.map(AtomicU64::new);
-        let (unclaimed, closed) = (AtomicU64::new(0), OnceLock::new());
-        (TaskBudget { left, unclaimed, dead_left: None, closed, exhausted }, signal)
+        TaskBudget::shared(limit, 1).remove(0)
+    }
+
+    /// Makes the budgets of so many workers that may start so many tasks together. Each of them
+    /// claims as if it were alone, because the tasks may all be in its queue. So when the last task
+    /// is started, the others may hold deliveries that they must requeue.
+    pub(crate) fn shared(limit: Option<u64>, workers: usize) -> Vec<(TaskBudget, Signal)> {
+        let (exhausted, signals): (Vec<Closer>, Vec<Signal>) =
+            (0..workers).map(|_| closer()).unzip();
+        let pot = Arc::new(Pot { left: limit.map(AtomicU64::new), exhausted });
+        let budget = |number| TaskBudget {
+            pot: Arc::clone(&pot),
+            number,
+            unclaimed: AtomicU64::new(0),
+            dead_left: None,
+            closed: OnceLock::new(),
+        };
+        (0..workers).map(budget).zip(signals).collect()
     }
 
     /// Sets how many dead letters end the run.
@@ -38,12 +61,12 @@ impl TaskBudget {
     }
 
     pub(crate) fn is_limited(&self) -> bool {
-        self.left.is_some()
+        self.pot.left.is_some()
     }
 
     /// Lets the consumers of a new session share the rest.
     pub(crate) fn share_out(&self) {
-        if let Some(left) = &self.left {
+        if let Some(left) = &self.pot.left {
             self.unclaimed.store(left.load(Ordering::Acquire), Ordering::Release);
         }
     }
@@ -51,7 +74,7 @@ impl TaskBudget {
     /// Claims tasks for one of `sharers` consumers: at most `most` and at most its share. `None` if
     /// nothing is left to claim. Without a limit, a consumer gets what it asks for.
     pub(crate) fn claim(&self, most: u16, sharers: usize) -> Option<u16> {
-        let Some(left) = &self.left else { return Some(most) };
+        let Some(left) = &self.pot.left else { return Some(most) };
         let sharers = u64::try_from(sharers).unwrap_or(u64::MAX).max(1);
         let share = (left.load(Ordering::Acquire) / sharers).max(1);
         // 0 is no limit.
@@ -64,7 +87,7 @@ impl TaskBudget {
 
     /// Undoes the claim for a delivery that does not run.
     pub(crate) fn unclaim(&self) {
-        if self.left.is_some() {
+        if self.is_limited() {
             self.unclaimed.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -74,10 +97,10 @@ impl TaskBudget {
         if self.is_closed() {
             return false;
         }
-        let Some(left) = &self.left else { return true };
+        let Some(left) = &self.pot.left else { return true };
         let taken = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if taken.is_err() || taken == Ok(1) {
-            self.exhausted.close();
+            self.pot.exhausted.iter().for_each(Closer::close);
         }
         taken.is_ok()
     }
@@ -85,7 +108,7 @@ impl TaskBudget {
     /// Refunds a task that could not be tried. Once the last one is taken, the worker ends, and
     /// nothing is refunded.
     pub(crate) fn refund(&self) {
-        if let Some(left) = &self.left {
+        if let Some(left) = &self.pot.left {
             let one_more = |n: u64| (n > 0).then_some(n + 1);
             if left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok() {
                 self.unclaim();
@@ -98,7 +121,7 @@ impl TaskBudget {
         if self.closed.set(StopReason::HandlerStopped).is_ok() {
             error!("the worker ends: {why}");
         }
-        self.exhausted.close();
+        self.pot.exhausted[self.number].close();
     }
 
     /// Counts a dead letter. The last one that is allowed ends the budget.
@@ -109,7 +132,7 @@ impl TaskBudget {
             if self.closed.set(StopReason::MaxDead).is_ok() {
                 error!("the worker ends: it made as many dead letters as allowed");
             }
-            self.exhausted.close();
+            self.pot.exhausted[self.number].close();
         }
     }
 
@@ -171,6 +194,28 @@ mod tests {
         let (budget, _exhausted) = TaskBudget::new(None);
         budget.share_out();
         assert_eq!([0, 1, 500].map(|most| budget.claim(most, 4)), [Some(0), Some(1), Some(500)]);
+    }
+
+    #[test]
+    fn workers_start_no_more_tasks_together_than_their_limit_wherever_these_are() {
+        let mut shared = TaskBudget::shared(Some(3), 2);
+        let ((second, second_exhausted), (first, first_exhausted)) =
+            (shared.remove(1), shared.remove(0));
+        [&first, &second].iter().for_each(|it| it.share_out());
+        assert_eq!([first.claim(9, 1), second.claim(9, 1)], [Some(3), Some(3)]);
+        assert!(first.take() && second.take() && !is_closed(&first_exhausted));
+        assert!(second.take() && is_closed(&first_exhausted) && is_closed(&second_exhausted));
+        assert!(!first.take() && !second.take());
+    }
+
+    #[test]
+    fn a_handler_that_can_run_no_task_ends_the_budget_of_its_own_worker() {
+        let mut shared = TaskBudget::shared(Some(3), 2);
+        let ((second, second_exhausted), (first, first_exhausted)) =
+            (shared.remove(1), shared.remove(0));
+        first.close(&Failure::stop_worker("unfit"));
+        assert!(first.is_closed() && is_closed(&first_exhausted));
+        assert!(!second.is_closed() && !is_closed(&second_exhausted) && second.take());
     }
 
     #[test]
