@@ -45,7 +45,7 @@ use crate::worker::run_context::{Cancellation, RunContext, RunUntil, Settings};
 use crate::worker::session::Session;
 use crate::worker::sessions::{Reconnect, RunEnd, run_sessions};
 use crate::worker::summary::{StopReason, Summary};
-use crate::worker::task_budget::TaskBudget;
+use crate::worker::task_budget::{RunLimits, TaskBudget};
 
 /// Works the tasks of one queue with several threads.
 ///
@@ -241,7 +241,7 @@ impl Worker {
         shutdown: &Shutdown,
     ) -> Result<Summary, Error> {
         self.validate()?;
-        let budget = TaskBudget::new(self.max_tasks);
+        let budget = TaskBudget::new(self.limits());
         let shares = Shares { budget, drain: DrainSeat::default() };
         self.run_sharing(Box::new(handler), shutdown, shares).map(|(summary, _)| summary)
     }
@@ -289,7 +289,7 @@ impl Worker {
             broker: self.broker.clone(),
             settings: self.settings.clone(),
             handler,
-            budget: Arc::new(budget.max_dead(self.max_dead)),
+            budget: Arc::new(budget),
             exhausted,
             rate: self.rate.clone(),
             cancellation: Cancellation::new(shutdown.killing()),
@@ -298,6 +298,10 @@ impl Worker {
             late_tasks: LateTasks::default(),
             drain,
         }
+    }
+
+    fn limits(&self) -> RunLimits {
+        RunLimits { tasks: self.max_tasks, dead: self.max_dead }
     }
 
     /// No more threads than tasks: a thread without a task could only hold a delivery that it must
@@ -321,16 +325,8 @@ impl Worker {
             ));
         }
         self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
-        validate_limit("max tasks", self.max_tasks)?;
-        validate_limit("max dead", self.max_dead)
+        self.limits().validate()
     }
-}
-
-fn validate_limit(setting: &'static str, limit: Option<u64>) -> Result<(), Error> {
-    if limit == Some(0) {
-        return Err(Error::setting(setting, "0 would never start any; write 1 or more"));
-    }
-    Ok(())
 }
 
 /// The name of this machine, from its kernel.

@@ -233,7 +233,7 @@ mod tests {
     use crate::worker::job::{JobLink, job_feed};
     use crate::worker::journal::Journal;
     use crate::worker::run_context::{Cancellation, Settings};
-    use crate::worker::task_budget::TaskBudget;
+    use crate::worker::task_budget::{RunLimits, TaskBudget};
 
     /// Waits in each task, and gives them a minute to end.
     struct Stuck(Receiver<()>);
@@ -252,7 +252,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     fn run(handler: impl Handler + 'static, max_tasks: Option<u64>) -> Arc<RunContext> {
-        let (budget, exhausted) = TaskBudget::new(max_tasks);
+        let (budget, exhausted) = TaskBudget::new(RunLimits { tasks: max_tasks, dead: None });
         Arc::new(RunContext {
             broker: Broker::new(["amqp://localhost"]).expect("a URL"),
             settings: Settings::new(&Queue::new("q"), "host".into()),

@@ -1,11 +1,12 @@
 //! Counts how many tasks a run may still start and how many may still die, and shares the tasks among
 //! its consumers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use log::error;
 
+use crate::model::error::Error;
 use crate::model::handler::Failure;
 use crate::util::shutdown::{Closer, Signal, closer};
 use crate::worker::summary::StopReason;
@@ -18,46 +19,64 @@ pub(crate) struct TaskBudget {
     /// How many tasks of the pot no consumer of this worker has taken a delivery for, or has made
     /// room for.
     unclaimed: AtomicU64,
+    /// Whether its handler ended it before it was used up.
+    closed: AtomicBool,
+}
+
+/// What limits the run of one worker, or of several together.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RunLimits {
+    /// How many tasks may be started.
+    pub(crate) tasks: Option<u64>,
     /// How many dead letters end the run.
-    dead_left: Option<AtomicU64>,
-    /// What ended the budget before it was used up.
-    closed: OnceLock<StopReason>,
+    pub(crate) dead: Option<u64>,
 }
 
 /// What the workers of one program may still start together.
 struct Pot {
     left: Option<AtomicU64>,
+    dead_left: Option<AtomicU64>,
+    has_most_dead: AtomicBool,
     /// One for each worker.
     exhausted: Vec<Closer>,
 }
 
+impl RunLimits {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        for (setting, limit) in [("max tasks", self.tasks), ("max dead", self.dead)] {
+            if limit == Some(0) {
+                return Err(Error::setting(setting, "0 would never start any; write 1 or more"));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl TaskBudget {
     /// Makes a budget; the signal closes when it is used up.
-    pub(crate) fn new(limit: Option<u64>) -> (TaskBudget, Signal) {
-        TaskBudget::shared(limit, 1).remove(0)
+    pub(crate) fn new(limits: RunLimits) -> (TaskBudget, Signal) {
+        TaskBudget::shared(limits, 1).remove(0)
     }
 
-    /// Makes the budgets of so many workers that may start so many tasks together. Each of them
-    /// claims as if it were alone, because the tasks may all be in its queue. So when the last task
-    /// is started, the others may hold deliveries that they must requeue.
-    pub(crate) fn shared(limit: Option<u64>, workers: usize) -> Vec<(TaskBudget, Signal)> {
+    /// Makes the budgets of so many workers with these limits together. Each of them claims as if it
+    /// were alone, because the tasks may all be in its queue. So when the last task is started, the
+    /// others may hold deliveries that they must requeue.
+    pub(crate) fn shared(limits: RunLimits, workers: usize) -> Vec<(TaskBudget, Signal)> {
         let (exhausted, signals): (Vec<Closer>, Vec<Signal>) =
             (0..workers).map(|_| closer()).unzip();
-        let pot = Arc::new(Pot { left: limit.map(AtomicU64::new), exhausted });
+        let pot = Arc::new(Pot {
+            left: limits.tasks.map(AtomicU64::new),
+            dead_left: limits.dead.map(AtomicU64::new),
+            has_most_dead: AtomicBool::new(false),
+            exhausted,
+        });
         let budget = |number| TaskBudget {
             pot: Arc::clone(&pot),
             number,
             unclaimed: AtomicU64::new(0),
-            dead_left: None,
-            closed: OnceLock::new(),
+            closed: AtomicBool::new(false),
         };
         (0..workers).map(budget).zip(signals).collect()
-    }
-
-    /// Sets how many dead letters end the run.
-    pub(crate) fn max_dead(mut self, limit: Option<u64>) -> TaskBudget {
-        self.dead_left = limit.map(AtomicU64::new);
-        self
     }
 
     pub(crate) fn is_limited(&self) -> bool {
@@ -118,32 +137,34 @@ impl TaskBudget {
 
     /// Ends the budget, because the handler says that it can run no task.
     pub(crate) fn close(&self, why: &Failure) {
-        if self.closed.set(StopReason::HandlerStopped).is_ok() {
+        if !self.closed.swap(true, Ordering::AcqRel) {
             error!("the worker ends: {why}");
         }
         self.pot.exhausted[self.number].close();
     }
 
-    /// Counts a dead letter. The last one that is allowed ends the budget.
+    /// Counts a dead letter. The last one that is allowed ends the budgets that share the limit.
     pub(crate) fn note_dead(&self) {
-        let Some(left) = &self.dead_left else { return };
+        let Some(left) = &self.pot.dead_left else { return };
         let is_last = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if is_last == Ok(1) {
-            if self.closed.set(StopReason::MaxDead).is_ok() {
-                error!("the worker ends: it made as many dead letters as allowed");
-            }
-            self.pot.exhausted[self.number].close();
+            error!("the worker ends: it made as many dead letters as allowed");
+            self.pot.has_most_dead.store(true, Ordering::Release);
+            self.pot.exhausted.iter().for_each(Closer::close);
         }
     }
 
     /// Whether the budget ended before it was used up.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get().is_some()
+        self.closed_by().is_some()
     }
 
     /// What ended it then.
     pub(crate) fn closed_by(&self) -> Option<StopReason> {
-        self.closed.get().copied()
+        if self.closed.load(Ordering::Acquire) {
+            return Some(StopReason::HandlerStopped);
+        }
+        self.pot.has_most_dead.load(Ordering::Acquire).then_some(StopReason::MaxDead)
     }
 }
 
@@ -152,9 +173,13 @@ mod tests {
     use super::*;
     use crate::util::shutdown::is_closed;
 
+    fn tasks(tasks: Option<u64>) -> RunLimits {
+        RunLimits { tasks, dead: None }
+    }
+
     #[test]
     fn a_budget_is_exhausted_exactly_once() {
-        let (budget, exhausted) = TaskBudget::new(Some(2));
+        let (budget, exhausted) = TaskBudget::new(tasks(Some(2)));
         assert!(budget.take());
         assert!(!is_closed(&exhausted));
         assert!(budget.take());
@@ -164,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_task_is_refunded_until_the_last_one_is_taken() {
-        let (budget, exhausted) = TaskBudget::new(Some(2));
+        let (budget, exhausted) = TaskBudget::new(tasks(Some(2)));
         assert!(budget.take());
         budget.refund();
         assert!(budget.take() && !is_closed(&exhausted));
@@ -175,7 +200,7 @@ mod tests {
 
     #[test]
     fn no_more_is_claimed_than_may_be_started() {
-        let (budget, _exhausted) = TaskBudget::new(Some(10));
+        let (budget, _exhausted) = TaskBudget::new(tasks(Some(10)));
         assert_eq!(budget.claim(1, 4), None, "no session shares them yet");
         budget.share_out();
         let shares = [budget.claim(9, 4), budget.claim(0, 4), budget.claim(1, 4)];
@@ -191,14 +216,14 @@ mod tests {
 
     #[test]
     fn without_a_limit_a_consumer_claims_what_it_asks_for() {
-        let (budget, _exhausted) = TaskBudget::new(None);
+        let (budget, _exhausted) = TaskBudget::new(tasks(None));
         budget.share_out();
         assert_eq!([0, 1, 500].map(|most| budget.claim(most, 4)), [Some(0), Some(1), Some(500)]);
     }
 
     #[test]
     fn workers_start_no_more_tasks_together_than_their_limit_wherever_these_are() {
-        let mut shared = TaskBudget::shared(Some(3), 2);
+        let mut shared = TaskBudget::shared(tasks(Some(3)), 2);
         let ((second, second_exhausted), (first, first_exhausted)) =
             (shared.remove(1), shared.remove(0));
         [&first, &second].iter().for_each(|it| it.share_out());
@@ -210,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_handler_that_can_run_no_task_ends_the_budget_of_its_own_worker() {
-        let mut shared = TaskBudget::shared(Some(3), 2);
+        let mut shared = TaskBudget::shared(tasks(Some(3)), 2);
         let ((second, second_exhausted), (first, first_exhausted)) =
             (shared.remove(1), shared.remove(0));
         first.close(&Failure::stop_worker("unfit"));
@@ -220,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_closed_budget_has_no_task() {
-        let (budget, exhausted) = TaskBudget::new(None);
+        let (budget, exhausted) = TaskBudget::new(tasks(None));
         budget.close(&Failure::stop_worker("unfit"));
         assert!(is_closed(&exhausted) && budget.is_closed());
         assert!(!budget.take());
@@ -228,15 +253,14 @@ mod tests {
 
     #[test]
     fn without_a_limit_a_budget_is_never_exhausted() {
-        let (budget, exhausted) = TaskBudget::new(None);
+        let (budget, exhausted) = TaskBudget::new(tasks(None));
         assert!((0..1000).all(|_| budget.take()));
         assert!(!is_closed(&exhausted));
     }
 
     #[test]
     fn the_last_dead_letter_that_is_allowed_ends_the_budget() {
-        let (budget, exhausted) = TaskBudget::new(None);
-        let budget = budget.max_dead(Some(2));
+        let (budget, exhausted) = TaskBudget::new(RunLimits { tasks: None, dead: Some(2) });
         budget.note_dead();
         assert!(budget.take() && !is_closed(&exhausted));
         budget.note_dead();
@@ -244,7 +268,7 @@ mod tests {
         budget.note_dead();
         budget.close(&Failure::stop_worker("no command"));
         assert_eq!(budget.closed_by(), Some(StopReason::MaxDead), "the first one");
-        let (unlimited, exhausted) = TaskBudget::new(None);
+        let (unlimited, exhausted) = TaskBudget::new(tasks(None));
         unlimited.note_dead();
         assert!(!is_closed(&exhausted));
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use crate::model::error::Error;
 use crate::model::handler::Handler;
 use crate::util::shutdown::Shutdown;
 use crate::worker::drain_group::DrainSeat;
+use crate::worker::rate::StartRate;
 use crate::worker::run_context::RunUntil;
 use crate::worker::summary::{QueueSummary, StopReason, Summary, Tally, WorkersSummary};
-use crate::worker::task_budget::TaskBudget;
-use crate::worker::{Shares, Worker, validate_limit};
+use crate::worker::task_budget::{RunLimits, TaskBudget};
+use crate::worker::{Shares, Worker};
 
 /// Works several queues in one program: one [`Worker`] for each, which start and stop together.
 ///
@@ -48,7 +50,8 @@ use crate::worker::{Shares, Worker, validate_limit};
 #[derive(Default)]
 pub struct Workers {
     parts: Vec<Part>,
-    max_tasks: Option<u64>,
+    limits: RunLimits,
+    rate: Option<Arc<StartRate>>,
 }
 
 /// A worker and what it does.
@@ -72,11 +75,27 @@ impl Workers {
     }
 
     /// Ends all workers when they have started this many tasks together and these are finished.
-    /// Tasks that were prefetched beyond it are requeued. It replaces the
-    /// [`max_tasks`](Worker::max_tasks) of each worker. Default: each has its own limit.
+    /// Tasks that were prefetched beyond it are requeued. With a limit here, those of each worker do
+    /// not count. Default: each has its own.
     #[must_use]
     pub fn max_tasks(mut self, limit: u64) -> Workers {
-        self.max_tasks = Some(limit);
+        self.limits.tasks = Some(limit);
+        self
+    }
+
+    /// Ends all workers when they have made this many dead letters together. With a limit here, those
+    /// of each worker do not count. Default: each has its own.
+    #[must_use]
+    pub fn max_dead(mut self, limit: u64) -> Workers {
+        self.limits.dead = Some(limit);
+        self
+    }
+
+    /// Has all workers start at most this many tasks in this time together, spread evenly, as
+    /// [`Worker::rate`] does. It replaces that of each worker. Default: each has its own.
+    #[must_use]
+    pub fn rate(mut self, tasks: u32, per: Duration) -> Workers {
+        self.rate = Some(Arc::new(StartRate::new(tasks, per)));
         self
     }
 
@@ -93,8 +112,11 @@ impl Workers {
     /// # Panics
     /// If the run of a worker panics, which is a defect of this crate. A panic in a handler is a
     /// failed task.
-    pub fn run(self, shutdown: &Shutdown) -> Result<WorkersSummary, Error> {
+    pub fn run(mut self, shutdown: &Shutdown) -> Result<WorkersSummary, Error> {
         self.validate()?;
+        if let Some(rate) = &self.rate {
+            self.parts.iter_mut().for_each(|part| part.worker.rate = Some(Arc::clone(rate)));
+        }
         let started = Instant::now();
         let shares = self.shares();
         let by_queue = thread::scope(|scope| {
@@ -115,16 +137,19 @@ impl Workers {
         if self.parts.is_empty() {
             return Err(Error::setting("workers", "none was added; add one for each queue"));
         }
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
         self.parts.iter().try_for_each(|part| part.worker.validate())?;
-        validate_limit("max tasks", self.max_tasks)
+        self.limits.validate()
     }
 
     /// What each worker shares with the others.
     fn shares(&self) -> Vec<Shares> {
         let count = self.parts.len();
-        let budgets = match self.max_tasks {
-            Some(limit) => TaskBudget::shared(Some(limit), count),
-            None => self.parts.iter().map(|it| TaskBudget::new(it.worker.max_tasks)).collect(),
+        let budgets = match self.limits {
+            RunLimits { tasks: None, dead: None } => {
+                self.parts.iter().map(|it| TaskBudget::new(it.worker.limits())).collect()
+            }
+            limits => TaskBudget::shared(limits, count),
         };
         let drains = |part: &&Part| part.worker.settings.until == RunUntil::Drained;
         let mut seats = DrainSeat::group(self.parts.iter().filter(drains).count()).into_iter();
@@ -178,7 +203,9 @@ impl fmt::Debug for Workers {
         let workers: Vec<&Worker> = self.parts.iter().map(|part| &part.worker).collect();
         f.debug_struct("Workers")
             .field("workers", &workers)
-            .field("max_tasks", &self.max_tasks)
+            .field("max_tasks", &self.limits.tasks)
+            .field("max_dead", &self.limits.dead)
+            .field("rate", &self.rate)
             .finish()
     }
 }

@@ -38,6 +38,20 @@ impl Exit {
         if self == Exit::Success { next() } else { self }
     }
 
+    /// The worse of two statuses: of a command whose parts ended differently.
+    pub(crate) fn or_worse(self, other: Exit) -> Exit {
+        let rank = |exit| match exit {
+            Exit::Success => 0,
+            Exit::Failed => 1,
+            Exit::Unfinished => 2,
+            Exit::Unreachable => 3,
+            Exit::GraceExceeded => 4,
+            Exit::Usage => 5,
+            Exit::Interrupted => 6,
+        };
+        if rank(other) > rank(self) { other } else { self }
+    }
+
     pub(crate) fn status(self) -> u8 {
         match self {
             Exit::Success => 0,

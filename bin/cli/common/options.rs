@@ -16,11 +16,11 @@ use crate::cli::common::error::CommandError;
 pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
 
 /// The tutorial's queue: only here a command guesses what an empty command line means.
-const TUTORIAL_QUEUE: &str = "task_queue";
+pub(crate) const TUTORIAL_QUEUE: &str = "task_queue";
 
 // Under headings of their own, so that a subcommand's help shows its own options first.
 const BROKER: &str = "Broker";
-const QUEUE: &str = "Queue";
+pub(crate) const QUEUE: &str = "Queue";
 
 #[derive(Args, Debug)]
 pub(crate) struct BrokerArgs {
@@ -77,6 +77,13 @@ pub(crate) struct QueueArgs {
     )]
     queue: String,
 
+    #[command(flatten)]
+    declaration: DeclarationArgs,
+}
+
+/// How a queue is declared.
+#[derive(Args, Debug)]
+pub(crate) struct DeclarationArgs {
     /// The queue's type
     #[arg(
         long,
@@ -182,20 +189,21 @@ impl QueueArgs {
         self.queue == TUTORIAL_QUEUE
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.queue
-    }
-
     pub(crate) fn queue(&self) -> Queue {
-        if self.queue.contains(',') {
-            warn!("--queue takes one name; '{}' is one queue with a comma in its name", self.queue);
+        self.declaration.queue(&self.queue)
+    }
+}
+
+impl DeclarationArgs {
+    pub(crate) fn queue(&self, name: &str) -> Queue {
+        if name.contains(',') {
+            warn!("--queue takes one name; '{name}' is one queue with a comma in its name");
         }
         let kind = match self.queue_type {
             TypeArg::Classic => QueueType::Classic,
             TypeArg::Quorum => QueueType::Quorum,
         };
-        let mut queue =
-            Queue::new(&self.queue).queue_type(kind).delivery_limit(self.delivery_limit);
+        let mut queue = Queue::new(name).queue_type(kind).delivery_limit(self.delivery_limit);
         if self.transient_queue {
             queue = queue.transient();
         }

@@ -44,11 +44,10 @@ fn refuse_to_print(options: &Options) -> Result<(), CommandError> {
         // `-- $JOB` with an empty JOB.
         return Err(CommandError::usage("command", "missing after --; add one"));
     }
-    if !options.print && !options.queue.is_tutorial_queue() {
+    if let (Some(queue), false) = (options.queues.beyond_tutorial(), options.print) {
         let reason = format!(
-            "missing for queue '{}'; put -- and a command after the options, or add --print, \
-             which prints and acks each task",
-            options.queue.name()
+            "missing for queue '{queue}'; put -- and a command after the options, or add --print, \
+             which prints and acks each task"
         );
         return Err(CommandError::usage("command", reason));
     }

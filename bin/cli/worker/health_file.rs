@@ -38,7 +38,7 @@ impl HealthFile {
     pub(crate) fn keep(
         path: &Path,
         options: &Options,
-        worker: &Worker,
+        workers: &[Worker],
     ) -> Result<HealthFile, CommandError> {
         let unusable = |error: io::Error| {
             CommandError::usage("--health-file", format!("{}: {error}", path.display()))
@@ -50,7 +50,8 @@ impl HealthFile {
         let limit = options.task_timeout.map(|limit| limit.saturating_add(END_TIMEOUT));
         let (stop, stopped) = shutdown();
         let (last, removed) = bounded(0);
-        let (path, health) = (path.to_path_buf(), worker.health());
+        let health: Vec<Health> = workers.iter().map(Worker::health).collect();
+        let path = path.to_path_buf();
         let keep = move || {
             let _last = last;
             keep_fresh(&path, &health, limit, &stopped);
@@ -64,9 +65,9 @@ impl HealthFile {
 }
 
 /// Touches the file until `stopped`, and then removes it.
-fn keep_fresh(path: &Path, health: &Health, limit: Option<Duration>, stopped: &Shutdown) {
+fn keep_fresh(path: &Path, health: &[Health], limit: Option<Duration>, stopped: &Shutdown) {
     while !stopped.wait(TOUCH_EVERY) {
-        if !health.is_healthy(limit) {
+        if !health.iter().all(|it| it.is_healthy(limit)) {
             continue;
         }
         if let Err(error) = touch(path) {

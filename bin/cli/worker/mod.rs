@@ -7,6 +7,7 @@ mod init;
 pub(crate) mod options;
 mod outcome;
 mod output;
+pub(crate) mod queues;
 mod rate;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use log::{Level, error, info, log_enabled};
-use rabbit_work::{Command, Error, Handler, Shutdown, Summary, Worker};
+use rabbit_work::{Command, Handler, QueueSummary, StopReason, Worker, Workers, WorkersSummary};
 
 use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
@@ -27,7 +28,7 @@ use crate::cli::worker::handler::{CommandHandler, TutorialHandler, command_of};
 use crate::cli::worker::health_file::HealthFile;
 use crate::cli::worker::init::{ensure_sigchld_is_delivered, status_as_first_process};
 use crate::cli::worker::options::Options;
-use crate::cli::worker::outcome::{as_json, as_text, exit_of, has_news};
+use crate::cli::worker::outcome::{as_json, as_lines, exit_of};
 use crate::cli::worker::output::Output;
 
 pub(crate) fn main() -> ExitCode {
@@ -47,30 +48,46 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
-    let worker = options.worker()?;
+    let workers = options.workers()?;
     let command = command_of(options, output)?;
     if command.is_some() {
         ensure_sigchld_is_delivered()?;
     }
     refuse_shared_file(options)?;
     let health_file = options.health_file.as_deref();
-    let health = health_file.map(|path| HealthFile::keep(path, options, &worker)).transpose()?;
+    let health = health_file.map(|path| HealthFile::keep(path, options, &workers)).transpose()?;
     let (trigger, shutdown) = stop_on_signals(stop_limits(options, command.as_ref()))?;
     output.stop_when_unwritable(trigger);
     let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
     let events = events.transpose()?;
-    let worker = observed(worker, events.as_ref());
-    let (ended, stop_reason) = work(&worker, command, output, &shutdown);
+    let stop_reason = Arc::<OnceLock<String>>::default();
+    let mut fleet = options.limited(Workers::new());
+    for worker in workers {
+        let worker = observed(worker, events.as_ref());
+        fleet = match command_of(options, output)? {
+            Some(command) => fleet.add(worker, CommandHandler::new(command, output, &stop_reason)),
+            None => fleet.add(worker, TutorialHandler::new(output)),
+        };
+    }
+    let mut summary = fleet.run(&shutdown)?;
     drop(health);
     if let Some(events) = events {
         events.close();
     }
-    report(options, output, worker.last_summary().as_ref(), &ended);
-    log_stop_reason(stop_reason.as_deref());
-    Ok(match ended {
-        Ok(summary) => exit_of(&summary, options, output.error()),
-        Err(error) => CommandError::from(error).log(),
-    })
+    if !options.queues.are_several() {
+        forget_refusal(&mut summary);
+    }
+    report(options, output, &summary);
+    log_stop_reason(stop_reason.get().map(String::as_str));
+    log_errors(&summary);
+    Ok(exit_of(&summary, options, output.error()))
+}
+
+/// A worker of one queue that was stopped exits like any other, even if the broker refused it then.
+fn forget_refusal(summary: &mut WorkersSummary) {
+    for queue in &mut summary.by_queue {
+        queue.error = queue.error.take().filter(|_| queue.summary.ended == StopReason::Failed);
+    }
 }
 
 /// Refuses one file for --health-file and --events.
@@ -102,36 +119,14 @@ fn observed(worker: Worker, events: Option<&EventLog>) -> Worker {
     }
 }
 
-/// Runs the worker. Returns how it ended, and why its handler stopped it if it did.
-fn work(
-    worker: &Worker,
-    command: Option<Command>,
-    output: &Output,
-    shutdown: &Shutdown,
-) -> (Result<Summary, Error>, Option<String>) {
-    let Some(command) = command else {
-        return (worker.run(TutorialHandler::new(output), shutdown), None);
-    };
-    let stop_reason = Arc::<OnceLock<String>>::default();
-    let ended = worker.run(CommandHandler::new(command, output, &stop_reason), shutdown);
-    (ended, stop_reason.get().cloned())
-}
-
 /// Logs and prints the summary.
-fn report(
-    options: &Options,
-    output: &Output,
-    summary: Option<&Summary>,
-    ended: &Result<Summary, Error>,
-) {
-    if let Some(summary) = summary.filter(|summary| has_news(summary, ended)) {
-        info!("{}", as_text(summary));
-    }
-    print_summary(options, output, summary);
+fn report(options: &Options, output: &Output, summary: &WorkersSummary) {
+    as_lines(summary).iter().for_each(|line| info!("{line}"));
+    print_summary(options, output, Some(summary));
 }
 
 /// Prints the summary of --json. An unwritable standard output is reported elsewhere.
-fn print_summary(options: &Options, output: &Output, summary: Option<&Summary>) {
+fn print_summary(options: &Options, output: &Output, summary: Option<&WorkersSummary>) {
     if options.json && output.error().is_none() {
         let _ = output.print_line(as_json(summary));
     }
@@ -141,5 +136,21 @@ fn print_summary(options: &Options, output: &Output, summary: Option<&Summary>) 
 fn log_stop_reason(reason: Option<&str>) {
     if let (Some(reason), false) = (reason, log_enabled!(target: "rabbit_work", Level::Error)) {
         error!("{reason}");
+    }
+}
+
+/// Logs why the worker ends with an error. Of several queues, the library has logged that when it
+/// happened, unless RUST_LOG excludes it.
+fn log_errors(summary: &WorkersSummary) {
+    match &summary.by_queue[..] {
+        [QueueSummary { error, .. }] => {
+            let _ = error.as_ref().map(|error| error!("{}", error.chain()));
+        }
+        several if !log_enabled!(target: "rabbit_work", Level::Error) => {
+            for QueueSummary { queue, error, .. } in several {
+                let _ = error.as_ref().map(|error| error!("queue '{queue}': {}", error.chain()));
+            }
+        }
+        _ => {}
     }
 }

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use rabbit_work::{RetryPolicy, Worker};
+use rabbit_work::{Broker, RetryPolicy, Worker, Workers};
 
 use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::manual::sections;
-use crate::cli::common::options::{BrokerArgs, QueueArgs};
+use crate::cli::common::options::BrokerArgs;
+use crate::cli::worker::queues::{NamedQueue, QueuesArgs};
 use crate::cli::worker::rate::Rate;
 
 /// Run COMMAND for each task of a RabbitMQ queue, with the task's body on its standard input.
@@ -26,7 +27,7 @@ pub(crate) struct Options {
     pub(crate) broker: BrokerArgs,
 
     #[command(flatten)]
-    pub(crate) queue: QueueArgs,
+    pub(crate) queues: QueuesArgs,
 
     /// How many tasks run at a time, each thread on its own channel [default: number of processors]
     #[arg(long, value_name = "N")]
@@ -41,7 +42,8 @@ pub(crate) struct Options {
     #[arg(long)]
     auto_ack: bool,
 
-    /// Exit once the queue and its delay queues are empty; does not wait for tasks of other workers
+    /// Exit once all queues and their delay queues are empty at one moment; does not wait for tasks
+    /// of other workers
     #[arg(long)]
     pub(crate) drain: bool,
 
@@ -71,7 +73,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N/s|m|h")]
     rate: Option<Rate>,
 
-    /// Exit after running this many tasks
+    /// Exit after running this many tasks, of all queues together
     #[arg(long, value_name = "N")]
     pub(crate) max_tasks: Option<u64>,
 
@@ -118,33 +120,45 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    pub(crate) fn worker(&self) -> Result<Worker, CommandError> {
-        let mut worker = Worker::new(&self.broker.broker()?, &self.queue.queue())
+    /// One worker for each queue.
+    pub(crate) fn workers(&self) -> Result<Vec<Worker>, CommandError> {
+        self.queues.refuse_repetition()?;
+        let broker = self.broker.broker()?;
+        Ok(self.queues.named().iter().map(|named| self.worker(&broker, named)).collect())
+    }
+
+    /// These workers, with the limits of the process.
+    pub(crate) fn limited(&self, mut workers: Workers) -> Workers {
+        if let Some(limit) = self.max_tasks {
+            workers = workers.max_tasks(limit);
+        }
+        if let Some(limit) = self.max_dead {
+            workers = workers.max_dead(limit);
+        }
+        if let Some(Rate { tasks, per }) = self.rate {
+            workers = workers.rate(tasks, per);
+        }
+        workers
+    }
+
+    fn worker(&self, broker: &Broker, named: &NamedQueue) -> Worker {
+        let mut worker = Worker::new(broker, &self.queues.queue(named))
             .prefetch(self.prefetch)
             .grace(self.grace)
             .retry(self.retry_policy());
         if self.drain {
             worker = worker.drain();
         }
-        if let Some(threads) = self.threads {
+        if let Some(threads) = named.threads.or(self.threads) {
             worker = worker.threads(threads);
         }
         if self.auto_ack {
             worker = worker.auto_ack();
         }
-        if let Some(limit) = self.max_tasks {
-            worker = worker.max_tasks(limit);
-        }
-        if let Some(limit) = self.max_dead {
-            worker = worker.max_dead(limit);
-        }
-        if let Some(Rate { tasks, per }) = self.rate {
-            worker = worker.rate(tasks, per);
-        }
         if self.no_reconnect {
             worker = worker.no_reconnect();
         }
-        Ok(worker)
+        worker
     }
 
     fn retry_policy(&self) -> RetryPolicy {
@@ -210,6 +224,23 @@ Events:
   returned  it was not finished here, and is requeued
   orphaned  it ended after its connection was lost, and may run twice
 
+Queues:
+  NAME=N    works the queue NAME with N threads. --queue mail=2 --queue pdf=6
+            works both at the same time, each on a connection of its own
+  NAME      has as many threads as --threads says. A value is a name as it
+            stands, unless it ends in = and a number: write shard=2=4 for 4
+            threads of the queue shard=2
+  options   hold for each queue; --drain and --max-tasks for all together, and
+            the health file needs all to be healthy. thread numbers count from
+            1 in each queue
+  failure   of one queue, such as a refused login, or --no-reconnect after a
+            lost connection, does not end the others. The exit status is the
+            worst of all: 130, 2, 3, 69, 4, 1, 0
+  priority  does not exist between queues: the broker pushes a task of each
+            queue to each free thread of that queue, and the worker cannot
+            choose. Give urgent queues more threads, or use priorities within
+            one queue: --max-priority
+
 Dispatch:
   --prefetch  with 0, tasks go round-robin to all threads, and the whole queue
               may end up in memory
@@ -235,11 +266,14 @@ Files:
   --json         one object, unless the options are invalid: done retried dead
                  returned seconds ended (drained, max-tasks, max-dead, signal
                  or error); and unless they are 0, deferred, doubtful (dead
-                 letters that may exist) and lost (by --auto-ack)
+                 letters that may exist) and lost (by --auto-ack). With several
+                 queues they are sums, and by_queue has an object with the same
+                 keys for each, and its error if it has one
 
 Examples:
   worker
   worker --queue mail --threads 4 -- ./send
+  worker --queue mail=2 --queue pdf=6 -- ./job
   worker --queue convert --drain --task-timeout 5m -- gzip -9 -- {}
   worker --queue mail --health-file /tmp/worker.health --events events -- ./send
 

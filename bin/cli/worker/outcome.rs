@@ -3,21 +3,31 @@
 use std::io;
 
 use log::error;
-use rabbit_work::{Error, StopReason, Summary};
+use rabbit_work::{QueueSummary, StopReason, Summary, WorkersSummary};
 use serde_json::{Value, json};
 
 use crate::cli::common::exit::Exit;
 use crate::cli::common::signals::is_interrupted;
 use crate::cli::worker::options::Options;
 
-/// Whether the log gets a summary: not after a usage error before the first task.
-pub(crate) fn has_news(summary: &Summary, ended: &Result<Summary, Error>) -> bool {
-    let Summary { done, retried, deferred, dead, failed, lost, returned, orphaned, .. } = summary;
-    let worked = done + retried + deferred + dead + failed + lost + returned + orphaned > 0;
-    ended.as_ref().err().is_none_or(|error| worked || error.is_transient())
+/// The lines of the log about a run: one for each queue that has news, and one for all of them.
+pub(crate) fn as_lines(summary: &WorkersSummary) -> Vec<String> {
+    let queues = &summary.by_queue;
+    let news: Vec<&QueueSummary> = queues.iter().filter(|it| has_news(it)).collect();
+    let of_queue = |it: &&QueueSummary| format!("'{}': {}", it.queue, as_text(&it.summary));
+    let several = news.iter().filter(|_| queues.len() > 1);
+    let total = (!news.is_empty()).then(|| as_text(&summary.total()));
+    several.map(of_queue).chain(total).collect()
 }
 
-pub(crate) fn as_text(summary: &Summary) -> String {
+/// Whether the log gets a summary: not after a usage error before the first task.
+fn has_news(QueueSummary { summary, error, .. }: &QueueSummary) -> bool {
+    let Summary { done, retried, deferred, dead, failed, lost, returned, orphaned, .. } = summary;
+    let worked = done + retried + deferred + dead + failed + lost + returned + orphaned > 0;
+    error.as_ref().is_none_or(|error| worked || error.is_transient())
+}
+
+fn as_text(summary: &Summary) -> String {
     let Summary { done, retried, dead, failed, returned, orphaned, running, elapsed, .. } = summary;
     let returned = returned + failed;
     let if_any = |count: u64, what: &str| match count {
@@ -35,7 +45,26 @@ pub(crate) fn as_text(summary: &Summary) -> String {
 }
 
 /// The summary of --json. A worker that never began has none.
-pub(crate) fn as_json(summary: Option<&Summary>) -> Value {
+pub(crate) fn as_json(summary: Option<&WorkersSummary>) -> Value {
+    let mut object = counts_as_json(summary.map(WorkersSummary::total).as_ref());
+    if let Some(several) = summary.filter(|it| it.by_queue.len() > 1) {
+        let queues = several.by_queue.iter();
+        let by_queue = queues.map(|it| (it.queue.clone(), queue_as_json(it))).collect();
+        object["by_queue"] = Value::Object(by_queue);
+    }
+    object
+}
+
+fn queue_as_json(queue: &QueueSummary) -> Value {
+    let mut object = counts_as_json(Some(&queue.summary));
+    if let Some(error) = &queue.error {
+        object["ended"] = json!(reason_in_json(StopReason::Failed));
+        object["error"] = json!(error.chain());
+    }
+    object
+}
+
+fn counts_as_json(summary: Option<&Summary>) -> Value {
     let count = |of: fn(&Summary) -> u64| summary.map_or(0, of);
     let mut object = json!({
         "done": count(|it| it.done),
@@ -68,18 +97,35 @@ fn reason_in_json(reason: StopReason) -> &'static str {
     }
 }
 
-/// The exit status of a run that ended without an error of the library.
+/// The exit status of a run: the worst of its queues.
 pub(crate) fn exit_of(
-    summary: &Summary,
+    summary: &WorkersSummary,
     options: &Options,
     unwritable: Option<&io::Error>,
 ) -> Exit {
-    let Summary { done, retried, deferred, dead, dead_unconfirmed, failed, lost, .. } = summary;
-    let ran = done + retried + deferred + dead + failed + lost;
-    let is_batch = options.drain || options.max_tasks.is_some();
     if let Some(error) = unwritable {
         error!("standard output cannot be written: {error}");
     }
+    let of_queue = |it: &QueueSummary| match &it.error {
+        Some(error) => Exit::of(error),
+        None => exit_of_counts(&it.summary, options, unwritable),
+    };
+    let exits = summary.by_queue.iter().map(of_queue);
+    exits.fold(exit_of_max_tasks(&summary.total(), options), Exit::or_worse)
+}
+
+/// A task that could not be started, or may run twice, does not count as run.
+fn exit_of_max_tasks(total: &Summary, options: &Options) -> Exit {
+    let Summary { done, retried, deferred, dead, failed, lost, .. } = total;
+    let ran = done + retried + deferred + dead + failed + lost;
+    let is_short = options.max_tasks.is_some_and(|asked| ran < asked);
+    if total.ended == StopReason::MaxTasks && is_short { Exit::Failed } else { Exit::Success }
+}
+
+/// The exit status of one queue that ended without an error of the library.
+fn exit_of_counts(summary: &Summary, options: &Options, unwritable: Option<&io::Error>) -> Exit {
+    let Summary { dead, dead_unconfirmed, lost, .. } = summary;
+    let is_batch = options.drain || options.max_tasks.is_some();
     match summary.ended {
         StopReason::Aborted if is_interrupted() => Exit::Interrupted,
         StopReason::Aborted | StopReason::GraceExceeded => Exit::GraceExceeded,
@@ -90,8 +136,6 @@ pub(crate) fn exit_of(
         StopReason::Drained | StopReason::MaxTasks if dead + dead_unconfirmed + lost > 0 => {
             Exit::Failed
         }
-        // A task that could not be started, or may run twice, does not count as run.
-        StopReason::MaxTasks if options.max_tasks.is_some_and(|asked| ran < asked) => Exit::Failed,
         _ => Exit::Success,
     }
 }
