@@ -5,6 +5,7 @@ mod letter;
 pub(crate) mod options;
 mod output;
 mod status;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use crate::cli::common::logging::init_logging;
 use crate::cli::queuectl::dead::Form;
 use crate::cli::queuectl::options::{Command, Dead, Options};
 use crate::cli::queuectl::output::{log_error, report_purged};
+use crate::cli::queuectl::status::Format;
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
@@ -26,18 +28,23 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<Exit, CommandError> {
     let broker = options.broker.broker()?;
-    let queue = options.queue.queue();
-    let letters = DeadLetters::new(&broker, &queue);
-    let mut inspector = Inspector::new(&broker, &queue);
     match &options.command {
-        Command::Status { json: true } => status::print_json(&mut inspector, queue.name()),
-        Command::Status { json: false } => status::print_text(&mut inspector, queue.name()),
-        Command::Check => Ok(status::check(&mut inspector)),
-        Command::Purge { yes } => {
-            require_yes(*yes, &format!("every ready task of '{}'", queue.name()))?;
-            Ok(report_purged(inspector.purge()?, &[]))
+        Command::Status { json, watch: Some(every) } => {
+            watch::run(&broker, &options.queues(), Format::of(*json), *every)
         }
-        Command::Dead(command) => run_dead(command, &letters, queue.name()),
+        Command::Status { json, watch: None } => {
+            status::print_all(&broker, &options.queues(), Format::of(*json))
+        }
+        Command::Check => Ok(status::check(&mut Inspector::new(&broker, &options.one_queue()?))),
+        Command::Purge { yes } => {
+            let queue = options.one_queue()?;
+            require_yes(*yes, &format!("every ready task of '{}'", queue.name()))?;
+            Ok(report_purged(Inspector::new(&broker, &queue).purge()?, &[]))
+        }
+        Command::Dead(command) => {
+            let queue = options.one_queue()?;
+            run_dead(command, &DeadLetters::new(&broker, &queue), queue.name())
+        }
     }
 }
 

@@ -6,19 +6,29 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use rabbit_work::DeadLetterFilter;
+use rabbit_work::{DeadLetterFilter, Queue};
 
 use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::manual::sections;
-use crate::cli::common::options::{BrokerArgs, QueueArgs};
+use crate::cli::common::options::{BrokerArgs, DeclarationArgs, QUEUE, TUTORIAL_QUEUE};
 
 /// Inspect a RabbitMQ queue, check a set-up, show and replay dead letters.
 #[derive(Debug, Parser)]
 #[command(name = "queuectl", version, after_long_help = sections(MANUAL, "", LAST))]
 pub(crate) struct Options {
+    /// The queue's name; `status` takes several: repeat the option
+    #[arg(
+        long,
+        global = true,
+        help_heading = QUEUE,
+        value_name = "NAME",
+        default_value = TUTORIAL_QUEUE
+    )]
+    queue: Vec<String>,
+
     #[command(flatten)]
-    pub(crate) queue: QueueArgs,
+    declaration: DeclarationArgs,
 
     #[command(flatten)]
     pub(crate) broker: BrokerArgs,
@@ -27,16 +37,42 @@ pub(crate) struct Options {
     pub(crate) command: Command,
 }
 
+impl Options {
+    pub(crate) fn queues(&self) -> Vec<Queue> {
+        self.queue.iter().map(|name| self.declaration.queue(name)).collect()
+    }
+
+    /// The queue of a subcommand that takes one.
+    pub(crate) fn one_queue(&self) -> Result<Queue, CommandError> {
+        match &self.queue[..] {
+            [name] => Ok(self.declaration.queue(name)),
+            _ => Err(CommandError::usage("--queue", "only status takes several queues; give one")),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the number of ready, delayed and dead tasks, and of consumers
     ///
-    /// AMQP does not report unacked tasks: JSON has null for them.
+    /// AMQP reports neither unacked tasks, so JSON has null for them, nor how many tasks come and go.
+    /// With --watch, change/s is how many ready tasks come more than go in a second.
     #[command(after_long_help = STATUS)]
     Status {
-        /// Print one JSON object
+        /// Print one JSON object for each queue, each on a line
         #[arg(long)]
         json: bool,
+
+        /// Show a line for each queue again every DUR (2s) until Ctrl-C; delay queues that are new
+        /// count after a minute at most
+        #[arg(
+            long,
+            value_name = "DUR",
+            num_args = 0..=1,
+            default_missing_value = "2s",
+            value_parser = parse_interval
+        )]
+        watch: Option<Duration>,
     },
     /// Check connection, login, virtual host, queue, permissions, and the queues for failed tasks
     ///
@@ -158,6 +194,14 @@ impl FilterArgs {
     }
 }
 
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval.is_zero() {
+        return Err("0 leaves no time to count; write 1s or more".into());
+    }
+    Ok(interval)
+}
+
 fn read_ids(file: &Path) -> Result<Vec<String>, CommandError> {
     let text = if file == Path::new("-") {
         io::read_to_string(io::stdin())
@@ -189,6 +233,7 @@ Files:
 Examples:
   queuectl check
   queuectl --queue mail status --json
+  queuectl status --watch --queue mail --queue pdf
   queuectl --queue mail dead list
   queuectl --queue mail dead replay --dry-run
 
@@ -211,7 +256,11 @@ macro_rules! ending {
     };
 }
 
-const STATUS: &str = ending!("shown", "the queue does not exist", "--queue mail status --json");
+const STATUS: &str = ending!(
+    "shown, or --watch ended by a signal",
+    "a queue does not exist",
+    "status --watch 5s --queue mail --queue pdf"
+);
 const PURGE: &str = ending!("removed", "the queue does not exist", "--queue mail purge --yes");
 const DEAD_LIST: &str = ending!(
     "listed",

@@ -2,17 +2,49 @@
 
 use std::time::Duration;
 
-use rabbit_work::{CheckResult, DelayQueue, Inspector};
+use rabbit_work::{Broker, CheckResult, DelayQueue, Inspector, Queue};
 use serde_json::{Value, json};
 
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::queuectl::output::{exit_of, print};
 
-pub(crate) fn print_json(inspector: &mut Inspector, queue: &str) -> Result<Exit, CommandError> {
+/// How to print counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+impl Format {
+    pub(crate) fn of(json: bool) -> Format {
+        if json { Format::Json } else { Format::Text }
+    }
+}
+
+/// Prints the counts of each queue, up to the first that cannot be counted.
+pub(crate) fn print_all(
+    broker: &Broker,
+    queues: &[Queue],
+    format: Format,
+) -> Result<Exit, CommandError> {
+    let mut exit = Exit::Success;
+    for (number, queue) in queues.iter().enumerate() {
+        let mut inspector = Inspector::new(broker, queue);
+        let lines = match format {
+            Format::Json => vec![as_json(&mut inspector, queue.name())?.to_string()],
+            Format::Text => as_text(&mut inspector, queue.name())?,
+        };
+        let gap = (number > 0 && format == Format::Text).then(String::new);
+        exit = exit.then(|| print(gap.into_iter().chain(lines)));
+    }
+    Ok(exit)
+}
+
+fn as_json(inspector: &mut Inspector, queue: &str) -> Result<Value, CommandError> {
     let status = inspector.status()?;
     let queues: Vec<Value> = status.delayed.iter().map(delay_queue_as_json).collect();
-    Ok(print([json!({
+    Ok(json!({
         "queue": queue,
         "type": inspector.queue_type()?,
         "ready": status.ready,
@@ -21,14 +53,14 @@ pub(crate) fn print_json(inspector: &mut Inspector, queue: &str) -> Result<Exit,
         "retry": status.delayed_tasks(),
         "dead": status.dead,
         "retry_queues": queues,
-    })]))
+    }))
 }
 
 fn delay_queue_as_json(queue: &DelayQueue) -> Value {
     json!({ "delay": queue.delay.as_secs_f64(), "tasks": queue.tasks })
 }
 
-pub(crate) fn print_text(inspector: &mut Inspector, queue: &str) -> Result<Exit, CommandError> {
+fn as_text(inspector: &mut Inspector, queue: &str) -> Result<Vec<String>, CommandError> {
     let status = inspector.status()?;
     let mut lines = vec![
         format!("queue      {queue}"),
@@ -41,7 +73,7 @@ pub(crate) fn print_text(inspector: &mut Inspector, queue: &str) -> Result<Exit,
         lines.push(format!("           {} after {}", it.tasks, in_one_unit(it.delay)));
     }
     lines.push(format!("dead       {}", status.dead));
-    Ok(print(lines))
+    Ok(lines)
 }
 
 /// A delay as the help names it.
