@@ -138,6 +138,7 @@ pub use model::broker::Broker;
 pub use model::error::Error;
 pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
+pub use model::or_fail::OrFail;
 pub use model::outcome::Outcome;
 pub use model::program_end::ProgramEnd;
 pub use model::queue::{Argument, Queue, QueueType};

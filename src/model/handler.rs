@@ -3,14 +3,15 @@
 
 use std::convert::Infallible;
 use std::fmt::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::model::program_end::ProgramEnd;
 use crate::model::task::Task;
-use crate::util::shutdown::Signal;
+use crate::util::panic::caught;
+use crate::util::shutdown::{Signal, is_closed};
 
 /// What a worker does with each task.
 ///
@@ -18,8 +19,8 @@ use crate::util::shutdown::Signal;
 /// or a panic is a failed task; [`Worker`](crate::Worker) says what happens to it.
 ///
 /// A closure is a handler. It needs the type of its parameter (`|delivery: &Delivery|`), or it does
-/// not compile. `?` turns any [`std::error::Error`] into a [`Failure`]. A `Box<dyn Error>` is not
-/// itself an error: write `.map_err(|error| Failure::retry(error.to_string()))?`.
+/// not compile. `?` turns any [`std::error::Error`] into a [`Failure`] that is retried; for other
+/// failures, and for boxed errors, see [`OrFail`](crate::OrFail). An `Arc` of a handler is a handler.
 ///
 /// A handler cannot ack: not twice, not on another channel, not on another thread.
 ///
@@ -68,6 +69,21 @@ where
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
         self(delivery)
     }
+}
+
+impl<H: Handler + ?Sized> Handler for Arc<H> {
+    fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
+        (**self).handle(delivery)
+    }
+
+    fn cancel_timeout(&self) -> Duration {
+        (**self).cancel_timeout()
+    }
+}
+
+/// Calls a handler. Its panic is a failure that may be over at the next attempt.
+pub(crate) fn call(handler: &dyn Handler, delivery: &Delivery) -> Result<(), Failure> {
+    caught(|| handler.handle(delivery)).unwrap_or_else(|panicked| Err(Failure::retry(panicked)))
 }
 
 /// A task as one worker thread received it.
@@ -130,6 +146,23 @@ impl Delivery {
     #[must_use]
     pub fn cancelled(&self) -> &Receiver<Infallible> {
         &self.cancelled
+    }
+
+    /// Whether the task is cancelled; see [`cancelled`](Delivery::cancelled). For a handler that asks
+    /// now and then.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        is_closed(&self.cancelled)
+    }
+
+    /// Waits until the task is cancelled, at most `limit`; says whether it is. For a handler that
+    /// would sleep.
+    ///
+    /// # Blocking
+    /// Up to `limit`; ends early when the task is [cancelled](Delivery::cancelled).
+    #[must_use]
+    pub fn wait_cancelled(&self, limit: Duration) -> bool {
+        matches!(self.cancelled.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
     }
 
     /// A channel that closes when a cancelled task gets no more time to end.
@@ -277,15 +310,20 @@ impl fmt::Display for Failure {
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Failure {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            reason.push_str(": ");
-            reason.push_str(&inner.to_string());
-            source = inner.source();
-        }
-        Failure::retry(reason)
+        Failure::retry(reason_of(&error))
     }
+}
+
+/// An error and its sources, outermost first.
+pub(crate) fn reason_of(error: &dyn std::error::Error) -> String {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        reason.push_str(": ");
+        reason.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    reason
 }
 
 /// A delivery of this task for unit tests.
@@ -319,6 +357,42 @@ mod tests {
             Ok(())
         }
         assert_eq!(parse(), Err(Failure::retry("invalid digit found in string")));
+    }
+
+    #[test]
+    fn an_arc_of_a_handler_is_that_handler() {
+        struct Slow;
+        impl Handler for Slow {
+            fn handle(&self, _: &Delivery) -> Result<(), Failure> {
+                Err(Failure::reject("slow"))
+            }
+            fn cancel_timeout(&self) -> Duration {
+                Duration::from_secs(7)
+            }
+        }
+        let shared: Arc<dyn Handler> = Arc::new(Slow);
+        let delivery = test_delivery(Task::new(""));
+        assert_eq!(call(&shared, &delivery), Err(Failure::reject("slow")));
+        assert_eq!(shared.cancel_timeout(), Duration::from_secs(7));
+        assert_eq!(call(&Arc::new(|_: &Delivery| Ok(())), &delivery), Ok(()));
+    }
+
+    #[test]
+    fn a_panic_is_a_failure_that_may_be_over() {
+        let panics = |_: &Delivery| -> Result<(), Failure> {
+            std::panic::resume_unwind(Box::new("no"));
+        };
+        let failed = call(&panics, &test_delivery(Task::new("")));
+        assert_eq!(failed, Err(Failure::retry("panicked: no")));
+    }
+
+    #[test]
+    fn a_handler_learns_of_a_cancel_by_asking_or_waiting() {
+        let (closer, cancelled) = crate::util::shutdown::closer();
+        let delivery = Delivery { cancelled, ..test_delivery(Task::new("")) };
+        assert!(!delivery.is_cancelled() && !delivery.wait_cancelled(Duration::ZERO));
+        closer.close();
+        assert!(delivery.is_cancelled() && delivery.wait_cancelled(Duration::MAX));
     }
 
     #[test]

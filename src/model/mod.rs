@@ -7,6 +7,7 @@ pub(crate) mod delays;
 pub(crate) mod error;
 pub(crate) mod failure_record;
 pub(crate) mod handler;
+pub(crate) mod or_fail;
 pub(crate) mod outcome;
 pub(crate) mod program_end;
 #[cfg(test)]

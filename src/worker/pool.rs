@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select_biased};
 
 use crate::model::error::Error;
-use crate::model::handler::Failure;
+use crate::model::handler::{Failure, call};
 use crate::util::deadline::deadline_after;
-use crate::util::panic::caught;
 use crate::util::shutdown::{Shutdown, is_closed};
 use crate::worker::job::{Finished, Job, JobFeed, JobResult};
 use crate::worker::run_context::RunContext;
@@ -195,11 +194,7 @@ impl HandlerThread {
     }
 
     fn call_handler(&self, job: &Job) -> JobResult {
-        let failure = match caught(|| self.run.handler.handle(&job.delivery)) {
-            Ok(Ok(())) => return JobResult::Done,
-            Ok(Err(failure)) => failure,
-            Err(panicked) => Failure::retry(panicked),
-        };
+        let Err(failure) = call(&*self.run.handler, &job.delivery) else { return JobResult::Done };
         match &failure {
             Failure::StopWorker { .. } => self.run.budget.close(&failure),
             Failure::Requeue { .. } => self.run.budget.refund(),
