@@ -137,7 +137,7 @@ impl TaskBudget {
 
     /// Ends the budget, because the handler says that it can run no task.
     pub(crate) fn close(&self, why: &Failure) {
-        if !self.closed.swap(true, Ordering::AcqRel) {
+        if !self.is_closed() && !self.closed.swap(true, Ordering::AcqRel) {
             error!("the worker ends: {why}");
         }
         self.pot.exhausted[self.number].close();
