@@ -47,7 +47,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Tasks that wait in delay queues.
+    /// Tasks that wait in delay queues: failed or deferred ones, and those published with a delay. The
+    /// broker does not tell them apart.
     #[must_use]
     pub fn delayed_tasks(&self) -> u64 {
         self.delayed.iter().map(|it| it.tasks).sum()

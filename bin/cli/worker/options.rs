@@ -60,11 +60,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     max_retry_delay: Duration,
 
-    /// How long a task waits that a command puts off with status 75; rounded up, see Durations
+    /// How long a task waits whose command exits with 75, "not now"; rounded up, see Durations
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration)]
     defer_delay: Duration,
 
-    /// How often a task may be put off; then it becomes a dead letter
+    /// How often a task may be deferred by status 75; after that it becomes a dead letter
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     max_defers: u32,
 
@@ -247,8 +247,8 @@ Dispatch:
 ";
 
 const ENVIRONMENT: &str = "  PATH            where COMMAND is looked up, unless it has a /
-  TMPDIR          holds bodies of 64 KiB or more while their commands run; /tmp
-                  by default
+  TMPDIR          holds bodies of 64 KiB or more while their commands run, and
+                  the folder of TASK_DEFER_FILE; /tmp by default
 ";
 
 const LAST: &str = "
