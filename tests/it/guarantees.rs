@@ -127,6 +127,26 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         &["row_48_a_task_that_always_fails_runs_as_often_as_the_policy_allows_and_never_sooner"],
     ),
     (
+        "Deferrals",
+        &[
+            "a_task_deferred_fifty_times_and_then_failing_twice_has_two_attempts",
+            "a_command_says_how_long_its_task_waits_and_frees_its_thread",
+            "a_deferred_task_is_acked_after_the_confirm_at_whatever_step_its_worker_dies",
+            "killed_in_the_middle_of_deferrals_a_worker_loses_nothing",
+            "one_deferral_too_many_is_a_dead_letter_that_says_so",
+        ],
+    ),
+    (
+        "Start rate",
+        &[
+            "eight_threads_start_five_tasks_a_second_and_spread_them_evenly",
+            "a_stop_while_tasks_wait_for_their_start_is_immediate_and_requeues_them",
+            "a_task_whose_connection_is_lost_while_it_waits_for_its_start_comes_again_and_runs_once",
+            "a_wait_of_more_than_two_heartbeats_costs_neither_the_task_nor_the_connection",
+        ],
+    ),
+    ("Dead letter limit", &["a_worker_ends_with_1_after_so_many_dead_letters_and_leaves_the_rest"]),
+    (
         "Time limit",
         &[
             "row_12_at_the_time_limit_the_whole_group_ends",
