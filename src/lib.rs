@@ -116,6 +116,7 @@
 
 mod admin;
 mod amqp;
+mod batch;
 #[cfg(all(unix, feature = "command"))]
 mod command;
 mod model;
@@ -128,12 +129,14 @@ pub use admin::check::CheckResult;
 pub use admin::dead_letter_filter::DeadLetterFilter;
 pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
 pub use admin::{Inspector, Status};
+pub use batch::{Batch, BatchSummary};
 #[cfg(all(unix, feature = "command"))]
 #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "command"))))]
 pub use command::Command;
 #[cfg(all(unix, feature = "command"))]
 #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "command"))))]
 pub use command::output::OutputStream;
+pub use model::batch::outcome::{BatchOutcome, TaskEnd, TaskOutput};
 pub use model::broker::Broker;
 pub use model::error::Error;
 pub use model::failure_record::FailureRecord;

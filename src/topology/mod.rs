@@ -2,6 +2,7 @@
 //! they are needed, and delay queues in use are kept from expiring.
 
 pub(crate) mod admin_channel;
+pub(crate) mod batch_queue;
 pub(crate) mod census;
 pub(crate) mod declare;
 pub(crate) mod default_type;
@@ -98,7 +99,9 @@ impl DerivedQueues {
         if let Some(durable_at) = durable_at {
             return Some(Err(NotReady::NotDurable(durable_at)));
         }
-        (target == Target::Main || self.is_in_use(target)).then_some(Ok(()))
+        // A worker does not create a queue of outcomes: if it does not exist, nobody waits.
+        let is_never_declared = matches!(target, Target::Main | Target::Batch(_));
+        (is_never_declared || self.is_in_use(target)).then_some(Ok(()))
     }
 
     /// Notes that a queue was declared elsewhere just now, and is durable from this moment on.

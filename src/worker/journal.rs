@@ -57,23 +57,43 @@ impl Journal {
             Target::Dead | Target::Batch(_) => "goes to the dead letters".to_string(),
         };
         log_failure(delivery, &what, failure);
-        self.failure_event(EventKind::Retried, delivery, failure, elapsed)
+        let kind = if target == Target::Dead { EventKind::Dead } else { EventKind::Retried };
+        self.failure_event(kind, delivery, failure, elapsed)
     }
 
-    /// The broker has confirmed the copy of a failed task, and the task is acked.
-    pub(crate) fn republished(&self, event: Event, target: Target) {
-        let kind = match (target, event.kind) {
+    /// The task is done, and its outcome is about to be published. Returns the event for
+    /// [`republished`](Journal::republished) or [`not_reported`](Journal::not_reported).
+    pub(crate) fn done_before_report(&self, delivery: &Delivery, elapsed: Duration) -> Event {
+        self.event(EventKind::Done, delivery, elapsed)
+    }
+
+    /// The broker has confirmed what had to be published before the ack, and the task is acked.
+    pub(crate) fn republished(&self, event: Event) {
+        match event.kind {
             // The republisher has counted it when the broker confirmed it.
-            (Target::Dead, _) => EventKind::Dead,
-            (_, EventKind::Deferred) => {
-                self.tally.deferred();
-                EventKind::Deferred
-            }
-            _ => {
-                self.tally.retried();
-                EventKind::Retried
-            }
-        };
+            EventKind::Dead => {}
+            EventKind::Done => self.tally.done(),
+            EventKind::Deferred => self.tally.deferred(),
+            _ => self.tally.retried(),
+        }
+        self.observer.notify(|| Event { time: SystemTime::now(), ..event });
+    }
+
+    /// The outcome of a task is not confirmed: the task goes back to its queue after `pause`.
+    pub(crate) fn not_reported(
+        &self,
+        event: Event,
+        queue: &str,
+        outcome: &Outcome,
+        pause: Duration,
+    ) {
+        let (thread, task) = (event.thread, name_of_event(&event));
+        warn!(
+            "thread {thread}: the outcome of task {task} could not be published to '{queue}'; the \
+             task goes back to its queue in {pause:?} or later, and runs again: {outcome}"
+        );
+        self.tally.returned();
+        let kind = EventKind::Returned;
         self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
     }
 
@@ -85,8 +105,7 @@ impl Journal {
         outcome: &Outcome,
         pause: Duration,
     ) {
-        let thread = event.thread;
-        let task = name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()));
+        let (thread, task) = (event.thread, name_of_event(&event));
         warn!(
             "thread {thread}: task {task} could not be published to '{queue}' and goes back to its \
              queue in {pause:?} or later, its failure uncounted: {outcome}"
@@ -244,6 +263,10 @@ impl RedeliveryLog {
     }
 }
 
+fn name_of_event(event: &Event) -> String {
+    name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()))
+}
+
 fn log_failure(delivery: &Delivery, what: &str, failure: &Failure) {
     let (thread, task) = (delivery.thread, delivery.task.name());
     let (attempt, most) = (delivery.attempt, delivery.max_attempts);
@@ -294,11 +317,11 @@ mod tests {
 
         journal.started(&delivery);
         journal.done(&delivery, NO_TIME);
-        journal.republished(failed(Target::Main), Target::Main);
+        journal.republished(failed(Target::Main));
         let delay = Target::Delay(Duration::from_secs(1));
         let not_now = Failure::defer("busy", None);
-        journal.republished(journal.failed(&delivery, &not_now, delay, NO_TIME), delay);
-        journal.republished(failed(Target::Dead), Target::Dead);
+        journal.republished(journal.failed(&delivery, &not_now, delay, NO_TIME));
+        journal.republished(failed(Target::Dead));
         journal.tally().dead();
         journal.not_republished(failed(Target::Dead), "q.dead", &refused, NO_TIME);
         journal.not_tried(&delivery, &Failure::requeue("later"), NO_TIME, NO_TIME);
@@ -307,11 +330,15 @@ mod tests {
         journal.orphaned(&delivery, NO_TIME);
         journal.orphaned_while_published(failed(Target::Dead));
 
+        journal.republished(journal.done_before_report(&delivery, NO_TIME));
+        let unreported = journal.done_before_report(&delivery, NO_TIME);
+        journal.not_reported(unreported, "q.batch.1", &refused, NO_TIME);
+
         let summary = journal.sum_up(0, NO_TIME, StopReason::Stopped);
         let counts =
             [summary.done, summary.retried, summary.deferred, summary.dead, summary.failed];
-        assert_eq!(counts, [1, 1, 1, 1, 1]);
-        assert_eq!([summary.returned, summary.lost, summary.orphaned], [2, 1, 2]);
+        assert_eq!(counts, [2, 1, 1, 1, 1]);
+        assert_eq!([summary.returned, summary.lost, summary.orphaned], [3, 1, 2]);
         let broken = Some("broken".to_string());
         let expected = [
             (EventKind::Started, None),
@@ -325,6 +352,8 @@ mod tests {
             (EventKind::Failed, broken.clone()),
             (EventKind::Orphaned, None),
             (EventKind::Orphaned, broken),
+            (EventKind::Done, None),
+            (EventKind::Returned, None),
         ];
         assert_eq!(*events.lock().expect("no panic"), expected);
     }

@@ -1,24 +1,26 @@
-//! Publishes failed tasks to their delay queue or to the dead letters: one thread for each session,
-//! many tasks at a time. Each consumer learns which of its deliveries may be acked.
+//! Publishes what has to be confirmed before a delivery is acked, such as the copy of a failed task:
+//! one thread for each session, many deliveries at a time. Each consumer learns which of its
+//! deliveries may be acked.
 //!
 //! The thread uses a connection of its own: during a memory alarm the broker reads nothing more from
 //! connections that publish, and acks must still get through. If no second connection can be opened,
 //! it uses a channel of the session's own.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use log::warn;
+use log::info;
 
 use crate::amqp::connection::Connection;
+use crate::model::batch::id::BatchId;
 use crate::model::error::Error;
-use crate::model::failure_record::{Fitted, fitted};
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
-use crate::model::task::{Task, USUAL_FRAME};
+use crate::model::task::Task;
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::pending::Resolved;
 use crate::publish::publisher::Publisher;
@@ -28,8 +30,8 @@ use crate::worker::run_context::RunContext;
 use crate::worker::summary::Tally;
 use crate::worker::task_budget::TaskBudget;
 
-/// A session's way to republish tasks. The thread connects when the first task comes, and ends when
-/// the last sender of requests is dropped.
+/// A session's way to publish before an ack. The thread connects when the first task comes, and ends
+/// when the last sender of requests is dropped.
 pub(crate) struct Republisher {
     requests: Sender<RepublishRequest>,
     ended: Receiver<Infallible>,
@@ -40,22 +42,30 @@ struct RepublisherThread {
     tally: Arc<Tally>,
     budget: Arc<TaskBudget>,
     publisher: Publisher<Ticket>,
-    largest_frame: usize,
     abort: Signal,
+    /// The last batch whose queue of outcomes was found missing.
+    missing: Option<BatchId>,
 }
 
-/// A failed task to be published, and where its result goes.
+/// What has to be confirmed before a delivery is acked, and where the result goes.
 pub(crate) struct RepublishRequest {
-    pub(crate) task: Task,
-    pub(crate) target: Target,
+    /// Each is published after the one before it is confirmed.
+    pub(crate) publishes: VecDeque<Publish>,
     /// The delivery tag of the task.
     pub(crate) tag: u64,
     pub(crate) results: Sender<RepublishResult>,
 }
 
-/// What became of a request. Only a confirmed task may be acked.
+/// One publish.
+pub(crate) struct Publish {
+    pub(crate) task: Task,
+    pub(crate) target: Target,
+}
+
+/// What became of a request. Only if all of it is confirmed, the delivery may be acked.
 pub(crate) struct RepublishResult {
     pub(crate) tag: u64,
+    /// Of the publish that was not confirmed, or of the last.
     pub(crate) target: Target,
     pub(crate) outcome: Outcome,
 }
@@ -63,6 +73,8 @@ pub(crate) struct RepublishResult {
 /// What the publisher returns with each outcome.
 struct Ticket {
     target: Target,
+    /// What is published next.
+    next: VecDeque<Publish>,
     tag: u64,
     results: Sender<RepublishResult>,
 }
@@ -97,8 +109,8 @@ impl Republisher {
             tally: run.journal.tally(),
             budget: Arc::clone(&run.budget),
             publisher,
-            largest_frame: connection.largest_frame().min(USUAL_FRAME),
             abort: abort.clone(),
+            missing: None,
         };
         thread::Builder::new()
             .name("rw-handover".into())
@@ -131,9 +143,12 @@ impl RepublisherThread {
             // Before publishing, which may take long: it may have to declare the next queue.
             self.send_results();
             self.publisher.publish();
-            self.send_results();
+            let has_more = self.send_results();
             if is_closed(&self.abort) {
                 return;
+            }
+            if has_more {
+                continue;
             }
             match self.publisher.wait(requests) {
                 None => {}
@@ -153,41 +168,49 @@ impl RepublisherThread {
         self.publisher.close();
     }
 
-    /// Accepts a task. It was small enough to be delivered to us, so only the headers that we added
-    /// can make it too large.
+    /// Begins with the first publish of a request.
     fn accept(&mut self, request: RepublishRequest) {
-        let RepublishRequest { task, target, tag, results } = request;
-        let ticket = Ticket { target, tag, results };
-        match fitted(task, self.largest_frame) {
-            Fitted::Recorded(task) => self.publisher.accept(task, target, ticket),
-            Fitted::Truncated(bare) => {
-                warn!(
-                    "task {}: its headers leave no room for a failure record, so it becomes a \
-                     dead letter at once, without one",
-                    bare.name()
-                );
-                let ticket = Ticket { target: Target::Dead, ..ticket };
-                self.publisher.accept(bare, Target::Dead, ticket);
-            }
-        }
+        let RepublishRequest { publishes: mut next, tag, results } = request;
+        let Some(Publish { task, target }) = next.pop_front() else { return };
+        self.publisher.accept(task, target, Ticket { target, next, tag, results });
     }
 
-    fn send_results(&mut self) {
+    /// Sends the results of requests, and goes on with those of which more is to be published. Returns
+    /// whether there are any.
+    fn send_results(&mut self) -> bool {
+        let mut has_more = false;
         for resolved in self.publisher.take_resolved() {
-            let Resolved { ticket: Ticket { target, tag, results }, outcome, sent, .. } = resolved;
-            // Counted here, because a dead letter exists whether or not its task can be acked.
-            match (target, &outcome) {
-                (Target::Dead, Outcome::Confirmed) => {
-                    self.tally.dead();
-                    self.budget.note_dead();
-                }
-                (Target::Dead, Outcome::Unconfirmed { .. }) if sent => {
-                    self.tally.dead_unconfirmed();
-                }
-                _ => {}
+            let Resolved { ticket, outcome, sent, .. } = resolved;
+            let Ticket { target, next, tag, results } = ticket;
+            let outcome = self.note(target, outcome, sent);
+            if outcome == Outcome::Confirmed && !next.is_empty() {
+                has_more = true;
+                self.accept(RepublishRequest { publishes: next, tag, results });
+                continue;
             }
             // A consumer that has ended has left the delivery to the broker.
             let _ = results.send(RepublishResult { tag, target, outcome });
         }
+        has_more
+    }
+
+    /// Counts a dead letter: here, because it exists whether or not its task can be acked. Returns the
+    /// outcome that counts. Nobody waits for a batch whose queue does not exist.
+    fn note(&mut self, target: Target, outcome: Outcome, sent: bool) -> Outcome {
+        match (target, &outcome) {
+            (Target::Dead, Outcome::Confirmed) => {
+                self.tally.dead();
+                self.budget.note_dead();
+            }
+            (Target::Dead, Outcome::Unconfirmed { .. }) if sent => self.tally.dead_unconfirmed(),
+            (Target::Batch(id), Outcome::Returned { .. }) => {
+                if self.missing.replace(id) != Some(id) {
+                    info!("nobody waits for batch {id}: its queue of outcomes does not exist");
+                }
+                return Outcome::Confirmed;
+            }
+            _ => {}
+        }
+        outcome
     }
 }

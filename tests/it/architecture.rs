@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each floor after those that it may use.
-const FLOORS: [(&str, &[&str]); 8] = [
+const FLOORS: [(&str, &[&str]); 9] = [
     ("util", &[]),
     ("model", &["util"]),
     ("amqp", &["model", "util"]),
     ("topology", &["amqp", "model", "util"]),
     ("publish", &["topology", "amqp", "model", "util"]),
+    ("batch", &["publish", "topology", "amqp", "model", "util"]),
     ("admin", &["publish", "topology", "amqp", "model", "util"]),
     ("worker", &["publish", "topology", "amqp", "model", "util"]),
     ("command", &["model", "util"]),

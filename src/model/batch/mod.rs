@@ -51,7 +51,6 @@ pub(crate) fn ask_for_output(task: Task) -> Task {
 }
 
 /// Whether the standard output of the task's program is to come back.
-#[cfg(feature = "command")]
 pub(crate) fn wants_output(task: &Task, queue: &str) -> bool {
     task.value(OUTPUT) == Some(&Value::Boolean(true)) && BatchTask::of(task, queue).is_some()
 }

@@ -70,6 +70,10 @@ impl Task {
         self
     }
 
+    pub(crate) fn is_transient(&self) -> bool {
+        self.properties.delivery_mode == Some(TRANSIENT)
+    }
+
     /// Sets the body's media type. Default: none.
     #[must_use]
     pub fn with_content_type(mut self, content_type: impl Into<String>) -> Task {

@@ -218,16 +218,20 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) {
+        // A task must not wait for a batch that nobody waits for, so a missing queue of outcomes gives
+        // it up. A queue that is only down does not.
+        let may_be_down =
+            matches!((pending.target, &refusal), (Target::Batch(_), Refusal::Returned(_)));
         match (config.on_refusal, refusal) {
-            (OnRefusal::GiveUp, refusal) => {
+            (OnRefusal::GiveUp, refusal) if !may_be_down => {
                 let outcome = pending.outcome_after(&refusal, &config.queue);
                 return backlog.resolve(pending, outcome);
             }
             // Whether the queue is missing or only down is asked before the next publish.
-            (OnRefusal::TryAgain, Refusal::Returned(reason)) => {
+            (_, Refusal::Returned(reason)) => {
                 pending.refusal = Some(Refusal::Returned(reason));
             }
-            (OnRefusal::TryAgain, refusal) => {
+            (_, refusal) => {
                 pending.retry_later(refusal, &config.queue, &mut self.last_refusal);
             }
         }

@@ -9,7 +9,7 @@ use crate::amqp::close_reason::CloseReason;
 use crate::worker::consumer::closing::{CloseMode, Closing};
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd};
 use crate::worker::consumer::deliveries::Deliveries;
-use crate::worker::job::{Finished, JobFeed, JobResult};
+use crate::worker::job::{Finished, JobFeed};
 use crate::worker::republish::RepublishResult;
 
 /// The loop of one consumer on one channel.
@@ -180,7 +180,7 @@ impl<'c> ConsumerLoop<'c> {
             self.deliveries.orphan(&finished);
             return Err(exit);
         }
-        if !matches!(finished.result, JobResult::Failed(_)) && !self.claim_replacement() {
+        if self.deliveries.settles_at_once(&finished) && !self.claim_replacement() {
             self.last = Some(finished);
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }

@@ -1,5 +1,6 @@
 //! Routes failed tasks: to the republisher, or into a pause if they cannot be published now.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never};
@@ -7,15 +8,21 @@ use log::{info, warn};
 
 use crate::amqp::channel::Settlement;
 use crate::amqp::close_reason::CloseReason;
-use crate::model::failure_record::{FailureContext, to_dead_letter, to_deferred, to_retry};
+use crate::model::batch::outcome::TaskEnd;
+use crate::model::failure_record::{
+    FailureContext, Fitted, fitted, to_dead_letter, to_deferred, to_retry,
+};
 use crate::model::handler::{Delivery, Failure};
 use crate::model::outcome::Outcome;
 use crate::model::queue::Target;
 use crate::model::retry::Decision;
+use crate::model::task::USUAL_FRAME;
 use crate::worker::consumer::deliveries::Deliveries;
+use crate::worker::consumer::deliveries::report::Report;
+use crate::worker::event::{Event, EventKind};
 use crate::worker::in_flight::{MOST_KEPT, Stall};
 use crate::worker::job::Job;
-use crate::worker::republish::{RepublishRequest, RepublishResult};
+use crate::worker::republish::{Publish, RepublishRequest, RepublishResult};
 
 /// What the log says of the present stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,13 +49,25 @@ impl Deliveries<'_> {
             Decision::Retry(delay) | Decision::Defer(delay) => Target::Delay(delay),
             Decision::Dead => Target::Dead,
         };
-        let event = self.journal().failed(&job.delivery, failure, target, elapsed);
-        self.ledger.hand_over(job.tag, event);
-        self.republish(job, target, failure);
+        let mut event = self.journal().failed(&job.delivery, failure, target, elapsed);
+        let Job { tag, mut delivery } = job;
+        let report = Report::take(&mut delivery, elapsed);
+        let copy = self.copy(delivery, target, failure);
+        let mut publishes = VecDeque::new();
+        if copy.target == Target::Dead {
+            event.kind = EventKind::Dead;
+            let reason = Some(failure.reason().to_string());
+            let dead = |it: Report| it.publish(TaskEnd::Dead, reason, &self.settings().host);
+            publishes.extend(report.map(dead));
+        }
+        publishes.push_front(copy);
+        self.publish_before_ack(tag, publishes, event);
     }
 
-    fn republish(&self, job: Job, target: Target, failure: &Failure) {
-        let Job { tag, delivery: Delivery { task, attempt, deferrals, .. } } = job;
+    /// The copy of a failed or deferred task. The task was small enough to be delivered to us, so only
+    /// the headers that we add can make it too large.
+    fn copy(&self, delivery: Delivery, target: Target, failure: &Failure) -> Publish {
+        let Delivery { task, attempt, deferrals, .. } = delivery;
         let context = FailureContext {
             queue: self.context.queue.name(),
             host: &self.settings().host,
@@ -59,7 +78,29 @@ impl Deliveries<'_> {
             _ if target == Target::Dead => to_dead_letter(task, attempt, failure.reason(), context),
             _ => to_retry(task, attempt, failure.reason(), context),
         };
-        let request = RepublishRequest { task, target, tag, results: self.results.clone() };
+        match fitted(task, self.context.connection.largest_frame().min(USUAL_FRAME)) {
+            Fitted::Recorded(task) => Publish { task, target },
+            Fitted::Truncated(task) => {
+                warn!(
+                    "task {}: its headers leave no room for a failure record, so it becomes a \
+                     dead letter at once, without one",
+                    task.name()
+                );
+                Publish { task, target: Target::Dead }
+            }
+        }
+    }
+
+    /// Has all this published, one after the other, and the delivery acked after that.
+    pub(super) fn publish_before_ack(
+        &mut self,
+        tag: u64,
+        publishes: VecDeque<Publish>,
+        event: Event,
+    ) {
+        self.ledger.hand_over(tag, event);
+        let target = publishes.front().map_or(Target::Main, |it| it.target);
+        let request = RepublishRequest { publishes, tag, results: self.results.clone() };
         if self.context.republisher.send(request).is_err() {
             let reason = "the thread that republishes tasks has ended".to_string();
             let outcome = Outcome::Unconfirmed { reason };
@@ -77,14 +118,17 @@ impl Deliveries<'_> {
         let _ = self.results.send(result);
     }
 
-    /// Acks a task whose copy is confirmed. Any other stays unacked for a while, to be requeued.
+    /// Acks a task of which everything is confirmed. Any other stays unacked for a while, to be requeued.
     pub(crate) fn finish_republish(&mut self, result: RepublishResult) -> Result<(), CloseReason> {
         let RepublishResult { tag, target, outcome } = result;
         let Some(event) = self.ledger.take_back(tag) else { return Ok(()) };
         if outcome != Outcome::Confirmed {
             let pause = self.ledger.defer(tag, Instant::now());
             let queue = self.context.queue.name_of(target);
-            self.journal().not_republished(event, &queue, &outcome, pause);
+            match target {
+                Target::Batch(_) => self.journal().not_reported(event, &queue, &outcome, pause),
+                _ => self.journal().not_republished(event, &queue, &outcome, pause),
+            }
             return Ok(());
         }
         if let Err(cause) = self.settle_one(tag, Settlement::Ack) {
@@ -93,7 +137,7 @@ impl Deliveries<'_> {
         }
         self.ledger.note_republished();
         self.stall_logged = StallLogged::Nothing;
-        self.journal().republished(event, target);
+        self.journal().republished(event);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! Everything is settled on the thread that received it.
 
 mod failed;
+mod report;
 mod requeue;
 
 use std::sync::OnceLock;
@@ -11,6 +12,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::amqp::channel::{Acks, Channel, Received, Settlement, Unsettled};
 use crate::amqp::close_reason::CloseReason;
+use crate::model::batch::outcome::LONGEST_OUTPUT;
+use crate::model::batch::{BatchTask, wants_output};
 use crate::model::failure_record::{attempt_of, deferrals_of};
 use crate::model::handler::{Delivery, Failure};
 use crate::worker::consumer::context::ConsumerContext;
@@ -115,17 +118,19 @@ impl<'c> Deliveries<'c> {
         let policy = &self.settings().policy;
         let max_attempts = policy.attempts();
         let cancellation = &self.context.run.cancellation;
+        let queue = self.context.queue.name();
+        let kept_output = if wants_output(&received.task, queue) { LONGEST_OUTPUT } else { 0 };
         Delivery {
             attempt: attempt_of(&received.task, max_attempts),
             max_attempts,
             deferrals: deferrals_of(&received.task, policy.deferral_limit()),
             task: received.task,
             redelivered: received.redelivered,
-            queue: self.context.queue.name().to_string(),
+            queue: queue.to_string(),
             thread: self.thread,
             cancelled: cancellation.cancelled.clone(),
             killed: cancellation.killed.clone(),
-            kept_output: 0,
+            kept_output,
             program_end: OnceLock::new(),
         }
     }
@@ -175,6 +180,7 @@ impl<'c> Deliveries<'c> {
             _ if !is_automatic && self.context.is_cancelled() => {
                 return self.requeue_cancelled(&job, elapsed);
             }
+            JobResult::Done if self.is_reported(&job.delivery) => self.report_done(job, elapsed),
             JobResult::Done => return self.ack_done(&job, elapsed),
             JobResult::Failed(failure) if is_automatic => {
                 self.journal().lost(&job.delivery, &failure, elapsed);
@@ -183,6 +189,22 @@ impl<'c> Deliveries<'c> {
             JobResult::Failed(failure) => self.route_failure(job, &failure, elapsed),
         }
         Ok(())
+    }
+
+    /// Whether a result is settled at once, and not after a publish.
+    pub(super) fn settles_at_once(&self, finished: &Finished) -> bool {
+        match finished.result {
+            JobResult::NotStarted => true,
+            JobResult::Done => !self.is_reported(&finished.job.delivery),
+            JobResult::Failed(_) => false,
+        }
+    }
+
+    /// Whether a batch waits for the outcome of this task. With automatic acks nothing is reported: the
+    /// broker has forgotten the task, so it cannot be kept until the outcome is confirmed.
+    fn is_reported(&self, delivery: &Delivery) -> bool {
+        let is_of_batch = BatchTask::of(&delivery.task, &delivery.queue).is_some();
+        is_of_batch && self.settings().acks == Acks::Manual
     }
 
     fn ack_done(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {
