@@ -105,6 +105,7 @@ mod tests {
             elapsed: Duration::from_secs(1),
             exit: Some(3),
             signal: None,
+            stopped: false,
             output_bytes: 9,
             output: b"words".to_vec(),
         };
