@@ -42,7 +42,6 @@ pub(crate) enum Fitted {
 }
 
 /// All headers of ours begin with this.
-#[cfg(feature = "command")]
 const PREFIX: &str = "x-rabbit-work-";
 const ATTEMPTS: &str = "x-rabbit-work-attempts";
 const DEFERRALS: &str = "x-rabbit-work-deferrals";
@@ -83,7 +82,6 @@ const SHORT_REASON: usize = 200;
 const LONGEST_HISTORY: usize = 10;
 
 /// Whether a header is not the producer's: it is ours, or the broker's on a dead letter.
-#[cfg(feature = "command")]
 pub(crate) fn is_internal_header(name: &str) -> bool {
     name.starts_with(PREFIX) || BROKER_HEADERS.contains(&name)
 }

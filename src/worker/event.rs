@@ -1,11 +1,14 @@
 //! [`Event`]: one thing that happened to a task, for a worker's observer.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use log::warn;
 
+use crate::model::failure_record::is_internal_header;
+use crate::model::handler::Delivery;
 use crate::util::panic::caught;
 
 /// One thing that happened to one task in one worker thread.
@@ -18,6 +21,12 @@ pub struct Event {
     pub kind: EventKind,
     /// The task's id; empty if its producer set none.
     pub task: String,
+    /// The task's type, if its producer set one.
+    pub task_type: Option<String>,
+    /// The id that ties an answer to the task, if it has one.
+    pub correlation_id: Option<String>,
+    /// Its producer's headers that can be written as text, for instance `traceparent`.
+    pub headers: BTreeMap<String, String>,
     /// The number of the attempt, from 1.
     pub attempt: u32,
     /// The number of the worker thread, from 1.
@@ -37,6 +46,32 @@ pub struct Event {
     pub exit: Option<i32>,
     /// The signal that ended that program, if one did.
     pub signal: Option<i32>,
+}
+
+impl Event {
+    /// What happened at this moment to a delivery, on this host, after its handler ran for so long.
+    pub(crate) fn of(kind: EventKind, delivery: &Delivery, host: &str, elapsed: Duration) -> Event {
+        let task = delivery.task();
+        let end = delivery.program_end();
+        let headers = task.headers_as_text().filter(|(name, _)| !is_internal_header(name));
+        Event {
+            time: SystemTime::now(),
+            kind,
+            task: task.id().unwrap_or_default().to_string(),
+            task_type: task.type_name().map(str::to_string),
+            correlation_id: task.correlation_id().map(str::to_string),
+            headers: headers.map(|(name, value)| (name.to_string(), value)).collect(),
+            attempt: delivery.attempt,
+            thread: delivery.thread,
+            queue: delivery.queue.clone(),
+            host: host.to_string(),
+            bytes: delivery.body().len() as u64,
+            elapsed,
+            reason: None,
+            exit: end.and_then(|end| end.exit),
+            signal: end.and_then(|end| end.signal),
+        }
+    }
 }
 
 /// What happened.

@@ -223,21 +223,7 @@ impl Journal {
     }
 
     fn event(&self, kind: EventKind, delivery: &Delivery, elapsed: Duration) -> Event {
-        let end = delivery.program_end();
-        Event {
-            time: SystemTime::now(),
-            kind,
-            task: delivery.task.id().unwrap_or_default().to_string(),
-            attempt: delivery.attempt,
-            thread: delivery.thread,
-            queue: delivery.queue.clone(),
-            host: self.host.clone(),
-            bytes: delivery.body().len() as u64,
-            elapsed,
-            reason: None,
-            exit: end.and_then(|end| end.exit),
-            signal: end.and_then(|end| end.signal),
-        }
+        Event::of(kind, delivery, &self.host, elapsed)
     }
 }
 
@@ -356,6 +342,16 @@ mod tests {
             (EventKind::Returned, None),
         ];
         assert_eq!(*events.lock().expect("no panic"), expected);
+    }
+
+    #[test]
+    fn an_event_has_the_task_s_type_and_its_producers_headers() {
+        let task = Task::new("").with_type("resize").with_correlation_id("c").with_header("n", 7);
+        let task = task.with_header("x-rabbit-work-attempts", 1);
+        let event = Journal::default().event(EventKind::Done, &test_delivery(task), NO_TIME);
+        assert_eq!(event.task_type.as_deref(), Some("resize"));
+        assert_eq!(event.correlation_id.as_deref(), Some("c"));
+        assert_eq!(event.headers, [("n".to_string(), "7".to_string())].into());
     }
 
     #[test]

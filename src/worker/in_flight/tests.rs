@@ -1,7 +1,5 @@
 //! Tests of the unacked deliveries without a broker: a plain number stands for a delivery.
 
-use std::time::SystemTime;
-
 use super::*;
 use crate::model::handler::test_delivery;
 use crate::model::task::Task;
@@ -18,20 +16,7 @@ fn job(tag: u64) -> Job {
 }
 
 fn event() -> Event {
-    Event {
-        time: SystemTime::now(),
-        kind: EventKind::Retried,
-        task: "a".into(),
-        attempt: 1,
-        thread: 1,
-        queue: "q".into(),
-        host: "host".into(),
-        bytes: 0,
-        elapsed: Duration::ZERO,
-        reason: None,
-        exit: None,
-        signal: None,
-    }
+    Event::of(EventKind::Retried, &test_delivery(Task::new("")), "host", Duration::ZERO)
 }
 
 /// A ledger that has taken the deliveries up to `last` on one subscription.
