@@ -1,5 +1,6 @@
 //! [`Summary`]: the counts of a worker's run.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -118,6 +119,31 @@ impl StopReason {
     }
 }
 
+/// The counts in one line for a person. Those that are seldom more than zero are shown only then.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let if_any = |count: u64, what: &str| match count {
+            0 => String::new(),
+            _ => format!(" {count} {what},"),
+        };
+        write!(
+            f,
+            "{} tasks done, {} retried,{} {} dead,{}{} {} requeued, {} may run twice, {} still \
+             running, in {:.1} s",
+            self.done,
+            self.retried,
+            if_any(self.deferred, "deferred"),
+            self.dead,
+            if_any(self.dead_unconfirmed, "maybe dead"),
+            if_any(self.lost, "lost"),
+            self.returned + self.failed,
+            self.orphaned,
+            self.running,
+            self.elapsed.as_secs_f64()
+        )
+    }
+}
+
 /// What ended a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -224,5 +250,32 @@ impl Tally {
             elapsed,
             ended,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_one_line_that_names_what_is_rare_only_if_it_happened() {
+        let tally = Tally::default();
+        let line = || {
+            let elapsed = Duration::from_millis(10_260);
+            tally.sum_up(3, elapsed, StopReason::Stopped).to_string()
+        };
+        tally.done();
+        tally.done();
+        let usual = "2 tasks done, 0 retried, 0 dead, 0 requeued, 0 may run twice, 3 still running, \
+                     in 10.3 s";
+        assert_eq!(line(), usual);
+        tally.deferred();
+        tally.dead_unconfirmed();
+        tally.lost();
+        tally.returned();
+        tally.failed();
+        let rare = "2 tasks done, 0 retried, 1 deferred, 0 dead, 1 maybe dead, 1 lost, 2 requeued, \
+                    0 may run twice, 3 still running, in 10.3 s";
+        assert_eq!(line(), rare);
     }
 }

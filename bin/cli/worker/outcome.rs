@@ -14,9 +14,9 @@ use crate::cli::worker::options::Options;
 pub(crate) fn as_lines(summary: &WorkersSummary) -> Vec<String> {
     let queues = &summary.by_queue;
     let news: Vec<&QueueSummary> = queues.iter().filter(|it| has_news(it)).collect();
-    let of_queue = |it: &&QueueSummary| format!("'{}': {}", it.queue, as_text(&it.summary));
+    let of_queue = |it: &&QueueSummary| format!("'{}': {}", it.queue, it.summary);
     let several = news.iter().filter(|_| queues.len() > 1);
-    let total = (!news.is_empty()).then(|| as_text(&summary.total()));
+    let total = (!news.is_empty()).then(|| summary.total().to_string());
     several.map(of_queue).chain(total).collect()
 }
 
@@ -25,23 +25,6 @@ fn has_news(QueueSummary { summary, error, .. }: &QueueSummary) -> bool {
     let Summary { done, retried, deferred, dead, failed, lost, returned, orphaned, .. } = summary;
     let worked = done + retried + deferred + dead + failed + lost + returned + orphaned > 0;
     error.as_ref().is_none_or(|error| worked || error.is_transient())
-}
-
-fn as_text(summary: &Summary) -> String {
-    let Summary { done, retried, dead, failed, returned, orphaned, running, elapsed, .. } = summary;
-    let returned = returned + failed;
-    let if_any = |count: u64, what: &str| match count {
-        0 => String::new(),
-        _ => format!(" {count} {what},"),
-    };
-    let deferred = if_any(summary.deferred, "deferred");
-    let (dead_unconfirmed, lost) =
-        (if_any(summary.dead_unconfirmed, "maybe dead"), if_any(summary.lost, "lost"));
-    format!(
-        "{done} tasks done, {retried} retried,{deferred} {dead} dead,{dead_unconfirmed}{lost} {returned} \
-         requeued, {orphaned} may run twice, {running} still running, in {:.1} s",
-        elapsed.as_secs_f64()
-    )
 }
 
 /// The summary of --json. A worker that never began has none.
