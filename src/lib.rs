@@ -121,6 +121,7 @@ mod batch;
 mod command;
 mod model;
 mod publish;
+pub mod testing;
 mod topology;
 mod util;
 mod worker;
@@ -150,6 +151,7 @@ pub use model::task::Task;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use model::tls::Tls;
+pub use publish::publish_trait::Publish;
 pub use publish::{Producer, Receipt};
 pub use topology::census::DelayQueue;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};

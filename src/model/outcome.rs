@@ -37,6 +37,29 @@ pub enum Outcome {
     },
 }
 
+/// For tests: a producer makes its outcomes itself.
+impl Outcome {
+    /// An [`Outcome::Nacked`].
+    pub fn nacked(reason: impl Into<String>) -> Outcome {
+        Outcome::Nacked { reason: reason.into() }
+    }
+
+    /// An [`Outcome::Returned`].
+    pub fn returned(reason: impl Into<String>) -> Outcome {
+        Outcome::Returned { reason: reason.into() }
+    }
+
+    /// An [`Outcome::Refused`].
+    pub fn refused(reason: impl Into<String>) -> Outcome {
+        Outcome::Refused { reason: reason.into() }
+    }
+
+    /// An [`Outcome::Unconfirmed`].
+    pub fn unconfirmed(reason: impl Into<String>) -> Outcome {
+        Outcome::Unconfirmed { reason: reason.into() }
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -148,6 +148,19 @@ impl RetryPolicy {
         }
     }
 
+    /// What happens to a task whose attempt of this number has failed, or deferred it, after so many
+    /// deferrals; with the failure as its record has it.
+    pub(crate) fn judge(
+        &self,
+        attempt: u32,
+        deferrals: u32,
+        failure: Failure,
+    ) -> (Failure, Decision) {
+        let failure = self.limit_deferrals(deferrals, failure);
+        let decision = self.decide(attempt, &failure);
+        (failure, decision)
+    }
+
     /// The same failure; for good, if it defers a task that was deferred as often as allowed.
     pub(crate) fn limit_deferrals(&self, deferrals: u32, failure: Failure) -> Failure {
         match failure {

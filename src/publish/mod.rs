@@ -8,6 +8,7 @@ mod link;
 pub(crate) mod pending;
 #[cfg(test)]
 mod property;
+pub(crate) mod publish_trait;
 pub(crate) mod publisher;
 mod reconnect;
 pub(crate) mod refusal;
@@ -68,6 +69,13 @@ pub struct Receipt {
     pub task: Task,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+impl Receipt {
+    /// A receipt for tests: a producer makes its receipts itself.
+    pub fn new(task: Task, outcome: Outcome) -> Receipt {
+        Receipt { task, outcome }
+    }
 }
 
 /// The call that took a task. It says how the caller learns the outcome.

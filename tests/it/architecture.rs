@@ -15,6 +15,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("admin", &["publish", "topology", "amqp", "model", "util"]),
     ("worker", &["publish", "topology", "amqp", "model", "util"]),
     ("command", &["model", "util"]),
+    ("testing", &["worker", "publish", "topology", "amqp", "model", "util"]),
 ];
 
 #[test]

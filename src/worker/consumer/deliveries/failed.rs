@@ -38,9 +38,10 @@ impl Deliveries<'_> {
     /// Decides where a failed or deferred task goes. It is acked only once the broker has confirmed its copy
     /// there; this thread goes on meanwhile.
     pub(super) fn route_failure(&mut self, job: Job, failure: &Failure, elapsed: Duration) {
-        let policy = &self.settings().policy;
-        let failure = &policy.limit_deferrals(job.delivery.deferrals, failure.clone());
-        let target = match policy.decide(job.delivery.attempt, failure) {
+        let Delivery { attempt, deferrals, .. } = job.delivery;
+        let (failure, decision) = self.settings().policy.judge(attempt, deferrals, failure.clone());
+        let failure = &failure;
+        let target = match decision {
             Decision::Requeue => {
                 let pause = self.ledger.pause(job.tag, Instant::now());
                 return self.journal().not_tried(&job.delivery, failure, pause, elapsed);
