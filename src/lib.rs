@@ -102,6 +102,7 @@
 //!
 //! * `tls`: `amqps://` addresses.
 //! * `command`: `Command` and `OutputStream`, on Unix.
+//! * `json`: JSON bodies: `Task::json`, `Delivery::json` and `Router::on`.
 //! * `cli`: what only the commands need.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -147,6 +148,7 @@ pub use model::outcome::Outcome;
 pub use model::program_end::ProgramEnd;
 pub use model::queue::{Argument, Queue, QueueType};
 pub use model::retry::RetryPolicy;
+pub use model::router::Router;
 pub use model::task::Task;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]

@@ -7,6 +7,8 @@ pub(crate) mod delays;
 pub(crate) mod error;
 pub(crate) mod failure_record;
 pub(crate) mod handler;
+#[cfg(feature = "json")]
+mod json;
 pub(crate) mod or_fail;
 pub(crate) mod outcome;
 pub(crate) mod program_end;
@@ -14,6 +16,7 @@ pub(crate) mod program_end;
 mod property;
 pub(crate) mod queue;
 pub(crate) mod retry;
+pub(crate) mod router;
 pub(crate) mod task;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
