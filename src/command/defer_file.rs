@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use crate::model::handler::{Delivery, Failure};
 use crate::util::text::printable;
 
-/// The folder of these files, which only this user may enter. Nothing is in it as long as no command
-/// writes a file.
+/// The folder of these files, which only this user may enter. It is empty as long as no command
+/// writes one.
 #[derive(Debug, Default)]
 pub(super) struct DeferFolder {
     folder: Mutex<Option<TempDir>>,
@@ -23,7 +23,7 @@ pub(super) struct DeferFolder {
     warned: OnceLock<()>,
 }
 
-/// The file of one run of a command, which the command may write. It is removed when this is dropped.
+/// The file of one run of a command, which the command may write. Dropping this removes it.
 pub(super) struct DeferFile<'f> {
     folder: &'f DeferFolder,
     /// `None` if the folder cannot be made.
@@ -68,7 +68,8 @@ impl DeferFile<'_> {
         self.path.as_deref()
     }
 
-    /// A deferral with the delay that the command wrote, if it wrote one. Any other failure as it is.
+    /// A deferral gets the delay that the command wrote, if it wrote one. Other failures stay as
+    /// they are.
     pub(super) fn with_delay(&self, failure: Failure, delivery: &Delivery) -> Failure {
         match failure {
             Failure::Defer { reason, after: None } => {

@@ -1,4 +1,4 @@
-//! [`StartRate`]: lets tasks start at most so often, spread evenly, in all threads of a run together.
+//! [`StartRate`]: lets tasks start at most so often, spread evenly, in all threads together.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use crate::model::error::Error;
 use crate::util::deadline::UNLIMITED;
 use crate::util::shutdown::Signal;
 
-/// The schedule of the starts. One turn goes from thread to thread: only the thread that has it waits
-/// for the next start, and if it gives up, another one gets the turn.
+/// The schedule of the starts. One turn goes from thread to thread: only the thread that has it
+/// waits for the next start, and if it gives up, another one gets the turn.
 #[derive(Debug)]
 pub(crate) struct StartRate {
     tasks: u32,
@@ -42,8 +42,8 @@ impl StartRate {
         self.per.min(UNLIMITED) / self.tasks.max(1)
     }
 
-    /// Waits until a task may start; `false` if one of these signals closed before. A task that starts
-    /// then must do so at once.
+    /// Waits until a task may start, which then has to start at once; `false` if one of these signals
+    /// closed before.
     pub(crate) fn wait(&self, signals: &[&Signal]) -> bool {
         let Some(due) = receive(&self.turn.1, signals) else { return false };
         let may_start = receive(&at(due), signals).is_some();
@@ -53,8 +53,8 @@ impl StartRate {
     }
 }
 
-/// When the next task may start, if one that was due then starts now. Time without tasks is not saved
-/// up for a burst.
+/// When the next task may start, if one that was due then starts now. Time without tasks is not
+/// saved up for a burst.
 fn next_start(due: Instant, now: Instant, interval: Duration) -> Instant {
     let earliest = now.checked_sub(SLACK).unwrap_or(now).max(due);
     earliest.checked_add(interval).unwrap_or(earliest)

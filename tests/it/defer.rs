@@ -63,11 +63,10 @@ fn a_task_deferred_fifty_times_and_then_failing_twice_has_two_attempts() {
     let worker = Worker::new(&broker(), &Queue::new(&queue)).threads(1).retry(policy).drain();
 
     let working = Working::start(&worker, handler);
-    let deferred = (0..50).map(|_| working.wait_for(EventKind::Deferred, SOON)).count();
+    (0..50).for_each(|_| drop(working.wait_for(EventKind::Deferred, SOON)));
     working.wait_for(EventKind::Dead, SOON);
     let summary = working.wait(SOON).expect("it ends well");
 
-    assert_eq!(deferred, 50);
     let expected = (0..50).map(|deferrals| (deferrals, 1)).chain([(50, 1), (50, 2)]);
     assert_eq!(seen.try_iter().collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     assert_eq!((summary.deferred, summary.retried, summary.dead), (50, 1, 1));
