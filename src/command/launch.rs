@@ -112,6 +112,8 @@ pub(crate) fn variables(delivery: &Delivery) -> Vec<(String, String)> {
         ("TASK_DEFERRALS", Some(delivery.deferrals().to_string())),
         ("TASK_REDELIVERED", Some(u8::from(delivery.redelivered()).to_string())),
         ("TASK_CONTENT_TYPE", task.content_type().map(str::to_string)),
+        ("TASK_CONTENT_ENCODING", task.content_encoding().map(str::to_string)),
+        ("TASK_TYPE", task.type_name().map(str::to_string)),
         ("TASK_PRIORITY", task.priority().map(|priority| priority.to_string())),
         ("TASK_ENQUEUED_AT", enqueued.map(|since| since.as_secs().to_string())),
         ("TASK_CORRELATION_ID", task.correlation_id().map(str::to_string)),
@@ -212,6 +214,8 @@ mod tests {
     fn headers_set_variables_with_their_prefix_only() {
         let task = Task::new("")
             .with_id("i")
+            .with_type("resize")
+            .with_content_encoding("gzip")
             .with_header("LD_PRELOAD", "evil.so")
             .with_header("a-b é=c", "1")
             .with_header("nul", "a\0b")
@@ -221,6 +225,8 @@ mod tests {
             found.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
         };
         assert_eq!(value("TASK_ID"), Some("i"));
+        assert_eq!(value("TASK_TYPE"), Some("resize"));
+        assert_eq!(value("TASK_CONTENT_ENCODING"), Some("gzip"));
         assert_eq!(value("TASK_ATTEMPT"), Some("2"));
         assert_eq!(value("TASK_MAX_ATTEMPTS"), Some("5"));
         assert_eq!(value("TASK_REDELIVERED"), Some("1"));

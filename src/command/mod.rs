@@ -63,8 +63,8 @@ use crate::util::text::printable;
 ///
 /// The environment is this program's own without its `TASK_` variables, and with `TASK_ID`,
 /// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_DEFERRALS`, `TASK_REDELIVERED` (0 or 1),
-/// `TASK_CONTENT_TYPE`, `TASK_PRIORITY`, `TASK_ENQUEUED_AT` (Unix seconds),
-/// `TASK_CORRELATION_ID`, `TASK_REPLY_TO`, `TASK_WORKER` (the number of the worker thread) and
+/// `TASK_CONTENT_TYPE`, `TASK_CONTENT_ENCODING`, `TASK_TYPE`, `TASK_PRIORITY`, `TASK_ENQUEUED_AT`
+/// (Unix seconds), `TASK_CORRELATION_ID`, `TASK_REPLY_TO`, `TASK_WORKER` (the number of the worker thread) and
 /// a `TASK_HEADER_<NAME>` for each header, its name in upper case with `_` for whatever is
 /// neither a letter nor a digit. What a task does not have is not set.
 ///
@@ -202,8 +202,8 @@ impl Command {
         }
         let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
         let defer_file = self.defer_folder.file();
-        let process = self.start(delivery, &defer_file, files)?;
         let (started, since) = (SystemTime::now(), Instant::now());
+        let process = self.start(delivery, &defer_file, files)?;
         let mut ended = process.wait(&cancel, &self.background).map_err(|error| {
             Failure::requeue(format!(
                 "the worker killed the command, because it could not wait for it: {error}"

@@ -1,6 +1,7 @@
 //! What the three commands share: options, logging, signals, standard streams, exit statuses.
 
 pub(crate) mod arguments;
+pub(crate) mod base64;
 pub(crate) mod error;
 pub(crate) mod exit;
 pub(crate) mod logging;

@@ -65,6 +65,9 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
 fn check(options: &Options, source: &Source) -> Result<(), CommandError> {
     // The properties of a task do not depend on its body.
     options.task.task(Vec::new()).validate()?;
+    if options.task.id.is_some() {
+        source.validate_for_id()?;
+    }
     if options.failed.is_some() {
         source.validate_for_failed_file()?;
     }

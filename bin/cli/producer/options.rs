@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser};
 use rabbit_work::Task;
+use uuid::Uuid;
 
 use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::manual::sections;
@@ -71,6 +73,14 @@ pub(crate) struct Options {
 /// The properties of every task.
 #[derive(Args, Debug)]
 pub(crate) struct TaskArgs {
+    /// The id of the task (message_id), for one task only [default: a new UUID, version 7]
+    #[arg(long, value_name = "ID", value_parser = not_empty(), conflicts_with = "id_from_body")]
+    pub(crate) id: Option<String>,
+
+    /// Give each task an id made from its body, so that the same body always has the same id; see Ids
+    #[arg(long)]
+    id_from_body: bool,
+
     /// Publish tasks as not persistent: a broker restart loses them
     #[arg(long)]
     transient: bool,
@@ -95,11 +105,27 @@ pub(crate) struct TaskArgs {
     /// The media type of each task's body
     #[arg(long, value_name = "T")]
     content_type: Option<String>,
+
+    /// How each task's body is encoded, such as gzip; producer does not encode it
+    #[arg(long, value_name = "E", value_parser = not_empty())]
+    content_encoding: Option<String>,
+
+    /// The kind of each task (AMQP's type), which commands see in TASK_TYPE
+    #[arg(long = "type", value_name = "T", value_parser = not_empty())]
+    kind: Option<String>,
+
+    /// The id that ties an answer to each task
+    #[arg(long, value_name = "ID", value_parser = not_empty())]
+    correlation_id: Option<String>,
+
+    /// The queue that an answer should go to
+    #[arg(long, value_name = "QUEUE", value_parser = not_empty())]
+    reply_to: Option<String>,
 }
 
 impl TaskArgs {
     pub(crate) fn task(&self, body: Vec<u8>) -> Task {
-        let mut task = Task::new(body);
+        let mut task = self.with_id(Task::new(body));
         if self.transient {
             task = task.transient();
         }
@@ -115,11 +141,41 @@ impl TaskArgs {
         for (name, value) in &self.header {
             task = task.with_header(name, value);
         }
-        if let Some(content_type) = &self.content_type {
-            task = task.with_content_type(content_type);
+        self.with_properties(task)
+    }
+
+    fn with_id(&self, task: Task) -> Task {
+        match &self.id {
+            Some(id) => task.with_id(id),
+            None if self.id_from_body => {
+                let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, task.body());
+                task.with_id(id.to_string())
+            }
+            None => task,
+        }
+    }
+
+    fn with_properties(&self, mut task: Task) -> Task {
+        type Setter = fn(Task, &str) -> Task;
+        let properties: [(&Option<String>, Setter); 5] = [
+            (&self.content_type, |task, value| task.with_content_type(value)),
+            (&self.content_encoding, |task, value| task.with_content_encoding(value)),
+            (&self.kind, |task, value| task.with_type(value)),
+            (&self.correlation_id, |task, value| task.with_correlation_id(value)),
+            (&self.reply_to, |task, value| task.with_reply_to(value)),
+        ];
+        for (value, set) in properties {
+            if let Some(value) = value {
+                task = set(task, value);
+            }
         }
         task
     }
+}
+
+/// An empty text is most likely that of an unset variable.
+fn not_empty() -> NonEmptyStringValueParser {
+    NonEmptyStringValueParser::new()
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {
@@ -162,6 +218,11 @@ Files:
   --json    one object, unless the options are invalid: published confirmed
             nacked returned unconfirmed seconds; and read (the number of tasks
             read), if the input was not read to its end
+
+Ids:
+  --id            not with --lines, --null or --repeat: all tasks would have it
+  --id-from-body  the UUID of version 5 in the namespace OID, as of
+                  uuidgen --sha1 --namespace @oid --name BODY
 
 Expiration:
   --expiration  not with --delay: the broker would shorten the delay to the

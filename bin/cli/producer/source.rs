@@ -71,6 +71,16 @@ impl Source {
         Err(CommandError::usage("--failed", reason))
     }
 
+    /// Refuses several tasks with one id: they could not be told apart.
+    pub(crate) fn validate_for_id(&self) -> Result<(), CommandError> {
+        let (Source::Words(_, 1) | Source::Whole(_, 1)) = self else {
+            let reason = "several tasks would have the same id; leave it out for an id of its own \
+                          for each, or use --id-from-body";
+            return Err(CommandError::usage("--id", reason));
+        };
+        Ok(())
+    }
+
     /// What ends each task in the file of --failed.
     pub(crate) fn end(&self) -> &'static [u8] {
         match self {

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rabbit_work::{DeadLetter, FailureRecord, Task};
 use serde_json::{Value, json};
 
+use crate::cli::common::base64::set_text_or_base64;
+
 /// How many bytes of a body a row reads: enough for its 40 characters.
 const ROW_BYTES: usize = 1024;
 
@@ -34,10 +36,7 @@ pub(crate) fn as_object(letter: &DeadLetter) -> Value {
     let mut object = record_as_object(&letter.record());
     object["id"] = json!(task.id());
     object["enqueued_at"] = json!(time(task.enqueued_at()));
-    match std::str::from_utf8(task.body()) {
-        Ok(text) => object["body"] = json!(text),
-        Err(_) => object["body_base64"] = json!(base64(task.body())),
-    }
+    set_text_or_base64(&mut object, "body", task.body());
     object["bytes"] = json!(task.body().len());
     object["history"] = letter.history().iter().map(record_as_object).collect();
     object
@@ -59,6 +58,8 @@ pub(crate) fn record(letter: &DeadLetter) -> Vec<String> {
     }
     add("enqueued at", time(task.enqueued_at()));
     add("content type", task.content_type().map(str::to_owned));
+    add("encoding", task.content_encoding().map(str::to_owned));
+    add("type", task.type_name().map(str::to_owned));
     add("priority", task.priority().map(|it| it.to_string()));
     add("correlation id", task.correlation_id().map(str::to_owned));
     add("reply to", task.reply_to().map(str::to_owned));
@@ -98,22 +99,6 @@ fn record_as_object(record: &FailureRecord) -> Value {
 fn beginning(task: &Task, bytes: usize) -> Cow<'_, str> {
     let body = task.body();
     String::from_utf8_lossy(&body[..body.len().min(bytes)])
-}
-
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let byte = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for index in 0..4 {
-            let digit = (bits >> (18 - 6 * index)) & 63;
-            let is_padding = index > group.len();
-            text.push(if is_padding { '=' } else { char::from(ALPHABET[digit as usize]) });
-        }
-    }
-    text
 }
 
 /// On one line, without anything a terminal would act on, at most `width` characters.
@@ -158,16 +143,6 @@ fn time(time: Option<SystemTime>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base64_is_that_of_rfc_4648() {
-        let pairs =
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
-        for (text, encoded) in pairs {
-            assert_eq!(base64(text.as_bytes()), encoded);
-        }
-        assert_eq!(base64(&[0xFF, 0xFE, 0xFD]), "//79");
-    }
 
     #[test]
     fn a_long_reason_is_cut_in_its_middle() {

@@ -10,7 +10,7 @@ const DIGITS: usize = 32;
 
 impl BatchId {
     pub(crate) fn random() -> BatchId {
-        BatchId(uuid::Uuid::new_v4().as_u128())
+        BatchId(uuid::Uuid::now_v7().as_u128())
     }
 
     /// Reads the digits, and nothing else: one batch has one name.

@@ -56,7 +56,8 @@ impl Task {
         Task { body: body.into(), properties, delay: None }
     }
 
-    /// Gives the task an id (`message_id`). Default: a random UUID, set when it is published.
+    /// Gives the task an id (`message_id`). Default: a UUID of version 7, set when it is published: such
+    /// ids sort by time.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<String>) -> Task {
         self.properties.message_id = Some(id.into());
@@ -78,6 +79,13 @@ impl Task {
     #[must_use]
     pub fn with_content_type(mut self, content_type: impl Into<String>) -> Task {
         self.properties.content_type = Some(content_type.into());
+        self
+    }
+
+    /// Says how the body is encoded, such as `gzip`. Default: none.
+    #[must_use]
+    pub fn with_content_encoding(mut self, encoding: impl Into<String>) -> Task {
+        self.properties.content_encoding = Some(encoding.into());
         self
     }
 
@@ -188,6 +196,12 @@ impl Task {
         self.properties.content_type.as_deref()
     }
 
+    /// How the body is encoded, if its producer said so.
+    #[must_use]
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.properties.content_encoding.as_deref()
+    }
+
     /// The task's type (AMQP's property `type`), if its producer set one.
     #[must_use]
     pub fn type_name(&self) -> Option<&str> {
@@ -296,7 +310,7 @@ impl Task {
     /// the time.
     pub(crate) fn stamped(mut self, now: SystemTime) -> Task {
         let Properties { message_id, timestamp, .. } = &mut self.properties;
-        message_id.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
+        message_id.get_or_insert_with(|| uuid::Uuid::now_v7().to_string());
         if timestamp.is_none() {
             let since = now.duration_since(UNIX_EPOCH);
             *timestamp = since.ok().map(|since| since.as_secs());

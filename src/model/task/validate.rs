@@ -35,6 +35,7 @@ impl Task {
         let properties = &self.properties;
         within_shortstr("id", &properties.message_id)?;
         within_shortstr("content type", &properties.content_type)?;
+        within_shortstr("content encoding", &properties.content_encoding)?;
         within_shortstr("type", &properties.message_type)?;
         within_shortstr("correlation id", &properties.correlation_id)?;
         within_shortstr("reply-to", &properties.reply_to)?;
