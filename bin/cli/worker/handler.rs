@@ -13,6 +13,7 @@ use crate::cli::common::error::CommandError;
 use crate::cli::common::stdio::{has_no_reader, is_read_only, is_unwritable};
 use crate::cli::worker::options::Options;
 use crate::cli::worker::output::Output;
+use crate::cli::worker::records::Records;
 
 /// The command that the options name; `None` if tasks are to be printed.
 pub(crate) fn command_of(
@@ -72,19 +73,19 @@ fn refuse_lost_output() -> Result<(), CommandError> {
 /// Runs the command for each task.
 pub(crate) struct CommandHandler {
     command: Command,
+    records: Records,
     output: Output,
     stop_reason: Arc<OnceLock<String>>,
 }
 
 impl CommandHandler {
-    /// Sets `stop_reason` when no task can be done any more.
-    pub(crate) fn new(
-        command: Command,
-        output: &Output,
-        stop_reason: &Arc<OnceLock<String>>,
-    ) -> CommandHandler {
-        let (output, stop_reason) = (output.clone(), Arc::clone(stop_reason));
-        CommandHandler { command, output, stop_reason }
+    pub(crate) fn new(command: Command, records: Records, output: &Output) -> CommandHandler {
+        CommandHandler { command, records, output: output.clone(), stop_reason: Arc::default() }
+    }
+
+    /// Set when no task can be done any more.
+    pub(crate) fn stop_reason(&self) -> Arc<OnceLock<String>> {
+        Arc::clone(&self.stop_reason)
     }
 }
 
@@ -92,8 +93,8 @@ impl Handler for CommandHandler {
     /// A command can fail because standard output has no reader any more (`| head -1`). That is not
     /// the task's fault: the task is requeued and the worker stops.
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let failed = match self.command.handle(delivery) {
-            Err(failure) if has_no_reader(&io::stdout()) => failure,
+        let failed = match self.records.run(&self.command, delivery) {
+            Err(failure) if !self.records.take_output() && has_no_reader(&io::stdout()) => failure,
             Err(Failure::StopWorker { reason, .. }) => {
                 let _ = self.stop_reason.set(reason.clone());
                 return Err(Failure::stop_worker(reason));

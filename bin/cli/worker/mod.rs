@@ -4,15 +4,19 @@ mod events;
 mod handler;
 mod health_file;
 mod init;
+mod joblog;
 pub(crate) mod options;
 mod outcome;
 mod output;
 pub(crate) mod queues;
 mod rate;
+mod record_file;
+mod records;
+mod results;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::{Level, error, info, log_enabled};
@@ -30,6 +34,7 @@ use crate::cli::worker::init::{ensure_sigchld_is_delivered, status_as_first_proc
 use crate::cli::worker::options::Options;
 use crate::cli::worker::outcome::{as_json, as_lines, exit_of};
 use crate::cli::worker::output::Output;
+use crate::cli::worker::records::Records;
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
@@ -54,18 +59,20 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
         ensure_sigchld_is_delivered()?;
     }
     refuse_shared_file(options)?;
+    let records = Records::open(options, output)?;
     let health_file = options.health_file.as_deref();
     let health = health_file.map(|path| HealthFile::keep(path, options, &workers)).transpose()?;
     let (trigger, shutdown) = stop_on_signals(stop_limits(options, command.as_ref()))?;
     output.stop_when_unwritable(trigger);
     let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
     let events = events.transpose()?;
-    let stop_reason = Arc::<OnceLock<String>>::default();
+    let handler = command.map(|it| Arc::new(CommandHandler::new(it, records, output)));
+    let stop_reason = handler.as_ref().map(|it| it.stop_reason());
     let mut fleet = options.limited(Workers::new());
     for worker in workers {
         let worker = observed(worker, events.as_ref());
-        fleet = match command_of(options, output)? {
-            Some(command) => fleet.add(worker, CommandHandler::new(command, output, &stop_reason)),
+        fleet = match &handler {
+            Some(handler) => fleet.add(worker, Arc::clone(handler)),
             None => fleet.add(worker, TutorialHandler::new(output)),
         };
     }
@@ -78,7 +85,7 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
         forget_refusal(&mut summary);
     }
     report(options, output, &summary);
-    log_stop_reason(stop_reason.get().map(String::as_str));
+    log_stop_reason(stop_reason.as_ref().and_then(|it| it.get()).map(String::as_str));
     log_errors(&summary);
     Ok(exit_of(&summary, options, output.error()))
 }
@@ -90,12 +97,22 @@ fn forget_refusal(summary: &mut WorkersSummary) {
     }
 }
 
-/// Refuses one file for --health-file and --events.
+/// Refuses one file for two options.
 fn refuse_shared_file(options: &Options) -> Result<(), CommandError> {
-    let health_file = options.health_file.as_deref().and_then(location);
-    if health_file.is_some() && health_file == options.events.as_deref().and_then(location) {
-        let reason = "--events names the same file; take another one";
-        return Err(CommandError::usage("--health-file", reason));
+    let Options { health_file, events, joblog, results, .. } = options;
+    let mut files = vec![
+        ("--health-file", health_file),
+        ("--joblog", joblog),
+        ("--results", results),
+        ("--events", events),
+    ];
+    while let Some((option, path)) = files.pop() {
+        let path = path.as_deref().and_then(location);
+        let is_same = |other: &Path| path.is_some() && path == location(other);
+        if let Some((other, _)) = files.iter().find(|(_, it)| it.as_deref().is_some_and(is_same)) {
+            let reason = format!("{option} names the same file; take another one");
+            return Err(CommandError::usage(other, reason));
+        }
     }
     Ok(())
 }
@@ -127,7 +144,7 @@ fn report(options: &Options, output: &Output, summary: &WorkersSummary) {
 
 /// Prints the summary of --json. An unwritable standard output is reported elsewhere.
 fn print_summary(options: &Options, output: &Output, summary: Option<&WorkersSummary>) {
-    if options.json && output.error().is_none() {
+    if options.json && output.is_writable() {
         let _ = output.print_line(as_json(summary));
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// Ack on delivery, so at most once, for comparison: a worker that stops LOSES the tasks that it
     /// has received and not run
     #[arg(long)]
-    auto_ack: bool,
+    pub(crate) auto_ack: bool,
 
     /// Exit once all queues and their delay queues are empty at one moment; does not wait for tasks
     /// of other workers
@@ -92,6 +92,15 @@ pub(crate) struct Options {
     /// Put thread and task id before each line that commands write; splits lines longer than 64 KiB
     #[arg(long, requires = "command")]
     pub(crate) tag: bool,
+
+    /// Append a line for each run of COMMAND to FILE, in the format of GNU parallel's --joblog
+    #[arg(long, value_name = "FILE", requires = "command")]
+    pub(crate) joblog: Option<PathBuf>,
+
+    /// Keep what COMMAND writes and how it ended in DIR/ID for each task, or in a FILE.jsonl, instead
+    /// of passing it on; see Files
+    #[arg(long, value_name = "DIR", requires = "command", conflicts_with = "tag")]
+    pub(crate) results: Option<PathBuf>,
 
     /// Exit when the broker cannot be reached or the connection is lost
     #[arg(long)]
@@ -176,8 +185,8 @@ Exit status:
   0    stopped; or drained, or --max-tasks reached, without a dead letter
   1    drained, or --max-tasks reached, but this run made a dead letter or may
        have, lost its connection during the last tasks, or could not start one
-       of them; or --max-dead reached; or standard output could not be written,
-       or the system started no thread
+       of them; or --max-dead reached; or standard output, --joblog or --results
+       could not be written, or the system started no thread
   2    usage or configuration; a command that cannot be found, or could not be
        executed for 5 s; a message that the worker cannot parse
   3    the grace period ended with tasks still running; they are requeued
@@ -198,9 +207,9 @@ Command:
                   task is tried again later
   environment     TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
                   TASK_DEFERRALS TASK_DEFER_FILE TASK_REDELIVERED TASK_WORKER,
-                  and what the task has of TASK_CONTENT_TYPE TASK_PRIORITY
-                  TASK_ENQUEUED_AT TASK_CORRELATION_ID TASK_REPLY_TO
-                  TASK_HEADER_<NAME>
+                  and what the task has of TASK_TYPE TASK_CONTENT_TYPE
+                  TASK_CONTENT_ENCODING TASK_PRIORITY TASK_ENQUEUED_AT
+                  TASK_CORRELATION_ID TASK_REPLY_TO TASK_HEADER_<NAME>
   background      processes that a command leaves behind must not write to
                   standard error for long: the pipe is closed when the worker
                   exits, or earlier. As the first process of a container, the
@@ -263,6 +272,18 @@ Files:
                  ms (how long it ran), exit or signal of the command that
                  ended, and the reason of a failure. If nobody reads a pipe
                  for 2 s, events are dropped
+  --joblog       tab-separated, with a heading: Seq (the number of the run) Host
+                 (always :) Starttime JobRuntime Send (bytes of the body, if
+                 COMMAND has no {}) Receive (bytes of standard output, with
+                 --results) Exitval (-1: stopped by the worker) Signal Command
+  --results      DIR/ID/stdout, stderr, exit (as in a shell: 137 for signal 9)
+                 and attempt, of the last run; characters of the ID that are
+                 no part of a safe name are %XX. A run that is not over has a
+                 name that begins with .tmp-. FILE.jsonl gets one object for
+                 each task after its last attempt: task queue attempt host
+                 started seconds exit or signal reason stdout stderr (1 MiB
+                 each, then stdout_cut is the number of bytes left out;
+                 stdout_base64 if it is not UTF-8)
   --json         one object, unless the options are invalid: done retried dead
                  returned seconds ended (drained, max-tasks, max-dead, signal
                  or error); and unless they are 0, deferred, doubtful (dead
@@ -275,6 +296,7 @@ Examples:
   worker --queue mail --threads 4 -- ./send
   worker --queue mail=2 --queue pdf=6 -- ./job
   worker --queue convert --drain --task-timeout 5m -- gzip -9 -- {}
+  worker --queue photos --drain --joblog log --results out -- ./convert {}
   worker --queue mail --health-file /tmp/worker.health --events events -- ./send
 
 See also:

@@ -1,7 +1,5 @@
 //! Formats the result of a worker's run: as a log line, as JSON, as an exit status.
 
-use std::io;
-
 use log::error;
 use rabbit_work::{QueueSummary, StopReason, Summary, WorkersSummary};
 use serde_json::{Value, json};
@@ -9,6 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::common::exit::Exit;
 use crate::cli::common::signals::is_interrupted;
 use crate::cli::worker::options::Options;
+use crate::cli::worker::output::WriteError;
 
 /// The lines of the log about a run: one for each queue that has news, and one for all of them.
 pub(crate) fn as_lines(summary: &WorkersSummary) -> Vec<String> {
@@ -84,10 +83,10 @@ fn reason_in_json(reason: StopReason) -> &'static str {
 pub(crate) fn exit_of(
     summary: &WorkersSummary,
     options: &Options,
-    unwritable: Option<&io::Error>,
+    unwritable: Option<&WriteError>,
 ) -> Exit {
     if let Some(error) = unwritable {
-        error!("standard output cannot be written: {error}");
+        error!("{error}");
     }
     let of_queue = |it: &QueueSummary| match &it.error {
         Some(error) => Exit::of(error),
@@ -106,7 +105,7 @@ fn exit_of_max_tasks(total: &Summary, options: &Options) -> Exit {
 }
 
 /// The exit status of one queue that ended without an error of the library.
-fn exit_of_counts(summary: &Summary, options: &Options, unwritable: Option<&io::Error>) -> Exit {
+fn exit_of_counts(summary: &Summary, options: &Options, unwritable: Option<&WriteError>) -> Exit {
     let Summary { dead, dead_unconfirmed, lost, .. } = summary;
     let is_batch = options.drain || options.max_tasks.is_some();
     match summary.ended {

@@ -1,4 +1,4 @@
-//! [`Output`]: what the worker itself writes to standard output and standard error.
+//! [`Output`]: what the worker itself writes, and the first failure to write it.
 
 use std::fmt;
 use std::io;
@@ -8,13 +8,22 @@ use rabbit_work::{OutputStream, Trigger};
 
 use crate::cli::common::stdio;
 
-/// A worker whose output is lost is of no use: the first failed write stops it, and tasks whose
-/// output was not written are requeued.
+/// A worker whose output or records are lost is of no use: the first failed write stops it, and tasks
+/// whose output was not written are requeued.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Output {
-    error: Arc<OnceLock<io::Error>>,
+    failed: Arc<OnceLock<WriteError>>,
     trigger: Arc<OnceLock<Trigger>>,
 }
+
+/// What could not be written, and why.
+#[derive(Debug)]
+pub(crate) struct WriteError {
+    what: &'static str,
+    error: io::Error,
+}
+
+const STANDARD_OUTPUT: &str = "standard output";
 
 impl Output {
     pub(crate) fn stop_when_unwritable(&self, trigger: Trigger) {
@@ -30,17 +39,33 @@ impl Output {
         stdio::write_all(stream, bytes).map_err(|error| self.fail(error))
     }
 
-    /// Keeps the first error, and stops the worker.
+    /// Keeps the first error of standard output, and stops the worker.
     pub(crate) fn fail(&self, error: io::Error) -> io::Error {
+        self.fail_at(STANDARD_OUTPUT, error)
+    }
+
+    /// The same for the file of an option.
+    pub(crate) fn fail_at(&self, what: &'static str, error: io::Error) -> io::Error {
         let copy = io::Error::new(error.kind(), error.to_string());
-        let _ = self.error.set(error);
+        let _ = self.failed.set(WriteError { what, error });
         if let Some(trigger) = self.trigger.get() {
             trigger.stop();
         }
         copy
     }
 
-    pub(crate) fn error(&self) -> Option<&io::Error> {
-        self.error.get()
+    pub(crate) fn error(&self) -> Option<&WriteError> {
+        self.failed.get()
+    }
+
+    /// Whether standard output may be written, as far as we know.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.error().is_none_or(|failed| failed.what != STANDARD_OUTPUT)
+    }
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cannot be written: {}", self.what, self.error)
     }
 }

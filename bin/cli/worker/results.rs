@@ -1,0 +1,242 @@
+//! [`Results`]: what commands wrote and how they ended, in a folder for each task or on a line of
+//! JSON for each task.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rabbit_work::Failure;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::cli::common::arguments::refuse_dash;
+use crate::cli::common::base64::set_text_or_base64;
+use crate::cli::common::error::CommandError;
+use crate::cli::worker::options::Options;
+use crate::cli::worker::record_file::RecordFile;
+use crate::cli::worker::records::Run;
+
+/// Where --results go.
+#[derive(Debug)]
+pub(crate) enum Results {
+    /// `DIR/<id>/{stdout,stderr,exit,attempt}`, of the last run.
+    Folder(PathBuf),
+    /// A line for each task, after its last attempt.
+    Lines { file: RecordFile, host: String, auto_ack: bool },
+}
+
+/// Where a command writes.
+#[derive(Debug)]
+pub(crate) struct OutputFiles {
+    pub(crate) stdout: File,
+    pub(crate) stderr: File,
+    /// The folder that holds them, under a temporary name. Dropping it removes the folder.
+    folder: Option<TempDir>,
+}
+
+/// What a name keeps as it is. Anything else is percent-encoded.
+const UNSAFE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'+')
+    .remove(b'=')
+    .remove(b',')
+    .remove(b':')
+    .remove(b'@');
+/// The longest name of a file.
+const LONGEST_NAME: usize = 255;
+/// How much of an output a line of JSON holds.
+const LONGEST_OUTPUT: u64 = 1024 * 1024;
+
+impl Results {
+    pub(crate) fn open(path: &Path, options: &Options) -> Result<Results, CommandError> {
+        refuse_dash("--results", path)?;
+        if path.extension().is_some_and(|it| it == "jsonl") {
+            let file = RecordFile::open("--results", path)?;
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            return Ok(Results::Lines { file, host, auto_ack: options.auto_ack });
+        }
+        // A folder that cannot be written is an error now.
+        let created = fs::create_dir_all(path).and_then(|()| temporary_folder(path));
+        created.map(|_| Results::Folder(path.to_path_buf())).map_err(|error| {
+            CommandError::usage("--results", format!("{}: {error}", path.display()))
+        })
+    }
+
+    /// Files for the output of one command.
+    pub(crate) fn files(&self) -> io::Result<OutputFiles> {
+        let Results::Folder(path) = self else {
+            let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+            return Ok(OutputFiles { stdout, stderr, folder: None });
+        };
+        let folder = temporary_folder(path)?;
+        let open = |name: &str| {
+            let path = folder.path().join(name);
+            OpenOptions::new().create_new(true).append(true).read(true).open(path)
+        };
+        let (stdout, stderr) = (open("stdout")?, open("stderr")?);
+        Ok(OutputFiles { stdout, stderr, folder: Some(folder) })
+    }
+
+    /// Keeps what the command wrote, and how it ended.
+    pub(crate) fn keep(&self, files: OutputFiles, run: &Run<'_>) -> io::Result<()> {
+        match (self, &files.folder) {
+            (Results::Folder(path), Some(folder)) => {
+                fs::write(folder.path().join("exit"), format!("{}\n", shell_status(run)))?;
+                let attempt = run.delivery.attempt();
+                fs::write(folder.path().join("attempt"), format!("{attempt}\n"))?;
+                replace(path, folder.path(), &folder_name(run.delivery.task().id()))
+            }
+            (Results::Lines { file, host, auto_ack }, _) if *auto_ack || is_last(run) => {
+                let line = as_line(&files, run, host)?;
+                file.append(|_, _| Ok(line))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As readable as any folder is, by the umask; a temporary folder is private otherwise.
+fn temporary_folder(parent: &Path) -> io::Result<TempDir> {
+    let permissions = Permissions::from_mode(0o777);
+    tempfile::Builder::new().prefix(".tmp-").permissions(permissions).tempdir_in(parent)
+}
+
+/// Renames the folder. An older one of that name is moved aside first, and then removed.
+fn replace(parent: &Path, folder: &Path, name: &str) -> io::Result<()> {
+    let target = parent.join(name);
+    loop {
+        match fs::rename(folder, &target) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists
+                ) => {}
+            renamed => return renamed,
+        }
+        let aside = temporary_folder(parent)?;
+        match fs::rename(&target, aside.path()) {
+            // Another worker that runs the same task was faster.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            moved => moved?,
+        }
+    }
+}
+
+/// The id as the name of a folder that no shell and no program takes for something else. A name
+/// that would be too long ends with a hash of the id.
+fn folder_name(id: Option<&str>) -> String {
+    let Some(id) = id.filter(|id| !id.is_empty()) else {
+        return format!("without-id-{}", Uuid::now_v7());
+    };
+    let encoded = utf8_percent_encode(id, UNSAFE).to_string();
+    let name = match encoded.strip_prefix(['.', '-']) {
+        Some(rest) => format!("%{:02X}{rest}", id.as_bytes()[0]),
+        None => encoded,
+    };
+    if name.len() <= LONGEST_NAME {
+        return name;
+    }
+    format!("{}%-{}", &name[..200], Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()))
+}
+
+/// The status as a shell reports it; -1 if the worker stopped the command and it ended well.
+fn shell_status(run: &Run<'_>) -> i32 {
+    match run.end.signal {
+        Some(signal) => 128 + signal,
+        None if run.end.exit == Some(0) => run.exit_value(),
+        None => run.end.exit.unwrap_or(-1),
+    }
+}
+
+/// Whether the task will not run again.
+fn is_last(run: &Run<'_>) -> bool {
+    match run.verdict {
+        Ok(()) | Err(Failure::Reject { .. }) => true,
+        Err(Failure::Retry { .. }) => run.delivery.attempt() >= run.delivery.max_attempts(),
+        Err(_) => false,
+    }
+}
+
+fn as_line(files: &OutputFiles, run: &Run<'_>, host: &str) -> io::Result<Vec<u8>> {
+    let (delivery, end) = (run.delivery, run.end);
+    let started = end.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut line = json!({
+        "task": delivery.task().id(),
+        "queue": delivery.queue(),
+        "attempt": delivery.attempt(),
+        "host": host,
+        "started": started.as_millis() as f64 / 1000.0,
+        "seconds": end.elapsed.as_millis() as f64 / 1000.0,
+    });
+    for (name, number) in [("exit", end.exit), ("signal", end.signal)] {
+        if let Some(number) = number {
+            line[name] = json!(number);
+        }
+    }
+    if let Err(failure) = run.verdict {
+        line["reason"] = json!(failure.reason());
+    }
+    set_output(&mut line, "stdout", &files.stdout)?;
+    set_output(&mut line, "stderr", &files.stderr)?;
+    Ok(format!("{line}\n").into_bytes())
+}
+
+/// Sets the start of an output, and how many bytes are missing.
+fn set_output(line: &mut Value, name: &str, file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let kept = length.min(LONGEST_OUTPUT);
+    let mut bytes = vec![0; kept as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    if length > kept {
+        cut_between_letters(&mut bytes);
+        line[format!("{name}_cut")] = json!(length - bytes.len() as u64);
+    }
+    set_text_or_base64(line, name, &bytes);
+    Ok(())
+}
+
+/// Text remains text though it was cut in the middle of a letter.
+fn cut_between_letters(bytes: &mut Vec<u8>) {
+    if let Err(error) = std::str::from_utf8(bytes) {
+        if error.error_len().is_none() {
+            bytes.truncate(error.valid_up_to());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_becomes_a_name_of_its_own_that_is_safe() {
+        let name = |id: &str| folder_name(Some(id));
+        let plain = "0190b6a2-7c51-7000-8000-0a1b2c3d4e5f";
+        assert_eq!(name(plain), plain);
+        assert_eq!(name("mail:7@x.y+z"), "mail:7@x.y+z");
+        assert_eq!(name("../etc/passwd"), "%2E.%2Fetc%2Fpasswd");
+        assert_eq!([name("."), name("-rf"), name("%2E")], ["%2E", "%2Drf", "%252E"]);
+        assert_eq!([name("a b"), name("é\n")], ["a%20b", "%C3%A9%0A"]);
+        assert!(folder_name(Some("")).starts_with("without-id-"));
+        let (one, two) = (name(&"/".repeat(255)), name(&"/".repeat(254)));
+        assert!(one.len() <= LONGEST_NAME && one != two, "{one}");
+    }
+
+    #[test]
+    fn text_that_is_cut_stays_text() {
+        let cut = |text: &[u8]| {
+            let mut bytes = text.to_vec();
+            cut_between_letters(&mut bytes);
+            bytes
+        };
+        assert_eq!(cut("aé".as_bytes()), "aé".as_bytes());
+        assert_eq!(cut(&"aé".as_bytes()[..2]), b"a");
+        assert_eq!(cut(b"a\xff"), b"a\xff", "no text anyway");
+    }
+}
