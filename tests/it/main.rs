@@ -17,6 +17,7 @@ mod producer_api;
 mod queue_type;
 mod queuectl;
 mod real_broker;
+mod records;
 mod refusals;
 mod republish;
 mod retry;
