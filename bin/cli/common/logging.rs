@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anstream::AutoStream;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -45,15 +45,16 @@ impl Write for Stderr {
     }
 }
 
-type Suspend = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
+type Suspend = dyn Fn(&mut dyn FnMut()) + Send + Sync;
 
-static SUSPEND_PROGRESS: OnceLock<Suspend> = OnceLock::new();
+static SUSPEND_PROGRESS: Mutex<Option<Arc<Suspend>>> = Mutex::new(None);
 
-/// Has each record written inside `suspend`, which clears a progress bar meanwhile.
+/// Has each record written inside `suspend`, which clears a progress bar meanwhile. The last bar
+/// counts.
 pub(crate) fn suspend_progress_while_logging(
     suspend: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
 ) {
-    let _ = SUSPEND_PROGRESS.set(Box::new(suspend));
+    *SUSPEND_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(suspend));
 }
 
 struct Logger(env_logger::Logger);
@@ -75,7 +76,9 @@ impl Log for Logger {
         } else {
             return;
         };
-        match SUSPEND_PROGRESS.get() {
+        // Not locked while it writes: that may block.
+        let suspend = SUSPEND_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match suspend {
             Some(suspend) => suspend(&mut write),
             None => write(),
         }

@@ -4,9 +4,11 @@ mod input;
 pub(crate) mod options;
 mod position;
 mod progress;
+mod publishing;
 mod report;
 mod source;
 mod summary;
+mod wait;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,9 +24,11 @@ use crate::cli::common::signals::{StopLimits, is_interrupted, stop_on_signals};
 use crate::cli::common::stdio::print_line;
 use crate::cli::producer::input::{Bodies, End, Piece};
 use crate::cli::producer::options::Options;
+use crate::cli::producer::publishing::{Plain, Publishing, Sent};
 use crate::cli::producer::report::Report;
 use crate::cli::producer::source::Source;
 use crate::cli::producer::summary::Totals;
+use crate::cli::producer::wait::{Waiting, log_stopped_before_wait};
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
@@ -45,20 +49,57 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
     check(options, &source)?;
     // Before the report truncates --failed: without input, an old file may still be needed.
     let bodies = Bodies::open(&source)?;
-    let mut report = Report::open(&source, options)?;
     let (_trigger, shutdown) = stop_on_signals(StopLimits {
         grace: options.timeout,
         cancel_timeout: Duration::ZERO,
-        late: Exit::Failed,
+        late: if options.wait.wait { Exit::Unfinished } else { Exit::Failed },
     })?;
     let queue = options.queue.queue();
-    warn_of_ignored_priority(options, &queue);
-    let mut producer = producer(options, &broker, &queue, &shutdown);
-    if let Err(error) = producer.connect() {
-        return not_connected(error.into(), &bodies, &shutdown, report);
+    if options.wait.wait {
+        let waiting = Waiting::open(options, &broker, &queue, &shutdown)?;
+        let report = Report::open(&source, options)?;
+        return publish_and_wait(waiting, report, &bodies, options, &shutdown);
     }
-    let end = publish_all(&mut producer, &bodies, &shutdown, &mut report, options);
+    let mut report = Report::open(&source, options)?;
+    warn_of_ignored_priority(options, &queue);
+    let producer = producer(options, &broker, &queue, &shutdown);
+    let mut plain = Plain { producer, task: &options.task };
+    if let Err(error) = plain.connect() {
+        return not_connected(error, &bodies, &shutdown, report);
+    }
+    let end = publish_all(&mut plain, &bodies, &shutdown, &mut report)?;
     Ok(report.close(&end))
+}
+
+fn publish_and_wait(
+    mut waiting: Waiting<'_>,
+    mut report: Report,
+    bodies: &Bodies,
+    options: &Options,
+    shutdown: &Shutdown,
+) -> Result<Exit, CommandError> {
+    warn_of_ignored_priority(options, &options.queue.queue());
+    if let Err(error) = waiting.connect() {
+        return not_connected(error, bodies, shutdown, report);
+    }
+    let end = publish_all(&mut waiting, bodies, shutdown, &mut report)?;
+    report.end_publishing(&end);
+    let exit = match end {
+        End::Finished => match waiting.wait(options, shutdown) {
+            Ok(waited) => {
+                report.note_ended(waited.summary);
+                waited.exit_after(report.exit(&end))
+            }
+            Err(error) => error.log(),
+        },
+        End::Stopped => {
+            log_stopped_before_wait(options);
+            if is_interrupted() { Exit::Interrupted } else { Exit::Unfinished }
+        }
+        _ => report.exit(&end),
+    };
+    report.print_summary(&end);
+    Ok(exit)
 }
 
 /// Refuses options that cannot work, before anything is read or written.
@@ -71,6 +112,7 @@ fn check(options: &Options, source: &Source) -> Result<(), CommandError> {
     if options.failed.is_some() {
         source.validate_for_failed_file()?;
     }
+    options.wait.check(options, source)?;
     if options.timeout.is_zero() {
         let reason = "0 leaves no time to reach a broker; write 1s or more";
         return Err(CommandError::usage("--timeout", reason));
@@ -118,49 +160,73 @@ fn not_connected(
 }
 
 fn publish_all(
-    producer: &mut Producer,
+    publishing: &mut dyn Publishing,
     bodies: &Bodies,
     shutdown: &Shutdown,
     report: &mut Report,
-    options: &Options,
-) -> End {
-    let end = publish_input(producer, bodies, shutdown, report, options);
-    report.note(producer.flush());
-    match end {
+) -> Result<End, CommandError> {
+    let end = publish_input(publishing, bodies, shutdown, report)?;
+    report.note(publishing.flush());
+    Ok(match end {
         End::Finished => end,
         End::GaveUp => report.keep_rest(bodies, shutdown, end),
         End::Stopped | End::Unreadable(_) => {
             report.note_unsent(bodies.read_ahead());
             end
         }
-    }
+    })
 }
 
 fn publish_input(
-    producer: &mut Producer,
+    publishing: &mut dyn Publishing,
     bodies: &Bodies,
     shutdown: &Shutdown,
     report: &mut Report,
-    options: &Options,
-) -> End {
+) -> Result<End, CommandError> {
     loop {
         if !bodies.are_coming(shutdown) {
             // While we wait for input, nobody handles confirms or publishes again.
-            report.note(producer.flush());
+            report.note(publishing.flush());
             if report.gave_up {
-                return End::GaveUp;
+                return Ok(End::GaveUp);
             }
         }
         match bodies.next(shutdown) {
-            Ok(Piece::Body(body)) => {
-                report.note_read();
-                report.note(producer.send(options.task.task(body)));
+            Ok(piece) => publish_piece(publishing, piece, report)?,
+            Err(End::Finished) => {
+                publishing.end()?;
+                return Ok(End::Finished);
             }
-            Ok(too_long) => report.note_unsent([too_long].into_iter()),
-            Err(end) => return end,
+            Err(end) => return Ok(end),
         }
         if report.gave_up {
-            return End::GaveUp;
+            return Ok(End::GaveUp);
         }
     }
+}
+
+fn publish_piece(
+    publishing: &mut dyn Publishing,
+    piece: Piece,
+    report: &mut Report,
+) -> Result<(), CommandError> {
+    let length = piece.bytes().len();
+    match piece {
+        Piece::Body(body) => {
+            report.note_read();
+            match publishing.send(body)? {
+                Sent::Now(receipts) => report.note(receipts),
+                Sent::Before(receipts) => {
+                    report.note_published_before(length);
+                    report.note(receipts);
+                }
+            }
+        }
+        Piece::TooLong(start) => {
+            report.note(publishing.skip(&start)?);
+            report.note_unsent([Piece::TooLong(start)].into_iter());
+        }
+        rest @ Piece::Rest(_) => report.note_unsent([rest].into_iter()),
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::manual::sections;
 use crate::cli::common::options::{BrokerArgs, QueueArgs};
+use crate::cli::producer::wait::args::WaitArgs;
 
 /// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
 #[derive(Debug, Parser)]
@@ -64,6 +65,9 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) json: bool,
 
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+
     /// The words of one task's body, joined by one space. Without any, task_queue gets Hello World!
     /// and another --queue is refused
     #[arg(value_name = "MESSAGE")]
@@ -115,15 +119,23 @@ pub(crate) struct TaskArgs {
     kind: Option<String>,
 
     /// The id that ties an answer to each task
-    #[arg(long, value_name = "ID", value_parser = not_empty())]
+    #[arg(long, value_name = "ID", value_parser = not_empty(), conflicts_with = "wait")]
     correlation_id: Option<String>,
 
     /// The queue that an answer should go to
-    #[arg(long, value_name = "QUEUE", value_parser = not_empty())]
+    #[arg(long, value_name = "QUEUE", value_parser = not_empty(), conflicts_with = "wait")]
     reply_to: Option<String>,
 }
 
 impl TaskArgs {
+    pub(crate) fn is_transient(&self) -> bool {
+        self.transient
+    }
+
+    pub(crate) fn expires(&self) -> bool {
+        self.expiration.is_some()
+    }
+
     pub(crate) fn task(&self, body: Vec<u8>) -> Task {
         let mut task = self.with_id(Task::new(body));
         if self.transient {
@@ -190,11 +202,14 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
 
 const MANUAL: &str = "\
 Exit status:
-  0    every task is confirmed and routed
+  0    every task is confirmed and routed; with --wait: and done
   1    a task is not confirmed, or the input was not read to its end; or
-       standard output could not be written, or the system started no thread
+       standard output could not be written, or the system started no thread;
+       with --wait: or a task is a dead letter
   2    usage or configuration: a bad URL, a refused login, a queue declared
        with other arguments; no MESSAGE for another queue than task_queue
+  4    with --wait: a signal or --wait-timeout ended it before every task had
+       ended; the log says how to go on
   69   no broker was reached within --timeout
   130  a second signal ended it
 
@@ -224,6 +239,21 @@ Ids:
   --id-from-body  the UUID of version 5 in the namespace OID, as of
                   uuidgen --sha1 --namespace @oid --name BODY
 
+Waiting:
+  --wait      each task carries reply_to (QUEUE.batch.ID) and correlation_id
+              (ID/NUMBER). Its worker reports there that it is done or dead, and
+              acks it after that. Retries report nothing. A task that runs
+              twice counts once. Tasks that the broker drops itself, and those
+              of a worker with --auto-ack, report nothing
+  --outcomes  one object for each line, on disk before the broker forgets it:
+              type n task outcome (done or dead) attempts host started seconds,
+              and if there is one, exit signal reason, and output (or
+              output_base64, and output_bytes if it was cut). Other types of
+              lines say what is published. The same command with the same
+              FILE and input goes on, also after a kill, and prints all of
+              --output again
+  --json      has done, dead and left as well
+
 Expiration:
   --expiration  not with --delay: the broker would shorten the delay to the
                 expiration, and drop the expiration afterwards
@@ -232,6 +262,7 @@ Examples:
   producer First message.
   find photos -name '*.jpg' -print0 | producer --queue photos --null
   producer --queue mail --lines list --failed not-sent --timeout 5m
+  producer --queue convert --lines list --wait --outcomes list.done
   producer --queue reports --delay 10m --header kind=weekly '2026 week 1'
 
 See also:

@@ -81,9 +81,14 @@ impl Progress {
     pub(crate) fn note(&mut self, body: &[u8], confirmed: u64, failed: u64) {
         self.counts.confirmed.store(confirmed, Ordering::Relaxed);
         self.counts.failed.store(failed, Ordering::Relaxed);
+        self.advance(body.len());
+    }
+
+    /// Counts a task of this length as dealt with.
+    pub(crate) fn advance(&self, length: usize) {
         self.bar.inc(match self.unit {
             Unit::Tasks => 1,
-            Unit::Bytes => body.len() as u64 + 1,
+            Unit::Bytes => length as u64 + 1,
         });
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{error, info, warn};
-use rabbit_work::{Outcome, Receipt, Shutdown, Task};
+use rabbit_work::{BatchSummary, Outcome, Receipt, Shutdown, Task};
 
 use crate::cli::common::arguments::refuse_dash;
 use crate::cli::common::error::CommandError;
@@ -56,6 +56,7 @@ impl Report {
         let failed = options.failed.as_deref().map(|path| open_failed(path, source)).transpose()?;
         let printed = match source {
             _ if options.json => Printed::Summary,
+            _ if options.wait.output => Printed::Nothing,
             Source::Words(..) => Printed::Lines,
             Source::Whole(..) | Source::Pieces(..) => Printed::Nothing,
         };
@@ -84,6 +85,17 @@ impl Report {
 
     pub(crate) fn note_read(&self) {
         self.position.note_read();
+    }
+
+    /// Counts a task that an earlier run has published.
+    pub(crate) fn note_published_before(&mut self, length: usize) {
+        self.position.note_resolved(1);
+        self.progress.advance(length);
+    }
+
+    /// Notes how the tasks have ended, for the summary.
+    pub(crate) fn note_ended(&mut self, summary: BatchSummary) {
+        self.totals.ended = Some(summary);
     }
 
     /// Writes --failed before it logs: a log that nobody reads blocks, and a signal then ends the
@@ -206,10 +218,19 @@ impl Report {
     }
 
     pub(crate) fn close(mut self, end: &End) -> Exit {
+        self.end_publishing(end);
+        self.print_summary(end);
+        self.exit(end)
+    }
+
+    pub(crate) fn end_publishing(&mut self, end: &End) {
         self.flush_failed();
         self.end_progress();
         self.log_end(end);
-        self.print_summary(end);
+    }
+
+    /// The exit status after the publishes.
+    pub(crate) fn exit(&self, end: &End) -> Exit {
         match end {
             _ if is_interrupted() => Exit::Interrupted,
             End::Finished if self.totals.not_confirmed() == 0 => self.exit_as_printed(),

@@ -1,5 +1,6 @@
 //! [`Totals`]: the counts of a producer, and its JSON summary.
 
+use rabbit_work::BatchSummary;
 use serde_json::{Value, json};
 
 /// How many tasks were published, and what became of them.
@@ -10,6 +11,8 @@ pub(crate) struct Totals {
     pub(crate) nacked: u64,
     pub(crate) returned: u64,
     pub(crate) unconfirmed: u64,
+    /// How they have ended, if --wait has waited for that.
+    pub(crate) ended: Option<BatchSummary>,
 }
 
 impl Totals {
@@ -30,6 +33,11 @@ impl Totals {
         });
         if let Some(read) = read {
             object["read"] = json!(read);
+        }
+        if let Some(BatchSummary { done, dead, left, .. }) = self.ended {
+            object["done"] = json!(done);
+            object["dead"] = json!(dead);
+            object["left"] = json!(left);
         }
         object
     }

@@ -1,0 +1,57 @@
+//! [`Publishing`]: what takes the tasks of the input, a producer or a batch.
+
+use rabbit_work::{Producer, Receipt};
+
+use crate::cli::common::error::CommandError;
+use crate::cli::producer::options::TaskArgs;
+
+/// Takes the bodies of the input, one by one.
+pub(crate) trait Publishing {
+    fn connect(&mut self) -> Result<(), CommandError>;
+
+    /// Publishes a task, unless an earlier run has.
+    fn send(&mut self, body: Vec<u8>) -> Result<Sent, CommandError>;
+
+    /// Notes a task that is too long to be published, by its start.
+    fn skip(&mut self, start: &[u8]) -> Result<Vec<Receipt>, CommandError>;
+
+    fn flush(&mut self) -> Vec<Receipt>;
+
+    /// Notes the end of the input.
+    fn end(&mut self) -> Result<(), CommandError>;
+}
+
+/// What became of a body, with the receipts that have come in.
+pub(crate) enum Sent {
+    Now(Vec<Receipt>),
+    /// An earlier run has published it.
+    Before(Vec<Receipt>),
+}
+
+/// A producer whose tasks nobody waits for.
+pub(crate) struct Plain<'a> {
+    pub(crate) producer: Producer,
+    pub(crate) task: &'a TaskArgs,
+}
+
+impl Publishing for Plain<'_> {
+    fn connect(&mut self) -> Result<(), CommandError> {
+        Ok(self.producer.connect()?)
+    }
+
+    fn send(&mut self, body: Vec<u8>) -> Result<Sent, CommandError> {
+        Ok(Sent::Now(self.producer.send(self.task.task(body))))
+    }
+
+    fn skip(&mut self, _: &[u8]) -> Result<Vec<Receipt>, CommandError> {
+        Ok(Vec::new())
+    }
+
+    fn flush(&mut self) -> Vec<Receipt> {
+        self.producer.flush()
+    }
+
+    fn end(&mut self) -> Result<(), CommandError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! The options of `producer --wait`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::common::arguments::{parse_duration, refuse_dash};
+use crate::cli::common::error::CommandError;
+use crate::cli::common::stdio::refuse_file_of_a_stream;
+use crate::cli::producer::options::Options;
+use crate::cli::producer::source::{Source, is_same_file};
+
+/// Whether and how to wait for the tasks.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Waiting")]
+pub(crate) struct WaitArgs {
+    /// Stay until every task has ended, done or dead, on whatever machine; see Waiting
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// Append a line of JSON for each task that has ended to FILE. If FILE exists, go on where it was:
+    /// publish the rest, wait for what is missing
+    #[arg(long, value_name = "FILE", requires = "wait")]
+    pub(crate) outcomes: Option<PathBuf>,
+
+    /// Print the standard output of each task's command, up to 64 KiB, as the tasks end
+    #[arg(long, requires = "wait", conflicts_with = "json")]
+    pub(crate) output: bool,
+
+    /// Print it in the order of the input
+    #[arg(long, requires = "output")]
+    pub(crate) keep_order: bool,
+
+    /// How long to wait, from when all tasks are published [default: no limit]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "wait")]
+    pub(crate) wait_timeout: Option<Duration>,
+}
+
+impl WaitArgs {
+    /// Refuses options that cannot work, before anything is read or written.
+    pub(crate) fn check(&self, options: &Options, source: &Source) -> Result<(), CommandError> {
+        if !self.wait {
+            return Ok(());
+        }
+        let usage = |reason: &str| Err(CommandError::usage("--wait", reason));
+        if options.task.is_transient() {
+            return usage(
+                "a restart of the broker loses --transient tasks, and the wait would not end; \
+                 leave one of the two out",
+            );
+        }
+        if options.task.expires() && self.wait_timeout.is_none() {
+            return usage(
+                "the broker drops tasks of --expiration without an outcome, and the wait would not \
+                 end; add --wait-timeout",
+            );
+        }
+        if self.wait_timeout.is_some_and(|limit| limit.is_zero()) {
+            let reason = "0 would not wait; leave out --wait, or write 1s or more";
+            return Err(CommandError::usage("--wait-timeout", reason));
+        }
+        self.outcomes.as_deref().map_or(Ok(()), |path| check_file(path, options, source))
+    }
+}
+
+fn check_file(path: &Path, options: &Options, source: &Source) -> Result<(), CommandError> {
+    refuse_dash("--outcomes", path)?;
+    refuse_file_of_a_stream("--outcomes", path)?;
+    let others = [source.path(), options.failed.as_deref()];
+    if others.into_iter().flatten().any(|other| other == path || is_same_file(other, path)) {
+        let reason = "it is the input, or the file of --failed; take another file";
+        return Err(CommandError::usage("--outcomes", reason));
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The file of --outcomes: written so that the same command can go on where it was.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use log::{error, info};
+use rabbit_work::BatchOutcome;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::cli::common::error::CommandError;
+use crate::cli::producer::input::show;
+use crate::cli::producer::wait::record::{Line, Position, Published, ranges};
+
+/// The file, locked and open for appending.
+pub(super) struct OutcomeFile {
+    file: File,
+    path: PathBuf,
+    /// Why it cannot be written any more.
+    error: Option<io::Error>,
+}
+
+/// Room for an output of which each byte is escaped.
+const LONGEST_LINE: u64 = 1024 * 1024;
+
+impl OutcomeFile {
+    /// Opens the file, and creates it if it does not exist.
+    pub(super) fn open(path: &Path) -> Result<OutcomeFile, CommandError> {
+        let usage = |error: io::Error| CommandError::usage("--outcomes", show(path, &error));
+        let is_new = !path.exists();
+        let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
+        let file = opened.map_err(usage)?;
+        let is_file = file.metadata().is_ok_and(|it| it.is_file());
+        if !is_file {
+            let reason = format!("{}: it is no regular file; take another one", path.display());
+            return Err(CommandError::usage("--outcomes", reason));
+        }
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let reason = format!("{}: another producer waits with it", path.display());
+                return Err(CommandError::usage("--outcomes", reason));
+            }
+            Err(error) => return Err(usage(error.into())),
+        }
+        if is_new {
+            sync_folder(path).map_err(usage)?;
+        }
+        Ok(OutcomeFile { file, path: path.into(), error: None })
+    }
+
+    /// Calls `take` for each line. Removes a last line that a crash has cut.
+    pub(super) fn read(
+        &self,
+        mut take: impl FnMut(Line) -> Result<(), String>,
+    ) -> Result<(), CommandError> {
+        let usage = |error: io::Error| CommandError::usage("--outcomes", show(&self.path, &error));
+        let (mut whole, mut number, mut line) = (0, 0, Vec::new());
+        let mut input = self.reader().map_err(usage)?;
+        loop {
+            line.clear();
+            let next = input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
+            let read = next.map_err(usage)? as u64;
+            if line.last() != Some(&b'\n') && number > 0 {
+                let cut = if read > 0 { self.file.set_len(whole) } else { Ok(()) };
+                return cut.map_err(usage);
+            }
+            if read == 0 {
+                return Ok(());
+            }
+            (whole, number) = (whole + read, number + 1);
+            let parsed = Line::parse(&line).ok_or_else(|| "it is no line of --outcomes".into());
+            if let Err(reason) = parsed.and_then(&mut take) {
+                let path = self.path.display();
+                let reason = format!("{path}, line {number}: {reason}; take another file");
+                return Err(CommandError::usage("--outcomes", reason));
+            }
+        }
+    }
+
+    fn reader(&self) -> io::Result<BufReader<impl Read>> {
+        let mut file = self.file.try_clone()?;
+        file.seek(SeekFrom::Start(0))?;
+        Ok(BufReader::new(file))
+    }
+
+    /// Writes the first line.
+    pub(super) fn begin(&mut self, batch: String, queue: &str) -> Result<(), CommandError> {
+        let line = Line::Batch { batch, queue: queue.into() };
+        let written = self.append(&[line]).and_then(|()| self.file.sync_data());
+        written.map_err(|error| CommandError::usage("--outcomes", show(&self.path, &error)))
+    }
+
+    /// Notes confirmed tasks. Not on disk at once: what a crash of the system loses is published
+    /// again, under the same ids.
+    pub(super) fn note_published(&mut self, numbers: Vec<u64>, position: Position) {
+        if numbers.is_empty() || self.error.is_some() {
+            return;
+        }
+        let line = Line::Published(Published { numbers: ranges(numbers), position });
+        let written = self.append(&[line]);
+        self.keep_error(written);
+    }
+
+    /// Writes outcomes to disk. Returns whether they are there.
+    pub(super) fn note_ended(&mut self, outcomes: &[BatchOutcome]) -> bool {
+        let lines: Vec<_> = outcomes.iter().map(|it| Line::Ended(Box::new(it.clone()))).collect();
+        let written = self.append(&lines).and_then(|()| self.file.sync_data());
+        self.keep_error(written);
+        self.error.is_none()
+    }
+
+    fn append(&mut self, lines: &[Line]) -> io::Result<()> {
+        let mut text = String::new();
+        for line in lines {
+            text.push_str(&line.to_json());
+            text.push('\n');
+        }
+        self.file.write_all(text.as_bytes())
+    }
+
+    fn keep_error(&mut self, written: io::Result<()>) {
+        if let Err(error) = written {
+            error!("--outcomes cannot be written: {}", show(&self.path, &error));
+            self.error.get_or_insert(error);
+        }
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.error.is_none()
+    }
+
+    pub(super) fn log_resumed(&self, published: u64, ended: u64) {
+        info!("{}: {published} tasks are published, {ended} have ended", self.path.display());
+    }
+}
+
+/// A new file is on disk only once its folder is.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
