@@ -114,6 +114,7 @@ pub struct Command {
 /// How the lines that programs write are forwarded.
 enum Lines {
     Plain,
+    Forwarded(Arc<Sink>),
     Tagged(Arc<Sink>),
 }
 
@@ -173,6 +174,20 @@ impl Command {
         sink: impl Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sync + 'static,
     ) -> Command {
         self.lines = Lines::Tagged(Arc::new(sink));
+        self
+    }
+
+    /// Hands what programs write and this program passes on to `sink`, in whole lines, instead of
+    /// writing it to this program's own stream: their standard error, but not their standard output,
+    /// which they write themselves. It is called from several threads at a time; a line of more than
+    /// 64 KiB comes in pieces. If it fails, the pipe is closed and the task is requeued. Default: this
+    /// program's own streams.
+    #[must_use]
+    pub fn forward_lines(
+        mut self,
+        sink: impl Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Command {
+        self.lines = Lines::Forwarded(Arc::new(sink));
         self
     }
 
@@ -262,6 +277,7 @@ impl Command {
     fn output_mode(&self, delivery: &Delivery) -> OutputMode {
         match &self.lines {
             Lines::Plain => OutputMode::Plain,
+            Lines::Forwarded(sink) => OutputMode::Forwarded(Arc::clone(sink)),
             Lines::Tagged(sink) => {
                 let id = delivery.task().id().unwrap_or("-");
                 let tag = format!("[{} {}] ", delivery.thread(), printable(id));
@@ -356,6 +372,7 @@ impl std::fmt::Debug for Lines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Lines::Plain => "Plain",
+            Lines::Forwarded(_) => "Forwarded",
             Lines::Tagged(_) => "Tagged",
         })
     }

@@ -22,7 +22,7 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// Where lines go, with their tags.
+/// Where lines go, with their tags if they have any.
 pub(crate) type Sink = dyn Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sync;
 
 /// How a program's lines are forwarded.
@@ -30,6 +30,8 @@ pub(crate) type Sink = dyn Fn(OutputStream, &[u8]) -> io::Result<()> + Send + Sy
 pub(crate) enum OutputMode {
     /// To our own stream of the same kind, unchanged.
     Plain,
+    /// To the sink, unchanged.
+    Forwarded(Arc<Sink>),
     /// To the sink, each with this before it.
     Tagged { tag: Arc<[u8]>, sink: Arc<Sink> },
 }
@@ -175,7 +177,7 @@ impl Pipe {
     /// output a carriage return ends a line: progress is shown that way.
     fn whole_lines(&self, before: usize) -> usize {
         let ends_line = |byte: &u8| match self.mode {
-            OutputMode::Plain => matches!(byte, b'\n' | b'\r'),
+            OutputMode::Plain | OutputMode::Forwarded(_) => matches!(byte, b'\n' | b'\r'),
             OutputMode::Tagged { .. } => *byte == b'\n',
         };
         match self.pending[before..].iter().rposition(ends_line) {
@@ -203,6 +205,7 @@ impl Pipe {
                     Ok(())
                 }
             },
+            OutputMode::Forwarded(sink) => sink(self.stream, lines),
             OutputMode::Tagged { tag, sink } => sink(self.stream, &tagged(tag, lines)),
         };
         self.pending.drain(..count);

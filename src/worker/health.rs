@@ -39,6 +39,12 @@ impl Health {
         !threads.is_empty() && threads.iter().all(is_healthy)
     }
 
+    /// How many threads work on a task.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.lock().iter().filter(|state| state.busy_since.is_some()).count()
+    }
+
     /// Begins anew with so many threads that do nothing yet.
     pub(crate) fn expect(&self, threads: usize) {
         *self.lock() = vec![State::default(); threads];
@@ -89,6 +95,7 @@ mod tests {
         health.consumes(1);
         assert!(!health.is_healthy(None), "the second does nothing");
         health.works(2);
+        assert_eq!(health.running(), 1);
         assert!(health.is_healthy(None));
         assert!(!health.is_healthy(Some(Duration::ZERO)), "it has worked for too long");
         health.works_no_more(2);

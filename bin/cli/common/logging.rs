@@ -57,6 +57,16 @@ pub(crate) fn suspend_progress_while_logging(
     *SUSPEND_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(suspend));
 }
 
+/// Runs `write`, with the progress line cleared meanwhile. It must not log.
+pub(crate) fn with_progress_suspended(write: &mut dyn FnMut()) {
+    // Not locked while it writes: that may block.
+    let suspend = SUSPEND_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match suspend {
+        Some(suspend) => suspend(write),
+        None => write(),
+    }
+}
+
 struct Logger(env_logger::Logger);
 
 impl Log for Logger {
@@ -76,12 +86,7 @@ impl Log for Logger {
         } else {
             return;
         };
-        // Not locked while it writes: that may block.
-        let suspend = SUSPEND_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match suspend {
-            Some(suspend) => suspend(&mut write),
-            None => write(),
-        }
+        with_progress_suspended(&mut write);
     }
 
     fn flush(&self) {

@@ -7,5 +7,6 @@ pub(crate) mod exit;
 pub(crate) mod logging;
 pub(crate) mod manual;
 pub(crate) mod options;
+pub(crate) mod progress;
 pub(crate) mod signals;
 pub(crate) mod stdio;

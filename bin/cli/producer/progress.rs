@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::ProgressBar;
 
-use crate::cli::common::logging::suspend_progress_while_logging;
+use crate::cli::common::progress::Line;
 use crate::cli::producer::source::{Source, length};
 
 /// A bar on a terminal, for long input; otherwise nothing.
 pub(crate) struct Progress {
-    bar: ProgressBar,
+    line: Line,
     unit: Unit,
     counts: Arc<Counts>,
 }
@@ -34,9 +34,6 @@ enum Unit {
     Bytes,
 }
 
-/// Often enough for the eye.
-const REDRAW_EVERY: Duration = Duration::from_millis(200);
-
 impl Progress {
     pub(crate) fn new(source: &Source) -> Progress {
         let (bar, unit) = match source {
@@ -55,27 +52,15 @@ impl Progress {
             Some(_) => "{wide_bar} {percent}%  {counts}, {eta} left",
             None => "{spinner} {counts}, {elapsed}",
         };
-        let style = ProgressStyle::with_template(template);
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
         let counts = Arc::<Counts>::default();
         let shown = Arc::clone(&counts);
-        let show = move |state: &ProgressState, out: &mut dyn fmt::Write| {
-            // There is nowhere to report that a bar cannot be drawn.
-            let _ = shown.write(state.elapsed(), out);
-        };
-        bar.set_style(style.with_key("counts", show));
-        if !bar.is_hidden() {
-            bar.tick();
-            bar.enable_steady_tick(REDRAW_EVERY);
-        }
-        let drawn = bar.clone();
-        suspend_progress_while_logging(move |write| drawn.suspend(write));
-        Progress { bar, unit, counts }
+        let line = Line::show(bar, template, move |elapsed, out| shown.write(elapsed, out));
+        Progress { line, unit, counts }
     }
 
     /// No bar: the terminal shows each task, or a bar would be in the way.
     pub(crate) fn hidden() -> Progress {
-        Progress { bar: ProgressBar::hidden(), unit: Unit::Tasks, counts: Arc::default() }
+        Progress { line: Line::hidden(), unit: Unit::Tasks, counts: Arc::default() }
     }
 
     pub(crate) fn note(&mut self, body: &[u8], confirmed: u64, failed: u64) {
@@ -86,21 +71,14 @@ impl Progress {
 
     /// Counts a task of this length as dealt with.
     pub(crate) fn advance(&self, length: usize) {
-        self.bar.inc(match self.unit {
+        self.line.advance(match self.unit {
             Unit::Tasks => 1,
             Unit::Bytes => length as u64 + 1,
         });
     }
 
     pub(crate) fn end(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-impl Drop for Progress {
-    /// From now on, no bar follows a log line.
-    fn drop(&mut self) {
-        self.end();
+        self.line.end();
     }
 }
 

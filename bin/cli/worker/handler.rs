@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use rabbit_work::{Command, Delivery, Failure, Handler};
+use rabbit_work::{Command, Delivery, Failure, Handler, OutputStream};
 
 use crate::cli::common::arguments::has_two_dashes;
 use crate::cli::common::error::CommandError;
-use crate::cli::common::stdio::{has_no_reader, is_read_only, is_unwritable};
+use crate::cli::common::logging::with_progress_suspended;
+use crate::cli::common::stdio::{has_no_reader, is_read_only, is_unwritable, write_all};
 use crate::cli::worker::options::Options;
 use crate::cli::worker::output::Output;
 use crate::cli::worker::records::Records;
@@ -35,6 +36,8 @@ pub(crate) fn command_of(
         refuse_lost_output()?;
         let output = output.clone();
         command = command.tag_lines(move |stream, lines| output.write_all(stream, lines));
+    } else {
+        command = command.forward_lines(forward);
     }
     Ok(Some(command))
 }
@@ -58,6 +61,17 @@ fn refuse_to_print(options: &Options) -> Result<(), CommandError> {
         return Err(CommandError::usage("standard output", reason));
     }
     Ok(())
+}
+
+/// Passes on what commands write through the worker, on rows of its own.
+fn forward(stream: OutputStream, lines: &[u8]) -> io::Result<()> {
+    let mut written = Ok(());
+    with_progress_suspended(&mut || written = write_all(stream, lines));
+    match stream {
+        OutputStream::Stdout => written,
+        // There is nowhere to report that standard error cannot be written.
+        OutputStream::Stderr => Ok(()),
+    }
 }
 
 fn refuse_lost_output() -> Result<(), CommandError> {

@@ -8,6 +8,7 @@ mod joblog;
 pub(crate) mod options;
 mod outcome;
 mod output;
+mod progress;
 pub(crate) mod queues;
 mod rate;
 mod record_file;
@@ -34,6 +35,7 @@ use crate::cli::worker::init::{ensure_sigchld_is_delivered, status_as_first_proc
 use crate::cli::worker::options::Options;
 use crate::cli::worker::outcome::{as_json, as_lines, exit_of};
 use crate::cli::worker::output::Output;
+use crate::cli::worker::progress::Progress;
 use crate::cli::worker::records::Records;
 
 pub(crate) fn main() -> ExitCode {
@@ -66,18 +68,13 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
     output.stop_when_unwritable(trigger);
     let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
     let events = events.transpose()?;
+    let progress = Progress::start(options, &workers);
     let handler = command.map(|it| Arc::new(CommandHandler::new(it, records, output)));
     let stop_reason = handler.as_ref().map(|it| it.stop_reason());
-    let mut fleet = options.limited(Workers::new());
-    for worker in workers {
-        let worker = observed(worker, events.as_ref());
-        fleet = match &handler {
-            Some(handler) => fleet.add(worker, Arc::clone(handler)),
-            None => fleet.add(worker, TutorialHandler::new(output)),
-        };
-    }
-    let mut summary = fleet.run(&shutdown)?;
-    drop(health);
+    let workers = workers.into_iter().map(|it| observed(it, events.as_ref(), progress.as_ref()));
+    let workers = with_handler(workers, handler.as_ref(), options, output);
+    let mut summary = workers.run(&shutdown)?;
+    drop((health, progress));
     if let Some(events) = events {
         events.close();
     }
@@ -88,6 +85,19 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
     log_stop_reason(stop_reason.as_ref().and_then(|it| it.get()).map(String::as_str));
     log_errors(&summary);
     Ok(exit_of(&summary, options, output.error()))
+}
+
+/// These workers, each with the handler of the command, or else the tutorial's.
+fn with_handler(
+    workers: impl Iterator<Item = Worker>,
+    handler: Option<&Arc<CommandHandler>>,
+    options: &Options,
+    output: &Output,
+) -> Workers {
+    workers.fold(options.limited(Workers::new()), |all, worker| match handler {
+        Some(handler) => all.add(worker, Arc::clone(handler)),
+        None => all.add(worker, TutorialHandler::new(output)),
+    })
 }
 
 /// A worker of one queue that was stopped exits like any other, even if the broker refused it then.
@@ -129,10 +139,15 @@ fn stop_limits(options: &Options, command: Option<&Command>) -> StopLimits {
     StopLimits { grace: options.grace, cancel_timeout, late: Exit::GraceExceeded }
 }
 
-fn observed(worker: Worker, events: Option<&EventLog>) -> Worker {
-    match events.cloned() {
-        Some(events) => worker.observer(move |event| events.note(event)),
-        None => worker,
+fn observed(worker: Worker, events: Option<&EventLog>, progress: Option<&Progress>) -> Worker {
+    match (events.cloned(), progress.map(Progress::counter)) {
+        (None, None) => worker,
+        (Some(events), None) => worker.observer(move |event| events.note(event)),
+        (None, Some(count)) => worker.observer(count),
+        (Some(events), Some(count)) => worker.observer(move |event| {
+            events.note(event);
+            count(event);
+        }),
     }
 }
 
@@ -160,12 +175,11 @@ fn log_stop_reason(reason: Option<&str>) {
 /// happened, unless RUST_LOG excludes it.
 fn log_errors(summary: &WorkersSummary) {
     match &summary.by_queue[..] {
-        [QueueSummary { error, .. }] => {
-            let _ = error.as_ref().map(|error| error!("{}", error.chain()));
-        }
+        [QueueSummary { error: Some(error), .. }] => error!("{}", error.chain()),
+        [_] => {}
         several if !log_enabled!(target: "rabbit_work", Level::Error) => {
             for QueueSummary { queue, error, .. } in several {
-                let _ = error.as_ref().map(|error| error!("queue '{queue}': {}", error.chain()));
+                error.iter().for_each(|error| error!("queue '{queue}': {}", error.chain()));
             }
         }
         _ => {}

@@ -42,8 +42,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) auto_ack: bool,
 
-    /// Exit once all queues and their delay queues are empty at one moment; does not wait for tasks
-    /// of other workers
+    /// Exit once all queues and their delay queues are empty at one moment; does not wait for tasks of
+    /// other workers
     #[arg(long)]
     pub(crate) drain: bool,
 

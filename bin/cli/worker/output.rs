@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use rabbit_work::{OutputStream, Trigger};
 
+use crate::cli::common::logging::with_progress_suspended;
 use crate::cli::common::stdio;
 
 /// A worker whose output or records are lost is of no use: the first failed write stops it, and tasks
@@ -36,7 +37,9 @@ impl Output {
     }
 
     pub(crate) fn write_all(&self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
-        stdio::write_all(stream, bytes).map_err(|error| self.fail(error))
+        let mut written = Ok(());
+        with_progress_suspended(&mut || written = stdio::write_all(stream, bytes));
+        written.map_err(|error| self.fail(error))
     }
 
     /// Keeps the first error of standard output, and stops the worker.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Bench;
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
-use crate::support::command::{Command, Output};
+use crate::support::command::Output;
+use crate::support::terminal;
 
 /// For tasks that go one by one.
 const LATER: Duration = Duration::from_secs(90);
@@ -106,25 +107,8 @@ fn rows(bench: &Bench, options: &str) -> Vec<String> {
 /// With this before it on the command line.
 fn on_a_terminal(bench: &Bench, before: &str, options: &str) -> (Output, Vec<String>) {
     let (producer, url) = (env!("CARGO_BIN_EXE_producer"), bench.broker.url());
-    let line = format!("stty cols 100; {before} {producer} --url {url} {options}");
-    let terminal = Command::program("script", &["-qefc", &line, "/dev/null"])
-        .current_dir(bench.dir.path())
-        .env("TERM", "xterm");
-    let output = terminal.run(LATER);
-    let text = without_controls(&output.stdout());
-    let rows = text.split(['\r', '\n']).filter(|row| !row.is_empty()).map(str::to_string);
-    (output, rows.collect())
-}
-
-/// The text without what begins with an escape and ends with a letter.
-fn without_controls(text: &str) -> String {
-    let mut parts = text.split('\x1b');
-    let mut plain = parts.next().unwrap_or_default().to_string();
-    for part in parts {
-        plain +=
-            part.split_once(|it: char| it.is_ascii_alphabetic()).map_or("", |(_, after)| after);
-    }
-    plain
+    let line = format!("{before} {producer} --url {url} {options}");
+    terminal::on_a_terminal(&line, bench.dir.path(), LATER)
 }
 
 /// `BAR 83%  3 confirmed, 2352 failed, 5/s, 0s left`, as it is to be.

@@ -14,5 +14,6 @@ pub(crate) mod front;
 pub(crate) mod ledger;
 pub(crate) mod proxy;
 pub(crate) mod scripted;
+pub(crate) mod terminal;
 pub(crate) mod wire;
 pub(crate) mod working;
