@@ -8,6 +8,7 @@ mod connecting;
 mod dead_letters;
 mod defer;
 mod faults;
+mod fleet;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
 mod heartbeats;
