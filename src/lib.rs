@@ -71,6 +71,8 @@
 //! * `rw-handover`: publishes copies of failed tasks, while the connection lives. It opens a second
 //!   connection when the first task fails. If none is open within 5 s, it uses the first one.
 //! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.
+//! * `rw-worker-1`, …: with [`Workers`] only. Each supervises one worker, and [`Workers::run`] waits
+//!   for them.
 //! * `rw-watchdog` and two threads of the client library: for each connection.
 //! * Short-lived threads whose names begin with `rw-`: while a connection is opened, for the log
 //!   line of a slow call, and for the output of the programs of a `Command`.

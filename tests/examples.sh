@@ -33,6 +33,9 @@ main() {
         'order 17: the database is down' '1 replayed' '1 done'
     shows observer 'a task failed after TIME: 7 fails once' \
         'tasks_done_total 10' 'tasks_retried_total 1' 'tasks_started_total 11'
+    shows queues 'shipped order 1' 'shipped order 2' 'shipped order 3' \
+        'sent order 1 is on its way' 'sent order 2 is on its way' 'sent order 3 is on its way' \
+        'example.orders: 3 done' 'example.mail: 3 done' '6 done'
     shows threads '1000 tasks confirmed' '1000 tasks done'
     echo "examples: each printed what it has to"
 }

@@ -270,6 +270,17 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "Several queues",
+        &[
+            "a_drain_ends_when_all_queues_are_empty_at_one_moment",
+            "a_drain_of_several_queues_waits_for_the_retries_of_each",
+            "a_queue_that_is_refused_from_the_start_ends_no_other_and_is_in_the_exit_status",
+            "a_queue_that_is_refused_later_ends_no_other_and_is_in_the_exit_status",
+            "a_queue_that_is_refused_later_holds_up_no_drain_of_the_others",
+            "a_worker_whose_handler_stops_it_holds_up_no_other",
+        ],
+    ),
+    (
         "Delivery timeout",
         &[
             "row_43_a_delivery_timeout_of_a_real_broker_has_the_task_run_again_and_acked_once",
@@ -415,6 +426,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Grace",
         &[
+            "one_stop_ends_the_tasks_of_all_queues_within_the_grace",
             "a_signal_at_any_step_of_a_silent_broker_ends_it_within_the_grace_and_5_s",
             "row_23_signals_to_a_worker_of_a_frozen_broker_end_it_in_bounded_time",
             "signals_in_a_blackhole_end_a_worker_in_bounded_time",
@@ -453,6 +465,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Task budget",
         &[
+            "max_tasks_counts_the_tasks_of_all_queues_and_the_rest_stays",
             "no_more_is_taken_than_max_tasks_allows",
             "workers_of_many_threads_that_do_some_tasks_each_return_none_of_them",
         ],
