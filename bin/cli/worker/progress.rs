@@ -194,7 +194,9 @@ mod tests {
             "0 done, 0 retried, 0 dead, 2 running, ? ready + ? waiting, 0/s, ? left"
         );
         (0..40).for_each(|_| counts.note(EventKind::Done));
-        [EventKind::Started, EventKind::Retried, EventKind::Dead].map(|kind| counts.note(kind));
+        [EventKind::Started, EventKind::Retried, EventKind::Dead]
+            .into_iter()
+            .for_each(|kind| counts.note(kind));
         counts.note_left(Some(Left { ready: 395, waiting: 15 }), Duration::from_secs(1));
         assert_eq!(
             text(&counts, 8, 1),
