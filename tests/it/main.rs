@@ -26,6 +26,7 @@ mod run_limits;
 mod soak;
 mod support;
 mod support_test;
+mod testing;
 mod threads;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls;
