@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use rabbit_work::{Broker, Delivery, Error, Outcome, Producer, Queue, Task, Worker, shutdown};
+use rabbit_work::{
+    Broker, Delivery, Error, OrFail, Outcome, Producer, Queue, Task, Worker, shutdown,
+};
 
 const NUMBERS: u64 = 100;
 
@@ -18,8 +20,9 @@ fn main() -> Result<(), Error> {
     let add_square = {
         let sum = Arc::clone(&sum);
         move |delivery: &Delivery| {
-            // Both `?` make a failed task of bad input, and the task comes back later.
-            let number: u64 = std::str::from_utf8(delivery.body())?.parse()?;
+            // Bad input is a dead letter at once: no other attempt would read it.
+            let text = std::str::from_utf8(delivery.body()).or_reject()?;
+            let number: u64 = text.parse().or_reject()?;
             sum.fetch_add(number * number, Ordering::Relaxed);
             Ok(())
         }

@@ -37,6 +37,11 @@ main() {
         'sent order 1 is on its way' 'sent order 2 is on its way' 'sent order 3 is on its way' \
         'example.orders: 3 done' 'example.mail: 3 done' '6 done'
     shows threads '1000 tasks confirmed' '1000 tasks done'
+    shows typed 'a.jpg becomes 640 wide' 'b.jpg is deleted' '2 tasks done' \
+        'dead in attempt 1: invalid digit found in string' \
+        'dead in attempt 1: the body is not the JSON expected: missing field `width` at line 1 column 18' \
+        "dead in attempt 2: this worker does not know the task type 'rotate', only: delete, resize"
+    shows testing 'the handler and the producer work as they should'
     echo "examples: each printed what it has to"
 }
 
