@@ -28,19 +28,21 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), rabbit_work::Error> {
-//! use rabbit_work::{Broker, Delivery, Queue, Worker, shutdown};
+//! use rabbit_work::{Broker, Delivery, OrFail, Queue, Worker, shutdown};
 //!
 //! let broker: Broker = "amqp://guest:guest@localhost:5672".parse()?;
 //! let (_trigger, shutdown) = shutdown(); // `_trigger.stop()` from any thread ends the worker
 //! let resize = |delivery: &Delivery| {
-//!     let order = std::str::from_utf8(delivery.body())?; // an error or a panic fails the task
+//!     let order = std::str::from_utf8(delivery.body()).or_reject()?; // bad input: a dead letter
 //!     println!("thread {} does: {order}", delivery.thread());
-//!     Ok(()) // the task is acked after this
+//!     Ok(()) // the task is acked after this; an error or a panic fails it
 //! };
 //! Worker::new(&broker, &Queue::new("photos")).threads(4).run(resize, &shutdown)?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! For several types of tasks, see [`Router`]. [`testing`] has what tests of handlers need.
 //!
 //! # What is guaranteed
 //!
