@@ -58,7 +58,7 @@ advisories() {
 # Every combination of features but all of them, which the step before checks. `cli` includes `command`.
 other_features() {
     local features
-    for features in "" command tls command,tls; do
+    for features in "" command json tls command,json command,tls json,tls command,json,tls; do
         nice cargo clippy --locked --lib --no-default-features --features "$features" -- -D warnings
     done
     nice cargo clippy --locked --lib --bins --no-default-features --features cli -- -D warnings
