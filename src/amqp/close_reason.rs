@@ -59,6 +59,11 @@ impl CloseReason {
         CloseReason::ConnectionClosed { code: *code, text: in_one_line(text) }
     }
 
+    /// The broker has closed a channel with this code and text.
+    pub(crate) fn channel_closed_with(code: u16, text: &str) -> CloseReason {
+        CloseReason::ChannelClosed { code, text: in_one_line(text) }
+    }
+
     /// What it means for the address at which it happened.
     pub(crate) fn failure(&self) -> Failure {
         match self {

@@ -11,6 +11,7 @@ use log::debug;
 use crate::amqp::call_timeout::{CallGuard, Watchdog};
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::CloseReason;
+use crate::amqp::ended_channels::EndedChannels;
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::handshake::{Established, Handshake, Refused};
 use crate::amqp::heartbeat::Heartbeat;
@@ -86,10 +87,17 @@ impl Connection {
     /// The same connection for another thread, to open channels on. Only the owner ends it, and only
     /// the owner gets its notices, because each notice reaches a single receiver.
     pub(crate) fn lend(&self) -> Connection {
+        let mut lent = self.share();
+        lent.guard = self.guard.lent();
+        lent
+    }
+
+    /// The same connection for another thread of its owner, whose calls keep their limits.
+    pub(crate) fn share(&self) -> Connection {
         Connection {
             inner: Arc::clone(&self.inner),
             notices: never(),
-            guard: self.guard.lent(),
+            guard: self.guard.clone(),
             watchdog: None,
             heartbeat: self.heartbeat.clone(),
             peer_state: Arc::clone(&self.peer_state),
@@ -148,6 +156,11 @@ impl Connection {
     /// What its broker said; still readable after the connection has ended.
     pub(crate) fn peer_state(&self) -> Arc<PeerState> {
         Arc::clone(&self.peer_state)
+    }
+
+    /// The channels that the broker has ended.
+    pub(crate) fn ended_channels(&self) -> &EndedChannels {
+        &self.peer_state.ended_channels
     }
 
     /// The largest frame that we and the broker agreed on.

@@ -10,6 +10,7 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use crate::amqp::client_properties::Opening;
+use crate::amqp::ended_channels::EndedChannels;
 use crate::amqp::guard::{FrameGuard, InvalidFrame, Proposal};
 use crate::amqp::heartbeat::Heartbeat;
 #[cfg(feature = "tls")]
@@ -49,6 +50,7 @@ pub(crate) struct PeerState {
     pub(crate) closed: OnceLock<(u16, String)>,
     /// Set when it has answered our close.
     pub(crate) closed_in_order: OnceLock<()>,
+    pub(crate) ended_channels: EndedChannels,
 }
 
 impl PeerState {
@@ -161,6 +163,9 @@ impl InboundFilter {
         }
         if let Some(closed) = self.guard.closed.take() {
             let _ = self.peer_state.closed.set(closed);
+        }
+        for (channel, change) in self.guard.channels.drain(..) {
+            self.peer_state.ended_channels.note(channel, change);
         }
         inspected.unwrap_or_else(|InvalidFrame { valid_len, error }| {
             self.failure = Some(error);

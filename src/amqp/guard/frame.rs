@@ -36,6 +36,9 @@ pub(super) const FRAME_END: u8 = 0xCE;
 pub(super) const START: [u8; 4] = [0, 10, 0, 10];
 pub(super) const TUNE: [u8; 4] = [0, 10, 0, 30];
 pub(super) const CLOSE: [u8; 4] = [0, 10, 0, 50];
+pub(super) const OPEN_CHANNEL_OK: [u8; 4] = [0, 20, 0, 11];
+pub(super) const CLOSE_CHANNEL: [u8; 4] = [0, 20, 0, 40];
+pub(super) const CANCEL_CONSUMER: [u8; 4] = [0, 60, 0, 30];
 
 /// What follows the class and the number.
 pub(super) const ARGUMENTS: usize = HEAD + 4;

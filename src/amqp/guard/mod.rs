@@ -14,11 +14,12 @@ use std::io;
 use std::mem;
 use std::time::Instant;
 
+use crate::amqp::ended_channels::ChannelChange;
 use crate::amqp::guard::frame::{
-    ARGUMENTS, AROUND, BODY_FRAME, CLOSE, FRAME_END, FrameHead, HEAD, HEADER_FRAME, INSIDE,
-    METHOD_FRAME, START, START_TABLE, TUNE, begins_a_method, body_size_of, channel_of,
-    check_body_size, check_frame_size, check_method_size, frame_max_of, not_amqp, read_close,
-    size_of, too_deep,
+    ARGUMENTS, AROUND, BODY_FRAME, CANCEL_CONSUMER, CLOSE, CLOSE_CHANNEL, FRAME_END, FrameHead,
+    HEAD, HEADER_FRAME, INSIDE, METHOD_FRAME, OPEN_CHANNEL_OK, START, START_TABLE, TUNE,
+    begins_a_method, body_size_of, channel_of, check_body_size, check_frame_size,
+    check_method_size, frame_max_of, not_amqp, read_close, size_of, too_deep,
 };
 pub(crate) use crate::amqp::guard::frame::{LARGEST_FRAME, LimitExceeded};
 use crate::amqp::guard::stall::Unfinished;
@@ -49,6 +50,8 @@ pub(crate) struct FrameGuard {
     pub(crate) proposed: Option<Proposal>,
     /// The code and the text with which the broker has closed the connection.
     pub(crate) closed: Option<(u16, String)>,
+    /// What it has said of channels, by their numbers.
+    pub(crate) channels: Vec<(u16, ChannelChange)>,
 }
 
 /// What a broker's tune proposes.
@@ -68,7 +71,7 @@ enum Capture {
     Properties,
     /// The broker's own properties, in its start.
     Table,
-    /// The code and the text of its close.
+    /// The code and the text of its close of the connection or of a channel.
     Close,
 }
 
@@ -99,6 +102,7 @@ impl FrameGuard {
             heartbeat: Some(heartbeat),
             proposed: None,
             closed: None,
+            channels: Vec::new(),
         }
     }
 
@@ -185,12 +189,23 @@ impl FrameGuard {
         let mut captured = mem::take(&mut self.captured);
         match self.capture {
             Capture::Close if captured.pop() == Some(FRAME_END) => {
-                self.closed = read_close(&captured);
+                self.note_close(read_close(&captured));
             }
             Capture::Table => return sanitize_table(&mut captured),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Notes the code and the text of a close, which is of a channel or of the whole connection.
+    fn note_close(&mut self, close: Option<(u16, String)>) {
+        match channel_of(&self.head) {
+            0 => self.closed = close,
+            channel => {
+                let change = close.map(|(code, text)| ChannelChange::Closed(code, text));
+                self.channels.extend(change.map(|change| (channel, change)));
+            }
+        }
     }
 
     /// Whether the last byte that came was the last of a frame.
@@ -249,6 +264,9 @@ impl FrameGuard {
         match method {
             START => self.begin_capture(Capture::Table, START_TABLE),
             CLOSE if channel == 0 => self.begin_capture(Capture::Close, ARGUMENTS),
+            CLOSE_CHANNEL if channel != 0 => self.begin_capture(Capture::Close, ARGUMENTS),
+            OPEN_CHANNEL_OK => self.channels.push((channel, ChannelChange::Opened)),
+            CANCEL_CONSUMER => self.channels.push((channel, ChannelChange::Cancelled)),
             _ => {}
         }
         check_method_size(method, size)?;

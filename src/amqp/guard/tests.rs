@@ -140,6 +140,35 @@ fn what_the_broker_closes_with_is_read() {
 }
 
 #[test]
+fn what_becomes_of_a_channel_is_noted_in_whatever_pieces_it_comes() {
+    let on_channel = |channel: u8, payload: &[u8]| {
+        let mut frame = frame(METHOD_FRAME, payload);
+        frame[2] = channel;
+        frame
+    };
+    let closed = b"\x00\x14\x00\x28\x01\x94\x04gone\x00\x00\x00\x00";
+    let bytes = [
+        session(),
+        on_channel(2, b"\x00\x14\x00\x0b\x00\x00\x00\x00"),
+        on_channel(3, b"\x00\x3c\x00\x1e\x01t\x01"),
+        on_channel(2, closed),
+    ]
+    .concat();
+    for size in 1..=bytes.len() {
+        let mut guard = FrameGuard::new(10);
+        for piece in bytes.clone().chunks_mut(size) {
+            guard.inspect(piece, Instant::now()).map_err(|it| it.error).expect("AMQP");
+        }
+        let expected = [
+            (2, ChannelChange::Opened),
+            (3, ChannelChange::Cancelled),
+            (2, ChannelChange::Closed(404, "gone".into())),
+        ];
+        assert_eq!((&guard.channels[..], guard.closed), (&expected[..], None), "{size}");
+    }
+}
+
+#[test]
 fn a_frame_that_is_too_large_is_told_where_its_head_ends() {
     let begun = [&session()[..], &[3, 0, 1, 0x70, 0, 0, 0]].concat();
     for piece in 1..100 {
