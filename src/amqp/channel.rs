@@ -247,6 +247,11 @@ impl Channel {
         closed.map_err(|error| self.cause(error))
     }
 
+    /// Its number on the connection; 0 once it is closed.
+    pub(crate) fn number(&self) -> u16 {
+        self.inner.as_ref().map_or(0, amiquip::Channel::channel_id)
+    }
+
     /// Why the channel ended, if no call has failed with it yet. Call it only after its listeners
     /// have disconnected.
     pub(crate) fn close_reason(mut self) -> Option<CloseReason> {

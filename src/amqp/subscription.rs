@@ -83,6 +83,11 @@ impl<'a> Subscription<'a> {
         self.inner.receiver()
     }
 
+    /// Waits until nothing can come any more, whoever ends the connection.
+    pub(crate) fn wait_for_end(&self) {
+        self.inner.receiver().iter().for_each(drop);
+    }
+
     /// Cancels the subscription and returns what had arrived and was not taken yet.
     ///
     /// This is the only way to leave one, whatever the cause: a consumer dropped before its

@@ -1,4 +1,4 @@
-//! The channel between one consumer and one handler thread: jobs in, results out.
+//! The channel between a consumer and its runner: jobs in, results out.
 
 use std::mem;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(crate) enum JobResult {
     Failed(Failure),
 }
 
-/// The handler thread's end.
+/// The runner's end.
 pub(crate) struct JobFeed {
     pub(crate) jobs: Receiver<Job>,
     results: Sender<Finished>,
@@ -42,7 +42,7 @@ pub(crate) struct JobFeed {
 
 /// The consumer's end.
 pub(crate) struct JobLink {
-    /// `None` once no more jobs are sent; the handler thread then leaves the feed.
+    /// `None` once no more jobs are sent; the runner then leaves the feed.
     jobs: Option<Sender<Job>>,
     /// The receiving end of `jobs`, to take back jobs that are not started.
     queued: Receiver<Job>,
@@ -91,12 +91,12 @@ impl JobLink {
         }
     }
 
-    /// Sends no more jobs. The handler thread runs those that are queued, then leaves the feed.
+    /// Sends no more jobs. The runner runs those that are queued, then leaves the feed.
     pub(crate) fn end(&mut self) {
         drop(mem::take(&mut self.jobs));
     }
 
-    /// Has the handler thread start no further job.
+    /// Has the runner start no further job.
     pub(crate) fn close(&self) {
         self.closer.close();
     }

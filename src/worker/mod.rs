@@ -258,7 +258,7 @@ impl Worker {
         let run = Arc::new(self.run_context(handler, shutdown, shares));
         let threads = self.threads_needed();
         self.health.expect(threads);
-        let pool = HandlerPool::start(threads, &run)?;
+        let pool = HandlerPool::new(threads, &run);
         let end = run_sessions(&Session { run: &run, pool: &pool, shutdown }, self.reconnect);
         let at_once = |_: &Error| WaitLimit::Until(Instant::now());
         let limit = end.as_ref().map_or_else(at_once, |end| end.wait_limit);

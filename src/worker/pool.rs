@@ -1,27 +1,26 @@
-//! The threads that run the handler.
+//! Who may call the handler: one [`Runner`] for each thread number of a run.
 //!
-//! They outlive sessions. A task that still runs when its connection is lost keeps its own thread
-//! busy and no other: the rest consume again as soon as the broker is back.
+//! Runners outlive sessions. A task that still runs when its connection is lost keeps the runner of
+//! its own thread number and no other: the rest consume again as soon as the broker is back.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select_biased};
 
-use crate::model::error::Error;
 use crate::model::handler::{Failure, call};
 use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Shutdown, is_closed};
 use crate::worker::job::{Finished, Job, JobFeed, JobResult};
 use crate::worker::run_context::RunContext;
 
-/// All handler threads of one run.
+/// All runners of one run.
 pub(crate) struct HandlerPool {
-    handles: Vec<HandlerHandle>,
-    threads: Vec<JoinHandle<()>>,
+    slots: Vec<RunnerSlot>,
     busy: Arc<AtomicUsize>,
     /// Receives when the last running task has ended after it was cancelled.
     idle: Receiver<()>,
@@ -29,10 +28,25 @@ pub(crate) struct HandlerPool {
     ended: Receiver<Infallible>,
 }
 
-/// The way to one handler thread, which takes a feed only while it is idle.
-pub(crate) struct HandlerHandle {
+/// The way to the runner of one thread number, which has one holder at a time.
+#[derive(Clone)]
+pub(crate) struct RunnerSlot {
     pub(crate) number: usize,
-    pub(crate) feeds: Sender<JobFeed>,
+    /// Receives when nobody has the runner.
+    pub(crate) free: Receiver<Free>,
+    release: Sender<Free>,
+    run: Arc<RunContext>,
+    busy: Arc<AtomicUsize>,
+    idle: Sender<()>,
+    alive: Sender<Infallible>,
+}
+
+/// What a slot sends when nobody has its runner.
+pub(crate) struct Free;
+
+/// The right to call the handler for one thread number.
+pub(crate) struct Runner {
+    slot: RunnerSlot,
 }
 
 /// How long the last running tasks may go on.
@@ -43,46 +57,34 @@ pub(crate) enum WaitLimit {
     AfterStop(Duration),
 }
 
-/// One thread of the pool.
-struct HandlerThread {
-    run: Arc<RunContext>,
-    busy: Arc<AtomicUsize>,
-    idle: Sender<()>,
-}
-
 impl HandlerPool {
-    pub(crate) fn start(size: usize, run: &Arc<RunContext>) -> Result<HandlerPool, Error> {
+    pub(crate) fn new(size: usize, run: &Arc<RunContext>) -> HandlerPool {
         let busy = Arc::new(AtomicUsize::new(0));
         let (alive, ended) = bounded(0);
         let (idle_sender, idle) = bounded(1);
-        let mut pool = HandlerPool { handles: Vec::new(), threads: Vec::new(), busy, idle, ended };
-        for number in 1..=size {
-            let (feeds, inbox) = bounded(0);
-            let handler = HandlerThread {
+        let slot = |number| {
+            let (release, free) = bounded(1);
+            let _ = release.send(Free);
+            RunnerSlot {
+                number,
+                free,
+                release,
                 run: Arc::clone(run),
-                busy: Arc::clone(&pool.busy),
+                busy: Arc::clone(&busy),
                 idle: idle_sender.clone(),
-            };
-            let alive: Sender<Infallible> = alive.clone();
-            let thread = thread::Builder::new()
-                .name(format!("rw-runner-{number}"))
-                .spawn(move || {
-                    handler.work(&inbox);
-                    drop(alive);
-                })
-                .map_err(|source| Error::NoThread { source })?;
-            pool.handles.push(HandlerHandle { number, feeds });
-            pool.threads.push(thread);
-        }
-        Ok(pool)
+                alive: alive.clone(),
+            }
+        };
+        let slots = (1..=size).map(slot).collect();
+        HandlerPool { slots, busy, idle, ended }
     }
 
-    pub(crate) fn handles(&self) -> &[HandlerHandle] {
-        &self.handles
+    pub(crate) fn slots(&self) -> &[RunnerSlot] {
+        &self.slots
     }
 
     pub(crate) fn size(&self) -> usize {
-        self.handles.len()
+        self.slots.len()
     }
 
     /// Cancels the running tasks. Returns a channel that receives when the last of them has ended;
@@ -96,15 +98,41 @@ impl HandlerPool {
     /// still runs. Returns how many tasks are left running; their threads end when their handlers
     /// do.
     pub(crate) fn join(self, run: &RunContext, limit: WaitLimit, shutdown: &Shutdown) -> usize {
-        let HandlerPool { handles, threads, busy, ended, .. } = self;
-        drop(handles);
-        if !ends_in_time(&ended, limit, shutdown) && !ends_cancelled(&ended, run) {
-            return busy.load(Ordering::SeqCst);
+        let HandlerPool { slots, busy, ended, .. } = self;
+        drop(slots);
+        if ends_in_time(&ended, limit, shutdown) || ends_cancelled(&ended, run) {
+            return 0;
         }
-        for thread in threads {
-            let _ = thread.join();
-        }
-        0
+        busy.load(Ordering::SeqCst)
+    }
+}
+
+impl RunnerSlot {
+    /// The runner, which is free.
+    pub(crate) fn runner(&self, _: Free) -> Runner {
+        Runner { slot: self.clone() }
+    }
+
+    /// Starts a thread that may outlive its session: the run waits for it.
+    pub(crate) fn start_thread(
+        &self,
+        role: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let alive = self.alive.clone();
+        let thread = thread::Builder::new().name(format!("rw-{role}-{}", self.number));
+        let started = thread.spawn(move || {
+            work();
+            drop(alive);
+        });
+        started.map(drop)
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // Never full: this is what was received from it.
+        let _ = self.slot.release.try_send(Free);
     }
 }
 
@@ -130,25 +158,35 @@ fn ends_cancelled(ended: &Receiver<Infallible>, run: &RunContext) -> bool {
     matches!(ended.recv_timeout(left), Err(RecvTimeoutError::Disconnected))
 }
 
-impl HandlerThread {
-    fn work(&self, feeds: &Receiver<JobFeed>) {
-        for feed in feeds {
-            for job in &feed.jobs {
-                if self.may_start(&feed) {
-                    self.send(&feed, self.run_job(job));
-                    self.note_end();
-                } else {
-                    let (result, elapsed) = (JobResult::NotStarted, Duration::ZERO);
-                    // Without a consumer nothing is lost: the broker has requeued the task.
-                    let _ = feed.send(Finished { job, result, elapsed });
-                }
+impl Runner {
+    pub(crate) fn number(&self) -> usize {
+        self.slot.number
+    }
+
+    /// Starts a thread that runs the jobs of a feed, until its consumer sends no more.
+    pub(crate) fn start_thread(self, feed: JobFeed) -> io::Result<()> {
+        let slot = self.slot.clone();
+        slot.start_thread("runner", move || self.run_all(&feed))
+    }
+
+    fn run_all(&self, feed: &JobFeed) {
+        for job in &feed.jobs {
+            if self.may_start(feed) {
+                let finished = self.run_job(job);
+                self.forget_job();
+                self.send(feed, finished);
+                self.note_end();
+            } else {
+                let (result, elapsed) = (JobResult::NotStarted, Duration::ZERO);
+                // Without a consumer nothing is lost: the broker has requeued the task.
+                let _ = feed.send(Finished { job, result, elapsed });
             }
         }
     }
 
     fn send(&self, feed: &JobFeed, finished: Finished) {
         if let Some(orphaned) = feed.send(finished) {
-            self.run.journal.orphaned(&orphaned.job.delivery, orphaned.elapsed);
+            self.run().journal.orphaned(&orphaned.job.delivery, orphaned.elapsed);
         }
     }
 
@@ -156,7 +194,7 @@ impl HandlerThread {
         if self.is_over(feed) || !self.has_turn(feed) {
             return false;
         }
-        let may_start = self.run.budget.take();
+        let may_start = self.run().budget.take();
         if !may_start {
             // The worker ends. Requeued before our consumer knows that, the task would come again.
             let _ = feed.closed.recv();
@@ -164,28 +202,37 @@ impl HandlerThread {
         may_start
     }
 
+    /// Waits for the next start, if there is a rate.
+    fn has_turn(&self, feed: &JobFeed) -> bool {
+        let RunContext { rate, cancellation, .. } = self.run();
+        let Some(rate) = rate else { return true };
+        rate.wait(&[&feed.closed, &cancellation.cancelled]) && !self.is_over(feed)
+    }
+
+    /// Takes the next job of a feed for the thread that sent it. `None` if no job may be started:
+    /// then the thread has to wait for the event that says why.
+    pub(crate) fn next_job(&self, feed: &JobFeed) -> Option<Job> {
+        let may_start = !feed.jobs.is_empty() && !self.is_over(feed) && self.run().budget.take();
+        may_start.then(|| feed.jobs.try_recv().ok()).flatten()
+    }
+
     fn is_over(&self, feed: &JobFeed) -> bool {
         is_closed(&feed.closed)
             || feed.heartbeat.is_stale()
-            || is_closed(&self.run.cancellation.cancelled)
+            || is_closed(&self.run().cancellation.cancelled)
     }
 
-    /// Waits for the next start, if there is a rate.
-    fn has_turn(&self, feed: &JobFeed) -> bool {
-        let Some(rate) = &self.run.rate else { return true };
-        rate.wait(&[&feed.closed, &self.run.cancellation.cancelled]) && !self.is_over(feed)
-    }
-
-    fn run_job(&self, job: Job) -> Finished {
-        let RunContext { journal, health, late_tasks, .. } = &*self.run;
-        let thread = job.delivery.thread;
-        self.busy.fetch_add(1, Ordering::SeqCst);
+    /// Calls the handler. [`note_end`](Runner::note_end) follows, once an abort cannot overtake the
+    /// result.
+    pub(crate) fn run_job(&self, job: Job) -> Finished {
+        let RunContext { journal, health, late_tasks, .. } = self.run();
+        let thread = self.slot.number;
+        self.slot.busy.fetch_add(1, Ordering::SeqCst);
         health.works(thread);
         late_tasks.started(thread, &job.delivery.task);
         journal.started(&job.delivery);
         let started = Instant::now();
         let result = self.call_handler(&job);
-        late_tasks.ended(thread);
         match &result {
             JobResult::Failed(Failure::Requeue { .. }) => health.could_not_work(thread),
             _ => health.works_no_more(thread),
@@ -193,24 +240,35 @@ impl HandlerThread {
         Finished { job, result, elapsed: started.elapsed() }
     }
 
+    /// Notes that the last task can no longer be late for its ack.
+    pub(crate) fn forget_job(&self) {
+        self.run().late_tasks.ended(self.slot.number);
+    }
+
     fn call_handler(&self, job: &Job) -> JobResult {
-        let Err(failure) = call(&*self.run.handler, &job.delivery) else { return JobResult::Done };
+        let Err(failure) = call(&*self.run().handler, &job.delivery) else {
+            return JobResult::Done;
+        };
         match &failure {
-            Failure::StopWorker { .. } => self.run.budget.close(&failure),
-            Failure::Requeue { .. } => self.run.budget.refund(),
+            Failure::StopWorker { .. } => self.run().budget.close(&failure),
+            Failure::Requeue { .. } => self.run().budget.refund(),
             Failure::Retry { .. } | Failure::Reject { .. } | Failure::Defer { .. } => {}
         }
         JobResult::Failed(failure)
     }
 
-    fn note_end(&self) {
-        let left = self.busy.fetch_sub(1, Ordering::SeqCst) - 1;
-        if is_closed(&self.run.cancellation.cancelled) {
-            self.run.journal.ended_cancelled();
+    pub(crate) fn note_end(&self) {
+        let left = self.slot.busy.fetch_sub(1, Ordering::SeqCst) - 1;
+        if is_closed(&self.run().cancellation.cancelled) {
+            self.run().journal.ended_cancelled();
             if left == 0 {
-                let _ = self.idle.try_send(());
+                let _ = self.slot.idle.try_send(());
             }
         }
+    }
+
+    fn run(&self) -> &RunContext {
+        &self.slot.run
     }
 }
 
@@ -271,13 +329,15 @@ mod tests {
     fn feed(pool: &HandlerPool, count: usize) -> JobLink {
         let (link, feed) = job_feed(usize::MAX, &Heartbeat::new(0));
         (0..count).for_each(|_| link.send(job()));
-        assert!(pool.handles()[0].feeds.send(feed).is_ok());
+        let slot = &pool.slots()[0];
+        let free = slot.free.recv().expect("a free runner");
+        slot.runner(free).start_thread(feed).expect("a thread");
         link
     }
 
     #[test]
     fn a_task_beyond_the_budget_stays_until_its_consumer_closes_the_feed() {
-        let pool = HandlerPool::start(1, &run(|_: &Delivery| Ok(()), Some(1))).expect("a thread");
+        let pool = HandlerPool::new(1, &run(|_: &Delivery| Ok(()), Some(1)));
         let link = feed(&pool, 2);
         let next = |within| link.finished.recv_timeout(within).map(|finished| finished.result);
         assert!(matches!(next(SOON), Ok(JobResult::Done)));
@@ -290,7 +350,7 @@ mod tests {
     fn cancelled_tasks_have_their_time_once() {
         let (_go_on, stuck) = bounded(0);
         let run = run(Stuck(stuck), None);
-        let pool = HandlerPool::start(1, &run).expect("a thread");
+        let pool = HandlerPool::new(1, &run);
         let _link = feed(&pool, 1);
         let begun = Instant::now();
         while pool.busy.load(Ordering::SeqCst) == 0 {

@@ -14,6 +14,7 @@ pub(crate) struct SessionEvents<'a> {
     /// `None` once it is dead.
     connection: Option<&'a Connection>,
     reports: Receiver<Report>,
+    ended_channels: Receiver<()>,
     aborting: Signal,
     stopping: Signal,
     exhausted: Signal,
@@ -27,10 +28,10 @@ pub(crate) struct SessionEvents<'a> {
 }
 
 pub(crate) enum SessionEvent {
-    /// The consumer of this handler thread has subscribed.
+    /// The consumer of this thread number has subscribed.
     Consuming(usize),
-    ConsumerStopped,
-    ConsumerLost(CloseReason),
+    ConsumerStopped(usize),
+    ConsumerLost(usize, CloseReason),
     AbortAsked,
     StopAsked,
     /// No further task may be started.
@@ -40,6 +41,7 @@ pub(crate) enum SessionEvent {
     /// The thread that waits for that has ended for another reason.
     DrainEnded,
     Notice(Notice),
+    ChannelEnded,
     ConnectionDead,
     /// By now all threads should consume.
     SlowStart,
@@ -65,6 +67,7 @@ impl<'a> SessionEvents<'a> {
     ) -> SessionEvents<'a> {
         SessionEvents {
             reports,
+            ended_channels: connection.ended_channels().noticed().clone(),
             connection: Some(connection),
             aborting: shutdown.aborting().clone(),
             stopping: shutdown.stopping().clone(),
@@ -86,8 +89,11 @@ impl<'a> SessionEvents<'a> {
         let event = select_biased! {
             recv(self.reports) -> report => match report {
                 Ok(Report::Consuming(number)) => Event::Consuming(number),
-                Ok(Report::Ended(ConsumerEnd::Lost(cause))) => Event::ConsumerLost(cause),
-                Ok(Report::Ended(ConsumerEnd::Stopped)) | Err(_) => Event::ConsumerStopped,
+                Ok(Report::Ended(number, ConsumerEnd::Lost(cause))) => {
+                    Event::ConsumerLost(number, cause)
+                }
+                Ok(Report::Ended(number, ConsumerEnd::Stopped)) => Event::ConsumerStopped(number),
+                Err(_) => Event::AbortOver,
             },
             recv(self.aborting) -> _ => Event::AbortAsked,
             recv(self.stopping) -> _ => Event::StopAsked,
@@ -96,6 +102,7 @@ impl<'a> SessionEvents<'a> {
             recv(notices) -> notice => {
                 notice.map_or(Event::ConnectionDead, |it| Event::Notice(it.into()))
             },
+            recv(self.ended_channels) -> _ => Event::ChannelEnded,
             recv(self.slow_start) -> _ => Event::SlowStart,
             recv(self.finish_over) -> _ => Event::FinishOver,
             recv(self.grace_over) -> _ => Event::GraceOver,

@@ -1,10 +1,9 @@
 //! Supervises the consumers of one connection: starts a thread for each, asks them to stop when
 //! something happens, and waits until the last of them has ended.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, never, unbounded};
@@ -21,10 +20,12 @@ use crate::util::panic::caught;
 use crate::util::shutdown::{Closer, Shutdown, closer};
 use crate::worker::consumer::Consumer;
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd, ConsumerSignals, Report};
+use crate::worker::consumer::own_thread::{HandlerCall, Whereabouts};
 use crate::worker::drain::{Drain, Traffic};
+use crate::worker::event::Event;
 use crate::worker::in_flight::InFlightCount;
 use crate::worker::journal::RedeliveryLog;
-use crate::worker::pool::HandlerPool;
+use crate::worker::pool::{HandlerPool, RunnerSlot};
 use crate::worker::republish::Republisher;
 use crate::worker::run_context::{RunContext, RunUntil};
 use crate::worker::session_events::{SessionEvent, SessionEvents};
@@ -87,24 +88,24 @@ pub(crate) fn supervise(session: &Supervised<'_>, channels: Vec<Channel>) -> Sup
     };
     let drained = drain.as_ref().map_or_else(never, |drain| drain.drained.clone());
     let (reports, reported) = unbounded();
-    let is_blocked = AtomicBool::new(false);
-    let context = ConsumerContext {
-        run: session.run,
-        connection: session.connection,
-        queue: session.queue,
+    let context = Arc::new(ConsumerContext {
+        run: Arc::clone(session.run),
+        connection: session.connection.share(),
+        queue: session.queue.clone(),
         consumers: session.pool.size(),
-        in_flight: &in_flight,
+        in_flight: Arc::clone(&in_flight),
         republisher: republisher.requests(),
         reports,
         signals,
-        is_blocked: &is_blocked,
+        is_blocked: AtomicBool::new(false),
         redeliveries: RedeliveryLog::default(),
-    };
-    let mut supervisor = Supervisor::new(session, closers, &is_blocked, reported, drained);
-    supervisor.run(&context, channels);
-    drop(context);
+    });
+    let mut supervisor = Supervisor::new(session, context, closers, reported, drained);
+    supervisor.run(channels);
+    let (supervision, closers) = supervisor.end();
     republisher.end(ABORT_TIMEOUT);
-    supervisor.supervision(in_flight.taken())
+    drop(closers);
+    supervision
 }
 
 /// Starts the threads that work for the consumers.
@@ -147,9 +148,9 @@ struct Supervisor<'a> {
     session: &'a Supervised<'a>,
     closers: Closers,
     events: SessionEvents<'a>,
-    is_blocked: &'a AtomicBool,
-    /// How many consumer threads have not ended.
-    alive: usize,
+    context: Arc<ConsumerContext>,
+    /// The consumers that the session waits for, by thread number.
+    alive: HashMap<usize, Arc<HandlerCall>>,
     /// The numbers of the threads that have consumed.
     consuming: HashSet<usize>,
     own_end: Option<OwnEnd>,
@@ -168,6 +169,8 @@ enum Action {
     CancelTasks,
     /// Has the consumers requeue everything, within this time; `None` if the connection is dead already.
     RequeueAll(Option<Duration>),
+    /// Replaces the consumers whose channels have ended while they call the handler.
+    ReplaceConsumers,
     /// Shuts the socket under them.
     CutConnection,
 }
@@ -175,8 +178,8 @@ enum Action {
 impl<'a> Supervisor<'a> {
     fn new(
         session: &'a Supervised<'a>,
+        context: Arc<ConsumerContext>,
         closers: Closers,
-        is_blocked: &'a AtomicBool,
         reports: Receiver<Report>,
         drained: Receiver<u64>,
     ) -> Supervisor<'a> {
@@ -188,8 +191,8 @@ impl<'a> Supervisor<'a> {
             events: SessionEvents::new(
                 connection, shutdown, exhausted, reports, drained, SLOW_AFTER,
             ),
-            is_blocked,
-            alive: 0,
+            context,
+            alive: HashMap::new(),
             consuming: HashSet::new(),
             own_end: None,
             deadline: None,
@@ -197,38 +200,36 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn run(&mut self, context: &ConsumerContext<'_>, channels: Vec<Channel>) {
-        thread::scope(|scope| {
-            for (handler, channel) in self.session.pool.handles().iter().zip(channels) {
-                self.start_consumer(scope, Consumer::new(context, handler), channel);
-            }
-            while self.alive > 0 {
-                let event = self.events.next();
-                let action = self.on(event);
-                self.perform(&action);
-            }
-        });
+    fn run(&mut self, channels: Vec<Channel>) {
+        for (slot, channel) in self.session.pool.slots().iter().zip(channels) {
+            self.start_consumer(slot, move |consumer| consumer.run(channel));
+        }
+        while !self.alive.is_empty() {
+            let event = self.events.next();
+            let action = self.on(event);
+            self.perform(&action);
+        }
         if self.lost.is_some() {
             // No consumer is left to ack what the republisher still has.
             self.closers.abort.close();
         }
     }
 
-    fn start_consumer<'scope>(
+    fn start_consumer(
         &mut self,
-        scope: &'scope Scope<'scope, '_>,
-        consumer: Consumer<'scope>,
-        channel: Channel,
+        slot: &RunnerSlot,
+        run: impl FnOnce(&Consumer) -> ConsumerEnd + Send + 'static,
     ) {
-        let thread = thread::Builder::new().name(format!("rw-consumer-{}", consumer.number()));
+        let consumer = Consumer::new(&self.context, slot);
+        let call = consumer.handler_call();
         let consume = move || {
-            let ended = caught(|| consumer.run(channel));
+            let ended = caught(|| run(&consumer));
             consumer.report_end(ended.unwrap_or_else(|panicked| {
                 ConsumerEnd::Lost(CloseReason::Lost(format!("a consumer {panicked}")))
             }));
         };
-        match thread.spawn_scoped(scope, consume) {
-            Ok(_) => self.alive += 1,
+        match slot.start_thread("consumer", consume) {
+            Ok(()) => drop(self.alive.insert(slot.number, call)),
             Err(error) => {
                 let text = format!("the system gave no further thread: {error}");
                 let action = self.on_lost(CloseReason::Lost(text));
@@ -237,17 +238,33 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Has other threads go on for the consumers whose channels have ended while they call the
+    /// handler.
+    fn replace_consumers(&mut self) {
+        let Supervised { pool, connection, .. } = *self.session;
+        for slot in pool.slots() {
+            let ended = connection.ended_channels();
+            let call = self.alive.get(&slot.number);
+            let Some(cause) = call.and_then(|call| call.forbid_on_end(ended)) else { continue };
+            self.alive.remove(&slot.number);
+            // The broker has requeued the task. A drain must not wait for its end.
+            self.context.in_flight.add_settled(1);
+            self.start_consumer(slot, |consumer| consumer.go_on_after(ConsumerEnd::Lost(cause)));
+        }
+    }
+
     fn on(&mut self, event: SessionEvent) -> Action {
         match event {
             SessionEvent::Consuming(number) => self.on_consuming(number),
-            SessionEvent::ConsumerStopped => {
-                self.alive -= 1;
+            SessionEvent::ConsumerStopped(number) => {
+                self.alive.remove(&number);
                 Action::Nothing
             }
-            SessionEvent::ConsumerLost(cause) => {
-                self.alive -= 1;
+            SessionEvent::ConsumerLost(number, cause) => {
+                self.alive.remove(&number);
                 self.on_lost(cause)
             }
+            SessionEvent::ChannelEnded => Action::ReplaceConsumers,
             SessionEvent::StopAsked => self.on_stop(),
             SessionEvent::AbortAsked => {
                 self.events.grace_over = never();
@@ -259,7 +276,10 @@ impl<'a> Supervisor<'a> {
             SessionEvent::DrainEnded => Action::Nothing,
             SessionEvent::Notice(notice) => self.on_notice(&notice),
             SessionEvent::SlowStart => self.on_slow_start(),
-            SessionEvent::ConnectionDead => Action::RequeueAll(None),
+            SessionEvent::ConnectionDead => {
+                self.lost.get_or_insert(CloseReason::Disconnected);
+                Action::RequeueAll(None)
+            }
             SessionEvent::FinishOver | SessionEvent::HandlersIdle | SessionEvent::CancelOver => {
                 Action::RequeueAll(Some(ABORT_TIMEOUT))
             }
@@ -278,10 +298,14 @@ impl<'a> Supervisor<'a> {
             Action::CancelTasks => self.cancel(),
             Action::RequeueAll(limit) => {
                 self.closers.abort.close();
+                let requeued = self.leave_behind();
                 if let Some(limit) = *limit {
                     self.events.abort_over = after(limit);
+                    let journal = &self.session.run.journal;
+                    requeued.into_iter().for_each(|event| journal.requeued_meanwhile(event));
                 }
             }
+            Action::ReplaceConsumers => self.replace_consumers(),
             Action::CutConnection => self.session.connection.call_guard().abort(),
         }
     }
@@ -294,6 +318,21 @@ impl<'a> Supervisor<'a> {
             None => (never(), Duration::ZERO),
         };
         (self.events.handlers_idle, self.events.cancel_over) = (idle, after(time));
+    }
+
+    /// Goes on without the consumers that call the handler: the end of the connection requeues their
+    /// tasks. Returns the events of that.
+    fn leave_behind(&mut self) -> Vec<Option<Event>> {
+        let mut requeued = Vec::new();
+        self.alive.retain(|_, call| match call.forbid() {
+            Whereabouts::Loop => true,
+            Whereabouts::Handler(event) => {
+                self.context.in_flight.add_settled(1);
+                requeued.push(event);
+                false
+            }
+        });
+        requeued
     }
 
     fn on_stop(&mut self) -> Action {
@@ -344,7 +383,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn on_notice(&self, notice: &Notice) -> Action {
-        self.is_blocked.store(matches!(notice, Notice::Blocked(_)), Ordering::Release);
+        self.context.is_blocked.store(matches!(notice, Notice::Blocked(_)), Ordering::Release);
         match notice {
             Notice::Blocked(reason) => warn!("the broker blocks this connection: {reason}"),
             Notice::Unblocked => info!("the broker no longer blocks this connection"),
@@ -364,14 +403,16 @@ impl<'a> Supervisor<'a> {
         Action::StopAndSkipPauses
     }
 
-    fn supervision(self, taken: u64) -> Supervision {
-        Supervision {
+    /// Sums up, and leaves the signals open.
+    fn end(self) -> (Supervision, Closers) {
+        let supervision = Supervision {
             consumed: !self.consuming.is_empty(),
             own_end: self.own_end,
             deadline: self.deadline,
             lost: self.lost,
-            taken,
-        }
+            taken: self.context.in_flight.taken(),
+        };
+        (supervision, self.closers)
     }
 }
 

@@ -13,6 +13,7 @@ mod fleet;
 mod guarantees;
 mod heartbeats;
 mod hostile_broker;
+mod own_thread;
 mod producer;
 mod producer_api;
 mod queue_type;

@@ -22,9 +22,9 @@ pub(super) enum CloseMode {
 }
 
 /// A consumer that has left its subscription.
-pub(super) struct Closing<'c> {
-    context: &'c ConsumerContext<'c>,
-    deliveries: Deliveries<'c>,
+pub(super) struct Closing<'l, 'c> {
+    context: &'c ConsumerContext,
+    deliveries: &'l mut Deliveries<'c>,
     last: Option<Finished>,
     /// Never closes once its closing is acted on.
     signals: ConsumerSignals,
@@ -44,12 +44,12 @@ enum ClosingEvent {
     PauseOver,
 }
 
-impl<'c> Closing<'c> {
+impl<'l, 'c> Closing<'l, 'c> {
     pub(super) fn new(
-        context: &'c ConsumerContext<'c>,
-        deliveries: Deliveries<'c>,
+        context: &'c ConsumerContext,
+        deliveries: &'l mut Deliveries<'c>,
         last: Option<Finished>,
-    ) -> Closing<'c> {
+    ) -> Closing<'l, 'c> {
         let finished = Some(deliveries.jobs.finished.clone());
         Closing { context, deliveries, last, signals: context.signals.clone(), finished }
     }
@@ -87,10 +87,11 @@ impl<'c> Closing<'c> {
     /// Waits for what runs, for what is being republished and for pauses, until nothing is left or
     /// an abort comes.
     fn finish(&mut self) -> Result<(), CloseReason> {
-        self.deliveries.jobs.end();
         if let Some(finished) = self.last.take() {
             self.deliveries.settle(finished)?;
         }
+        self.requeue_early()?;
+        self.deliveries.end_jobs()?;
         loop {
             self.requeue_early()?;
             if self.finished.is_none() && !self.deliveries.is_waiting() {

@@ -1,5 +1,6 @@
 //! What the consumers of one connection share, and what they report to its supervisor.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Sender;
@@ -14,20 +15,21 @@ use crate::worker::journal::RedeliveryLog;
 use crate::worker::republish::RepublishRequest;
 use crate::worker::run_context::RunContext;
 
-/// Shared by the consumers of one connection.
-pub(crate) struct ConsumerContext<'a> {
-    pub(crate) run: &'a RunContext,
-    pub(crate) connection: &'a Connection,
+/// Shared by the consumers of one connection. A consumer that calls the handler may have it longer
+/// than the connection lasts.
+pub(crate) struct ConsumerContext {
+    pub(crate) run: Arc<RunContext>,
+    pub(crate) connection: Connection,
     /// The queue as the broker has it.
-    pub(crate) queue: &'a Queue,
+    pub(crate) queue: Queue,
     /// How many consumers there are.
     pub(crate) consumers: usize,
-    pub(crate) in_flight: &'a InFlightCount,
+    pub(crate) in_flight: Arc<InFlightCount>,
     pub(crate) republisher: Sender<RepublishRequest>,
     pub(crate) reports: Sender<Report>,
     pub(crate) signals: ConsumerSignals,
     /// Whether the broker reads nothing on this connection at present.
-    pub(crate) is_blocked: &'a AtomicBool,
+    pub(crate) is_blocked: AtomicBool,
     pub(crate) redeliveries: RedeliveryLog,
 }
 
@@ -42,11 +44,11 @@ pub(crate) struct ConsumerSignals {
     pub(crate) abort: Signal,
 }
 
-/// What a consumer reports.
+/// What the consumer of a thread number reports.
 pub(crate) enum Report {
-    /// The consumer of this handler thread has subscribed.
+    /// It has subscribed.
     Consuming(usize),
-    Ended(ConsumerEnd),
+    Ended(usize, ConsumerEnd),
 }
 
 /// Why a consumer ended.
@@ -58,7 +60,7 @@ pub(crate) enum ConsumerEnd {
     Lost(CloseReason),
 }
 
-impl ConsumerContext<'_> {
+impl ConsumerContext {
     /// Claims deliveries of the run's budget. With automatic acks the broker ignores every
     /// prefetch, so nothing is claimed.
     pub(crate) fn claim(&self, most: u16) -> Option<u16> {
@@ -66,6 +68,11 @@ impl ConsumerContext<'_> {
             Acks::Manual => self.run.budget.claim(most, self.consumers),
             Acks::Automatic => Some(most),
         }
+    }
+
+    /// Whether the consumers are to take nothing new.
+    pub(crate) fn is_stopped(&self) -> bool {
+        is_closed(&self.signals.stop) || is_closed(&self.signals.abort)
     }
 
     pub(crate) fn is_blocked(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The event loop of one consumer: waits for the next event, and acts on it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, never, select_biased};
@@ -9,12 +10,14 @@ use crate::amqp::close_reason::CloseReason;
 use crate::worker::consumer::closing::{CloseMode, Closing};
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd};
 use crate::worker::consumer::deliveries::Deliveries;
-use crate::worker::job::{Finished, JobFeed};
+use crate::worker::consumer::own_thread::{HandlerCall, OwnThread, Return};
+use crate::worker::job::{Finished, Job};
+use crate::worker::pool::Runner;
 use crate::worker::republish::RepublishResult;
 
 /// The loop of one consumer on one channel.
 pub(super) struct ConsumerLoop<'c> {
-    context: &'c ConsumerContext<'c>,
+    context: &'c ConsumerContext,
     deliveries: Deliveries<'c>,
     /// Until when results wait for others; `None` when the next one is settled as it comes.
     batch_due: Option<Instant>,
@@ -62,12 +65,13 @@ const BATCH_WAIT: Duration = Duration::from_millis(1);
 
 impl<'c> ConsumerLoop<'c> {
     pub(super) fn new(
-        context: &'c ConsumerContext<'c>,
-        thread: usize,
+        context: &'c ConsumerContext,
+        runner: Runner,
+        call: &Arc<HandlerCall>,
         channel: &'c Channel,
-    ) -> (ConsumerLoop<'c>, JobFeed) {
-        let (deliveries, feed) = Deliveries::new(context, thread, channel);
-        (ConsumerLoop { context, deliveries, batch_due: None, last: None }, feed)
+    ) -> Result<ConsumerLoop<'c>, CloseReason> {
+        let deliveries = Deliveries::new(context, runner, call, channel)?;
+        Ok(ConsumerLoop { context, deliveries, batch_due: None, last: None })
     }
 
     /// Takes and settles deliveries of a new subscription until there is a reason to end it.
@@ -82,8 +86,47 @@ impl<'c> ConsumerLoop<'c> {
 
     fn step(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
         self.deliveries.nack_requeued()?;
+        if let Some((own_thread, job)) = self.deliveries.next_own_job() {
+            return self.run_job(own_thread, job, subscription);
+        }
         let event = self.next_event(subscription);
         self.on(event, subscription)
+    }
+
+    /// Runs a job on this thread. Meanwhile the broker has nothing to send, and nothing else waits.
+    fn run_job(
+        &mut self,
+        own_thread: OwnThread,
+        job: Job,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        let (finished, returned) = own_thread.run(job);
+        let settled = match returned {
+            Return::InTime => self.settle_own(finished, subscription),
+            Return::Late => {
+                self.deliveries.leave_own_job(&finished);
+                // The supervisor may be closing the connection. A request could break that.
+                subscription.wait_for_end();
+                Err(CloseReason::Disconnected.into())
+            }
+        };
+        if settled.is_ok() {
+            own_thread.forget_job();
+        }
+        self.deliveries.put_back(own_thread);
+        settled
+    }
+
+    fn settle_own(
+        &mut self,
+        finished: Finished,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        if self.context.is_stopped() {
+            self.last = Some(finished);
+            return Err(Exit::Close(CloseMode::Stop));
+        }
+        self.settle(finished, subscription)
     }
 
     fn next_event(&mut self, subscription: &Subscription<'_>) -> ConsumerEvent {
@@ -151,6 +194,9 @@ impl<'c> ConsumerLoop<'c> {
     }
 
     fn start_batch(&mut self) {
+        if self.deliveries.runs_jobs_itself() {
+            return;
+        }
         self.batch_due.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
     }
 
@@ -239,7 +285,7 @@ impl<'c> ConsumerLoop<'c> {
     }
 
     /// Ends the subscription, and settles or requeues what is left.
-    pub(super) fn close(self, subscription: Subscription<'_>, mode: CloseMode) -> ConsumerEnd {
+    pub(super) fn close(&mut self, subscription: Subscription<'_>, mode: CloseMode) -> ConsumerEnd {
         if mode != CloseMode::BudgetUsed {
             self.deliveries.jobs.close();
         }
@@ -250,21 +296,21 @@ impl<'c> ConsumerLoop<'c> {
     }
 
     /// The same without a subscription.
-    pub(super) fn close_unsubscribed(self) -> ConsumerEnd {
+    pub(super) fn close_unsubscribed(&mut self) -> ConsumerEnd {
         self.closing().run(CloseMode::BudgetUsed, Vec::new())
     }
 
     /// Leaves everything to the broker, which has requeued it or is about to.
-    pub(super) fn abandon(mut self, cause: CloseReason) -> ConsumerEnd {
+    pub(super) fn abandon(&mut self, cause: CloseReason) -> ConsumerEnd {
         self.deliveries.abandon(self.last.take());
         ConsumerEnd::Lost(cause)
     }
 
-    fn closing(self) -> Closing<'c> {
-        Closing::new(self.context, self.deliveries, self.last)
+    fn closing(&mut self) -> Closing<'_, 'c> {
+        Closing::new(self.context, &mut self.deliveries, self.last.take())
     }
 }
 
-pub(super) fn handler_thread_ended() -> CloseReason {
+fn handler_thread_ended() -> CloseReason {
     CloseReason::Lost("the handler thread ended".into())
 }

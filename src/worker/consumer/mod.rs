@@ -1,11 +1,13 @@
-//! One consumer thread: subscribes on its own channel, feeds one handler thread, and settles what
-//! that finishes.
+//! One consumer thread: subscribes on its own channel, has one runner call the handler, and settles
+//! what that finishes.
 
 mod closing;
 pub(crate) mod context;
 mod deliveries;
 mod event_loop;
+pub(crate) mod own_thread;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::select_biased;
@@ -15,43 +17,52 @@ use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::CloseReason;
 use crate::util::shutdown::is_closed;
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd, Report};
-use crate::worker::consumer::event_loop::{ConsumerLoop, Exit, handler_thread_ended};
-use crate::worker::job::JobFeed;
-use crate::worker::pool::HandlerHandle;
+use crate::worker::consumer::event_loop::{ConsumerLoop, Exit};
+use crate::worker::consumer::own_thread::HandlerCall;
+use crate::worker::pool::{Free, Runner, RunnerSlot};
 
-/// The consumer of one handler thread.
-pub(crate) struct Consumer<'c> {
-    context: &'c ConsumerContext<'c>,
-    handler: &'c HandlerHandle,
+/// The consumer of one thread number.
+pub(crate) struct Consumer {
+    context: Arc<ConsumerContext>,
+    slot: RunnerSlot,
+    call: Arc<HandlerCall>,
 }
 
-/// An idle handler thread takes a feed at once; one that has not after this long is busy.
+/// A runner that is not free after this long is busy with a task.
 const BUSY_AFTER: Duration = Duration::from_millis(100);
 
-impl<'c> Consumer<'c> {
-    pub(crate) fn new(
-        context: &'c ConsumerContext<'c>,
-        handler: &'c HandlerHandle,
-    ) -> Consumer<'c> {
-        Consumer { context, handler }
+impl Consumer {
+    pub(crate) fn new(context: &Arc<ConsumerContext>, slot: &RunnerSlot) -> Consumer {
+        Consumer { context: Arc::clone(context), slot: slot.clone(), call: Arc::default() }
+    }
+
+    /// Whether it calls the handler itself at present.
+    pub(crate) fn handler_call(&self) -> Arc<HandlerCall> {
+        Arc::clone(&self.call)
     }
 
     /// Consumes until it is stopped or its channel is lost. If the broker closed the channel because
     /// a task was late, it goes on with another one.
-    pub(crate) fn run(&self, mut channel: Channel) -> ConsumerEnd {
+    pub(crate) fn run(&self, channel: Channel) -> ConsumerEnd {
+        self.go_on_after(self.run_on(channel))
+    }
+
+    /// Goes on after a consumer of the same thread number whose channel ended like this, if it may.
+    pub(crate) fn go_on_after(&self, mut end: ConsumerEnd) -> ConsumerEnd {
         loop {
-            let cause = match self.run_on(channel) {
+            let cause = match end {
                 ConsumerEnd::Lost(cause) if self.may_go_on_after(&cause) => cause,
                 end => return end,
             };
-            channel = match self.open_another() {
+            let channel = match self.open_another() {
                 Ok(channel) => channel,
                 Err(lost) => {
-                    debug!("thread {}: no channel in its place: {lost}", self.handler.number);
+                    debug!("thread {}: no channel in its place: {lost}", self.slot.number);
                     return ConsumerEnd::Lost(cause);
                 }
             };
             self.note_late(&cause);
+            end = self.run_on(channel);
         }
     }
 
@@ -73,7 +84,7 @@ impl<'c> Consumer<'c> {
             warn!(
                 "thread {}: the last acks may not have arrived, and their tasks may run twice: \
                  {cause}",
-                self.handler.number
+                self.slot.number
             );
         }
         ConsumerEnd::Lost(cause)
@@ -88,7 +99,7 @@ impl<'c> Consumer<'c> {
     }
 
     fn note_late(&self, cause: &CloseReason) {
-        let number = self.handler.number;
+        let number = self.slot.number;
         self.context.run.late_tasks.mark_late(number);
         warn!(
             "thread {number}: its consumer was lost: {cause}. Its tasks may run twice. If a task ran \
@@ -98,29 +109,39 @@ impl<'c> Consumer<'c> {
     }
 
     fn consume(&self, channel: &Channel) -> ConsumerEnd {
-        let (consumer_loop, feed) = ConsumerLoop::new(self.context, self.handler.number, channel);
-        if let Err(end) = self.attach(feed) {
-            return end;
-        }
-        let end = self.run_subscriptions(channel, consumer_loop);
-        self.context.run.health.consumes_no_more(self.handler.number);
+        let runner = match self.wait_for_runner() {
+            Ok(runner) => runner,
+            Err(end) => return end,
+        };
+        let mut consumer_loop = match ConsumerLoop::new(&self.context, runner, &self.call, channel)
+        {
+            Ok(consumer_loop) => consumer_loop,
+            Err(cause) => return ConsumerEnd::Lost(cause),
+        };
+        let end = self.run_subscriptions(channel, &mut consumer_loop);
+        // Before another consumer gets the runner.
+        self.context.run.health.consumes_no_more(self.slot.number);
         end
     }
 
-    /// Waits for the handler thread, which may still be busy with a task of an earlier session.
-    fn attach(&self, feed: JobFeed) -> Result<(), ConsumerEnd> {
-        let sent = self.handler.feeds.send_timeout(feed, BUSY_AFTER);
-        let Err(busy) = sent else { return Ok(()) };
+    /// Waits for the runner, which may still be busy with a task of an earlier session.
+    fn wait_for_runner(&self) -> Result<Runner, ConsumerEnd> {
+        let free = self.slot.free.recv_timeout(BUSY_AFTER).or_else(|_| self.wait_for_task());
+        let runner = self.slot.runner(free?);
+        runner.forget_job();
+        Ok(runner)
+    }
+
+    fn wait_for_task(&self) -> Result<Free, ConsumerEnd> {
         info!(
             "thread {}: will consume again when its task of the lost channel has ended",
-            self.handler.number
+            self.slot.number
         );
         select_biased! {
             recv(self.context.signals.abort) -> _ => Err(ConsumerEnd::Stopped),
             recv(self.context.signals.stop) -> _ => Err(ConsumerEnd::Stopped),
-            send(self.handler.feeds, busy.into_inner()) -> sent => {
-                sent.map_err(|_| ConsumerEnd::Lost(handler_thread_ended()))
-            },
+            // Never disconnected: `slot` is a sender, too.
+            recv(self.slot.free) -> free => free.map_err(|_| ConsumerEnd::Stopped),
         }
     }
 
@@ -128,7 +149,7 @@ impl<'c> Consumer<'c> {
     fn run_subscriptions(
         &self,
         channel: &Channel,
-        mut consumer_loop: ConsumerLoop<'_>,
+        consumer_loop: &mut ConsumerLoop<'_>,
     ) -> ConsumerEnd {
         let settings = &self.context.run.settings;
         loop {
@@ -156,16 +177,15 @@ impl<'c> Consumer<'c> {
         }
     }
 
-    pub(crate) fn number(&self) -> usize {
-        self.handler.number
-    }
-
+    /// Reports its end, unless the session went on without it.
     pub(crate) fn report_end(&self, end: ConsumerEnd) {
-        let _ = self.context.reports.send(Report::Ended(end));
+        if self.call.is_awaited() {
+            let _ = self.context.reports.send(Report::Ended(self.slot.number, end));
+        }
     }
 
     fn report_consuming(&self) {
-        let number = self.handler.number;
+        let number = self.slot.number;
         let _ = self.context.reports.send(Report::Consuming(number));
         self.context.run.health.consumes(number);
     }

@@ -116,6 +116,11 @@ impl<D> InFlight<D> {
         self.unacked.remove(&tag)
     }
 
+    /// The event of the first delivery, in case it is requeued while the handler has it.
+    pub(crate) fn first_event(&self) -> Option<Event> {
+        self.unacked.values().next().and_then(|it| it.event.clone())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.unacked.len()
     }

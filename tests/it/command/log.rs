@@ -59,12 +59,13 @@ fn an_event_begins_a_line_of_its_own_whatever_is_there() {
 /// The client library's thread has records, too, and it sends the heartbeats.
 #[test]
 fn a_standard_error_that_nobody_reads_stops_no_heartbeats() {
-    // A quorum queue would count the consumer as long as its task is in hand.
+    // A quorum queue would count the consumer as long as its task is in hand, and with a prefetch of
+    // 1 it lasts as long.
     let bench = Bench::with_classic("heartbeats");
     bench.publish(&[b"x"]);
     let url = format!("{}?heartbeat=1", bench.broker.url());
     let worker = ["-c", "exec \"$0\" \"$@\" 2>&1", env!("CARGO_BIN_EXE_worker")];
-    let options = ["--url", &url, "--queue", &bench.queue, "--threads", "1"];
+    let options = ["--url", &url, "--queue", &bench.queue, "--threads", "1", "--prefetch", "2"];
     let command = ["--", "sh", "-c", "yes words >&2"];
     let (end, pipe) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     let same = pipe.try_clone().expect("another descriptor");

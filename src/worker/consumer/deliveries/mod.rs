@@ -2,10 +2,11 @@
 //! Everything is settled on the thread that received it.
 
 mod failed;
+mod own_jobs;
 mod report;
 mod requeue;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -17,10 +18,12 @@ use crate::model::batch::{BatchTask, wants_output};
 use crate::model::failure_record::{attempt_of, deferrals_of};
 use crate::model::handler::{Delivery, Failure};
 use crate::worker::consumer::context::ConsumerContext;
+use crate::worker::consumer::own_thread::{HandlerCall, OwnThread};
 use crate::worker::in_flight::{InFlight, UnackedDelivery};
-use crate::worker::job::{Finished, Job, JobFeed, JobLink, JobResult, job_feed};
+use crate::worker::job::{Finished, Job, JobLink, JobResult, job_feed};
 use crate::worker::journal::Journal;
 use crate::worker::late::Repeat;
+use crate::worker::pool::Runner;
 use crate::worker::republish::RepublishResult;
 use crate::worker::run_context::Settings;
 
@@ -28,12 +31,14 @@ use self::failed::StallLogged;
 
 /// The unacked deliveries of one channel, and the ways to settle them.
 pub(super) struct Deliveries<'c> {
-    context: &'c ConsumerContext<'c>,
-    /// The number of the handler thread.
+    context: &'c ConsumerContext,
+    /// The number of the thread.
     thread: usize,
     channel: &'c Channel,
     ledger: InFlight<Unsettled>,
     pub(super) jobs: JobLink,
+    /// What runs the jobs on this thread; `None` if another thread runs them.
+    own_thread: Option<OwnThread>,
     results: Sender<RepublishResult>,
     pub(super) republished: Receiver<RepublishResult>,
     stall_logged: StallLogged,
@@ -54,24 +59,32 @@ fn batch_size(prefetch: u16) -> usize {
 
 impl<'c> Deliveries<'c> {
     pub(super) fn new(
-        context: &'c ConsumerContext<'c>,
-        thread: usize,
+        context: &'c ConsumerContext,
+        runner: Runner,
+        call: &Arc<HandlerCall>,
         channel: &'c Channel,
-    ) -> (Deliveries<'c>, JobFeed) {
-        let batch_size = batch_size(context.run.settings.prefetch);
-        let (jobs, feed) = job_feed(batch_size, context.connection.heartbeat());
+    ) -> Result<Deliveries<'c>, CloseReason> {
+        let settings = &context.run.settings;
+        let thread = runner.number();
+        let (jobs, feed) = job_feed(batch_size(settings.prefetch), context.connection.heartbeat());
         let (results, republished) = unbounded();
-        let deliveries = Deliveries {
+        let mut deliveries = Deliveries {
             context,
             thread,
             channel,
             ledger: InFlight::new(),
             jobs,
+            own_thread: Some(OwnThread::new(runner, feed, call, &context.connection)),
             results,
             republished,
             stall_logged: StallLogged::Nothing,
         };
-        (deliveries, feed)
+        // The wait of a start rate must not hold up what else this thread has to do.
+        let is_paced = context.run.rate.is_some();
+        if settings.prefetch != 1 || settings.acks == Acks::Automatic || is_paced {
+            deliveries.start_runner_thread()?;
+        }
+        Ok(deliveries)
     }
 
     fn settings(&self) -> &'c Settings {
@@ -95,7 +108,7 @@ impl<'c> Deliveries<'c> {
         arrived.into_iter().try_for_each(|(unsettled, received)| self.take(unsettled, received))
     }
 
-    /// Takes a delivery, and sends it to the handler thread unless it must not run.
+    /// Takes a delivery, and sends it to the runner unless it must not run.
     pub(super) fn take(
         &mut self,
         unsettled: Unsettled,
@@ -104,6 +117,10 @@ impl<'c> Deliveries<'c> {
         let tag = unsettled.tag();
         let delivery = self.delivery(received);
         self.enter(unsettled, &delivery)?;
+        if self.ledger.len() > 1 {
+            // The others need this thread while the handler runs.
+            self.start_runner_thread()?;
+        }
         if delivery.redelivered && !self.context.queue.counts_deliveries() {
             self.context.redeliveries.note(delivery.thread, &delivery.task);
         }
@@ -170,7 +187,7 @@ impl<'c> Deliveries<'c> {
         }
     }
 
-    /// Settles a delivery with which the handler thread has finished.
+    /// Settles a delivery with which the runner has finished.
     pub(super) fn settle(&mut self, finished: Finished) -> Result<(), CloseReason> {
         let is_automatic = self.settings().acks == Acks::Automatic;
         let Finished { job, result, elapsed } = finished;
