@@ -53,6 +53,8 @@ pub(crate) struct Unsettled {
 pub(crate) enum Settlement {
     /// Done: the broker forgets it.
     Ack,
+    /// Done, together with everything unsettled that came before it on its channel.
+    AckUpTo,
     /// Requeued. RabbitMQ 4.3 does not count this as a failed attempt.
     GiveBack,
     /// Requeued, together with everything unsettled that came before it on its channel.
@@ -145,6 +147,7 @@ impl Unsettled {
     pub(super) fn settle(self, inner: &amiquip::Channel, how: Settlement) -> amiquip::Result<()> {
         match how {
             Settlement::Ack => self.shell.ack(inner),
+            Settlement::AckUpTo => self.shell.ack_multiple(inner),
             Settlement::GiveBack => self.shell.nack(inner, true),
             Settlement::GiveBackUpTo => self.shell.nack_multiple(inner, true),
         }

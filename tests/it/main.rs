@@ -1,5 +1,6 @@
 //! The one integration test crate: the library and its commands against brokers, real and scripted.
 
+mod acks;
 mod addresses;
 mod child;
 mod cluster;

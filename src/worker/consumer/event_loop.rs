@@ -1,5 +1,6 @@
 //! The event loop of one consumer: waits for the next event, and acts on it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -168,8 +169,8 @@ impl<'c> ConsumerLoop<'c> {
         match event {
             ConsumerEvent::Abort => Err(Exit::Close(CloseMode::Abort)),
             ConsumerEvent::Stop => Err(Exit::Close(CloseMode::Stop)),
-            ConsumerEvent::BatchReady => self.ack_batch(None, subscription),
-            ConsumerEvent::Finished(finished) => self.ack_batch(Some(finished), subscription),
+            ConsumerEvent::BatchReady => self.settle_batch(None, subscription),
+            ConsumerEvent::Finished(finished) => self.settle_batch(Some(finished), subscription),
             ConsumerEvent::HandlerThreadEnded => Err(handler_thread_ended().into()),
             ConsumerEvent::Republished(result) => self.on_republished(result, subscription),
             ConsumerEvent::PauseOver => self.on_pause_over(subscription),
@@ -200,23 +201,62 @@ impl<'c> ConsumerLoop<'c> {
         self.batch_due.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
     }
 
-    /// Settles what the handler thread has finished; `first` came before the results that wait.
-    fn ack_batch(
+    /// Settles what the runner has finished; `first` came before the results that wait.
+    fn settle_batch(
         &mut self,
         first: Option<Finished>,
         subscription: &Subscription<'_>,
     ) -> Result<(), Exit> {
-        // No more than there are now: the handler thread goes on, and other events have their turn.
-        let count = self.deliveries.jobs.finished.len() + usize::from(first.is_some());
-        let mut next = first;
-        for _ in 0..count {
-            let finished = next.take().or_else(|| self.deliveries.jobs.finished.try_recv().ok());
-            let Some(finished) = finished else { break };
-            self.settle(finished, subscription)?;
+        let any = first.is_some() || !self.deliveries.jobs.finished.is_empty();
+        let mut done = BTreeMap::new();
+        let settled = self.settle_others(first, &mut done, subscription);
+        let acked = self.ack_together(done, subscription);
+        settled.and(acked)?;
+        if self.last.is_some() {
+            return Err(Exit::Close(CloseMode::BudgetUsed));
         }
         self.batch_due = None;
-        if count > 0 && self.deliveries.jobs.has_queued() {
+        if any && self.deliveries.jobs.has_queued() {
             self.start_batch();
+        }
+        Ok(())
+    }
+
+    /// Settles the results that wait, except those that are to be acked together.
+    fn settle_others(
+        &mut self,
+        first: Option<Finished>,
+        done: &mut BTreeMap<u64, Finished>,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        // No more than there are now: the runner goes on, and other events have their turn.
+        let count = self.deliveries.jobs.finished.len();
+        let waiting = self.deliveries.jobs.finished.clone();
+        for finished in first.into_iter().chain(waiting.try_iter().take(count)) {
+            if !self.deliveries.is_done(&finished) {
+                self.settle(finished, subscription)?;
+            } else if self.claim_replacement() {
+                done.insert(finished.job.tag, finished);
+            } else {
+                self.last = Some(finished);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn ack_together(
+        &mut self,
+        mut done: BTreeMap<u64, Finished>,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        while !done.is_empty() {
+            let checked = self.check_subscription(subscription);
+            let acked = checked.and_then(|()| Ok(self.deliveries.ack_next(&mut done)?));
+            if let Err(exit) = acked {
+                done.values().for_each(|finished| self.deliveries.orphan(finished));
+                return Err(exit);
+            }
         }
         Ok(())
     }

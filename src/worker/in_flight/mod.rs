@@ -1,5 +1,5 @@
 //! Tracks the unacked deliveries of one channel: which are with the handler, being republished,
-//! paused, deferred or to be requeued, and which nack covers how many of them. Pure.
+//! paused, deferred or to be requeued, and which ack or nack covers how many of them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
@@ -48,6 +48,16 @@ pub(crate) struct Nack<D> {
     pub(crate) count: u64,
     /// Those of its jobs that were not started. The other tasks are in the journal already.
     pub(crate) unstarted: Vec<Job>,
+}
+
+/// One ack, for one delivery or for many.
+pub(crate) struct Ack<D, T> {
+    pub(crate) duty: Option<D>,
+    pub(crate) how: Settlement,
+    /// How many deliveries it settles.
+    pub(crate) count: u64,
+    /// What the caller keeps of each, in the order of their tags.
+    pub(crate) done: BTreeMap<u64, T>,
 }
 
 /// Whether the broker can send nothing more, because failed tasks take up the whole prefetch.
@@ -237,16 +247,41 @@ impl<D> InFlight<D> {
         })
     }
 
+    /// The next ack for those that are done, which it removes from `done`, until that is empty. One
+    /// ack covers as many as possible: like a [nack](InFlight::next_nack), it must not reach a
+    /// delivery that stays. The rest go one by one.
+    pub(crate) fn next_ack<T>(&mut self, done: &mut BTreeMap<u64, T>) -> Option<Ack<D, T>> {
+        let covered = covered_by_one(self.unacked.keys(), done.keys());
+        if let Some(last) = last_of_first(covered, done).filter(|_| covered > 1) {
+            let duty = self.finish_up_to(last);
+            let done = take_up_to(last, done);
+            return Some(Ack { duty, how: Settlement::AckUpTo, count: done.len() as u64, done });
+        }
+        let (tag, first) = done.pop_first()?;
+        let finished = self.finish(tag);
+        Some(Ack {
+            count: u64::from(finished.is_some()),
+            duty: finished.and_then(|it| it.duty),
+            how: Settlement::Ack,
+            done: BTreeMap::from([(tag, first)]),
+        })
+    }
+
     fn nack_up_to(&mut self, last: u64) -> Nack<D> {
         let requeued = take_up_to(last, &mut self.requeuing);
-        let mut unacked = take_up_to(last, &mut self.unacked);
-        self.earlier = self.earlier.split_off(&(last + 1));
         Nack {
-            duty: unacked.pop_last().and_then(|(_, it)| it.duty),
+            duty: self.finish_up_to(last),
             how: Settlement::GiveBackUpTo,
             count: requeued.len() as u64,
             unstarted: requeued.into_values().flatten().collect(),
         }
+    }
+
+    /// Removes all deliveries up to this one. Returns what they are settled with.
+    fn finish_up_to(&mut self, last: u64) -> Option<D> {
+        self.earlier = self.earlier.split_off(&(last + 1));
+        let mut finished = take_up_to(last, &mut self.unacked);
+        finished.pop_last().and_then(|(_, it)| it.duty)
     }
 
     /// Takes all unacked deliveries, to be settled together.
@@ -283,17 +318,17 @@ impl<D> InFlight<D> {
     }
 }
 
-/// How many of `requeuing` one nack covers. Both are in the order of their tags.
+/// How many of those to be settled one ack or nack covers. Both are in the order of their tags.
 fn covered_by_one<'a>(
     unacked: impl Iterator<Item = &'a u64>,
-    requeuing: impl Iterator<Item = &'a u64>,
+    settling: impl Iterator<Item = &'a u64>,
 ) -> usize {
-    unacked.zip(requeuing).take_while(|(unacked, requeuing)| unacked == requeuing).count()
+    unacked.zip(settling).take_while(|(unacked, settling)| unacked == settling).count()
 }
 
 /// The tag of the last of the first `count`.
-fn last_of_first<T>(count: usize, requeuing: &BTreeMap<u64, T>) -> Option<u64> {
-    count.checked_sub(1).and_then(|before| requeuing.keys().nth(before).copied())
+fn last_of_first<T>(count: usize, settling: &BTreeMap<u64, T>) -> Option<u64> {
+    count.checked_sub(1).and_then(|before| settling.keys().nth(before).copied())
 }
 
 fn take_up_to<T>(last: u64, from: &mut BTreeMap<u64, T>) -> BTreeMap<u64, T> {
@@ -331,5 +366,7 @@ impl InFlightCount {
     }
 }
 
+#[cfg(test)]
+mod property;
 #[cfg(test)]
 mod tests;

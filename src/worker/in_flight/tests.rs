@@ -205,3 +205,81 @@ fn a_session_knows_when_all_that_was_taken_is_settled() {
     count.add_settled(1);
     assert_eq!(count.all_settled(), Some(1));
 }
+
+/// What the acks settle with, how, and which tasks.
+fn acks(
+    ledger: &mut InFlight<u64>,
+    done: impl IntoIterator<Item = u64>,
+) -> Vec<(u64, Settlement, Vec<u64>)> {
+    let mut done = done.into_iter().map(|tag| (tag, ())).collect();
+    let acks = std::iter::from_fn(|| ledger.next_ack(&mut done));
+    let acks = acks.map(|ack| {
+        assert_eq!(ack.count, ack.done.len() as u64);
+        (ack.duty.expect("a delivery"), ack.how, ack.done.into_keys().collect())
+    });
+    acks.collect()
+}
+
+#[test]
+fn one_ack_covers_all_that_are_done_if_nothing_before_them_stays() {
+    let mut ledger = taken(0, 5);
+    assert_eq!(acks(&mut ledger, [2, 1, 3]), [(3, Settlement::AckUpTo, vec![1, 2, 3])]);
+    assert_eq!(acks(&mut ledger, [4]), [(4, Settlement::Ack, vec![4])]);
+    assert_eq!(ledger.len(), 1);
+}
+
+#[test]
+fn an_ack_reaches_no_task_that_stays() {
+    let kept: [fn(&mut InFlight<u64>, u64); 4] = [
+        |_, _| {},
+        |ledger, tag| ledger.hand_over(tag, event()),
+        |ledger, tag| assert!(!ledger.pause(tag, Instant::now()).is_zero()),
+        |ledger, tag| assert!(!ledger.defer(tag, Instant::now()).is_zero()),
+    ];
+    for keep in kept {
+        let mut ledger = taken(0, 5);
+        keep(&mut ledger, 3);
+        let expected = [
+            (2, Settlement::AckUpTo, vec![1, 2]),
+            (4, Settlement::Ack, vec![4]),
+            (5, Settlement::Ack, vec![5]),
+        ];
+        assert_eq!(acks(&mut ledger, [1, 2, 4, 5]), expected);
+        assert_eq!(ledger.finish(3).and_then(|it| it.duty), Some(3));
+    }
+}
+
+#[test]
+fn an_ack_reaches_no_task_of_an_earlier_subscription() {
+    let mut ledger = taken(2, 2);
+    ledger.hand_over(1, event());
+    ledger.hand_over(2, event());
+    ledger.begin_subscription(2);
+    (3..=4).for_each(|tag| ledger.take(tag, delivery(tag)).expect("there is room"));
+    let one_by_one = [(3, Settlement::Ack, vec![3]), (4, Settlement::Ack, vec![4])];
+    assert_eq!(acks(&mut ledger, [3, 4]), one_by_one);
+    assert_eq!(ledger.len(), 2);
+}
+
+#[test]
+fn an_ack_up_to_the_last_leaves_nothing_of_an_earlier_subscription() {
+    let mut ledger = taken(2, 2);
+    ledger.begin_subscription(2);
+    (3..=4).for_each(|tag| ledger.take(tag, delivery(tag)).expect("there is room"));
+    let together = [(3, Settlement::AckUpTo, vec![1, 2, 3])];
+    assert_eq!(acks(&mut ledger, [1, 2, 3]), together);
+    ledger.take(5, delivery(5)).expect("one was settled");
+    assert!(ledger.take(6, delivery(6)).is_err(), "two of this subscription are unacked");
+}
+
+#[test]
+fn with_automatic_acks_there_is_nothing_to_ack() {
+    let mut ledger = InFlight::<u64>::new();
+    ledger.begin_subscription(0);
+    for tag in 1..=2 {
+        ledger.take(tag, UnackedDelivery { duty: None, event: None }).expect("there is room");
+    }
+    let mut done = BTreeMap::from([(1, ()), (2, ())]);
+    let ack = ledger.next_ack(&mut done).expect("both");
+    assert_eq!((ack.duty, ack.count), (None, 2));
+}

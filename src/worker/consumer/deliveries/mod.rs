@@ -6,6 +6,7 @@ mod own_jobs;
 mod report;
 mod requeue;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -222,6 +223,32 @@ impl<'c> Deliveries<'c> {
     fn is_reported(&self, delivery: &Delivery) -> bool {
         let is_of_batch = BatchTask::of(&delivery.task, &delivery.queue).is_some();
         is_of_batch && self.settings().acks == Acks::Manual
+    }
+
+    /// Whether its result is settled with an ack, and nothing else has to be done for that.
+    pub(super) fn is_done(&self, finished: &Finished) -> bool {
+        let is_done = matches!(finished.result, JobResult::Done);
+        let is_acked_at_once = is_done && !self.is_reported(&finished.job.delivery);
+        is_acked_at_once && (self.settings().acks == Acks::Automatic || !self.context.is_cancelled())
+    }
+
+    /// Sends one ack, for as many tasks as it can cover.
+    pub(super) fn ack_next(
+        &mut self,
+        done: &mut BTreeMap<u64, Finished>,
+    ) -> Result<(), CloseReason> {
+        let Some(ack) = self.ledger.next_ack(done) else { return Ok(()) };
+        let acked = ack.duty.map_or(Ok(()), |duty| self.channel.settle(duty, ack.how));
+        self.context.in_flight.add_settled(ack.count);
+        for finished in ack.done.values() {
+            if acked.is_ok() {
+                self.ledger.note_done();
+                self.journal().done(&finished.job.delivery, finished.elapsed);
+            } else {
+                self.journal().orphaned(&finished.job.delivery, finished.elapsed);
+            }
+        }
+        acked
     }
 
     fn ack_done(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {
