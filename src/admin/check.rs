@@ -174,7 +174,7 @@ impl Inspector {
         let probe = Task::new("?").transient();
         let answers = self.ask(|channel| {
             let answers = channel.confirm_publishes()?;
-            channel.publish(&nowhere, &probe, BLOCKED_WITHIN)?;
+            channel.publish(&nowhere, &probe)?;
             Ok(answers)
         })?;
         let Some(answers) = answers else { return Err(missing(self.queue.name())) };

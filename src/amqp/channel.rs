@@ -8,7 +8,7 @@ use amiquip::{AmqpValue, ConsumerOptions, FieldTable, QueueDeclareOptions, Queue
 
 use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
-use crate::amqp::message::publish_to;
+use crate::amqp::outbox::{Added, Publishes};
 pub(crate) use crate::amqp::publish_events::{PublishEvents, Reach, Returned, Verdict};
 use crate::amqp::reply_text::is_invalid_argument;
 use crate::amqp::subscription::take_apart;
@@ -26,6 +26,7 @@ pub(crate) struct Channel {
     guard: CallGuard,
     limit: Duration,
     settled: Cell<bool>,
+    publishes: Publishes,
 }
 
 /// What the broker reports of a queue.
@@ -54,8 +55,13 @@ const ASKING_THE_LEADER: &str =
 const CHANNEL_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Channel {
-    pub(crate) fn new(inner: amiquip::Channel, guard: CallGuard, limit: Duration) -> Channel {
-        Channel { inner: Some(inner), guard, limit, settled: Cell::new(false) }
+    pub(super) fn new(
+        inner: amiquip::Channel,
+        guard: CallGuard,
+        limit: Duration,
+        publishes: Publishes,
+    ) -> Channel {
+        Channel { inner: Some(inner), guard, limit, settled: Cell::new(false), publishes }
     }
 
     /// Lets its calls wait for the broker's answer for as long as the connection lasts.
@@ -201,16 +207,21 @@ impl Channel {
         Ok(PublishEvents::new(confirms, returns))
     }
 
-    /// Hands a task to the I/O thread, mandatory, for `queue` through the default exchange. A
-    /// success proves nothing; the confirm does.
-    pub(crate) fn publish(
-        &self,
-        queue: &str,
-        task: &Task,
-        limit: Duration,
-    ) -> Result<(), CloseReason> {
-        let publish = publish_to(queue, task);
-        self.send_within(limit, "publishing", |inner| inner.basic_publish("", publish))
+    /// Puts a task in the outbox, mandatory, for `queue` through the default exchange. Waits for
+    /// nothing. A success proves nothing; the confirm does.
+    pub(crate) fn publish(&self, queue: &str, task: &Task) -> Result<(), CloseReason> {
+        let inner = self.inner()?;
+        match self.publishes.add(inner.channel_id(), queue, task) {
+            Added::More => Ok(()),
+            // The mark that the stream replaces by the publishes. Nothing else was sent since the
+            // last one, so that the I/O thread has room for it.
+            Added::First => inner.ack_all().map_err(|error| self.cause(error)),
+            Added::Full => {
+                let cause = CloseReason::TimedOut { doing: "publishing", limit: self.limit };
+                self.fail_connection(&cause);
+                Err(cause)
+            }
+        }
     }
 
     /// Requeues all unsettled deliveries of this channel together. If they come one by one, a classic

@@ -46,6 +46,11 @@ const START_OK: [u8; 4] = [0, 10, 0, 11];
 const FRAME_END: u8 = 0xCE;
 
 impl Opening {
+    /// Whether all that follows passes unchanged.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over)
+    }
+
     /// Writes the next bytes to `line`, and returns how many of them are done. The last bytes of the
     /// start-ok are done when all of the completed one is written: the caller does not offer again
     /// what it takes for written.

@@ -15,6 +15,7 @@ use crate::amqp::ended_channels::EndedChannels;
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::handshake::{Established, Handshake, Refused};
 use crate::amqp::heartbeat::Heartbeat;
+use crate::amqp::outbox::{Outbox, Publishes};
 use crate::amqp::transport::PeerState;
 use crate::model::address_order::Failures;
 use crate::model::broker::{Broker, Limits};
@@ -32,6 +33,7 @@ pub(crate) struct Connection {
     watchdog: Option<Watchdog>,
     heartbeat: Heartbeat,
     peer_state: Arc<PeerState>,
+    outbox: Arc<Outbox>,
     address: String,
     /// The IP address and the port.
     peer: String,
@@ -65,7 +67,7 @@ impl Connection {
         watchdog.watch_socket(socket.try_clone()?);
         let established =
             Handshake { broker, address, limits }.run(socket, watchdog.call_guard())?;
-        let Established { mut inner, heartbeat, peer_state } = established;
+        let Established { mut inner, heartbeat, peer_state, outbox } = established;
         let notices = inner.listen_for_connection_blocked().map_err(CloseReason::from)?;
         heartbeat.start();
         watchdog.watch_heartbeat(&heartbeat);
@@ -77,6 +79,7 @@ impl Connection {
             watchdog: Some(watchdog),
             heartbeat,
             peer_state,
+            outbox,
             address: address.to_string(),
             peer,
             failures: broker.failures().clone(),
@@ -101,6 +104,7 @@ impl Connection {
             watchdog: None,
             heartbeat: self.heartbeat.clone(),
             peer_state: Arc::clone(&self.peer_state),
+            outbox: Arc::clone(&self.outbox),
             address: self.address.clone(),
             peer: self.peer.clone(),
             failures: self.failures.clone(),
@@ -132,7 +136,8 @@ impl Connection {
         let limit = self.limits.call;
         let opened =
             guard.with_idle_timeout(limit, "opening a channel", || inner.open_channel(None));
-        Ok(Channel::new(opened.map_err(CloseReason::from)?, guard, limit))
+        let publishes = Publishes::new(&self.outbox, self.largest_frame());
+        Ok(Channel::new(opened.map_err(CloseReason::from)?, guard, limit, publishes))
     }
 
     /// The broker's notices; disconnected once the connection is dead.

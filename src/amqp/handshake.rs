@@ -11,6 +11,7 @@ use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{ACCESS_REFUSED, CloseReason, NOT_ALLOWED, NOT_FOUND};
 use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::heartbeat::Heartbeat;
+use crate::amqp::outbox::Outbox;
 use crate::amqp::reply_text::is_connection_limit;
 use crate::amqp::transport::{PeerState, Stream};
 use crate::model::broker::{Broker, Limits};
@@ -44,8 +45,8 @@ impl From<std::io::Error> for Refused {
     }
 }
 
-/// How many messages of the client library may wait for its I/O thread, for each channel: a
-/// publish is three. With its default of 16, the two threads switch at every fifth task.
+/// How many messages of the client library may wait for its I/O thread, for each channel. An
+/// ack is one. With its default of 16, the two threads switch at every sixteenth.
 const IO_THREAD_BOUND: usize = 1024;
 
 /// How much later than ours the client library's own limit on the handshake ends: it takes its
@@ -64,6 +65,7 @@ pub(crate) struct Established {
     pub(crate) inner: amiquip::Connection,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) peer_state: Arc<PeerState>,
+    pub(crate) outbox: Arc<Outbox>,
 }
 
 impl Handshake<'_> {
@@ -73,16 +75,16 @@ impl Handshake<'_> {
         let limit = self.limits.handshake;
         let opened = guard.with_timeout(limit, "waiting for the handshake", || {
             let stream = self.stream(socket)?;
-            heard = Some((stream.peer_state(), stream.heartbeat()));
+            heard = Some((stream.peer_state(), stream.heartbeat(), stream.outbox()));
             self.open(stream)
         });
         match (opened, heard) {
-            (Ok(inner), Some((peer_state, heartbeat))) => {
-                Ok(Established { inner, heartbeat, peer_state })
+            (Ok(inner), Some((peer_state, heartbeat, outbox))) => {
+                Ok(Established { inner, heartbeat, peer_state, outbox })
             }
             (Err(Refused::Lasting(error)), _) => Err(Refused::Lasting(error)),
             (Err(Refused::Transient(cause)), heard) => {
-                let peer_state = heard.map(|(peer_state, _)| peer_state).unwrap_or_default();
+                let peer_state = heard.map(|(peer_state, ..)| peer_state).unwrap_or_default();
                 // The client library takes a close that it does not expect for a protocol error.
                 let closed = peer_state.closed.get().map(CloseReason::closed_with);
                 Err(self.classify(closed.or(guard.cause()).unwrap_or(cause), &peer_state))

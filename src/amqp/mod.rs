@@ -6,11 +6,14 @@ mod client_properties;
 pub(crate) mod close_reason;
 pub(crate) mod connect;
 pub(crate) mod connection;
+mod encode;
 pub(crate) mod ended_channels;
 pub(crate) mod guard;
 mod handshake;
 pub(crate) mod heartbeat;
 pub(crate) mod message;
+mod outbox;
+mod outgoing;
 #[cfg(test)]
 mod property;
 mod publish_events;

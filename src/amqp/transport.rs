@@ -9,10 +9,11 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
-use crate::amqp::client_properties::Opening;
 use crate::amqp::ended_channels::EndedChannels;
 use crate::amqp::guard::{FrameGuard, InvalidFrame, Proposal};
 use crate::amqp::heartbeat::Heartbeat;
+use crate::amqp::outbox::Outbox;
+use crate::amqp::outgoing::Outgoing;
 #[cfg(feature = "tls")]
 use crate::amqp::tls::{self, HandshakeFailure};
 
@@ -21,7 +22,7 @@ use crate::amqp::tls::{self, HandshakeFailure};
 pub(crate) struct Stream {
     line: MaybeTlsStream,
     inbound: InboundFilter,
-    opening: Opening,
+    outgoing: Outgoing,
 }
 
 #[derive(Debug)]
@@ -83,7 +84,7 @@ impl Stream {
     }
 
     fn over(line: MaybeTlsStream, heartbeat: u16) -> Stream {
-        Stream { line, inbound: InboundFilter::new(heartbeat), opening: Opening::default() }
+        Stream { line, inbound: InboundFilter::new(heartbeat), outgoing: Outgoing::default() }
     }
 
     pub(crate) fn peer_state(&self) -> Arc<PeerState> {
@@ -92,6 +93,11 @@ impl Stream {
 
     pub(crate) fn heartbeat(&self) -> Heartbeat {
         self.inbound.heartbeat.clone()
+    }
+
+    /// Where publishes are put to be written.
+    pub(crate) fn outbox(&self) -> Arc<Outbox> {
+        Arc::clone(&self.outgoing.outbox)
     }
 
     fn socket(&self) -> io::Result<&TcpStream> {
@@ -177,9 +183,9 @@ impl InboundFilter {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.line {
-            MaybeTlsStream::Plain(socket) => self.opening.write(bytes, socket),
+            MaybeTlsStream::Plain(socket) => self.outgoing.write(bytes, socket),
             #[cfg(feature = "tls")]
-            MaybeTlsStream::Tls(line) => self.opening.write(bytes, line),
+            MaybeTlsStream::Tls(line) => self.outgoing.write(bytes, line),
         }
     }
 

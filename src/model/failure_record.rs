@@ -304,6 +304,8 @@ mod tests {
     use super::*;
     use std::time::{Duration, UNIX_EPOCH};
 
+    use crate::model::task::Ids;
+
     /// So large a header of the producer's own that a frame has room for so many bytes more.
     fn crowded(room: usize) -> Task {
         let with = |bytes: usize| Task::new("").with_header("h", "x".repeat(bytes));
@@ -386,7 +388,10 @@ mod tests {
 
     #[test]
     fn a_replay_resets_the_count_and_keeps_the_history() {
-        let mut task = Task::new("x").with_id("1").with_header("h", "v").stamped(context(0).now);
+        let mut task = Task::new("x")
+            .with_id("1")
+            .with_header("h", "v")
+            .stamped(context(0).now, &mut Ids::new());
         let sent = task.clone();
         for round in 1..=12 {
             task = reset_for_replay(to_dead_letter(

@@ -3,7 +3,7 @@
 //! The client library's own smoother is not used: it turns a nack that came out of order into
 //! an ack (amiquip 0.4.2 confirm.rs:190).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::amqp::channel::Reach;
 
@@ -14,26 +14,35 @@ use crate::amqp::channel::Reach;
 #[derive(Debug)]
 pub(crate) struct Confirms<T, K> {
     last_tag: u64,
-    outstanding: BTreeMap<u64, T>,
+    /// From the oldest one that is outstanding to the last tag; `None` for each that is resolved.
+    outstanding: VecDeque<Option<T>>,
+    /// How many are outstanding.
+    count: usize,
     /// Publishes that we no longer wait for, and the key that identifies a late confirm.
     unawaited: BTreeMap<u64, K>,
 }
 
 impl<T, K> Confirms<T, K> {
     pub(crate) fn new() -> Confirms<T, K> {
-        Confirms { last_tag: 0, outstanding: BTreeMap::new(), unawaited: BTreeMap::new() }
+        Confirms { last_tag: 0, outstanding: VecDeque::new(), count: 0, unawaited: BTreeMap::new() }
     }
 
     /// Notes the next publish on the channel.
     pub(crate) fn publish(&mut self, item: T) {
         self.last_tag += 1;
-        self.outstanding.insert(self.last_tag, item);
+        self.count += 1;
+        self.outstanding.push_back(Some(item));
     }
 
     /// Takes out the publishes that a confirm resolves, in the order of publishing; apart from them
     /// the keys of those that were given up. None is resolved twice.
     pub(crate) fn resolve(&mut self, reach: Reach) -> (Vec<T>, Vec<K>) {
-        (take(&mut self.outstanding, reach), take(&mut self.unawaited, reach))
+        let resolved = match reach {
+            Reach::One(tag) => self.take_one(tag).into_iter().collect(),
+            Reach::UpTo(tag) => self.take_up_to(tag),
+        };
+        self.count -= resolved.len();
+        (resolved, take(&mut self.unawaited, reach))
     }
 
     /// Whether a confirm can speak of these tags: all were published, resolved by now or not.
@@ -44,12 +53,12 @@ impl<T, K> Confirms<T, K> {
 
     /// The publishes that are still awaited, in the order of publishing.
     pub(crate) fn outstanding(&self) -> impl Iterator<Item = &T> {
-        self.outstanding.values()
+        self.outstanding.iter().flatten()
     }
 
     /// The same, to be changed.
     pub(crate) fn outstanding_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.outstanding.values_mut()
+        self.outstanding.iter_mut().flatten()
     }
 
     /// Whether this key identifies a publish that was given up.
@@ -61,11 +70,11 @@ impl<T, K> Confirms<T, K> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.outstanding.len()
+        self.count
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.outstanding.is_empty()
+        self.count == 0
     }
 
     /// Whether each publish was acked or nacked, also those that were given up.
@@ -75,12 +84,13 @@ impl<T, K> Confirms<T, K> {
 
     /// The publish that has waited longest.
     pub(crate) fn oldest(&self) -> Option<&T> {
-        self.outstanding.first_key_value().map(|(_, item)| item)
+        self.outstanding.front()?.as_ref()
     }
 
     /// Everything still outstanding, in the order of publishing.
     pub(crate) fn take_all(&mut self) -> Vec<T> {
-        std::mem::take(&mut self.outstanding).into_values().collect()
+        self.count = 0;
+        self.outstanding.drain(..).flatten().collect()
     }
 
     /// Gives up the outstanding ones that `expired` picks, and takes them out in the order of
@@ -90,16 +100,50 @@ impl<T, K> Confirms<T, K> {
         expired: impl Fn(&T) -> bool,
         key: impl Fn(&T) -> K,
     ) -> Vec<T> {
-        let (out, keep) =
-            std::mem::take(&mut self.outstanding).into_iter().partition(|(_, item)| expired(item));
-        self.outstanding = keep;
-        let out: BTreeMap<u64, T> = out;
-        self.unawaited.extend(out.iter().map(|(tag, item)| (*tag, key(item))));
-        out.into_values().collect()
+        let mut given_up = Vec::new();
+        for (tag, place) in (self.first_tag()..).zip(&mut self.outstanding) {
+            if let Some(item) = place.take_if(|item| expired(item)) {
+                self.unawaited.insert(tag, key(&item));
+                given_up.push(item);
+            }
+        }
+        self.count -= given_up.len();
+        self.drop_resolved();
+        given_up
+    }
+
+    /// The tag of the first place.
+    fn first_tag(&self) -> u64 {
+        self.last_tag + 1 - self.outstanding.len() as u64
+    }
+
+    fn take_one(&mut self, tag: u64) -> Option<T> {
+        let place = usize::try_from(tag.checked_sub(self.first_tag())?).ok()?;
+        let item = self.outstanding.get_mut(place)?.take();
+        self.drop_resolved();
+        item
+    }
+
+    fn take_up_to(&mut self, tag: u64) -> Vec<T> {
+        let places = (tag.saturating_add(1)).saturating_sub(self.first_tag());
+        let places = usize::try_from(places).unwrap_or(usize::MAX).min(self.outstanding.len());
+        let resolved = self.outstanding.drain(..places).flatten().collect();
+        self.drop_resolved();
+        resolved
+    }
+
+    /// The first place always has an item.
+    fn drop_resolved(&mut self) {
+        while let Some(None) = self.outstanding.front() {
+            self.outstanding.pop_front();
+        }
     }
 }
 
-fn take<V>(by_tag: &mut BTreeMap<u64, V>, reach: Reach) -> Vec<V> {
+fn take<K>(by_tag: &mut BTreeMap<u64, K>, reach: Reach) -> Vec<K> {
+    if by_tag.is_empty() {
+        return Vec::new();
+    }
     match reach {
         Reach::One(tag) => by_tag.remove(&tag).into_iter().collect(),
         Reach::UpTo(tag) => {

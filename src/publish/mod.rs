@@ -21,7 +21,7 @@ use crate::model::delays::round_up;
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
-use crate::model::task::Task;
+use crate::model::task::{Ids, Task};
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::pending::Resolved;
 use crate::publish::publisher::{Publisher, Until};
@@ -58,6 +58,7 @@ pub struct Producer {
     publisher: Publisher<Ticket>,
     queue: Queue,
     receipts: Vec<Receipt>,
+    ids: Ids,
 }
 
 /// What became of one task.
@@ -93,7 +94,7 @@ impl Producer {
     pub fn new(broker: &Broker, queue: &Queue) -> Producer {
         let limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
         let publisher = Publisher::new(PublisherConfig::new(broker, queue, limits));
-        Producer { publisher, queue: queue.clone(), receipts: Vec::new() }
+        Producer { publisher, queue: queue.clone(), receipts: Vec::new(), ids: Ids::new() }
     }
 
     /// Sets how many tasks may be in flight. Together they have at most 8 MiB, unless one task is
@@ -149,7 +150,8 @@ impl Producer {
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
         self.validate(&task)?;
         self.connect()?;
-        self.accept(task.stamped(SystemTime::now()), Ticket::Publish);
+        let stamped = task.stamped(SystemTime::now(), &mut self.ids);
+        self.accept(stamped, Ticket::Publish);
         self.publisher.pump(Until::Resolved);
         match self.collect() {
             Some(Receipt { task, outcome: Outcome::Confirmed }) => {
@@ -173,7 +175,8 @@ impl Producer {
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
         match self.validate(&task) {
             Ok(()) => {
-                self.accept(task.stamped(SystemTime::now()), Ticket::Send);
+                let stamped = task.stamped(SystemTime::now(), &mut self.ids);
+                self.accept(stamped, Ticket::Send);
                 self.publisher.pump(Until::Published);
             }
             Err(error) => self.publisher.refuse(task, error.to_string(), Ticket::Send),

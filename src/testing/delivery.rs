@@ -8,7 +8,7 @@ use crossbeam_channel::never;
 use crate::model::failure_record::{attempt_of, deferrals_of};
 use crate::model::handler::Delivery;
 use crate::model::retry::RetryPolicy;
-use crate::model::task::Task;
+use crate::model::task::{Ids, Task};
 use crate::util::shutdown::Shutdown;
 
 /// Makes a [`Delivery`]; see [`delivery`].
@@ -40,7 +40,7 @@ pub struct DeliveryBuilder {
 pub fn delivery(task: Task) -> DeliveryBuilder {
     let policy = RetryPolicy::new();
     DeliveryBuilder {
-        task: task.stamped(SystemTime::now()),
+        task: task.stamped(SystemTime::now(), &mut Ids::new()),
         queue: "test".into(),
         thread: 1,
         redelivered: false,

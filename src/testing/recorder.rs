@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
-use crate::model::task::Task;
+use crate::model::task::{Ids, Task};
 use crate::publish::Receipt;
 use crate::publish::publish_trait::Publish;
 
@@ -58,7 +58,7 @@ impl Recorder {
     }
 
     fn record(&self, task: Task) -> Receipt {
-        let task = task.stamped(SystemTime::now());
+        let task = task.stamped(SystemTime::now(), &mut Ids::new());
         let mut records = self.records();
         let outcome = records.next.pop_front().unwrap_or(Outcome::Confirmed);
         if outcome == Outcome::Confirmed {

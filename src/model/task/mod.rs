@@ -1,11 +1,13 @@
 //! [`Task`]: a unit of work, its settings, and what another publish of it keeps. Pure.
 
+mod ids;
 mod properties;
 mod validate;
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub(crate) use ids::Ids;
 pub(crate) use properties::{Headers, Properties, Value};
 
 use crate::model::queue::Argument;
@@ -308,9 +310,9 @@ impl Task {
 
     /// Fills in what every published task carries: an id, by which returns and logs name it, and
     /// the time.
-    pub(crate) fn stamped(mut self, now: SystemTime) -> Task {
+    pub(crate) fn stamped(mut self, now: SystemTime, ids: &mut Ids) -> Task {
         let Properties { message_id, timestamp, .. } = &mut self.properties;
-        message_id.get_or_insert_with(|| uuid::Uuid::now_v7().to_string());
+        message_id.get_or_insert_with(|| ids.next_id(now));
         if timestamp.is_none() {
             let since = now.duration_since(UNIX_EPOCH);
             *timestamp = since.ok().map(|since| since.as_secs());
@@ -344,10 +346,13 @@ mod tests {
     #[test]
     fn a_stamp_keeps_what_is_there_already() {
         let now = UNIX_EPOCH + Duration::from_secs(42);
-        let stamped = Task::new("x").with_id("mine").stamped(now).stamped(SystemTime::now());
+        let mut ids = Ids::new();
+        let stamped = Task::new("x").with_id("mine").stamped(now, &mut ids);
+        let stamped = stamped.stamped(SystemTime::now(), &mut ids);
         assert_eq!(stamped.id(), Some("mine"));
         assert_eq!(stamped.enqueued_at(), Some(now));
-        let (one, two) = (Task::new("").stamped(now), Task::new("").stamped(now));
+        let mut stamped = || Task::new("").stamped(now, &mut ids);
+        let (one, two) = (stamped(), stamped());
         assert_ne!(one.id(), two.id());
     }
 
@@ -358,7 +363,10 @@ mod tests {
             .with_content_type("t")
             .with_priority(3)
             .with_header("h", "v");
-        let sent = sent.with_correlation_id("c").with_reply_to("r").stamped(SystemTime::now());
+        let sent = sent
+            .with_correlation_id("c")
+            .with_reply_to("r")
+            .stamped(SystemTime::now(), &mut Ids::new());
         let harmful = sent.clone().with_expiration(Duration::from_millis(5)).transient();
         let mut harmful = harmful.with_header("CC", "elsewhere");
         harmful.properties.user_id = Some("guest".into());

@@ -5,7 +5,7 @@ mod round;
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
+use crossbeam_channel::{Receiver, RecvError, TryRecvError, at, never, select_biased};
 use log::{info, warn};
 
 use crate::amqp::call_timeout::SLOW_AFTER;
@@ -144,16 +144,19 @@ impl<T> Link<T> {
         }
     }
 
-    /// Takes the confirms that have come in.
+    /// Takes the confirms that have come in. An error if none can come any more.
     pub(crate) fn collect(
         &mut self,
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
-        while let Ok(confirm) = self.answers.confirms().try_recv() {
-            self.apply(confirm.into(), config, backlog)?;
+        loop {
+            match self.answers.confirms().try_recv() {
+                Ok(confirm) => self.apply(confirm.into(), config, backlog)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(CloseReason::Disconnected),
+            }
         }
-        Ok(())
     }
 
     /// Resolves the tasks that a confirm speaks of, or has them published again.
@@ -316,6 +319,7 @@ impl<T> Link<T> {
         let Link { connection, channel, .. } = self;
         let address = connection.address().to_string();
         // A closed channel gives its reason once, to the first call that fails.
+        let known = known.filter(|cause| *cause != CloseReason::Disconnected);
         let cause = connection.end(known.or_else(|| channel.close_reason()));
         let is_malformed = matches!(cause, CloseReason::Malformed(_));
         let silent_delay = silent_delay.or(probing.filter(|_| is_malformed));

@@ -44,10 +44,6 @@ enum QueueState {
     Down(String),
 }
 
-/// A body up to this size is passed to the client library's thread without waiting for the broker,
-/// even if the two agreed upon the smallest frames: 1024 of 4 KiB may wait there.
-const PASSED_AT_ONCE: usize = 1024 * 1024;
-
 impl<T> Link<T> {
     /// Publishes from the front of the backlog while the window has room.
     pub(crate) fn publish(
@@ -201,12 +197,7 @@ impl<T> Link<T> {
         config: &PublisherConfig,
     ) -> Result<(), CloseReason> {
         let name = config.queue.name_of(pending.target);
-        let publish = || self.channel.publish(&name, &pending.task, pending.call_limit());
-        let published = if pending.task.body().len() > PASSED_AT_ONCE {
-            self.connection.call_guard().abort_on(&config.aborting, publish)
-        } else {
-            publish()
-        };
+        let published = self.channel.publish(&name, &pending.task);
         // Even if it failed: part of it may have gone out.
         pending.sent = true;
         (pending.refusal, pending.again_at) = (None, None);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
-use amq_protocol_types::DecimalValue;
+use amq_protocol::types::DecimalValue;
 use rabbit_work::{Broker, Delivery, Failure, Queue, RetryPolicy, Worker};
 
 use super::{SOON, dead, failing, policy, worker};

@@ -8,7 +8,7 @@ use crate::model::batch::outcome::{BatchOutcome, TYPE, TaskEnd, TaskOutput};
 use crate::model::handler::Delivery;
 use crate::model::program_end::ProgramEnd;
 use crate::model::queue::Target;
-use crate::model::task::Task;
+use crate::model::task::{Ids, Task};
 use crate::worker::consumer::deliveries::Deliveries;
 use crate::worker::job::Job;
 use crate::worker::republish::Publish;
@@ -44,7 +44,7 @@ impl Report {
             .with_type(TYPE)
             .with_content_type("application/json")
             .with_correlation_id(of.correlation_id())
-            .stamped(now);
+            .stamped(now, &mut Ids::new());
         Publish { task, target: Target::Batch(of.batch) }
     }
 
