@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
+use std::{mem, vec};
 
 use crossbeam_channel::{Receiver, Select, Sender, bounded, select_biased, unbounded};
 use rabbit_work::Shutdown;
@@ -37,21 +38,30 @@ pub(crate) enum Piece {
 /// The bodies as they are read, by a thread of its own: a read may block for ever, and a stop must
 /// not.
 pub(crate) struct Bodies {
-    receiver: Receiver<io::Result<Piece>>,
-    /// Sends the reader the length of each piece that was taken.
+    receiver: Receiver<io::Result<Vec<Piece>>>,
+    /// What is left of the batch that was taken last.
+    batch: vec::IntoIter<Piece>,
+    /// Sends the reader the length of each batch that was taken.
     taken: Sender<usize>,
 }
 
-/// The reader's end of [`Bodies`].
+/// The reader's end of [`Bodies`]. It sends many pieces together: to pass them on one by one would
+/// take longer than to publish them.
 struct Feed {
-    sender: Sender<io::Result<Piece>>,
+    sender: Sender<io::Result<Vec<Piece>>>,
     taken: Receiver<usize>,
-    /// The bytes of the pieces that were sent and not taken.
+    /// The pieces that are still to be sent, and how many bytes they have.
+    batch: Vec<Piece>,
+    bytes: usize,
+    /// The bytes of the batches that were sent and not taken.
     ahead: usize,
 }
 
-/// The most pieces that are read ahead.
-const MOST_AHEAD: usize = 256;
+/// The most batches that are read ahead, and the most pieces and bytes of each, unless a single piece
+/// is larger.
+const MOST_AHEAD: usize = 4;
+const LARGEST_BATCH: usize = 64;
+const BYTES_OF_A_BATCH: usize = 64 * 1024;
 /// The most bytes that are read ahead, unless a single piece is larger; as many as may be published
 /// and not confirmed.
 const BYTES_AHEAD: usize = 8 * 1024 * 1024;
@@ -69,7 +79,7 @@ impl Bodies {
     pub(crate) fn open(source: &Source) -> Result<Bodies, CommandError> {
         let (sender, receiver) = bounded(MOST_AHEAD);
         let (taken, lengths) = unbounded();
-        let feed = Feed { sender, taken: lengths, ahead: 0 };
+        let feed = Feed { sender, taken: lengths, batch: Vec::new(), bytes: 0, ahead: 0 };
         let spawned = match source {
             Source::Words(body, count) => {
                 let (body, count) = (body.clone(), *count);
@@ -85,34 +95,46 @@ impl Bodies {
             }
         };
         spawned.map_err(|error| CommandError::usage("reading", error))?;
-        Ok(Bodies { receiver, taken })
+        Ok(Bodies { receiver, batch: Vec::new().into_iter(), taken })
     }
 
     /// The next piece, or why there is none.
-    pub(crate) fn next(&self, shutdown: &Shutdown) -> Result<Piece, End> {
-        let piece = select_biased! {
-            recv(shutdown.stopping()) -> _ => return Err(End::Stopped),
-            recv(self.receiver) -> piece => piece.map_err(|_| End::Finished)?,
-        };
-        let piece = piece.map_err(End::Unreadable)?;
-        // The reader may have read everything and ended.
-        let _ = self.taken.send(piece.bytes().len());
-        Ok(piece)
+    pub(crate) fn next(&mut self, shutdown: &Shutdown) -> Result<Piece, End> {
+        if shutdown.is_stopping() {
+            return Err(End::Stopped);
+        }
+        loop {
+            if let Some(piece) = self.batch.next() {
+                return Ok(piece);
+            }
+            let batch = select_biased! {
+                recv(shutdown.stopping()) -> _ => return Err(End::Stopped),
+                recv(self.receiver) -> batch => batch.map_err(|_| End::Finished)?,
+            };
+            let batch = batch.map_err(End::Unreadable)?;
+            // The reader may have read everything and ended.
+            let _ = self.taken.send(batch.iter().map(|piece| piece.bytes().len()).sum());
+            self.batch = batch.into_iter();
+        }
     }
 
     /// Whether the input continues or ends within a moment.
     pub(crate) fn are_coming(&self, shutdown: &Shutdown) -> bool {
+        if !self.batch.as_slice().is_empty() {
+            return true;
+        }
         let mut ready = Select::new();
         ready.recv(&self.receiver);
         ready.recv(shutdown.stopping());
         ready.ready_timeout(LULL).is_ok()
     }
 
-    /// What was read ahead.
-    pub(crate) fn read_ahead(&self) -> impl Iterator<Item = Piece> {
+    /// Takes what was read ahead.
+    pub(crate) fn read_ahead(&mut self) -> impl Iterator<Item = Piece> {
         // No more than that: the reader continues while there is room.
         let count = self.receiver.len();
-        self.receiver.try_iter().take(count).filter_map(Result::ok)
+        let batches = self.receiver.try_iter().take(count).filter_map(Result::ok).flatten();
+        self.batch.by_ref().chain(batches)
     }
 }
 
@@ -125,19 +147,32 @@ impl Piece {
 }
 
 impl Feed {
-    /// Sends a piece once there is room for it; `None` if nobody takes pieces any more.
-    fn send(&mut self, piece: Piece) -> Option<()> {
-        let length = piece.bytes().len();
+    /// Adds a piece to the batch, which is sent when it is full; `None` if nobody takes pieces any
+    /// more.
+    fn add(&mut self, piece: Piece) -> Option<()> {
+        self.bytes += piece.bytes().len();
+        self.batch.push(piece);
+        let is_full = self.batch.len() >= LARGEST_BATCH || self.bytes >= BYTES_OF_A_BATCH;
+        if is_full { self.send() } else { Some(()) }
+    }
+
+    /// Sends the batch once there is room for it.
+    fn send(&mut self) -> Option<()> {
+        if self.batch.is_empty() {
+            return Some(());
+        }
         self.ahead -= self.taken.try_iter().sum::<usize>();
-        while self.ahead > 0 && self.ahead + length > BYTES_AHEAD {
+        while self.ahead > 0 && self.ahead + self.bytes > BYTES_AHEAD {
             self.ahead -= self.taken.recv().ok()?;
         }
-        self.ahead += length;
-        self.sender.send(Ok(piece)).ok()
+        self.ahead += mem::take(&mut self.bytes);
+        let next = Vec::with_capacity(self.batch.len());
+        self.sender.send(Ok(mem::replace(&mut self.batch, next))).ok()
     }
 
     /// Sends an error, as the last.
-    fn fail(&self, error: io::Error) -> Option<()> {
+    fn fail(&mut self, error: io::Error) -> Option<()> {
+        self.send()?;
         self.sender.send(Err(error)).ok()
     }
 }
@@ -148,9 +183,9 @@ fn spawn_reader(read: impl FnOnce() -> Option<()> + Send + 'static) -> io::Resul
 
 fn repeat(body: &[u8], count: u64, mut feed: Feed) -> Option<()> {
     for _ in 0..count {
-        feed.send(Piece::Body(body.to_vec()))?;
+        feed.add(Piece::Body(body.to_vec()))?;
     }
-    Some(())
+    feed.send()
 }
 
 fn open_input(option: &'static str, path: &Path) -> Result<Box<dyn Read + Send>, CommandError> {
@@ -188,8 +223,12 @@ fn read_whole(path: &Path) -> Result<Vec<u8>, CommandError> {
     Ok(body)
 }
 
-fn send_pieces(mut input: impl BufRead, end: u8, mut feed: Feed) -> Option<()> {
+fn send_pieces(mut input: BufReader<impl Read>, end: u8, mut feed: Feed) -> Option<()> {
     loop {
+        if !input.buffer().contains(&end) {
+            // The next read may wait, and what was read must not.
+            feed.send()?;
+        }
         match send_next(&mut input, end, &mut feed) {
             Ok(more) => more?,
             Err(error) => return feed.fail(error),
@@ -209,7 +248,7 @@ fn send_next(input: &mut impl BufRead, end: u8, feed: &mut Feed) -> io::Result<O
     } else if read == 0 {
         return Ok(None);
     }
-    Ok(feed.send(Piece::Body(bytes)))
+    Ok(feed.add(Piece::Body(bytes)))
 }
 
 /// Sends a task in pieces. At the end of the input, it adds the byte that ends a task.
@@ -219,14 +258,14 @@ fn send_too_long(
     end: u8,
     feed: &mut Feed,
 ) -> io::Result<Option<()>> {
-    let mut sent = feed.send(Piece::TooLong(start));
+    let mut sent = feed.add(Piece::TooLong(start));
     while sent.is_some() {
         let mut bytes = Vec::new();
         if input.take(REST).read_until(end, &mut bytes)? == 0 {
             bytes.push(end);
         }
         let is_last = bytes.last() == Some(&end);
-        sent = feed.send(Piece::Rest(bytes));
+        sent = feed.add(Piece::Rest(bytes));
         if is_last {
             break;
         }

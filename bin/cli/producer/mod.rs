@@ -48,7 +48,7 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
     let source = Source::of(options)?;
     check(options, &source)?;
     // Before the report truncates --failed: without input, an old file may still be needed.
-    let bodies = Bodies::open(&source)?;
+    let mut bodies = Bodies::open(&source)?;
     let (_trigger, shutdown) = stop_on_signals(StopLimits {
         grace: options.timeout,
         cancel_timeout: Duration::ZERO,
@@ -58,23 +58,23 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
     if options.wait.wait {
         let waiting = Waiting::open(options, &broker, &queue, &shutdown)?;
         let report = Report::open(&source, options)?;
-        return publish_and_wait(waiting, report, &bodies, options, &shutdown);
+        return publish_and_wait(waiting, report, &mut bodies, options, &shutdown);
     }
     let mut report = Report::open(&source, options)?;
     warn_of_ignored_priority(options, &queue);
     let producer = producer(options, &broker, &queue, &shutdown);
     let mut plain = Plain { producer, task: &options.task };
     if let Err(error) = plain.connect() {
-        return not_connected(error, &bodies, &shutdown, report);
+        return not_connected(error, &mut bodies, &shutdown, report);
     }
-    let end = publish_all(&mut plain, &bodies, &shutdown, &mut report)?;
+    let end = publish_all(&mut plain, &mut bodies, &shutdown, &mut report)?;
     Ok(report.close(&end))
 }
 
 fn publish_and_wait(
     mut waiting: Waiting<'_>,
     mut report: Report,
-    bodies: &Bodies,
+    bodies: &mut Bodies,
     options: &Options,
     shutdown: &Shutdown,
 ) -> Result<Exit, CommandError> {
@@ -140,7 +140,7 @@ fn producer(options: &Options, broker: &Broker, queue: &Queue, shutdown: &Shutdo
 /// Nothing was published: the whole input is not confirmed.
 fn not_connected(
     error: CommandError,
-    bodies: &Bodies,
+    bodies: &mut Bodies,
     shutdown: &Shutdown,
     mut report: Report,
 ) -> Result<Exit, CommandError> {
@@ -161,12 +161,12 @@ fn not_connected(
 
 fn publish_all(
     publishing: &mut dyn Publishing,
-    bodies: &Bodies,
+    bodies: &mut Bodies,
     shutdown: &Shutdown,
     report: &mut Report,
 ) -> Result<End, CommandError> {
     let end = publish_input(publishing, bodies, shutdown, report)?;
-    report.note(publishing.flush());
+    report.note(&publishing.flush());
     Ok(match end {
         End::Finished => end,
         End::GaveUp => report.keep_rest(bodies, shutdown, end),
@@ -179,14 +179,14 @@ fn publish_all(
 
 fn publish_input(
     publishing: &mut dyn Publishing,
-    bodies: &Bodies,
+    bodies: &mut Bodies,
     shutdown: &Shutdown,
     report: &mut Report,
 ) -> Result<End, CommandError> {
     loop {
         if !bodies.are_coming(shutdown) {
             // While we wait for input, nobody handles confirms or publishes again.
-            report.note(publishing.flush());
+            report.note(&publishing.flush());
             if report.gave_up {
                 return Ok(End::GaveUp);
             }
@@ -215,15 +215,15 @@ fn publish_piece(
         Piece::Body(body) => {
             report.note_read();
             match publishing.send(body)? {
-                Sent::Now(receipts) => report.note(receipts),
+                Sent::Now(receipts) => report.note(&receipts),
                 Sent::Before(receipts) => {
                     report.note_published_before(length);
-                    report.note(receipts);
+                    report.note(&receipts);
                 }
             }
         }
         Piece::TooLong(start) => {
-            report.note(publishing.skip(&start)?);
+            report.note(&publishing.skip(&start)?);
             report.note_unsent([Piece::TooLong(start)].into_iter());
         }
         rest @ Piece::Rest(_) => report.note_unsent([rest].into_iter()),

@@ -63,10 +63,19 @@ impl Progress {
         Progress { line: Line::hidden(), unit: Unit::Tasks, counts: Arc::default() }
     }
 
-    pub(crate) fn note(&mut self, body: &[u8], confirmed: u64, failed: u64) {
+    /// Tasks with these bodies have an outcome; so many have one by now.
+    pub(crate) fn note<'a>(
+        &self,
+        bodies: impl ExactSizeIterator<Item = &'a [u8]>,
+        confirmed: u64,
+        failed: u64,
+    ) {
         self.counts.confirmed.store(confirmed, Ordering::Relaxed);
         self.counts.failed.store(failed, Ordering::Relaxed);
-        self.advance(body.len());
+        match self.unit {
+            Unit::Tasks => self.line.advance(bodies.len() as u64),
+            Unit::Bytes => self.line.advance(bodies.map(|body| body.len() as u64 + 1).sum()),
+        }
     }
 
     /// Counts a task of this length as dealt with.

@@ -100,29 +100,29 @@ impl Report {
 
     /// Writes --failed before it logs: a log that nobody reads blocks, and a signal then ends the
     /// process there.
-    pub(crate) fn note(&mut self, receipts: Vec<Receipt>) {
-        let is_confirmed = |it: &Receipt| it.outcome == Outcome::Confirmed;
-        let (confirmed, failed): (Vec<_>, Vec<_>) = receipts.into_iter().partition(is_confirmed);
+    pub(crate) fn note(&mut self, receipts: &[Receipt]) {
+        if receipts.is_empty() {
+            return;
+        }
+        let is_confirmed = |it: &&Receipt| it.outcome == Outcome::Confirmed;
+        let failed: Vec<&Receipt> = receipts.iter().filter(|it| !is_confirmed(it)).collect();
         for receipt in &failed {
             self.note_failed(receipt);
         }
         if !failed.is_empty() {
             self.flush_failed();
         }
-        self.position.note_resolved(confirmed.len() + failed.len());
+        self.position.note_resolved(receipts.len());
         self.log_first_failure(&failed);
-        for receipt in &confirmed {
+        for receipt in receipts.iter().filter(is_confirmed) {
             self.note_confirmed(&receipt.task);
         }
-        let (confirmed_so_far, failed_so_far) =
-            (self.totals.confirmed, self.totals.not_confirmed());
-        for receipt in failed.iter().chain(&confirmed) {
-            self.progress.note(receipt.task.body(), confirmed_so_far, failed_so_far);
-        }
+        let bodies = receipts.iter().map(|receipt| receipt.task.body());
+        self.progress.note(bodies, self.totals.confirmed, self.totals.not_confirmed());
     }
 
     /// One line is enough: a million would hide it.
-    fn log_first_failure(&mut self, failed: &[Receipt]) {
+    fn log_first_failure(&mut self, failed: &[&Receipt]) {
         if let (Some(receipt), false) = (failed.first(), self.has_logged_failure) {
             self.has_logged_failure = true;
             let id = receipt.task.id().unwrap_or("without an id");
@@ -161,7 +161,7 @@ impl Report {
     }
 
     /// Reads the rest of the input for --failed, if there is such a file.
-    pub(crate) fn keep_rest(&mut self, bodies: &Bodies, shutdown: &Shutdown, why: End) -> End {
+    pub(crate) fn keep_rest(&mut self, bodies: &mut Bodies, shutdown: &Shutdown, why: End) -> End {
         if self.failed.is_some() && !shutdown.is_stopping() {
             warn!("the rest of the input goes to --failed and is not published");
         }

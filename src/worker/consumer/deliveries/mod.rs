@@ -229,7 +229,8 @@ impl<'c> Deliveries<'c> {
     pub(super) fn is_done(&self, finished: &Finished) -> bool {
         let is_done = matches!(finished.result, JobResult::Done);
         let is_acked_at_once = is_done && !self.is_reported(&finished.job.delivery);
-        is_acked_at_once && (self.settings().acks == Acks::Automatic || !self.context.is_cancelled())
+        is_acked_at_once
+            && (self.settings().acks == Acks::Automatic || !self.context.is_cancelled())
     }
 
     /// Sends one ack, for as many tasks as it can cover.
