@@ -160,6 +160,7 @@ pub use model::tls::Tls;
 pub use publish::publish_trait::Publish;
 pub use publish::{Producer, Receipt};
 pub use topology::census::DelayQueue;
+pub use util::log_filter::log_filter;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};
 pub use worker::Worker;
 pub use worker::event::{Event, EventKind};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anstream::AutoStream;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use rabbit_work::OutputStream;
+use rabbit_work::{OutputStream, log_filter};
 
 use crate::cli::common::stdio::write_all;
 
@@ -28,7 +28,7 @@ pub(crate) fn init_logging() {
     let logger = Logger(builder.build());
     log::set_max_level(logger.0.filter().max(LevelFilter::Error));
     // No other logger was set.
-    let _ = log::set_boxed_logger(Box::new(logger));
+    let _ = log::set_boxed_logger(Box::new(log_filter(logger)));
 }
 
 /// A command that shares our standard error can make it non-blocking: this waits for room then, or
@@ -71,14 +71,10 @@ struct Logger(env_logger::Logger);
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        !is_of_client_library(metadata.target())
-            && (self.0.enabled(metadata) || is_error_of_command(metadata))
+        self.0.enabled(metadata) || is_error_of_command(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if is_of_client_library(record.target()) {
-            return;
-        }
         let mut write: Box<dyn FnMut()> = if self.0.matches(record) {
             Box::new(|| self.0.log(record))
         } else if is_error_of_command(record.metadata()) {
@@ -92,13 +88,6 @@ impl Log for Logger {
     fn flush(&self) {
         self.0.flush();
     }
-}
-
-/// Records of these libraries are never logged: they show the login with its password, and bodies
-/// (amiquip 0.4.2 io_loop/handshake_state.rs:35, io_loop/connection_state.rs:88). Their thread sends
-/// the heartbeats, so it must not wait for a reader of standard error either.
-fn is_of_client_library(target: &str) -> bool {
-    ["amiquip", "mio"].iter().any(|library| target.starts_with(library))
 }
 
 /// The program's name: its crate, which is the first part of its records' targets.
