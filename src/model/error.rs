@@ -116,6 +116,8 @@ pub enum Error {
         /// The broker's own words.
         reason: String,
     },
+    /// A stop was asked for, and there is no connection: none is made any more.
+    Stopped,
     /// The operating system gave no thread.
     #[non_exhaustive]
     NoThread {
@@ -128,13 +130,15 @@ impl Error {
     /// Whether the same call may succeed later without a change on our side.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
+        match self {
+            Error::NotConfirmed { outcome } => outcome.is_transient(),
             Error::Unreachable { .. }
-                | Error::SessionLost { .. }
-                | Error::Unanswered { .. }
-                | Error::NoThread { .. }
-        )
+            | Error::SessionLost { .. }
+            | Error::Unanswered { .. }
+            | Error::Blocked { .. }
+            | Error::NoThread { .. } => true,
+            _ => false,
+        }
     }
 
     /// This error and its sources in one line, outermost first.
@@ -216,6 +220,7 @@ impl fmt::Display for Error {
             Error::Poisoned { queue } => write!(f, "queue '{queue}' {UNPARSABLE}"),
             Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),
+            Error::Stopped => write!(f, "stopped, and not connected to a broker"),
             Error::NoThread { .. } => write!(f, "the system gave no further thread"),
         }
     }

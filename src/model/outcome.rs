@@ -29,12 +29,30 @@ pub enum Outcome {
         /// What is wrong with the task.
         reason: String,
     },
+    /// The task is not in the queue and will not be: it was never sent, because there was no
+    /// connection until its time limit or a stop.
+    #[non_exhaustive]
+    Unsent {
+        /// Why it was not sent.
+        reason: String,
+    },
     /// It is not known whether the task is in the queue.
     #[non_exhaustive]
     Unconfirmed {
         /// Why the wait for a confirm ended.
         reason: String,
     },
+}
+
+impl Outcome {
+    /// Whether another publish of the task may be confirmed: the cause may pass, such as a full queue,
+    /// a memory alarm or a lost connection.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Outcome::Nacked { .. } | Outcome::Unsent { .. } | Outcome::Unconfirmed { .. } => true,
+            Outcome::Confirmed | Outcome::Returned { .. } | Outcome::Refused { .. } => false,
+        }
+    }
 }
 
 /// For tests: a producer makes its outcomes itself.
@@ -54,6 +72,11 @@ impl Outcome {
         Outcome::Refused { reason: reason.into() }
     }
 
+    /// An [`Outcome::Unsent`].
+    pub fn unsent(reason: impl Into<String>) -> Outcome {
+        Outcome::Unsent { reason: reason.into() }
+    }
+
     /// An [`Outcome::Unconfirmed`].
     pub fn unconfirmed(reason: impl Into<String>) -> Outcome {
         Outcome::Unconfirmed { reason: reason.into() }
@@ -69,6 +92,7 @@ impl fmt::Display for Outcome {
                 write!(f, "returned: {reason}; check that the queue exists")
             }
             Outcome::Refused { reason } => write!(f, "refused: {reason}"),
+            Outcome::Unsent { reason } => write!(f, "not sent: {reason}"),
             Outcome::Unconfirmed { reason } => write!(f, "unconfirmed: {reason}"),
         }
     }

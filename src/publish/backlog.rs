@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::model::outcome::Outcome;
 use crate::model::queue::Queue;
 use crate::model::task::Task;
-use crate::publish::pending::{Pending, Resolved};
+use crate::publish::pending::{Pending, Resolved, unsent};
 use crate::topology::silent_delays::SilentDelays;
 
 /// What a publisher has still to publish, and what it has resolved.
@@ -90,8 +90,7 @@ impl<T> Backlog<T> {
     }
 
     /// Resolves a task that is never published.
-    pub(crate) fn refuse(&mut self, task: Task, reason: String, ticket: T) {
-        let outcome = Outcome::Refused { reason };
+    pub(crate) fn refuse(&mut self, task: Task, outcome: Outcome, ticket: T) {
         self.resolved.push(Resolved { task, outcome, ticket, sent: false });
     }
 
@@ -100,7 +99,12 @@ impl<T> Backlog<T> {
         mem::take(&mut self.resolved)
     }
 
-    /// Resolves the tasks that `which` picks: with this outcome, or by their last refusal.
+    /// Leaves no task more time than until this deadline.
+    pub(crate) fn end_by(&mut self, deadline: Instant) {
+        self.waiting.iter_mut().for_each(|it| it.deadline = it.deadline.min(deadline));
+    }
+
+    /// Resolves the tasks that `which` picks: by their last refusal, as unsent, or with this outcome.
     pub(crate) fn give_up(
         &mut self,
         outcome: &Outcome,
@@ -111,8 +115,12 @@ impl<T> Backlog<T> {
         self.waiting = left;
         let over: VecDeque<Pending<T>> = over;
         for pending in over {
-            let refused = pending.refusal.as_ref().map(|it| pending.outcome_after(it, queue));
-            self.resolve(pending, refused.unwrap_or_else(|| outcome.clone()));
+            let outcome = match (&pending.refusal, outcome) {
+                (Some(refusal), _) => pending.outcome_after(refusal, queue),
+                (None, Outcome::Unconfirmed { reason }) if !pending.sent => unsent(reason),
+                (None, outcome) => outcome.clone(),
+            };
+            self.resolve(pending, outcome);
         }
     }
 }
@@ -172,11 +180,13 @@ mod tests {
         refused.retry_later(Refusal::Nack, &queue, &mut LastRefusal::default());
         assert!(!backlog.has_only_refused());
         backlog.insert(refused);
+        backlog.insert(Pending { sent: true, ..pending(0) });
         backlog.give_up(&unconfirmed("late"), |it| it.ticket < 3, &queue);
         let resolved = backlog.take_resolved().into_iter();
         let outcomes: Vec<_> = resolved.map(|it| (it.ticket, it.outcome.to_string())).collect();
         let nacked = "nacked: queue 'q' refused it: nack, without a reason";
-        assert_eq!(outcomes, [(1, "unconfirmed: late".to_string()), (2, nacked.to_string())]);
+        let [late, unsent] = ["unconfirmed: late", "not sent: late"].map(str::to_string);
+        assert_eq!(outcomes, [(0, late), (1, unsent), (2, nacked.to_string())]);
         assert_eq!(order(&mut backlog), [3]);
     }
 }

@@ -101,6 +101,11 @@ impl<T> InFlight<T> {
         self.confirms.oldest().map(|pending| pending.deadline)
     }
 
+    /// Leaves no task more time than until this deadline.
+    pub(crate) fn end_by(&mut self, deadline: Instant) {
+        self.confirms.outstanding_mut().for_each(|it| it.deadline = it.deadline.min(deadline));
+    }
+
     /// Takes out the tasks that `which` picks; their confirms may still come.
     pub(crate) fn give_up(
         &mut self,

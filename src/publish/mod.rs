@@ -16,6 +16,8 @@ mod returns;
 
 use std::time::{Duration, SystemTime};
 
+use log::warn;
+
 use crate::model::broker::Broker;
 use crate::model::delays::round_up;
 use crate::model::error::Error;
@@ -23,7 +25,7 @@ use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::{Ids, Task};
 use crate::publish::config::{Limits, PublisherConfig};
-use crate::publish::pending::Resolved;
+use crate::publish::pending::{Resolved, unsent};
 use crate::publish::publisher::{Publisher, Until};
 use crate::util::shutdown::Shutdown;
 
@@ -32,6 +34,10 @@ use crate::util::shutdown::Shutdown;
 /// [`publish`](Producer::publish) is for one task. For many, [`send`](Producer::send) keeps a
 /// window of them in flight, and each task that is sent comes back in exactly one [`Receipt`],
 /// from `send` or from [`flush`](Producer::flush).
+///
+/// End it with [`close`](Producer::close), which returns the last receipts. If it is dropped instead,
+/// the tasks in flight have [`Producer::DROP_LIMIT`] more, and a warning says how many are not
+/// confirmed.
 ///
 /// A producer whose connection dies connects again, and publishes the unconfirmed tasks again under
 /// the same message ids: a task may then be on the queue twice, and is never silently lost. A task
@@ -53,6 +59,13 @@ use crate::util::shutdown::Shutdown;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # Processes
+///
+/// A process that forks has to make the producers of its children after the fork: a connection does
+/// not work in a child, because its threads are the parent's. Dropping such a producer in the child
+/// has no effect, and the parent can go on with its own. Do not build with `panic = "abort"`: the
+/// client library's thread may panic while it loses a connection, and that must not end the process.
 #[derive(Debug)]
 pub struct Producer {
     publisher: Publisher<Ticket>,
@@ -89,6 +102,9 @@ enum Ticket {
 }
 
 impl Producer {
+    /// How long the drop of a producer waits for the confirms of the tasks in flight.
+    pub const DROP_LIMIT: Duration = Duration::from_secs(5);
+
     /// A producer for this queue. Connects when it is first used.
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Producer {
@@ -113,7 +129,9 @@ impl Producer {
         self
     }
 
-    /// Has this shutdown end the waits. A stop ends [`connect`](Producer::connect). An
+    /// Has this shutdown end the waits. After a stop, a producer without a connection makes none:
+    /// [`connect`](Producer::connect) and [`publish`](Producer::publish) fail with [`Error::Stopped`],
+    /// and a task that is sent is [`Outcome::Unsent`]. Those sent before are still tried. An
     /// [abort](crate::Trigger::abort) ends every wait, and each task in flight is
     /// [`Outcome::Unconfirmed`]. Default: waits end at the timeout only.
     #[must_use]
@@ -128,10 +146,10 @@ impl Producer {
     /// [`Error::Unreachable`] when no broker was reached within the timeout. At once, those that
     /// only a person can fix: [`Error::LoginRefused`], [`Error::VhostRefused`],
     /// [`Error::QueueMissing`], [`Error::QueueMismatch`], [`Error::QueueRefused`], [`Error::Tls`],
-    /// [`Error::InvalidSetting`].
+    /// [`Error::InvalidSetting`]. [`Error::Stopped`] after a stop.
     ///
     /// # Blocking
-    /// At most for the timeout.
+    /// At most for the timeout. It tries at once, unless the last try is younger than a second.
     pub fn connect(&mut self) -> Result<(), Error> {
         self.publisher.connect()
     }
@@ -166,20 +184,28 @@ impl Producer {
     }
 
     /// Publishes a task without waiting for its confirm. Returns the receipts that have come in, of
-    /// this task or others.
+    /// this task or others. Without a connection the task waits for one, and a later call goes on to
+    /// connect.
     ///
     /// # Blocking
-    /// While the window is full, the broker blocks publishers or refuses tasks, or there is no
-    /// connection. At most until the oldest task in flight is out of time.
+    /// While the window is full, or the broker blocks publishers or refuses tasks: at most until the
+    /// oldest task in flight is out of time. When it is time to connect: at most a second.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
         match self.validate(&task) {
+            Ok(()) if self.publisher.is_stopped() => {
+                let outcome = unsent(Error::Stopped.to_string());
+                self.publisher.refuse(task, outcome, Ticket::Send);
+            }
             Ok(()) => {
                 let stamped = task.stamped(SystemTime::now(), &mut self.ids);
                 self.accept(stamped, Ticket::Send);
                 self.publisher.pump(Until::Published);
             }
-            Err(error) => self.publisher.refuse(task, error.to_string(), Ticket::Send),
+            Err(error) => {
+                let outcome = Outcome::Refused { reason: error.to_string() };
+                self.publisher.refuse(task, outcome, Ticket::Send);
+            }
         }
         self.take_receipts()
     }
@@ -191,8 +217,20 @@ impl Producer {
     /// At most for the timeout.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn flush(&mut self) -> Vec<Receipt> {
+        self.publisher.hasten();
         self.publisher.pump(Until::Resolved);
         self.take_receipts()
+    }
+
+    /// Waits as [`flush`](Producer::flush), returns the same, and closes the connection.
+    ///
+    /// # Blocking
+    /// At most for the timeout, and for the broker's answer to the close.
+    #[must_use = "a receipt may say that a task was not confirmed"]
+    pub fn close(mut self) -> Vec<Receipt> {
+        let receipts = self.flush();
+        self.publisher.close();
+        receipts
     }
 
     fn validate(&self, task: &Task) -> Result<(), Error> {
@@ -234,14 +272,30 @@ impl Producer {
 }
 
 impl Drop for Producer {
-    /// Closes the connection. Waits for the broker, at most the close limit.
+    /// Waits for the confirms of the tasks in flight, at most [`Producer::DROP_LIMIT`], and closes the
+    /// connection, at most within the close limit. Has no effect in a child of the process that made
+    /// the connection.
     fn drop(&mut self) {
+        if self.publisher.is_inherited() {
+            return self.publisher.forget_link();
+        }
+        self.publisher.end_within(Producer::DROP_LIMIT);
+        let receipts = self.flush();
+        let lost = receipts.iter().filter(|it| it.outcome != Outcome::Confirmed).count();
+        if lost > 0 {
+            warn!(
+                "a producer was dropped, and {lost} of its last tasks are not confirmed; call \
+                 Producer::close and handle its receipts"
+            );
+        }
         self.publisher.close();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -251,11 +305,23 @@ mod tests {
         for (reason, ticket) in
             [("before", Ticket::Send), ("own", Ticket::Publish), ("after", Ticket::Send)]
         {
-            producer.publisher.refuse(Task::new("job").with_id("1"), reason.into(), ticket);
+            let outcome = Outcome::Refused { reason: reason.into() };
+            producer.publisher.refuse(Task::new("job").with_id("1"), outcome, ticket);
         }
         let refused = |reason: &str| Outcome::Refused { reason: reason.into() };
         assert_eq!(producer.collect().map(|it| it.outcome), Some(refused("own")));
         let others: Vec<_> = producer.flush().into_iter().map(|it| it.outcome).collect();
         assert_eq!(others, [refused("before"), refused("after")]);
+    }
+
+    #[test]
+    fn a_producer_of_a_parent_process_is_left_alone() {
+        let broker = "amqp://127.0.0.1:1".parse().expect("a URL");
+        let mut producer = Producer::new(&broker, &Queue::new("q"));
+        let _ = producer.send(Task::new("of the parent"));
+        producer.publisher.set_connected_in(0);
+        let begun = Instant::now();
+        drop(producer);
+        assert!(begun.elapsed() < Producer::DROP_LIMIT / 2, "it flushes nothing");
     }
 }

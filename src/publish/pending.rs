@@ -100,6 +100,10 @@ impl<T> Pending<T> {
     }
 }
 
+pub(crate) fn unsent(reason: impl Into<String>) -> Outcome {
+    Outcome::Unsent { reason: reason.into() }
+}
+
 pub(crate) fn unconfirmed(reason: impl Into<String>) -> Outcome {
     Outcome::Unconfirmed { reason: reason.into() }
 }

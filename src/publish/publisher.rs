@@ -2,8 +2,8 @@
 //! timeout is over, across lost connections. [`Producer`](crate::Producer), the republishing of
 //! failed tasks and the replay of dead letters share it.
 
-use std::fmt;
 use std::time::{Duration, Instant};
+use std::{fmt, mem, process};
 
 use crossbeam_channel::{Receiver, RecvError, never};
 use log::warn;
@@ -31,6 +31,8 @@ pub(crate) struct Publisher<T> {
     connector: Connector,
     backlog: Backlog<T>,
     silent_delays: SilentDelays,
+    /// The process that made the connection.
+    connected_in: Option<u32>,
 }
 
 /// When [`Publisher::pump`] returns.
@@ -51,6 +53,7 @@ impl<T> Publisher<T> {
             link: None,
             backlog: Backlog::new(),
             silent_delays: SilentDelays::default(),
+            connected_in: None,
         }
     }
 
@@ -74,10 +77,12 @@ impl<T> Publisher<T> {
     pub(crate) fn connect(&mut self) -> Result<(), Error> {
         let deadline = deadline_after(self.config.limits.timeout);
         self.connector.forget_fatal();
+        self.connector.hasten();
         let mut last = None;
         while self.link.is_none() {
             match self.connector.connect(&self.config, deadline, &self.config.stopping) {
-                Ok(Some(link)) => self.link = Some(link),
+                Ok(Some(link)) => self.set_link(Some(link)),
+                Ok(None) if is_closed(&self.config.stopping) => return Err(Error::Stopped),
                 Ok(None) => {
                     let unreachable = || self.connector.unreachable(&self.config.broker);
                     return Err(last.unwrap_or_else(unreachable));
@@ -96,9 +101,9 @@ impl<T> Publisher<T> {
         self.backlog.push(pending);
     }
 
-    /// Resolves a task that cannot be published.
-    pub(crate) fn refuse(&mut self, task: Task, reason: String, ticket: T) {
-        self.backlog.refuse(task, reason, ticket);
+    /// Resolves a task that is not published.
+    pub(crate) fn refuse(&mut self, task: Task, outcome: Outcome, ticket: T) {
+        self.backlog.refuse(task, outcome, ticket);
     }
 
     /// What was resolved since the last call.
@@ -112,11 +117,45 @@ impl<T> Publisher<T> {
         loop {
             self.collect();
             self.publish();
-            if self.has_reached(until) {
+            if self.has_reached(until) || self.need_not_wait(until) {
                 return;
             }
             self.wait(&never::<()>());
         }
+    }
+
+    /// A new call begins: after an outage, it need not wait for the pause to be over.
+    pub(crate) fn hasten(&mut self) {
+        self.connector.hasten();
+    }
+
+    /// Leaves no task more time than this.
+    pub(crate) fn end_within(&mut self, limit: Duration) {
+        let deadline = deadline_after(limit);
+        self.backlog.end_by(deadline);
+        self.link.iter_mut().for_each(|link| link.end_by(deadline));
+    }
+
+    /// Whether a stop was asked for, and there is no connection.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.link.is_none() && is_closed(&self.config.stopping)
+    }
+
+    /// Whether the connection is that of a parent process.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.connected_in.is_some_and(|id| id != process::id())
+    }
+
+    /// Sets the process that made the connection.
+    #[cfg(test)]
+    pub(crate) fn set_connected_in(&mut self, id: u32) {
+        self.connected_in = Some(id);
+    }
+
+    /// Leaves the connection alone that is a parent process's: it has none of our threads here, and
+    /// what we do to its socket happens to the parent.
+    pub(crate) fn forget_link(&mut self) {
+        mem::forget(self.link.take());
     }
 
     /// Resolves what can be resolved without waiting. Confirms that have come in count first, even
@@ -174,6 +213,27 @@ impl<T> Publisher<T> {
         }
     }
 
+    /// Without a connection, a task that has room waits for it without its caller. Returns whether
+    /// that is so.
+    fn need_not_wait(&mut self, until: Until) -> bool {
+        let (Until::Published, None) = (until, &self.link) else { return false };
+        // A single task may be larger than the window.
+        let fits = self.backlog.bytes() <= WINDOW_BYTES || self.backlog.len() == 1;
+        let is_within = fits && self.unresolved() <= self.config.limits.window;
+        let Some(deadline) = self.oldest_deadline().filter(|_| is_within) else { return false };
+        let Publisher { connector, config, .. } = self;
+        let connected = connector.connect_meanwhile(config, deadline, &config.aborting);
+        self.set_link(connected.ok().flatten());
+        // What failed may have been the last try.
+        self.give_up_expired();
+        self.link.is_none()
+    }
+
+    fn set_link(&mut self, link: Option<Link<T>>) {
+        self.connected_in = link.as_ref().map(|_| process::id());
+        self.link = link;
+    }
+
     fn has_reached(&self, until: Until) -> bool {
         match until {
             Until::Published => self.backlog.is_empty() || self.has_room_beside_refused(),
@@ -198,7 +258,7 @@ impl<T> Publisher<T> {
     /// Tries once to connect. A failure is logged, and each task's outcome says what it means.
     fn reconnect(&mut self, deadline: Instant) {
         let connected = self.connector.connect(&self.config, deadline, &self.config.aborting);
-        self.link = connected.ok().flatten();
+        self.set_link(connected.ok().flatten());
     }
 
     /// Ends a link that has failed. What was in flight is published again under the same ids.

@@ -25,6 +25,9 @@ pub(crate) struct Connector {
     backoff: Backoff,
     /// When to connect again after a failure.
     retry_at: Option<Instant>,
+    /// When the last attempt began, and why it failed.
+    tried_at: Option<Instant>,
+    failures: Vec<String>,
     /// Whether this broker has ever let us in.
     has_connected: bool,
     /// Why no connection can be had before `retry_at`, whatever is tried.
@@ -34,12 +37,17 @@ pub(crate) struct Connector {
 /// How long a connection of its own may take while another one is lent.
 const OWN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a caller that need not wait gives a new attempt to connect.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Connector {
     pub(crate) fn new(config: &PublisherConfig) -> Connector {
         Connector {
             attempt: None,
             backoff: Backoff::of_a_publisher(),
             retry_at: None,
+            tried_at: None,
+            failures: Vec::new(),
             has_connected: config.has_connected,
             fatal: None,
         }
@@ -55,8 +63,35 @@ impl Connector {
         if !self.pauses_before(deadline, interrupt) || Instant::now() >= deadline {
             return Ok(None);
         }
+        self.connect_now(config, deadline, deadline, interrupt)
+    }
+
+    /// Goes on to connect, for a caller that need not wait: it waits for a new attempt for a moment,
+    /// and neither for one that is under way nor for a pause.
+    pub(crate) fn connect_meanwhile<T>(
+        &mut self,
+        config: &PublisherConfig,
+        deadline: Instant,
+        interrupt: &Signal,
+    ) -> Result<Option<Link<T>>, Error> {
+        let now = Instant::now();
+        if self.retry_at.is_some_and(|retry_at| now < retry_at) {
+            return Ok(None);
+        }
+        let until = if self.attempt.is_some() { now } else { now + PATIENCE };
+        self.connect_now(config, deadline, until.min(deadline), interrupt)
+    }
+
+    /// Tries to connect, and waits for that until `until`.
+    fn connect_now<T>(
+        &mut self,
+        config: &PublisherConfig,
+        deadline: Instant,
+        until: Instant,
+        interrupt: &Signal,
+    ) -> Result<Option<Link<T>>, Error> {
         let valid = config.queue.validate();
-        let opened = valid.and_then(|()| self.open(config, deadline, interrupt));
+        let opened = valid.and_then(|()| self.open(config, deadline, until, interrupt));
         match &opened {
             Ok(Some(_)) => self.has_connected = true,
             Ok(None) => {}
@@ -70,6 +105,13 @@ impl Connector {
         let pause = self.backoff.next_pause();
         self.retry_at = Some(Instant::now() + pause);
         pause
+    }
+
+    /// Ends a pause for a new call, which tries at once unless the last try is younger than a second.
+    pub(crate) fn hasten(&mut self) {
+        if let (Some(retry_at), Some(tried_at)) = (self.retry_at, self.tried_at) {
+            self.retry_at = Some(retry_at.min(tried_at + LAST_TRY));
+        }
     }
 
     /// Begins with short pauses again: the last connection was of use.
@@ -103,16 +145,17 @@ impl Connector {
     /// The error when no connection was made in time.
     pub(crate) fn unreachable(&self, broker: &Broker) -> Error {
         let failures = self.attempt.as_ref().map(ConnectAttempt::failures).unwrap_or_default();
-        if failures.is_empty() {
-            return Error::Unreachable { attempts: vec![format!("{broker}: not tried")] };
+        match (failures.is_empty(), self.failures.is_empty()) {
+            (false, _) => Error::Unreachable { attempts: failures },
+            (true, false) => Error::Unreachable { attempts: self.failures.clone() },
+            (true, true) => Error::Unreachable { attempts: vec![format!("{broker}: not tried")] },
         }
-        Error::Unreachable { attempts: failures }
     }
 
     /// Waits for the pause that is due; whether it is over before the deadline and the interrupt.
     fn pauses_before(&mut self, deadline: Instant, interrupt: &Signal) -> bool {
         let Some(retry_at) = self.retry_at else { return true };
-        let retry_at = reconnect_at(Instant::now(), retry_at, deadline);
+        let retry_at = reconnect_at(retry_at, self.tried_at, deadline);
         select_biased! {
             recv(interrupt) -> _ => return false,
             recv(at(retry_at.min(deadline))) -> _ => {},
@@ -128,9 +171,10 @@ impl Connector {
         &mut self,
         config: &PublisherConfig,
         deadline: Instant,
+        until: Instant,
         interrupt: &Signal,
     ) -> Result<Option<Link<T>>, Error> {
-        let Some(connection) = self.open_connection(config, deadline, interrupt)? else {
+        let Some(connection) = self.open_connection(config, deadline, until, interrupt)? else {
             return Ok(None);
         };
         let guard = connection.call_guard().clone();
@@ -146,11 +190,12 @@ impl Connector {
         &mut self,
         config: &PublisherConfig,
         deadline: Instant,
+        until: Instant,
         interrupt: &Signal,
     ) -> Result<Option<Connection>, Error> {
         let attempt = self.take_attempt(&config.broker, deadline)?;
         let Some(lent) = &config.lent else {
-            let opened = attempt.wait(interrupt, Some(deadline))?;
+            let opened = attempt.wait(interrupt, Some(until))?;
             if opened.is_none() {
                 // The next wait goes on with it.
                 self.attempt = Some(attempt);
@@ -181,11 +226,16 @@ impl Connector {
         if let Some(under_way) = self.attempt.take() {
             return Ok(under_way);
         }
+        self.tried_at = Some(Instant::now());
         ConnectAttempt::start(broker, deadline.saturating_duration_since(Instant::now()))
     }
 
     fn note_failure(&mut self, error: &Error) {
         let pause = self.pause();
+        self.failures = match error {
+            Error::Unreachable { attempts } => attempts.clone(),
+            error => vec![error.chain()],
+        };
         if error.is_transient() || self.has_connected {
             warn!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());
         } else {
@@ -194,10 +244,10 @@ impl Connector {
     }
 }
 
-/// When to connect again: after the pause, but once more before the deadline.
-fn reconnect_at(now: Instant, retry_at: Instant, deadline: Instant) -> Instant {
+/// When to connect again: after the pause, but once in the last second before the deadline.
+fn reconnect_at(retry_at: Instant, tried_at: Option<Instant>, deadline: Instant) -> Instant {
     match deadline.checked_sub(LAST_TRY) {
-        Some(last) if now < last => retry_at.min(last),
+        Some(last) if tried_at.is_none_or(|tried_at| tried_at < last) => retry_at.min(last),
         _ => retry_at,
     }
 }
@@ -228,8 +278,8 @@ mod tests {
 
     #[test]
     fn a_task_is_tried_once_more_before_its_time_ends() {
-        let now = Instant::now();
-        let after = |millis| now + Duration::from_millis(millis);
+        let tried_at = Instant::now();
+        let after = |millis| tried_at + Duration::from_millis(millis);
         for (retry_at, deadline, at) in [
             (2000, 10_000, 2000),
             (2000, 3000, 2000),
@@ -237,10 +287,28 @@ mod tests {
             (2000, 1500, 500),
             // It had its last try.
             (2000, 1000, 2000),
-            (2000, 0, 2000),
+            (2000, 500, 2000),
         ] {
-            let next = reconnect_at(now, after(retry_at), after(deadline));
+            let next = reconnect_at(after(retry_at), Some(tried_at), after(deadline));
             assert_eq!(next, after(at), "{retry_at} of {deadline}");
         }
+        assert!(reconnect_at(after(2000), None, after(500)) < tried_at, "it is tried at once");
+    }
+
+    #[test]
+    fn a_new_call_tries_at_once_unless_the_last_try_is_younger_than_a_second() {
+        let broker = "amqp://localhost".parse().expect("a URL");
+        let limits = Limits { window: 1, timeout: Duration::from_secs(1) };
+        let config = PublisherConfig::new(&broker, &Queue::new("q"), limits);
+        let mut connector = Connector::new(&config);
+        let now = Instant::now();
+        let tried_before = |connector: &mut Connector, millis| {
+            connector.tried_at = now.checked_sub(Duration::from_millis(millis));
+            connector.retry_at = Some(now + Duration::from_millis(1800));
+            connector.hasten();
+            connector.retry_at.expect("a time")
+        };
+        assert!(tried_before(&mut connector, 1000) <= now);
+        assert_eq!(tried_before(&mut connector, 300), now + Duration::from_millis(700));
     }
 }

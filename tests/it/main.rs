@@ -17,6 +17,7 @@ mod hostile_broker;
 mod own_thread;
 mod producer;
 mod producer_api;
+mod producer_faults;
 mod queue_type;
 mod queuectl;
 mod real_broker;

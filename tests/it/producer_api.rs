@@ -74,7 +74,7 @@ fn a_producer_that_was_refused_works_once_the_reason_is_gone() {
     let refused = asked.connect();
     assert!(matches!(refused, Err(Error::QueueMismatch { .. })), "{refused:?}");
     let receipts = [unasked.send(Task::new("x")), unasked.flush()].concat();
-    let Outcome::Unconfirmed { reason, .. } = &receipts[0].outcome else { panic!("{receipts:?}") };
+    let Outcome::Unsent { reason, .. } = &receipts[0].outcome else { panic!("{receipts:?}") };
     assert!(reason.contains("other arguments"), "{reason}");
     client.delete(&queue);
 

@@ -189,8 +189,8 @@ impl Report {
     }
 
     fn note_failed(&mut self, receipt: &Receipt) {
-        // A refused task is not sent.
-        self.totals.published += u64::from(!matches!(receipt.outcome, Outcome::Refused { .. }));
+        let was_sent = !matches!(receipt.outcome, Outcome::Refused { .. } | Outcome::Unsent { .. });
+        self.totals.published += u64::from(was_sent);
         match receipt.outcome {
             // The broker refused it until its time was over, and would refuse the next ones.
             Outcome::Nacked { .. } => {

@@ -122,6 +122,11 @@ impl<T> Link<T> {
         self.in_flight.oldest_deadline()
     }
 
+    /// Leaves no task in flight more time than until this deadline.
+    pub(crate) fn end_by(&mut self, deadline: Instant) {
+        self.in_flight.end_by(deadline);
+    }
+
     /// Waits for the next event, at most until the deadline or until something here is due.
     pub(crate) fn wait<W>(
         &self,
