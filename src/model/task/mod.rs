@@ -27,7 +27,8 @@ use crate::util::text::printable;
 #[derive(Clone)]
 pub struct Task {
     body: Vec<u8>,
-    properties: Properties,
+    /// Apart, because a task is moved many times on its way.
+    properties: Box<Properties>,
     /// How long it waits before it comes to its queue.
     delay: Option<Duration>,
 }
@@ -55,7 +56,7 @@ impl Task {
     #[must_use]
     pub fn new(body: impl Into<Vec<u8>>) -> Task {
         let properties = Properties { delivery_mode: Some(PERSISTENT), ..Properties::default() };
-        Task { body: body.into(), properties, delay: None }
+        Task { body: body.into(), properties: Box::new(properties), delay: None }
     }
 
     /// Gives the task an id (`message_id`). Default: a UUID of version 7, set when it is published: such
@@ -236,7 +237,7 @@ impl Task {
 
     /// A task as it was received.
     pub(crate) fn received(body: Vec<u8>, properties: Properties) -> Task {
-        Task { body, properties, delay: None }
+        Task { body, properties: Box::new(properties), delay: None }
     }
 
     pub(crate) fn delay(&self) -> Option<Duration> {
@@ -311,7 +312,7 @@ impl Task {
     /// Fills in what every published task carries: an id, by which returns and logs name it, and
     /// the time.
     pub(crate) fn stamped(mut self, now: SystemTime, ids: &mut Ids) -> Task {
-        let Properties { message_id, timestamp, .. } = &mut self.properties;
+        let Properties { message_id, timestamp, .. } = &mut *self.properties;
         message_id.get_or_insert_with(|| ids.next_id(now));
         if timestamp.is_none() {
             let since = now.duration_since(UNIX_EPOCH);
