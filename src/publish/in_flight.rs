@@ -13,6 +13,8 @@ pub(crate) struct InFlight<T> {
     confirms: Confirms<Pending<T>, ReturnKey>,
     returns: Returns,
     bytes: usize,
+    /// Whether tasks were taken out without a trace.
+    is_abandoned: bool,
     /// Whether a task may follow others that have more time left.
     out_of_order: bool,
 }
@@ -27,6 +29,7 @@ impl<T> InFlight<T> {
             confirms: Confirms::new(),
             returns: Returns::default(),
             bytes: 0,
+            is_abandoned: false,
             out_of_order: false,
         }
     }
@@ -46,7 +49,7 @@ impl<T> InFlight<T> {
 
     /// Whether the broker has confirmed everything, also what was given up.
     pub(crate) fn is_all_confirmed(&self) -> bool {
-        self.confirms.owes_none()
+        !self.is_abandoned && self.confirms.owes_none()
     }
 
     /// Adds the next publish on the channel.
@@ -120,6 +123,7 @@ impl<T> InFlight<T> {
     /// Takes out everything, in the order of publishing.
     pub(crate) fn take_all(&mut self) -> Vec<Pending<T>> {
         self.bytes = 0;
+        self.is_abandoned |= !self.is_empty();
         self.confirms.take_all()
     }
 
@@ -164,6 +168,9 @@ mod tests {
         assert!(in_flight.is_empty() && !in_flight.is_all_confirmed());
         assert_eq!(in_flight.resolve(Reach::One(1)).1.len(), 1);
         assert!(in_flight.is_all_confirmed());
+        in_flight.add(pending(1));
+        assert_eq!(in_flight.take_all().len(), 1);
+        assert!(in_flight.is_empty() && !in_flight.is_all_confirmed());
     }
 
     #[test]

@@ -117,10 +117,14 @@ impl<T> Publisher<T> {
         loop {
             self.collect();
             self.publish();
-            if self.has_reached(until) || self.need_not_wait(until) {
+            if self.has_reached(until) {
                 return;
             }
-            self.wait(&never::<()>());
+            if !self.may_wait_alone(until) {
+                self.wait(&never::<()>());
+            } else if !self.connect_meanwhile() {
+                return;
+            }
         }
     }
 
@@ -202,7 +206,12 @@ impl<T> Publisher<T> {
     /// Resolves everything. What is in flight may arrive all the same.
     pub(crate) fn give_up_all(&mut self) {
         let reason = self.connector.fatal().unwrap_or("stopped before it was confirmed");
-        self.give_up(&unconfirmed(reason), |_| true);
+        let outcome = unconfirmed(reason);
+        // Nothing is published after this, so a late confirm or return is of no use.
+        if let Some(link) = &mut self.link {
+            self.backlog.take_back(link.take_in_flight());
+        }
+        self.backlog.give_up(&outcome, |_| true, &self.config.queue);
     }
 
     /// Closes the connection. Waits for the broker, at most the close limit, and not at all once
@@ -213,20 +222,25 @@ impl<T> Publisher<T> {
         }
     }
 
-    /// Without a connection, a task that has room waits for it without its caller. Returns whether
-    /// that is so.
-    fn need_not_wait(&mut self, until: Until) -> bool {
-        let (Until::Published, None) = (until, &self.link) else { return false };
+    /// Whether the tasks wait for a connection without their caller: up to a full window.
+    fn may_wait_alone(&self, until: Until) -> bool {
         // A single task may be larger than the window.
         let fits = self.backlog.bytes() <= WINDOW_BYTES || self.backlog.len() == 1;
-        let is_within = fits && self.unresolved() <= self.config.limits.window;
-        let Some(deadline) = self.oldest_deadline().filter(|_| is_within) else { return false };
+        matches!(until, Until::Published)
+            && self.link.is_none()
+            && fits
+            && self.unresolved() <= self.config.limits.window
+    }
+
+    /// Goes on to connect, for a caller that need not wait. Returns whether it is connected.
+    fn connect_meanwhile(&mut self) -> bool {
+        let Some(deadline) = self.oldest_deadline() else { return false };
         let Publisher { connector, config, .. } = self;
         let connected = connector.connect_meanwhile(config, deadline, &config.aborting);
         self.set_link(connected.ok().flatten());
-        // What failed may have been the last try.
+        // The error may be one for which no further try is of use.
         self.give_up_expired();
-        self.link.is_none()
+        self.link.is_some()
     }
 
     fn set_link(&mut self, link: Option<Link<T>>) {

@@ -124,8 +124,7 @@ fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed(
     assert_eq!(failed().as_deref(), Some("task\n"));
 }
 
-/// The client library waits for the broker in the middle of it: of frames as small as these it takes
-/// 4 MiB.
+/// The broker reads nothing of it.
 #[test]
 fn a_second_signal_in_the_middle_of_a_large_task_leaves_it_in_failed() {
     let broker = ScriptedBroker::start(|session, _| {
