@@ -93,8 +93,8 @@
 //! * *info*: start, stop and changes;
 //! * *debug*: details.
 //!
-//! It logs neither bodies nor passwords. The client library does: filter out its records, of target
-//! `amiquip`.
+//! It logs neither bodies nor passwords. The client library does: wrap your logger with
+//! [`log_filter`].
 //!
 //! The library reads no arguments and no environment, sets up no logger and no signal handler,
 //! prints nothing, and never ends the process. `Command` is the exception: it finds its program in
