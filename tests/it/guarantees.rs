@@ -143,6 +143,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
             "a_stop_while_tasks_wait_for_their_start_is_immediate_and_requeues_them",
             "a_task_whose_connection_is_lost_while_it_waits_for_its_start_comes_again_and_runs_once",
             "a_wait_of_more_than_two_heartbeats_costs_neither_the_task_nor_the_connection",
+            "a_task_that_waits_for_its_start_for_longer_than_consumer_timeout_has_not_failed",
         ],
     ),
     ("Dead letter limit", &["a_worker_ends_with_1_after_so_many_dead_letters_and_leaves_the_rest"]),

@@ -10,10 +10,15 @@ use crate::support::broker::{poll, shared_broker};
 use crate::support::client::{Client, unique_queue};
 use crate::support::command::Command;
 use crate::support::proxy::Proxy;
+use crate::support::scripted::{Consumer, ScriptedBroker, Session};
+use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
 use crate::support::working::{Working, bodies};
 
 const SOON: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
+const TIMED_OUT: &str = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                         Timeout value used: 1800000 ms. This timeout value can be configured, see \
+                         consumers doc guide to learn more";
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn worker(url: &str, queue: &str) -> Worker {
@@ -113,6 +118,55 @@ fn a_wait_of_more_than_two_heartbeats_costs_neither_the_task_nor_the_connection(
 
     assert_eq!((summary.done, summary.returned, summary.orphaned), (3, 0, 0));
     assert_eq!(proxy.connections(), 1);
+}
+
+/// A task of this id that the broker sends.
+fn deliver(session: &mut Session, to: &Consumer, tag: u64, id: &str) {
+    let delivery = WireDelivery::new(to.channel, &to.tag, tag).redelivered();
+    session.deliver(&delivery.properties(Properties::with_message_id(id)));
+}
+
+/// Lets the worker subscribe again, on another channel.
+fn accept_another_consumer(session: &mut Session) -> Consumer {
+    loop {
+        let method = session.expect_method();
+        if matches!(method.call, Call::Consume { .. }) {
+            return session.let_in(method).expect("it asks for that");
+        }
+        session.answer(&method);
+    }
+}
+
+#[test]
+fn a_task_that_waits_for_its_start_for_longer_than_consumer_timeout_has_not_failed() {
+    let broker = ScriptedBroker::start(|session, number| {
+        assert_eq!(number, 0, "a failed task would be published on a connection of its own");
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let acked = Some(Call::Ack { delivery_tag: 1, multiple: false });
+        deliver(session, &consumer, 1, "first");
+        assert_eq!(session.answer_rpcs().map(|it| it.call), acked);
+        deliver(session, &consumer, 2, "second");
+        session.close_channel(consumer.channel, 406, TIMED_OUT);
+        let consumer = accept_another_consumer(session);
+        deliver(session, &consumer, 1, "second");
+        assert_eq!(session.answer_rpcs().map(|it| it.call), acked);
+        assert_eq!(session.answer_rpcs(), None);
+    });
+    let (tell, attempts) = unbounded();
+    let handler = move |delivery: &Delivery| {
+        let _ = tell.send((delivery.task().id().map(str::to_owned), delivery.attempt()));
+        Ok(())
+    };
+    let worker = worker(&broker.url(), "q").threads(1).rate(1, 3 * SECOND);
+    let working = Working::start(&worker, handler);
+    (0..2).for_each(|_| drop(working.wait_for(EventKind::Done, SOON)));
+    let summary = working.stop(SOON);
+
+    assert_eq!((summary.done, summary.retried, summary.orphaned), (2, 0, 0));
+    let started: Vec<_> = attempts.try_iter().collect();
+    assert_eq!(started, [(Some("first".into()), 1), (Some("second".into()), 1)]);
+    broker.finish(SOON);
 }
 
 #[test]
