@@ -249,6 +249,14 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     ("Crash loops", &["a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so"]),
     ("Exit statuses", &["row_11_each_of_10_000_ends_is_settled_as_what_it_is"]),
     (
+        "Records",
+        &[
+            "a_log_that_cannot_be_written_leaves_the_task_in_the_queue",
+            "results_that_cannot_be_written_leave_the_task_in_the_queue",
+            "kill_9_between_the_end_of_a_command_and_the_rename_leaves_no_half_result",
+        ],
+    ),
+    (
         "Panics",
         &[
             "row_13_a_panic_is_a_failed_task_and_the_thread_goes_on",
