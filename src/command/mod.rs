@@ -453,6 +453,16 @@ mod tests {
     }
 
     #[test]
+    fn output_that_cannot_be_passed_on_is_reported_as_such() {
+        let delivery = test_delivery(Task::new(""));
+        let full = |_: OutputStream, _: &[u8]| Err(io::Error::other("full"));
+        let failed = sh("echo words").tag_lines(full).handle(&delivery);
+        assert_eq!(failed, Err(Failure::requeue("its output cannot be written: full")));
+        let end = delivery.program_end().expect("it ended");
+        assert_eq!(end.output_error.as_deref(), Some("full"));
+    }
+
+    #[test]
     fn files_hold_the_output_of_a_program_and_the_reason_has_its_end() {
         let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
         let mut delivery = test_delivery(Task::new(""));

@@ -196,6 +196,7 @@ impl Ended {
             exit: self.status.code(),
             signal: self.status.signal(),
             stopped: self.stopped_by.is_some(),
+            output_error: self.output_error.map(|error| error.to_string()),
             output_bytes: self.kept.stdout_bytes,
             output: self.kept.stdout_head,
         }

@@ -17,6 +17,8 @@ pub struct ProgramEnd {
     pub signal: Option<i32>,
     /// Whether the worker stopped it: it ran past its time limit, or its task was cancelled.
     pub stopped: bool,
+    /// Why its output could not be passed on, if that failed.
+    pub output_error: Option<String>,
     /// How many bytes it wrote to standard output; 0 if that is this program's own, where nobody
     /// counts.
     pub output_bytes: u64,
@@ -33,6 +35,7 @@ impl fmt::Debug for ProgramEnd {
             .field("exit", &self.exit)
             .field("signal", &self.signal)
             .field("stopped", &self.stopped)
+            .field("output_error", &self.output_error)
             .field("output_bytes", &self.output_bytes)
             .finish()
     }

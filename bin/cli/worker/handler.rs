@@ -107,7 +107,11 @@ impl Handler for CommandHandler {
     /// A command can fail because standard output has no reader any more (`| head -1`). That is not
     /// the task's fault: the task is requeued and the worker stops.
     fn handle(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let failed = match self.records.run(&self.command, delivery) {
+        let result = self.records.run(&self.command, delivery);
+        if let Some(error) = delivery.program_end().and_then(|end| end.output_error.clone()) {
+            self.output.fail(io::Error::other(error));
+        }
+        let failed = match result {
             Err(failure) if !self.records.take_output() && has_no_reader(&io::stdout()) => failure,
             Err(Failure::StopWorker { reason, .. }) => {
                 let _ = self.stop_reason.set(reason.clone());
