@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::info;
@@ -75,6 +75,7 @@ struct Ticket {
     target: Target,
     /// What is published next.
     next: VecDeque<Publish>,
+    since: Instant,
     tag: u64,
     results: Sender<RepublishResult>,
 }
@@ -172,7 +173,8 @@ impl RepublisherThread {
     fn accept(&mut self, request: RepublishRequest) {
         let RepublishRequest { publishes: mut next, tag, results } = request;
         let Some(Publish { task, target }) = next.pop_front() else { return };
-        self.publisher.accept(task, target, Ticket { target, next, tag, results });
+        let ticket = Ticket { target, next, since: Instant::now(), tag, results };
+        self.publisher.accept(task, target, ticket);
     }
 
     /// Sends the results of requests, and goes on with those of which more is to be published. Returns
@@ -180,10 +182,14 @@ impl RepublisherThread {
     fn send_results(&mut self) -> bool {
         let mut has_more = false;
         for resolved in self.publisher.take_resolved() {
-            let Resolved { ticket, outcome, sent, .. } = resolved;
-            let Ticket { target, next, tag, results } = ticket;
+            let Resolved { task, ticket, outcome, sent } = resolved;
+            let Ticket { target, mut next, since, tag, results } = ticket;
             let outcome = self.note(target, outcome, sent);
-            if outcome == Outcome::Confirmed && !next.is_empty() {
+            let again = is_tried_again(target, &outcome, since);
+            if again {
+                next.push_front(Publish { task, target });
+            }
+            if again || outcome == Outcome::Confirmed && !next.is_empty() {
                 has_more = true;
                 self.accept(RepublishRequest { publishes: next, tag, results });
                 continue;
@@ -213,4 +219,11 @@ impl RepublisherThread {
         }
         outcome
     }
+}
+
+/// Whether an outcome is published again that ran out of time, as in a long alarm: its task is done or
+/// dead, and should not run again for that. What failed sooner would fail again at once.
+fn is_tried_again(target: Target, outcome: &Outcome, since: Instant) -> bool {
+    let is_unconfirmed = matches!(outcome, Outcome::Unconfirmed { .. });
+    matches!(target, Target::Batch(_)) && is_unconfirmed && since.elapsed() >= LIMITS.timeout
 }

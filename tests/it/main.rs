@@ -2,6 +2,7 @@
 
 mod acks;
 mod addresses;
+mod batch;
 mod child;
 mod cluster;
 mod command;

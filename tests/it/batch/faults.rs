@@ -1,0 +1,265 @@
+//! Batches under faults, by ledger: no task lost, no outcome counted twice, none missing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rabbit_work::{Batch, Broker, Delivery, Producer, Queue, Task, Worker, shutdown};
+
+use super::{SOON, assert_all_done, ended, noting, runs, scripted_worker, text, waiting};
+use crate::support::broker::{breakable_broker, poll, shared_broker};
+use crate::support::client::unique_queue;
+use crate::support::proxy::{Direction, Proxy, Toxic};
+use crate::support::scripted::ScriptedBroker;
+use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
+use crate::support::working::{Working, bodies};
+
+#[test]
+fn one_of_two_workers_killed_in_the_middle_leaves_no_outcome_missing() {
+    const COUNT: usize = 60;
+    let (url, queue) = (shared_broker().url(), unique_queue("killed-worker"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, ledger) = (dir.path().join("file"), dir.path().join("ledger"));
+    let script = noting(&ledger, "sleep 0.02");
+    let [killed, other] =
+        [(); 2].map(|()| scripted_worker(url, &queue, &["--threads", "2"], &script));
+
+    let running = waiting(url, &queue, COUNT, &["--outcomes", text(&file)]).start();
+    poll("some tasks have ended", SOON, || (ended(&file) > COUNT / 4).then_some(()));
+    killed.kill();
+    running.wait(SOON).assert_code(0);
+
+    assert_all_done(&file, COUNT as u64);
+    assert_eq!(runs(&ledger).len(), COUNT);
+    drop((killed, other));
+}
+
+#[test]
+fn a_broker_restart_while_waiting_leaves_no_outcome_missing() {
+    const COUNT: usize = 40;
+    let broker = breakable_broker();
+    let (url, queue) = (broker.url(), unique_queue("restart"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, ledger) = (dir.path().join("file"), dir.path().join("ledger"));
+    let script = noting(&ledger, "sleep 0.1");
+    let worker = scripted_worker(url, &queue, &["--threads", "2"], &script);
+    let running = waiting(url, &queue, COUNT, &["--outcomes", text(&file)]).start();
+    poll("some tasks have ended", SOON, || (ended(&file) > COUNT / 4).then_some(()));
+
+    broker.kill();
+    broker.restart();
+    running.wait(SOON * 2).assert_code(0);
+
+    assert_all_done(&file, COUNT as u64);
+    assert_eq!(runs(&ledger).len(), COUNT);
+    drop(worker);
+}
+
+#[test]
+fn a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait() {
+    const COUNT: usize = 20;
+    let (url, queue) = (shared_broker().url(), unique_queue("deleted"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = dir.path().join("ledger");
+    let broker: Broker = url.parse().expect("a URL");
+    let mut batch = Batch::new(&broker, &Queue::new(&queue));
+    for n in 1..=COUNT {
+        let _ = batch.send(Task::new(format!("{n}\n"))).expect("sent");
+    }
+    assert!(batch.flush().len() <= COUNT);
+    let outcomes = batch.queue_of_outcomes();
+    let client = shared_broker().client();
+    let (_trigger, shutdown) = shutdown();
+    let waiting = thread::spawn(move || batch.wait(Some(SOON), &shutdown));
+    client.wait_for_consumers(&outcomes, 1, SOON);
+
+    client.delete(&outcomes);
+    let error = waiting.join().expect("no panic").expect_err("the outcomes are lost");
+    assert!(error.to_string().contains(&outcomes), "{error}");
+
+    let worker =
+        scripted_worker(url, &queue, &["--threads", "2", "--drain"], &noting(&ledger, "true"));
+    let output = worker.wait(SOON);
+    output.assert_code(0);
+    assert!(output.stderr().contains("nobody waits for batch"), "{}", output.stderr());
+    let runs = runs(&ledger);
+    assert_eq!((runs.len(), runs.values().sum()), (COUNT, COUNT));
+}
+
+#[test]
+fn a_worker_answers_no_forged_reply_to() {
+    let (url, queue) = (shared_broker().url(), unique_queue("forged"));
+    let (victim, id) = (unique_queue("victim"), "0123456789abcdef0123456789abcdef");
+    let client = shared_broker().client();
+    let of_victim = format!("{victim}.batch.{id}");
+    [&victim, &of_victim].into_iter().for_each(|it| client.declare(it));
+    let broker: Broker = url.parse().expect("a URL");
+    let mut producer = Producer::new(&broker, &Queue::new(&queue));
+    let forged = [
+        victim.clone(),
+        of_victim.clone(),
+        format!("{queue}.dead"),
+        queue.clone(),
+        format!("{queue}.batch.{id}.settling"),
+        format!("{queue}.batch.{}", id.to_uppercase()),
+    ];
+    for reply_to in &forged {
+        let task = Task::new("x").with_reply_to(reply_to).with_correlation_id(format!("{id}/1"));
+        producer.publish(task).expect("published");
+    }
+    let (done, handler) = bodies();
+    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(1).drain();
+
+    let summary = Working::start(&worker, handler).wait(SOON).expect("drained");
+
+    assert_eq!((summary.done, done.try_iter().count()), (forged.len() as u64, forged.len()));
+    for other in [&victim, &of_victim] {
+        assert_eq!(client.count(other), 0, "{other}");
+        client.delete(other);
+    }
+    assert!(!shared_broker().client().has(&format!("{queue}.dead")));
+}
+
+#[test]
+fn an_alarm_while_outcomes_are_due_holds_their_tasks_and_loses_none() {
+    const COUNT: u64 = 2;
+    let broker = breakable_broker();
+    let (url, queue) = (broker.url(), unique_queue("alarm"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, ledger) = (dir.path().join("file"), dir.path().join("ledger"));
+    let go_on = dir.path().join("go-on");
+    let then = format!("until test -e '{}'; do sleep 0.05; done", go_on.display());
+    let worker = scripted_worker(url, &queue, &["--threads", "2"], &noting(&ledger, &then));
+    let options = ["--outcomes", text(&file)];
+    let running = waiting(url, &queue, COUNT as usize, &options).start();
+    poll("the tasks run", SOON, || (runs(&ledger).len() as u64 == COUNT).then_some(()));
+
+    broker.alarm();
+    std::fs::write(&go_on, "").expect("written");
+    let is_told =
+        |line: &str| line.contains("blocks publishers") || line.contains("no confirm for 2s: ");
+    worker.wait_for_stderr_line(is_told, SOON);
+    broker.wait_for_queue(&queue, |it| it.unacked == COUNT, SOON);
+    assert_eq!(ended(&file), 0);
+    broker.clear_alarm();
+    running.wait(SOON).assert_code(0);
+
+    assert_all_done(&file, COUNT);
+    let runs = runs(&ledger);
+    assert_eq!(runs.values().sum::<usize>() as u64, COUNT, "none ran twice: {runs:?}");
+    drop(worker);
+}
+
+/// Its task is done, and does not run again for that.
+#[test]
+fn an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_kept() {
+    let id = "0123456789abcdef0123456789abcdef";
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            let properties = Properties {
+                correlation_id: Some(format!("{id}/7").into()),
+                reply_to: Some(format!("q.batch.{id}").into()),
+                ..Properties::default()
+            };
+            let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
+            session.deliver(&delivery.properties(properties).body("x"));
+            let acked = session.answer_rpcs().expect("it is acked");
+            assert_eq!(acked.call, Call::Ack { delivery_tag: 1, multiple: false });
+            session.report("acked");
+        } else {
+            let [first, again] = [(); 2].map(|()| session.read_publish());
+            assert_eq!(first.routing_key, format!("q.batch.{id}").into_bytes());
+            assert_eq!((&first.body, first.mandatory), (&again.body, true));
+            session.report("published again");
+            session.ack(again.channel, 2);
+        }
+        let _ = session.answer_rpcs();
+    });
+    // The script sends none.
+    let url = format!("amqp://{}?heartbeat=0", broker.address());
+    let running = scripted_worker(&url, "q", &["--threads", "1"], "true");
+    let told = "no confirm for 2s: 1 tasks are unconfirmed";
+    running.wait_for_stderr_line(|line| line.contains(told), SOON);
+
+    broker.wait("published again", SOON * 2);
+    broker.wait("acked", SOON);
+
+    running.signal("INT");
+    let output = running.wait(SOON);
+    assert!(output.stderr().contains(" 1 tasks done, 0 retried,"), "{}", output.stderr());
+}
+
+/// Each connection of the worker is cut after so many bytes, from when its task is done: the one
+/// that publishes the outcome, and the one that acks the task.
+#[test]
+fn a_cut_after_every_few_bytes_of_an_outcome_leaves_none_missing_and_none_twice() {
+    let whole = work_one(|_| {});
+    let cuts: Vec<u64> = (1..whole.max(400)).step_by(STEP).collect();
+    assert!(cuts.len() > 20, "{whole}");
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..SWEEPERS {
+            scope.spawn(|| {
+                while let Some(bytes) = cuts.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let toxic = match bytes / STEP as u64 % 2 {
+                        0 => Toxic::ResetAfter(*bytes),
+                        _ => Toxic::LimitData(*bytes),
+                    };
+                    work_one(|proxy| {
+                        // The main connection, and the one for the outcome.
+                        proxy.heal_at(3);
+                        proxy.set(Direction::ToBroker, toxic);
+                    });
+                }
+            });
+        }
+    });
+}
+
+const STEP: usize = 23;
+/// Each of them mostly waits for a backoff.
+const SWEEPERS: usize = 16;
+
+/// Works a batch of one task. Returns how many bytes went to the broker after the task.
+fn work_one(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
+    let (url, queue) = (shared_broker().url(), unique_queue("cut-outcome"));
+    let direct: Broker = url.parse().expect("a URL");
+    let mut batch = Batch::new(&direct, &Queue::new(&queue));
+    let _ = batch.send(Task::new("x")).expect("sent");
+    let proxy = Arc::new(Proxy::start(shared_broker().address()));
+    let through: Broker = proxy.url().parse().expect("a URL");
+    let (is_done, done) = crossbeam_channel::bounded::<()>(0);
+    let (go_on, may_go_on) = crossbeam_channel::bounded::<()>(0);
+    let first = AtomicBool::new(true);
+    let handler = move |_: &Delivery| {
+        if first.swap(false, Ordering::SeqCst) {
+            let _ = is_done.send(());
+            let _ = may_go_on.recv_timeout(SOON);
+        }
+        Ok(())
+    };
+    let worker = Worker::new(&through, &Queue::new(&queue)).threads(1);
+    let working = Working::start(&worker, handler);
+    done.recv_timeout(SOON).expect("the task runs");
+    fault(&proxy);
+    let before = proxy.bytes(Direction::ToBroker);
+    go_on.send(()).expect("the handler waits");
+
+    let (_trigger, shutdown) = shutdown();
+    let mut outcomes = 0;
+    let summary = batch.wait_each(Some(SOON), &shutdown, |group| {
+        outcomes += group.len();
+        std::ops::ControlFlow::Continue(())
+    });
+
+    let summary = summary.expect("waited");
+    assert_eq!((summary.done, summary.left, outcomes), (1, 0, 1));
+    working.stop(SOON);
+    let client = shared_broker().client();
+    client.wait_for_count(&queue, 0, Duration::from_secs(30));
+    client.delete(&queue);
+    proxy.bytes(Direction::ToBroker) - before
+}
