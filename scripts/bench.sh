@@ -1,119 +1,103 @@
 #!/usr/bin/env bash
-# Measures rabbit-work side by side with what it is compared to, in one run on one machine, and
-# prints ratios. The seconds beside them mean nothing on another machine.
+# Measures rabbit-work beside its peers, in one run on one machine.
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-tasks=2000 large_tasks=200 failing_tasks=100000 rounds=3
 
 usage() {
     cat <<'TEXT'
-usage: scripts/bench.sh [--quick]
+usage: scripts/bench.sh [OPTION...] [GROUP...]
 
-Against a private RabbitMQ, which it starts and removes:
-  * `worker --threads N -- true` and `xargs -P N -n 1 true`, for tasks of 100 bytes;
-  * `worker --threads N -- sh -c 'cat >/dev/null'` for tasks of 1 MiB, and the same command under
-    xargs with a file of 1 MiB as its input;
-  * beside each, the same under `bench/bare.rs`: what no worker on amiquip can do without; and
-    the broker's share of the processors' time while the worker ran;
-  * 100,000 tasks without failures, and with every third failing twice and every hundredth always.
+Measures against a private RabbitMQ, which it starts and removes. Every contender does the same work
+in the same run, in turn: five rounds after a warm-up. A ratio is the median of the ratios of the
+rounds. Nothing else should run meanwhile. The seconds mean nothing on another machine.
 
-  --quick    a tenth of the tasks: whether it works, not how fast
+GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; default: all
+  publish   libraries publish, with a window of 1000 and one by one
+  lines     each line of a file becomes a task: producer --lines
+  consume   libraries take and ack, with a prefetch of 1 to 1000
+  latency   from when a task was due to be published until the handler has it
+  cold      one task, with all that a process costs
+  command   a command for each task: worker and xargs -P
+  failures  tasks that fail and come again
+  growth    backlogs, threads and processes
+  prefetch  a broker that is 1 to 50 ms away
+  fairness  a slow and a quick worker on one queue
+
+  --quick              a fraction of the tasks, one round: whether it works, not how fast
+  --rounds N           rounds that count (default 5)
+  --contenders A,B,... only these, such as raw,amiquip-nodelay,rabbit-work,lapin
+  --csv FILE           write what was measured to FILE
 
 RABBIT_WORK_BIN set: what is in that folder is measured, and nothing is built.
-
-The commands three times in turn; their seconds are sums. A ratio above 1 says that the worker was
-faster. Nothing else should run meanwhile. The locale counts: in C, xargs forks faster. Linux only.
-Exit: 0 measured, 1 a task was not done, 2 usage, 69 no broker to be had.
+Linux only. Exit: 0 measured, 1 a contender failed, 2 usage, 69 no broker to be had.
 TEXT
 }
 
 main() {
-    case "$*" in
-        '') ;;
-        --quick) tasks=200 large_tasks=20 failing_tasks=10000 rounds=1 ;;
-        -h | --help) usage; exit 0 ;;
-        *) echo "bench: cannot do '$*'" >&2; usage >&2; exit 2 ;;
-    esac
+    options=() quick=
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) usage; exit 0 ;;
+            --quick) quick=yes; options+=("$1"); shift ;;
+            --rounds | --contenders | --csv) need_value "$@"; options+=("$1" "$2"); shift 2 ;;
+            -*) usage_error "unknown option $1" ;;
+            *) options+=("$1"); shift ;;
+        esac
+    done
     cd "$here"
     unset AMQP_URL
-    bin=${RABBIT_WORK_BIN:-}
-    if [ -z "$bin" ]; then
-        cargo build --locked --release --bins --example failing --example bare
-        bin=${CARGO_TARGET_DIR:-$here/target}/release
-    fi
+    build
     scratch=$(mktemp -d)
     trap 'scripts/broker.sh --dir "$scratch/broker" stop >&2 || true; rm -rf "$scratch"' EXIT
     scripts/broker.sh --dir "$scratch/broker" start >&2
     AMQP_URL=$(scripts/broker.sh --dir "$scratch/broker" url)
     export AMQP_URL RUST_LOG=error
-    broker=$(scripts/broker.sh --dir "$scratch/broker" pid)
-    processors=$(getconf _NPROCESSORS_ONLN)
-    echo "$(uname -sm), $processors processors, locale ${LC_ALL:-${LC_CTYPE:-${LANG:-C}}}, RabbitMQ $(scripts/broker.sh --dir "$scratch/broker" ctl version | tail -n 1)"
-    measure "100 bytes" small 1 >/dev/null # A broker is slow in its first seconds.
-    local threads
-    for threads in 1 2 4; do measure "100 bytes" small "$threads"; done
-    for threads in 1 2 4; do measure "1 MiB" large "$threads"; done
-    "$bin/examples/failing" "$failing_tasks"
+    options+=(--programs "$bin" --here "$here/bench" --scratch "$scratch")
+    options+=(--broker "$(scripts/broker.sh --dir "$scratch/broker" pid)")
+    [ -n "$quick" ] || find_others
+    "$bin/bench" run "${options[@]}"
 }
 
-# What a kind of task takes in each of the rounds, and the ratio of the sums.
-measure() {
-    for ((round = 0; round < rounds; round++)); do
-        "$2" "$3"
-    done | paste - - - - | awk -v what="$1, $3 threads" -v processors="$processors" '
-        { xargs += $1 / 1e6; bare += $2 / 1e6; worker += $3 / 1e6; broker += $4 / 1e6 }
-        END {
-            printf "%s: xargs %.2f s, bare %.2f s, worker %.2f s: ratio %.2f to xargs, %.2f to bare;",
-                what, xargs, bare, worker, xargs / worker, bare / worker
-            printf " the broker had %.0f %% of the processors\n", 100 * broker / worker / processors
-        }'
+build() {
+    bin=${RABBIT_WORK_BIN:-}
+    if [ -z "$bin" ]; then
+        cargo build --locked --release --bins
+        cargo build --locked --release --package rabbit-work-bench --features peers
+        bin=${CARGO_TARGET_DIR:-$here/target}/release
+    fi
 }
 
-small() {
-    head -c 100 /dev/zero | tr '\0' x >"$scratch/task"
-    echo >>"$scratch/task"
-    for ((i = 0; i < tasks; i++)); do cat "$scratch/task"; done >"$scratch/tasks"
-    fill small --lines "$scratch/tasks"
-    microseconds xargs -P "$1" -n 1 true <"$scratch/tasks"
-    microseconds "$bin/examples/bare" small.bare "$1" "$tasks" true
-    microseconds_of_both "$bin/worker" --queue small --threads "$1" --max-tasks "$tasks" -- true
+# The contenders that are not built here. Those that cannot be had are left out.
+find_others() {
+    local venv=$here/target/pika
+    if "$venv/bin/python" -c 'import pika' 2>/dev/null || install_pika; then
+        options+=(--python "$venv/bin/python")
+    else
+        echo "bench: without pika: python3 -m venv and pip cannot install it" >&2
+    fi
+    command -v amqp-publish >/dev/null || install_amqp_tools ||
+        echo "bench: without amqp-publish and amqp-consume (Debian, Ubuntu: apt-get install amqp-tools)" >&2
 }
 
-large() {
-    head -c 1048576 /dev/urandom >"$scratch/large"
-    fill large --body-file "$scratch/large" --repeat "$large_tasks"
-    local read_it="cat <'$scratch/large' >/dev/null"
-    seq "$large_tasks" | microseconds xargs -P "$1" -n 1 sh -c "$read_it"
-    microseconds "$bin/examples/bare" large.bare "$1" "$large_tasks" sh -c "$read_it"
-    microseconds_of_both "$bin/worker" --queue large --threads "$1" --max-tasks "$large_tasks" -- sh -c 'cat >/dev/null'
+install_pika() {
+    python3 -m venv "$venv" >/dev/null 2>&1 && "$venv/bin/pip" install --quiet 'pika>=1.3,<2' >&2
 }
 
-# Both queues before anything is measured: a broker is not done with writing when it has confirmed.
-fill() {
-    local queue=$1
-    shift
-    "$bin/producer" --queue "$queue.bare" "$@" --json >/dev/null
-    "$bin/producer" --queue "$queue" "$@" --json >/dev/null
+install_amqp_tools() {
+    [ "$(id -u)" = 0 ] || return 1
+    command -v apt-get >/dev/null || return 1
+    { apt-get update && apt-get install -y --no-install-recommends amqp-tools; } >/dev/null 2>&1
 }
 
-# The time that a command takes; what it says goes to standard error.
-microseconds() {
-    local begun=${EPOCHREALTIME//[!0-9]/}
-    "$@" >&2
-    echo $((${EPOCHREALTIME//[!0-9]/} - begun))
+need_value() {
+    [ $# -ge 2 ] || usage_error "$1 needs a value"
 }
 
-# The same of a worker, and what the broker had of the processors meanwhile.
-microseconds_of_both() {
-    local before
-    before=$(ticks)
-    microseconds "$@"
-    echo $((($(ticks) - before) * 1000000 / $(getconf CLK_TCK)))
-}
-
-ticks() {
-    awk '{ print $14 + $15 }' "/proc/$broker/stat"
+usage_error() {
+    echo "bench: $1" >&2
+    usage >&2
+    exit 2
 }
 
 main "$@"

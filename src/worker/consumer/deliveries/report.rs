@@ -106,6 +106,7 @@ mod tests {
             exit: Some(3),
             signal: None,
             stopped: false,
+            output_error: None,
             output_bytes: 9,
             output: b"words".to_vec(),
         };

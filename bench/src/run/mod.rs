@@ -1,0 +1,57 @@
+//! Has all contenders do the same works in one run, and writes what was measured.
+
+mod measure;
+mod options;
+mod plan;
+pub mod results;
+mod summary;
+mod work;
+
+use std::env;
+
+use self::measure::Measurer;
+use self::options::Options;
+use self::results::Results;
+use self::work::Work;
+use crate::Error;
+
+/// Measures the works that `words` name.
+pub fn run(words: &[&str]) -> Result<(), Error> {
+    let options = Options::parse(words)?;
+    let url = env::var("AMQP_URL").map_err(|_| "AMQP_URL is not set")?;
+    let works = plan::works(&options)?;
+    if works.is_empty() {
+        return Err(format!("nothing is called {}", options.groups.join(", ")).into());
+    }
+    let mut measurer = Measurer::new(&options, &url)?;
+    let mut results = Results::default();
+    for work in &works {
+        measure_work(work, &options, &mut measurer, &mut results)?;
+        summary::print(&work.name, &results);
+        if let Some(csv) = &options.csv {
+            results.write(csv)?;
+        }
+    }
+    Ok(())
+}
+
+/// In each round all contenders, in turn another one first. The first round is not counted.
+fn measure_work(
+    work: &Work,
+    options: &Options,
+    measurer: &mut Measurer<'_>,
+    results: &mut Results,
+) -> Result<(), Error> {
+    let warm_up = u32::from(!options.quick);
+    for round in 0..options.rounds.min(work.most_rounds) + warm_up {
+        let mut contenders: Vec<_> = work.contenders.iter().collect();
+        let first = round as usize % contenders.len();
+        contenders.rotate_left(first);
+        for (contender, measured) in measurer.measure_all(work, &contenders)? {
+            if round >= warm_up {
+                results.add(work, contender, round - warm_up + 1, measured);
+            }
+        }
+    }
+    Ok(())
+}

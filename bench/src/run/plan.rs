@@ -1,0 +1,63 @@
+//! The works: which contenders do what, and with how many tasks.
+
+mod commands;
+mod growth;
+mod libraries;
+
+use super::options::Options;
+use super::work::{Work, words};
+use crate::Error;
+
+/// The works that the options ask for, with the contenders that they ask for.
+pub fn works(options: &Options) -> Result<Vec<Work>, Error> {
+    let plan = Plan { options };
+    let all = [
+        plan.publish(),
+        plan.lines()?,
+        plan.consume(),
+        plan.latency(),
+        plan.cold(),
+        plan.command()?,
+        plan.failures(),
+        plan.growth(),
+        plan.prefetch(),
+        plan.fairness(),
+    ];
+    let mut works = all.concat();
+    works.retain(|work| options.includes_work(&work.name));
+    for work in &mut works {
+        work.contenders.retain(|it| options.includes_contender(&it.name));
+    }
+    works.retain(|work| !work.contenders.is_empty());
+    Ok(works)
+}
+
+struct Plan<'a> {
+    options: &'a Options,
+}
+
+impl Plan<'_> {
+    /// Those of these libraries that are compiled in.
+    fn compiled<'a>(&self, libraries: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+        let peers = cfg!(feature = "peers");
+        let compiled = move |library: &&str| peers || !["lapin", "amqprs"].contains(library);
+        libraries.iter().copied().filter(compiled)
+    }
+
+    fn contend(&self, contender: &str, settings: &str) -> Vec<String> {
+        let programs = self.options.programs.display();
+        words(&format!("{programs}/bench contend {contender} {settings}"))
+    }
+
+    /// Python's client, if it is here.
+    fn pika(&self, settings: &str) -> Option<Vec<String>> {
+        let python = self.options.python.as_ref()?;
+        let script = self.options.here.join("pika_contender.py");
+        Some(words(&format!("{} {} {settings}", python.display(), script.display())))
+    }
+
+    /// A program of rabbit-work with its arguments.
+    fn program(&self, command: &str) -> String {
+        format!("{}/{command}", self.options.programs.display())
+    }
+}

@@ -1,0 +1,99 @@
+//! What libraries do: publish, consume, and both at once.
+
+use super::Plan;
+use crate::run::work::{Fill, Work};
+
+/// In the order of the tables.
+const LIBRARIES: [&str; 6] =
+    ["raw", "amiquip", "amiquip-nodelay", "rabbit-work", "lapin", "amqprs"];
+
+impl Plan<'_> {
+    pub(super) fn publish(&self) -> Vec<Work> {
+        let mut works = Vec::new();
+        for size in [16, 1024] {
+            let tasks = self.options.tasks(60_000);
+            let settings = format!("publish queue={{queue}} count={tasks} size={size} window=1000");
+            let mut work = Work::new(format!("publish/{size}-bytes"));
+            for library in self.compiled(&LIBRARIES).chain(["raw-same-bytes"]) {
+                work.add(library, tasks, Fill::Nothing, self.contend(library, &settings));
+            }
+            works.push(work);
+        }
+        works.push(self.one_by_one());
+        works
+    }
+
+    fn one_by_one(&self) -> Work {
+        let settings = |tasks| format!("publish queue={{queue}} count={tasks} size=16 window=1");
+        let mut work = Work::new("publish/one-by-one");
+        for library in self.compiled(&LIBRARIES) {
+            // Without TCP_NODELAY, many take 40 ms.
+            let tasks = self.options.tasks(if library == "amiquip" { 250 } else { 10_000 });
+            work.add(library, tasks, Fill::Nothing, self.contend(library, &settings(tasks)));
+        }
+        let tasks = self.options.tasks(5_000);
+        if let Some(command) = self.pika(&settings(tasks)) {
+            work.add("pika", tasks, Fill::Nothing, command);
+        }
+        work
+    }
+
+    pub(super) fn consume(&self) -> Vec<Work> {
+        let works =
+            [(1, 1, 15_000), (1, 4, 20_000), (10, 1, 40_000), (100, 1, 60_000), (1000, 1, 60_000)];
+        works.map(|(prefetch, threads, tasks)| self.consume_with(prefetch, threads, tasks)).into()
+    }
+
+    fn consume_with(&self, prefetch: u16, threads: usize, tasks: u64) -> Work {
+        let tasks = self.options.tasks(tasks);
+        let fill = Fill::Tasks { count: tasks, size: 16 };
+        let settings = format!("consume queue={{queue}} count={tasks} prefetch={prefetch}");
+        let mut work = Work::new(format!("consume/prefetch-{prefetch}-threads-{threads}"));
+        for library in self.compiled(&LIBRARIES) {
+            let threads = if library == "raw" { 1 } else { threads };
+            let settings = format!("{settings} threads={threads}");
+            work.add(library, tasks, fill, self.contend(library, &settings));
+        }
+        if prefetch >= 100 {
+            let settings = format!("{settings} multiple=50");
+            work.add("raw-multiple-50", tasks, fill, self.contend("raw", &settings));
+        }
+        let fewer = tasks.min(10_000);
+        let settings = format!("consume queue={{queue}} count={fewer} prefetch={prefetch}");
+        if let (1, Some(command)) = (threads, self.pika(&settings)) {
+            work.add("pika", fewer, Fill::Tasks { count: fewer, size: 16 }, command);
+        }
+        work
+    }
+
+    /// From when a task was due to be published until the handler has it.
+    pub(super) fn latency(&self) -> Vec<Work> {
+        // At a low rate with the default prefetch; at a high one with what keeps up.
+        let works =
+            [("200-a-second", "200", 2_000, 1), ("half-of-the-limit", "{rate}", 20_000, 100)];
+        works
+            .map(|(name, rate, tasks, prefetch)| {
+                let tasks = self.options.tasks(tasks);
+                let settings =
+                    format!("pass queue={{queue}} count={tasks} rate={rate} prefetch={prefetch}");
+                let mut work = Work::new(format!("latency/{name}"));
+                for library in self.compiled(&LIBRARIES) {
+                    work.add(library, tasks, Fill::Nothing, self.contend(library, &settings));
+                }
+                work
+            })
+            .into()
+    }
+
+    /// Tasks that fail: each third twice, and each hundredth always.
+    pub(super) fn failures(&self) -> Vec<Work> {
+        let tasks = self.options.tasks(100_000);
+        let mut work = Work::new("failures/some");
+        for kind in ["none", "some"] {
+            let command = self.program(&format!("failing {tasks} {kind} {{queue}}"));
+            let command = crate::run::work::words(&command);
+            work.add(&format!("failing-{kind}"), tasks, Fill::Nothing, command);
+        }
+        vec![work]
+    }
+}
