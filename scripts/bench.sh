@@ -27,7 +27,10 @@ GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; def
   --quick              a fraction of the tasks, one round: whether it works, not how fast
   --rounds N           rounds that count (default 5)
   --contenders A,B,... only these, such as raw,amiquip-nodelay,rabbit-work,lapin
-  --csv FILE           write what was measured to FILE
+  --csv FILE           write what was measured to FILE; what it has of other works stays
+  --record             write it to docs/bench/results.csv, and renew the charts there and the tables
+                       of docs/performance.md
+  --report             only renew the charts and tables from docs/bench/results.csv
 
 RABBIT_WORK_BIN set: what is in that folder is measured, and nothing is built.
 Linux only. Exit: 0 measured, 1 a contender failed, 2 usage, 69 no broker to be had.
@@ -35,37 +38,90 @@ TEXT
 }
 
 main() {
-    options=() quick=
+    options=() groups=() quick='' record=''
     while [ $# -gt 0 ]; do
         case $1 in
             -h | --help) usage; exit 0 ;;
             --quick) quick=yes; options+=("$1"); shift ;;
             --rounds | --contenders | --csv) need_value "$@"; options+=("$1" "$2"); shift 2 ;;
+            --record) record=yes; shift ;;
+            --report) record=only; shift ;;
             -*) usage_error "unknown option $1" ;;
-            *) options+=("$1"); shift ;;
+            publish* | lines* | consume* | latency* | cold* | command* | failures* | growth* | prefetch* | fairness*)
+                groups+=("$1"); shift ;;
+            *) usage_error "no group '$1'" ;;
         esac
     done
     cd "$here"
     unset AMQP_URL
     build
+    [ "$record" = only ] || measure
+    [ -z "$record" ] || "$bin/bench" report docs/bench/results.csv docs/performance.md
+}
+
+measure() {
     scratch=$(mktemp -d)
-    trap 'scripts/broker.sh --dir "$scratch/broker" stop >&2 || true; rm -rf "$scratch"' EXIT
-    scripts/broker.sh --dir "$scratch/broker" start >&2
-    AMQP_URL=$(scripts/broker.sh --dir "$scratch/broker" url)
+    trap 'broker stop >&2 || true; rm -rf "$scratch"' EXIT
+    broker start >&2
+    AMQP_URL=$(broker url)
     export AMQP_URL RUST_LOG=error
     options+=(--programs "$bin" --here "$here/bench" --scratch "$scratch")
-    options+=(--broker "$(scripts/broker.sh --dir "$scratch/broker" pid)")
+    options+=(--broker "$(broker pid)")
     [ -n "$quick" ] || find_others
-    "$bin/bench" run "${options[@]}"
+    if [ -n "$record" ]; then
+        mkdir -p docs/bench
+        options+=(--csv docs/bench/results.csv)
+        describe
+    fi
+    "$bin/bench" run "${options[@]}" ${groups[@]+"${groups[@]}"}
+}
+
+# What the results say of the machine and of what was measured.
+describe() {
+    say "$(date -u +%Y-%m-%d), commit $(git describe --always --dirty 2>/dev/null || echo unknown)"
+    say "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(getconf _NPROCESSORS_ONLN) processors, $(awk '/^MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' /proc/meminfo), $(uname -sr)"
+    say "RabbitMQ $(broker ctl version | tail -n 1), Erlang $(broker ctl eval 'erlang:system_info(otp_release).' | tr -d '"' | tail -n 1), on the same machine, over the loopback"
+    say "$(rustc --version | cut -d ' ' -f 1-2), release build; $(versions)"
+    say "durable classic queues, persistent tasks; bodies of 16 bytes where nothing else is said"
+}
+
+say() {
+    options+=(--machine "$1")
+}
+
+versions() {
+    list_versions | tr -d '\n'
+}
+
+list_versions() {
+    awk '/^name = "(amiquip|lapin|amqprs)"/ { name = $3 } /^version/ && name { print name, $3; name = "" }' Cargo.lock |
+        tr -d '"' | paste -s -d , | sed 's/,/, /g'
+    "$here/target/pika/bin/python" -c 'import pika; print(", pika", pika.__version__)' 2>/dev/null || true
+    dpkg-query -W -f ', ${Package} ${Version}' amqp-tools 2>/dev/null || true
+}
+
+broker() {
+    scripts/broker.sh --dir "$scratch/broker" "$@"
 }
 
 build() {
     bin=${RABBIT_WORK_BIN:-}
     if [ -z "$bin" ]; then
-        cargo build --locked --release --bins
+        ! need_commands || cargo build --locked --release --bins
         cargo build --locked --release --package rabbit-work-bench --features peers
         bin=${CARGO_TARGET_DIR:-$here/target}/release
     fi
+}
+
+# Whether producer or worker are measured: a developer of the library does not wait for them.
+need_commands() {
+    [ "$record" != only ] || return 1
+    [ ${#groups[@]} -gt 0 ] || return 0
+    local group
+    for group in "${groups[@]}"; do
+        case $group in publish* | consume* | latency* | failures* | growth* | prefetch* | fairness*) ;; *) return 0 ;; esac
+    done
+    return 1
 }
 
 # The contenders that are not built here. Those that cannot be had are left out.

@@ -38,6 +38,7 @@ compiled_checks() {
     step "architecture" cargo test --locked --test architecture
     step "clippy" nice cargo clippy --locked --all-targets -- -D warnings
     step "clippy, other features" other_features
+    step "benchmarks" the_benchmarks
     step "rustdoc" nice env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
     step "oldest Rust" oldest_rust
 }
@@ -62,6 +63,12 @@ other_features() {
         nice cargo clippy --locked --lib --no-default-features --features "$features" -- -D warnings
     done
     nice cargo clippy --locked --lib --bins --no-default-features --features cli -- -D warnings
+}
+
+# Without the async clients, which take minutes to compile: scripts/bench.sh does that.
+the_benchmarks() {
+    nice cargo test --locked --package rabbit-work-bench &&
+        nice cargo clippy --locked --package rabbit-work-bench --all-targets -- -D warnings
 }
 
 # Compiles with the toolchain that Cargo.toml declares.

@@ -81,6 +81,7 @@ build() {
     cargo test --locked --no-run --message-format json-render-diagnostics >"$work/built"
     sed -n 's/.*"executable":"\([^"]*\/it-[0-9a-f]*\)".*/\1/p' "$work/built" >"$work/it"
     [ -x "$(cat "$work/it")" ]
+    cargo build --locked --package rabbit-work-bench
 }
 
 share_build() {

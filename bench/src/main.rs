@@ -3,14 +3,13 @@
 use std::env;
 use std::process::ExitCode;
 
+use rabbit_work_bench::exit_status;
+
 mod contend;
 mod proxy;
 mod report;
 mod run;
 mod timed;
-
-/// What anything here may fail with: a benchmark ends at the first error.
-type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -22,11 +21,5 @@ fn main() -> ExitCode {
         ["timed", times, command @ ..] => timed::timed(times, command),
         _ => Err("usage: bench run [OPTION...] [GROUP...]; scripts/bench.sh --help".into()),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_status(result)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use url::Url;
 
-use crate::Error;
+use rabbit_work_bench::Error;
 
 /// Starts a proxy to the broker of this URL. Returns the URL of the proxy, which lives as long as
 /// this process.

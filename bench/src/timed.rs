@@ -7,7 +7,7 @@ use std::time::Instant;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use crate::Error;
+use rabbit_work_bench::Error;
 
 /// Runs `command` so many times, and then prints `wall` and `cpu` in seconds, and `peak` in KiB. What
 /// the command has started counts with it, once it has ended.

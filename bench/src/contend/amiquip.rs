@@ -11,10 +11,10 @@ use amiquip::{
 };
 use url::Url;
 
-use super::job::Job;
-use super::meter::{Measured, Meter, Schedule};
-use super::window::Window;
-use crate::Error;
+use rabbit_work_bench::Error;
+use rabbit_work_bench::job::Job;
+use rabbit_work_bench::meter::{Measured, Meter, Schedule};
+use rabbit_work_bench::window::Window;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Socket {
@@ -54,16 +54,16 @@ pub fn publish(url: &str, job: &Job, socket: Socket) -> Result<Measured, Error> 
     let mut window = Window::default();
     for _ in 0..job.count {
         if window.waiting() == job.window {
-            window.take(confirms.recv()?)?;
+            take(confirms.recv()?, &mut window)?;
         }
         while let Ok(confirm) = confirms.try_recv() {
-            window.take(confirm)?;
+            take(confirm, &mut window)?;
         }
         exchange.publish(Publish::with_properties(&body, &job.queue, persistent()))?;
         window.send(1);
     }
     while window.waiting() > 0 {
-        window.take(confirms.recv()?)?;
+        take(confirms.recv()?, &mut window)?;
     }
     let measured = Measured::since(begun);
     channel.close()?;
@@ -80,12 +80,13 @@ fn declare<'a>(channel: &'a Channel, queue: &str) -> Result<Queue<'a>, Error> {
     Ok(channel.queue_declare(queue, durable)?)
 }
 
-impl Window {
-    fn take(&mut self, confirm: Confirm) -> Result<(), Error> {
-        match confirm {
-            Confirm::Ack(it) => Ok(self.confirm(it.delivery_tag, it.multiple)),
-            Confirm::Nack(_) => Err("the broker refused a task".into()),
+fn take(confirm: Confirm, window: &mut Window) -> Result<(), Error> {
+    match confirm {
+        Confirm::Ack(it) => {
+            window.confirm(it.delivery_tag, it.multiple);
+            Ok(())
         }
+        Confirm::Nack(_) => Err("the broker refused a task".into()),
     }
 }
 
@@ -180,10 +181,10 @@ pub fn pass(url: &str, job: &Job, socket: Socket) -> Result<Measured, Error> {
         let mut window = Window::default();
         for number in 0..job.count {
             if window.waiting() == job.window {
-                window.take(confirms.recv()?)?;
+                take(confirms.recv()?, &mut window)?;
             }
             while let Ok(confirm) = confirms.try_recv() {
-                window.take(confirm)?;
+                take(confirm, &mut window)?;
             }
             body[..8].copy_from_slice(&schedule.wait(number));
             exchange.publish(Publish::with_properties(&body, &job.queue, persistent()))?;

@@ -1,22 +1,15 @@
 //! The contenders that are libraries: each does the same work, in a process of its own.
 
 mod amiquip;
-#[cfg(feature = "peers")]
-mod amqprs;
-mod job;
-#[cfg(feature = "peers")]
-mod lapin;
-mod meter;
 mod rabbit_work;
 pub mod raw;
-mod window;
 pub mod wire;
 
 use std::env;
 
-use self::job::{Job, Work};
-use self::meter::Measured;
-use crate::Error;
+use rabbit_work_bench::Error;
+use rabbit_work_bench::job::{Job, Work};
+use rabbit_work_bench::meter::Measured;
 
 /// Has a contender do a work on the broker of `AMQP_URL`, and prints what was measured.
 pub fn contend(contender: &str, work: &str, settings: &[&str]) -> Result<(), Error> {
@@ -42,10 +35,6 @@ fn measure(contender: &str, url: &str, job: &Job) -> Result<Measured, Error> {
         ("rabbit-work", Work::Consume) => rabbit_work::consume(url, job),
         ("rabbit-work", Work::Pass) => rabbit_work::pass(url, job),
         ("rabbit-work", Work::Share) => rabbit_work::share(url, job),
-        #[cfg(feature = "peers")]
-        ("lapin", _) => lapin::measure(url, job),
-        #[cfg(feature = "peers")]
-        ("amqprs", _) => amqprs::measure(url, job),
         _ => Err(format!("no contender '{contender}' does this here").into()),
     }
 }

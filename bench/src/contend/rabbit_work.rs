@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use rabbit_work::{Broker, Delivery, Outcome, Producer, Queue, Receipt, Task, Worker, shutdown};
 
-use super::job::Job;
-use super::meter::{Measured, Meter, Schedule};
-use crate::Error;
+use rabbit_work_bench::Error;
+use rabbit_work_bench::job::Job;
+use rabbit_work_bench::meter::{Measured, Meter, Schedule};
 
 pub fn publish(url: &str, job: &Job) -> Result<Measured, Error> {
     let broker: Broker = url.parse()?;

@@ -5,14 +5,14 @@ use std::io::Write;
 use std::thread;
 use std::time::Instant;
 
-use super::job::Job;
-use super::meter::{Measured, Meter, Schedule};
-use super::window::Window;
 use super::wire::{
     DELIVER, Frame, PUBLISHER_ACK, Properties, Wire, ack, confirm_tag, delivery_tag,
     publish as encode,
 };
-use crate::Error;
+use rabbit_work_bench::Error;
+use rabbit_work_bench::job::Job;
+use rabbit_work_bench::meter::{Measured, Meter, Schedule};
+use rabbit_work_bench::window::Window;
 
 /// Publishes with confirms, at most a window at a time.
 pub fn publish(url: &str, job: &Job, properties: Properties) -> Result<Measured, Error> {

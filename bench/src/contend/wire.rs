@@ -42,7 +42,7 @@ pub enum Frame<'a> {
 }
 
 impl Wire {
-    pub fn open(url: &str) -> std::result::Result<Wire, crate::Error> {
+    pub fn open(url: &str) -> std::result::Result<Wire, rabbit_work_bench::Error> {
         let url = Url::parse(url)?;
         let host = url.host_str().ok_or("the URL has no host")?;
         let socket = TcpStream::connect((host, url.port().unwrap_or(5672)))?;

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use crate::run::results::Spread;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 860.0;
 const LEFT: f64 = 78.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 44.0;
 const PLOT_HEIGHT: f64 = 260.0;
-const BOTTOM: f64 = 56.0;
+const BOTTOM: f64 = 72.0;
 const LEGEND_ROW: f64 = 20.0;
 
 /// What each chart says beside its data.
@@ -48,14 +48,20 @@ pub fn bars(labels: &Labels, y: Scale, groups: &[String], series: &[Series]) -> 
     let scale = Axis::of(series.iter().flat_map(|it| &it.points).map(|it| it.1), y);
     chart.y_axis(&scale);
     let room = (WIDTH - LEFT - RIGHT) / groups.len().max(1) as f64;
-    let width = room * 0.84 / series.len().max(1) as f64;
     for (index, group) in groups.iter().enumerate() {
-        chart.text(LEFT + room * (index as f64 + 0.5), TOP + PLOT_HEIGHT + 18.0, "middle", group);
-    }
-    for (number, series) in series.iter().enumerate() {
-        for (place, spread) in &series.points {
-            let x = LEFT + room * (place + 0.08) + width * number as f64;
-            chart.bar(x, width, &scale, *spread, colour(&series.name, number));
+        let place = index as f64;
+        for (row, line) in group.lines().enumerate() {
+            let y = TOP + PLOT_HEIGHT + 18.0 + 16.0 * row as f64;
+            chart.text(LEFT + room * (place + 0.5), y, "middle", line);
+        }
+        let at = |series: &Series| series.points.iter().find(|it| it.0 == place).map(|it| it.1);
+        let bars = series.iter().enumerate();
+        let bars = bars.filter_map(|(number, it)| Some((at(it)?, colour(&it.name, number))));
+        let bars: Vec<(Spread, &str)> = bars.collect();
+        let width = room * 0.9 / bars.len().max(1) as f64;
+        for (number, (spread, colour)) in bars.into_iter().enumerate() {
+            let x = LEFT + room * (place + 0.05) + width * number as f64;
+            chart.bar(x, width, &scale, spread, colour);
         }
     }
     chart.end()
@@ -174,7 +180,7 @@ impl Chart {
         );
         chart.text(
             LEFT + (WIDTH - LEFT - RIGHT) / 2.0,
-            TOP + PLOT_HEIGHT + 38.0,
+            TOP + PLOT_HEIGHT + 54.0,
             "middle",
             &labels.x,
         );
@@ -228,11 +234,11 @@ impl Chart {
         let middle = x + width * 0.46;
         self.spread(middle, axis, spread, "#333333");
         let above = axis.y_of(spread.most) - 4.0;
-        if width > 13.0 {
+        if width > 10.0 {
             _ = writeln!(
                 self.svg,
                 "<text x=\"{middle:.1}\" y=\"{above:.1}\" text-anchor=\"middle\" font-size=\"9\">{}</text>",
-                number(spread.median)
+                short(spread.median)
             );
         }
     }
@@ -306,6 +312,15 @@ pub fn number(value: f64) -> String {
         100.0.. => trimmed(value, 0),
         10.0.. => trimmed(value, 1),
         _ => trimmed(value, 2),
+    }
+}
+
+/// The same for above a bar, where there is little room.
+fn short(value: f64) -> String {
+    match value {
+        0.0..1.0 => trimmed(value, 2),
+        1.0..10.0 => trimmed(value, 1),
+        _ => number(value.round()),
     }
 }
 

@@ -52,12 +52,12 @@ fn over_works(
 
 fn throughput(results: &Results) -> Option<String> {
     let works = [
-        ("publish/16-bytes", "publish 16 B"),
-        ("publish/1024-bytes", "publish 1 KiB"),
-        ("consume/prefetch-1-threads-1", "prefetch 1"),
-        ("consume/prefetch-10-threads-1", "prefetch 10"),
-        ("consume/prefetch-100-threads-1", "prefetch 100"),
-        ("consume/prefetch-1000-threads-1", "prefetch 1000"),
+        ("publish/16-bytes", "publish\n16 bytes"),
+        ("publish/1024-bytes", "publish\n1 KiB"),
+        ("consume/prefetch-1-threads-1", "consume\nprefetch 1"),
+        ("consume/prefetch-10-threads-1", "consume\nprefetch 10"),
+        ("consume/prefetch-100-threads-1", "consume\nprefetch 100"),
+        ("consume/prefetch-1000-threads-1", "consume\nprefetch 1000"),
     ];
     let rates = |work: &str, contender: &str| {
         let rates = results.values(work, contender, Line::rate);
@@ -66,7 +66,7 @@ fn throughput(results: &Results) -> Option<String> {
     let series = over_works(results, &SHOWN, &works.map(|it| it.0), rates)?;
     let labels = labels(
         "Tasks a second, one thread (raw: what the broker can take)",
-        "publishes are confirmed, window 1000; deliveries are acked",
+        "each publish is confirmed, with a window of 1000; each delivery is acked",
         "1,000 tasks a second",
     );
     Some(bars(&labels, Scale::FromZero, &works.map(|it| it.1.into()), &series))
@@ -74,9 +74,9 @@ fn throughput(results: &Results) -> Option<String> {
 
 fn cpu(results: &Results) -> Option<String> {
     let works = [
-        ("publish/16-bytes", "publish 16 B"),
-        ("consume/prefetch-1-threads-1", "consume, prefetch 1"),
-        ("consume/prefetch-100-threads-1", "consume, prefetch 100"),
+        ("publish/16-bytes", "publish\n16 bytes"),
+        ("consume/prefetch-1-threads-1", "consume\nprefetch 1"),
+        ("consume/prefetch-100-threads-1", "consume\nprefetch 100"),
     ];
     let cpu = |work: &str, contender: &str| results.values(work, contender, Line::cpu_of_100_000);
     let shown: Vec<&str> = SHOWN.into_iter().filter(|it| *it != "raw-multiple-50").collect();
@@ -99,7 +99,7 @@ fn latency(results: &Results) -> Option<String> {
     let mut groups = Vec::new();
     for work in &works {
         let (_, name) = work.split_once('/')?;
-        groups.extend(percentiles.map(|(of, _)| format!("{of}, {}", name.replace('-', " "))));
+        groups.extend(percentiles.map(|(of, _)| format!("{of}\n{}", name.replace('-', " "))));
     }
     let series = results.contenders(works.first()?).into_iter().map(|contender| {
         let all = works.iter().flat_map(|work| percentiles.map(|(_, value)| (work, value)));
@@ -112,7 +112,7 @@ fn latency(results: &Results) -> Option<String> {
     });
     let labels = labels(
         "From when a task was due to be published until its handler has it",
-        "percentile and rate",
+        "percentile, and rate of publishing",
         "milliseconds (less is better)",
     );
     Some(bars(&labels, Scale::Logarithmic, &groups, &series.collect::<Vec<_>>()))

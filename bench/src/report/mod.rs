@@ -8,8 +8,8 @@ mod targets;
 use std::fs;
 use std::path::Path;
 
-use crate::Error;
 use crate::run::results::Results;
+use rabbit_work_bench::Error;
 
 /// Draws charts beside the CSV file, and fills the tables of a Markdown file: each between
 /// `<!-- filled: NAME -->` and `<!-- end -->`.

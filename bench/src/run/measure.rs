@@ -11,7 +11,8 @@ use super::results::Measured;
 use super::work::{Clock, Contender, Fill, Work};
 use crate::contend::raw;
 use crate::contend::wire::Wire;
-use crate::{Error, proxy};
+use crate::proxy;
+use rabbit_work_bench::Error;
 
 pub struct Measurer<'a> {
     options: &'a Options,

@@ -13,7 +13,7 @@ use self::measure::Measurer;
 use self::options::Options;
 use self::results::Results;
 use self::work::Work;
-use crate::Error;
+use rabbit_work_bench::Error;
 
 /// Measures the works that `words` name.
 pub fn run(words: &[&str]) -> Result<(), Error> {
@@ -24,15 +24,23 @@ pub fn run(words: &[&str]) -> Result<(), Error> {
         return Err(format!("nothing is called {}", options.groups.join(", ")).into());
     }
     let mut measurer = Measurer::new(&options, &url)?;
-    let mut results = Results::default();
+    let mut results = Results::begin(&options)?;
+    let mut failed = 0;
     for work in &works {
-        measure_work(work, &options, &mut measurer, &mut results)?;
+        results.forget(&work.name);
+        if let Err(error) = measure_work(work, &options, &mut measurer, &mut results) {
+            eprintln!("bench: {}: {error}", work.name);
+            failed += 1;
+        }
         summary::print(&work.name, &results);
         if let Some(csv) = &options.csv {
             results.write(csv)?;
         }
     }
-    Ok(())
+    match failed {
+        0 => Ok(()),
+        _ => Err(format!("{failed} of {} works failed", works.len()).into()),
+    }
 }
 
 /// In each round all contenders, in turn another one first. The first round is not counted.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::Error;
+use rabbit_work_bench::Error;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -20,6 +20,8 @@ pub struct Options {
     pub python: Option<PathBuf>,
     /// Where the results go.
     pub csv: Option<PathBuf>,
+    /// What the results say of the machine.
+    pub machine: Vec<String>,
     /// The broker's process, whose processor time is noted.
     pub broker: Option<u32>,
     /// Only contenders named so; none named: all.
@@ -38,6 +40,7 @@ impl Options {
             scratch: std::env::temp_dir(),
             python: None,
             csv: None,
+            machine: Vec::new(),
             broker: None,
             contenders: Vec::new(),
             groups: Vec::new(),
@@ -53,6 +56,7 @@ impl Options {
                 "--scratch" => options.scratch = value()?.into(),
                 "--python" => options.python = Some(value()?.into()),
                 "--csv" => options.csv = Some(value()?.into()),
+                "--machine" => options.machine.push(value()?.to_string()),
                 "--broker" => options.broker = Some(value()?.parse()?),
                 "--contenders" => {
                     options.contenders = value()?.split(',').map(String::from).collect()

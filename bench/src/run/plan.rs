@@ -6,7 +6,7 @@ mod libraries;
 
 use super::options::Options;
 use super::work::{Work, words};
-use crate::Error;
+use rabbit_work_bench::Error;
 
 /// The works that the options ask for, with the contenders that they ask for.
 pub fn works(options: &Options) -> Result<Vec<Work>, Error> {
@@ -32,21 +32,24 @@ pub fn works(options: &Options) -> Result<Vec<Work>, Error> {
     Ok(works)
 }
 
+/// The libraries of the program `peers`.
+const PEERS: [&str; 2] = ["lapin", "amqprs"];
+
 struct Plan<'a> {
     options: &'a Options,
 }
 
 impl Plan<'_> {
-    /// Those of these libraries that are compiled in.
-    fn compiled<'a>(&self, libraries: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
-        let peers = cfg!(feature = "peers");
-        let compiled = move |library: &&str| peers || !["lapin", "amqprs"].contains(library);
-        libraries.iter().copied().filter(compiled)
+    /// Those of these libraries that are built.
+    fn built<'a>(&self, libraries: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+        let peers = self.options.programs.join("peers").is_file();
+        libraries.iter().copied().filter(move |library| peers || !PEERS.contains(library))
     }
 
     fn contend(&self, contender: &str, settings: &str) -> Vec<String> {
         let programs = self.options.programs.display();
-        words(&format!("{programs}/bench contend {contender} {settings}"))
+        let program = if PEERS.contains(&contender) { "peers" } else { "bench contend" };
+        words(&format!("{programs}/{program} {contender} {settings}"))
     }
 
     /// Python's client, if it is here.

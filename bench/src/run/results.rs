@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use super::options::Options;
 use super::work::{Contender, Work};
-use crate::Error;
+use rabbit_work_bench::Error;
 
 const COLUMNS: &str = "work,contender,round,tasks,seconds,cpu_seconds,broker_cpu_seconds,peak_kib,p50_us,p99_us,p999_us";
 
@@ -39,6 +40,23 @@ pub struct Results {
 }
 
 impl Results {
+    /// What the file has so far: a run of some works keeps the others.
+    pub fn begin(options: &Options) -> Result<Results, Error> {
+        let mut results = match &options.csv {
+            Some(csv) if csv.is_file() => Results::read(csv)?,
+            _ => Results::default(),
+        };
+        if !options.machine.is_empty() {
+            results.machine = options.machine.clone();
+        }
+        Ok(results)
+    }
+
+    /// Removes what was measured of a work.
+    pub fn forget(&mut self, work: &str) {
+        self.lines.retain(|it| it.work != work);
+    }
+
     pub fn add(&mut self, work: &Work, contender: &Contender, round: u32, measured: Measured) {
         let (work, tasks) = (work.name.clone(), contender.tasks);
         self.lines.push(Line { work, contender: contender.name.clone(), round, tasks, measured });

@@ -3,8 +3,8 @@
 use std::fs;
 
 use super::Plan;
-use crate::Error;
 use crate::run::work::{Clock, Contender, Fill, Work, is_installed, shell, words};
+use rabbit_work_bench::Error;
 
 impl Plan<'_> {
     /// Each line of a file becomes a task. The whole process is measured.
@@ -54,7 +54,7 @@ impl Plan<'_> {
             add("amqp-publish", words("amqp-publish --url {url} -r {queue} -p -b hello"));
         }
         add("producer", words(&self.program("producer --queue {queue} hello")));
-        for library in self.compiled(&["amiquip", "amiquip-nodelay", "lapin", "amqprs"]) {
+        for library in self.built(&["amiquip", "amiquip-nodelay", "lapin", "amqprs"]) {
             add(library, self.contend(library, one));
         }
         if let Some(command) = self.pika(one) {

@@ -14,7 +14,7 @@ impl Plan<'_> {
             let tasks = self.options.tasks(60_000);
             let settings = format!("publish queue={{queue}} count={tasks} size={size} window=1000");
             let mut work = Work::new(format!("publish/{size}-bytes"));
-            for library in self.compiled(&LIBRARIES).chain(["raw-same-bytes"]) {
+            for library in self.built(&LIBRARIES).chain(["raw-same-bytes"]) {
                 work.add(library, tasks, Fill::Nothing, self.contend(library, &settings));
             }
             works.push(work);
@@ -26,7 +26,7 @@ impl Plan<'_> {
     fn one_by_one(&self) -> Work {
         let settings = |tasks| format!("publish queue={{queue}} count={tasks} size=16 window=1");
         let mut work = Work::new("publish/one-by-one");
-        for library in self.compiled(&LIBRARIES) {
+        for library in self.built(&LIBRARIES) {
             // Without TCP_NODELAY, many take 40 ms.
             let tasks = self.options.tasks(if library == "amiquip" { 250 } else { 10_000 });
             work.add(library, tasks, Fill::Nothing, self.contend(library, &settings(tasks)));
@@ -49,7 +49,7 @@ impl Plan<'_> {
         let fill = Fill::Tasks { count: tasks, size: 16 };
         let settings = format!("consume queue={{queue}} count={tasks} prefetch={prefetch}");
         let mut work = Work::new(format!("consume/prefetch-{prefetch}-threads-{threads}"));
-        for library in self.compiled(&LIBRARIES) {
+        for library in self.built(&LIBRARIES) {
             let threads = if library == "raw" { 1 } else { threads };
             let settings = format!("{settings} threads={threads}");
             work.add(library, tasks, fill, self.contend(library, &settings));
@@ -77,7 +77,7 @@ impl Plan<'_> {
                 let settings =
                     format!("pass queue={{queue}} count={tasks} rate={rate} prefetch={prefetch}");
                 let mut work = Work::new(format!("latency/{name}"));
-                for library in self.compiled(&LIBRARIES) {
+                for library in self.built(&LIBRARIES) {
                     work.add(library, tasks, Fill::Nothing, self.contend(library, &settings));
                 }
                 work

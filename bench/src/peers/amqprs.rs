@@ -16,10 +16,10 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use url::Url;
 
-use super::job::{Job, Work};
-use super::meter::{Measured, Meter, Schedule};
-use super::window::Window;
-use crate::Error;
+use rabbit_work_bench::Error;
+use rabbit_work_bench::job::{Job, Work};
+use rabbit_work_bench::meter::{Measured, Meter, Schedule};
+use rabbit_work_bench::window::Window;
 
 pub fn measure(url: &str, job: &Job) -> Result<Measured, Error> {
     let runtime = Runtime::new()?;

@@ -13,9 +13,9 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, PublisherConfirm};
 use tokio::runtime::{Handle, Runtime};
 
-use super::job::{Job, Work};
-use super::meter::{Measured, Meter, Schedule};
-use crate::Error;
+use rabbit_work_bench::Error;
+use rabbit_work_bench::job::{Job, Work};
+use rabbit_work_bench::meter::{Measured, Meter, Schedule};
 
 pub fn measure(url: &str, job: &Job) -> Result<Measured, Error> {
     let runtime = Runtime::new()?;
