@@ -99,10 +99,6 @@ pub struct Delivery {
     pub(crate) cancelled: Signal,
     pub(crate) killed: Signal,
     /// How much of the start of a program's standard output is kept in `program_end`.
-    #[cfg_attr(
-        not(all(unix, feature = "command")),
-        expect(dead_code, reason = "only a program has output")
-    )]
     pub(crate) kept_output: usize,
     /// Set by a handler that runs a program.
     pub(crate) program_end: OnceLock<Box<ProgramEnd>>,
