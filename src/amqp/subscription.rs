@@ -44,7 +44,8 @@ pub(crate) struct Received {
 /// The duty to settle one delivery. It cannot be copied, settling uses it up, and it stays on the
 /// thread that received it, which is the one that owns the channel.
 pub(crate) struct Unsettled {
-    shell: amiquip::Delivery,
+    /// Boxed, because it is moved several times.
+    shell: Box<amiquip::Delivery>,
     on_this_thread: PhantomData<*const ()>,
 }
 
@@ -134,7 +135,7 @@ impl From<ConsumerMessage> for Incoming {
 pub(super) fn take_apart(mut delivery: amiquip::Delivery) -> (Unsettled, Received) {
     let task = take_task(&mut delivery);
     let received = Received { task, redelivered: delivery.redelivered };
-    (Unsettled { shell: delivery, on_this_thread: PhantomData }, received)
+    (Unsettled { shell: Box::new(delivery), on_this_thread: PhantomData }, received)
 }
 
 impl Unsettled {

@@ -12,7 +12,8 @@ use crate::util::shutdown::{Closer, Signal, closer};
 /// A delivery for the handler, with the tag by which its consumer settles it.
 pub(crate) struct Job {
     pub(crate) tag: u64,
-    pub(crate) delivery: Delivery,
+    /// Boxed, because it is moved several times.
+    pub(crate) delivery: Box<Delivery>,
 }
 
 /// A job and its result.

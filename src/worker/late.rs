@@ -87,6 +87,9 @@ impl LateTasks {
     /// Says what to do with a delivery that must not run; `None` for one that may. Each late attempt
     /// counts once.
     pub(crate) fn check(&self, task: &Task, redelivered: bool) -> Option<Repeat> {
+        if !redelivered && self.lock().late.is_empty() {
+            return None;
+        }
         let mark = Mark::of(task)?;
         let mut tasks = self.lock();
         let is_running = tasks.running.values().any(|it| *it == mark);

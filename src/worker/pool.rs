@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn job() -> Job {
-        Job { tag: 1, delivery: test_delivery(Task::new("")) }
+        Job { tag: 1, delivery: Box::new(test_delivery(Task::new(""))) }
     }
 
     /// Feeds the only thread so many jobs.

@@ -134,11 +134,11 @@ impl<'c> ConsumerLoop<'c> {
         use ConsumerEvent as Event;
         let stalled = self.deliveries.stalled();
         let signals = &self.context.signals;
-        let jobs = &self.deliveries.jobs;
+        let batch_ready = self.deliveries.batch_ready();
         select_biased! {
             recv(signals.abort) -> _ => Event::Abort,
             recv(signals.stop) -> _ => Event::Stop,
-            recv(jobs.batch_ready) -> ready => {
+            recv(batch_ready) -> ready => {
                 ready.map_or(Event::HandlerThreadEnded, |()| Event::BatchReady)
             },
             recv(self.batch_due()) -> _ => Event::BatchReady,
@@ -162,7 +162,7 @@ impl<'c> ConsumerLoop<'c> {
     }
 
     fn next_result(&self) -> Receiver<Finished> {
-        if self.batch_due.is_none() { self.deliveries.jobs.finished.clone() } else { never() }
+        if self.batch_due.is_none() { self.deliveries.finished() } else { never() }
     }
 
     fn on(&mut self, event: ConsumerEvent, subscription: &Subscription<'_>) -> Result<(), Exit> {

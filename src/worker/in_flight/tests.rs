@@ -12,7 +12,7 @@ fn delivery(tag: u64) -> UnackedDelivery<u64> {
 }
 
 fn job(tag: u64) -> Job {
-    Job { tag, delivery: test_delivery(Task::new("")) }
+    Job { tag, delivery: Box::new(test_delivery(Task::new(""))) }
 }
 
 fn event() -> Event {

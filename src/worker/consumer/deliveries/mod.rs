@@ -116,7 +116,7 @@ impl<'c> Deliveries<'c> {
         received: Received,
     ) -> Result<(), CloseReason> {
         let tag = unsettled.tag();
-        let delivery = self.delivery(received);
+        let delivery = Box::new(self.delivery(received));
         self.enter(unsettled, &delivery)?;
         if self.ledger.len() > 1 {
             // The others need this thread while the handler runs.

@@ -1,6 +1,8 @@
 //! Runs jobs on the thread that settles them, until something else needs that thread while the handler
 //! runs.
 
+use crossbeam_channel::{Receiver, never};
+
 use crate::amqp::close_reason::CloseReason;
 use crate::worker::consumer::deliveries::Deliveries;
 use crate::worker::consumer::own_thread::OwnThread;
@@ -9,6 +11,16 @@ use crate::worker::job::{Finished, Job};
 impl Deliveries<'_> {
     pub(crate) fn runs_jobs_itself(&self) -> bool {
         self.own_thread.is_some()
+    }
+
+    /// Receives when a full batch of results waits; never while this thread runs the jobs.
+    pub(crate) fn batch_ready(&self) -> Receiver<()> {
+        if self.runs_jobs_itself() { never() } else { self.jobs.batch_ready.clone() }
+    }
+
+    /// Receives the results of another thread.
+    pub(crate) fn finished(&self) -> Receiver<Finished> {
+        if self.runs_jobs_itself() { never() } else { self.jobs.finished.clone() }
     }
 
     /// The next job that this thread is to run, and what runs it, to be
