@@ -18,6 +18,7 @@ pub(crate) mod session;
 pub(crate) mod session_events;
 pub(crate) mod sessions;
 pub(crate) mod summary;
+pub(crate) mod supervision;
 pub(crate) mod supervisor;
 pub(crate) mod task_budget;
 pub(crate) mod workers;

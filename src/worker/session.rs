@@ -18,7 +18,8 @@ use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Shutdown, is_closed};
 use crate::worker::pool::HandlerPool;
 use crate::worker::run_context::RunContext;
-use crate::worker::supervisor::{OwnEnd, Supervised, Supervision, supervise};
+use crate::worker::supervision::{OwnEnd, Supervised, Supervision};
+use crate::worker::supervisor::supervise;
 
 /// What the sessions of one run share.
 pub(crate) struct Session<'a> {

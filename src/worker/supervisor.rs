@@ -12,12 +12,11 @@ use log::{info, warn};
 use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::CloseReason;
-use crate::amqp::connection::{Connection, Notice};
+use crate::amqp::connection::Notice;
 use crate::model::error::Error;
-use crate::model::queue::Queue;
 use crate::util::deadline::deadline_after;
 use crate::util::panic::caught;
-use crate::util::shutdown::{Closer, Shutdown, closer};
+use crate::util::shutdown::{Closer, closer};
 use crate::worker::consumer::Consumer;
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd, ConsumerSignals, Report};
 use crate::worker::consumer::own_thread::{HandlerCall, Whereabouts};
@@ -25,47 +24,11 @@ use crate::worker::drain::{Drain, Traffic};
 use crate::worker::event::Event;
 use crate::worker::in_flight::InFlightCount;
 use crate::worker::journal::RedeliveryLog;
-use crate::worker::pool::{HandlerPool, RunnerSlot};
+use crate::worker::pool::RunnerSlot;
 use crate::worker::republish::Republisher;
-use crate::worker::run_context::{RunContext, RunUntil};
+use crate::worker::run_context::RunUntil;
 use crate::worker::session_events::{SessionEvent, SessionEvents};
-
-/// What a supervisor needs of its session.
-pub(crate) struct Supervised<'a> {
-    pub(crate) run: &'a Arc<RunContext>,
-    pub(crate) pool: &'a HandlerPool,
-    pub(crate) shutdown: &'a Shutdown,
-    pub(crate) connection: &'a Connection,
-    /// The queue as the broker has it.
-    pub(crate) queue: &'a Queue,
-    /// Until when the broker may keep tasks for a connection that was lost before.
-    pub(crate) broker_holds_until: Option<Instant>,
-}
-
-/// How the consumers of a session ended.
-#[derive(Debug, Default)]
-pub(crate) struct Supervision {
-    /// Whether any of them consumed.
-    pub(crate) consumed: bool,
-    /// Why the session ended by itself.
-    pub(crate) own_end: Option<OwnEnd>,
-    /// Until when running tasks may go on, if a stop was asked for.
-    pub(crate) deadline: Option<Instant>,
-    /// Why the first consumer was lost.
-    pub(crate) lost: Option<CloseReason>,
-    /// How many deliveries they took: all that the broker sent before their subscriptions ended.
-    pub(crate) taken: u64,
-}
-
-/// Why a session ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OwnEnd {
-    Exhausted,
-    /// The queue was empty when this many deliveries had been taken.
-    Drained {
-        taken: u64,
-    },
-}
+use crate::worker::supervision::{OwnEnd, Supervised, Supervision};
 
 /// How long consumers may take to requeue what they have before the socket is shut. A second signal
 /// has to end the process within two seconds.
