@@ -66,10 +66,11 @@
 //!
 //! [`Worker::run`] supervises on the caller's thread. It starts these threads:
 //!
-//! * `rw-runner-1`, `rw-runner-2`, …: call the handler, one task at a time. They live as long as the
-//!   run, and never touch a channel.
-//! * `rw-consumer-1`, …: one for each runner, while the connection lives. Each owns one channel, and
-//!   settles what this channel delivers.
+//! * `rw-consumer-1`, `rw-consumer-2`, …: one for each worker thread, while the connection lives.
+//!   Each owns one channel, and settles what this channel delivers. With a prefetch of 1 it calls the
+//!   handler itself.
+//! * `rw-runner-1`, …: call the handler if the prefetch is greater, or while a thread keeps failed
+//!   tasks that are published nowhere yet. They never touch a channel.
 //! * `rw-handover`: publishes copies of failed tasks, while the connection lives. It opens a second
 //!   connection when the first task fails. If none is open within 5 s, it uses the first one.
 //! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.

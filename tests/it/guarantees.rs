@@ -39,7 +39,13 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
             "row_25_a_cut_in_the_first_handshake_delays_a_producer_and_a_worker_and_no_more",
         ],
     ),
-    ("Ack after the work", &["the_ack_comes_after_the_handler_returned_and_on_the_same_channel"]),
+    (
+        "Ack after the work",
+        &[
+            "the_ack_comes_after_the_handler_returned_and_on_the_same_channel",
+            "one_ack_covers_tasks_that_are_done_and_none_that_stays",
+        ],
+    ),
     (
         "Bodies",
         &[
@@ -329,7 +335,13 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
             "the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is_shorter",
         ],
     ),
-    ("Late acks", &["a_task_whose_session_is_lost_is_never_acked_later_and_counts_as_orphaned"]),
+    (
+        "Late acks",
+        &[
+            "a_task_whose_session_is_lost_is_never_acked_later_and_counts_as_orphaned",
+            "a_late_task_is_acked_on_no_later_session",
+        ],
+    ),
     ("Deleted queue", &["row_36_a_queue_deleted_while_consuming_is_declared_and_consumed_again"]),
     (
         "Reported waits",
