@@ -33,7 +33,6 @@ pub(super) struct Closing<'l, 'c> {
 }
 
 /// What a closing consumer waits for.
-#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once, never stored")]
 enum ClosingEvent {
     Abort,
     /// To be acted on before the next wait.
