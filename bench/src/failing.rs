@@ -39,7 +39,7 @@ fn publish(broker: &Broker, queue: &Queue, count: u64) -> Result<(), Error> {
 /// Works the tasks off with 4 threads and a prefetch of 100, and prints how long that took.
 fn work_off(broker: &Broker, queue: &Queue, count: u64, some: bool) -> Result<(), AnyError> {
     let fails = move |number: u64, attempt| {
-        some && (number % 100 == 0 || number % 3 == 0 && attempt < ATTEMPTS)
+        some && (number.is_multiple_of(100) || number.is_multiple_of(3) && attempt < ATTEMPTS)
     };
     let handler = move |delivery: &Delivery| {
         let number: u64 = delivery.task().id().unwrap_or_default().parse()?;

@@ -10,6 +10,8 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const FRAME_END: u8 = 0xCE;
 const CHANNEL: u16 = 1;
+/// Of a frame of 128 KiB, which is RabbitMQ's default.
+const LARGEST_BODY: usize = (128 << 10) - 8;
 
 /// The methods that the raw client knows.
 pub const DELIVER: (u16, u16) = (60, 60);
@@ -209,7 +211,7 @@ pub fn publish(queue: &str, body: &[u8], properties: Properties) -> Vec<u8> {
     };
     let arguments = [&[0, 0][..], &short_text(""), &short_text(queue), &[mandatory]].concat();
     let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &properties].concat();
-    let body = if body.is_empty() { Vec::new() } else { frame(BODY, CHANNEL, body) };
+    let body = body.chunks(LARGEST_BODY).flat_map(|it| frame(BODY, CHANNEL, it)).collect();
     [method(CHANNEL, (60, 40), &arguments), frame(HEADER, CHANNEL, &header), body].concat()
 }
 

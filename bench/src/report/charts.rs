@@ -89,9 +89,12 @@ fn cpu(results: &Results) -> Option<String> {
     Some(bars(&labels, Scale::FromZero, &works.map(|it| it.1.into()), &series))
 }
 
+/// A percentile of a round's latencies, if they were measured.
+type Percentile = fn(&Line) -> Option<f64>;
+
 fn latency(results: &Results) -> Option<String> {
     let works = works_of("latency", results);
-    let percentiles: [(&str, fn(&Line) -> Option<f64>); 3] = [
+    let percentiles: [(&str, Percentile); 3] = [
         ("p50", |it| it.measured.p50_us),
         ("p99", |it| it.measured.p99_us),
         ("p99.9", |it| it.measured.p999_us),
@@ -103,7 +106,7 @@ fn latency(results: &Results) -> Option<String> {
     }
     let series = results.contenders(works.first()?).into_iter().map(|contender| {
         let all = works.iter().flat_map(|work| percentiles.map(|(_, value)| (work, value)));
-        let point = |(place, (work, value)): (usize, (&&str, fn(&Line) -> Option<f64>))| {
+        let point = |(place, (work, value)): (usize, (&&str, Percentile))| {
             let values = results.of(work, contender).filter_map(value).map(|it| it / 1000.0);
             Some((place as f64, Spread::of(values.collect())?))
         };
@@ -124,7 +127,7 @@ fn command(results: &Results) -> Option<String> {
         ("command/true-threads-2", "2 at a time"),
         ("command/true-threads-4", "4 at a time"),
     ];
-    let contenders = ["xargs", "xargs-in-C", "amiquip-nodelay", "worker", "amqp-consume"];
+    let contenders = ["xargs", "xargs-in-C", "amiquip-nodelay", "worker"];
     let rates = |work: &str, contender: &str| results.values(work, contender, Line::rate);
     let series = over_works(results, &contenders, &works.map(|it| it.0), rates)?;
     let labels = labels(

@@ -191,13 +191,13 @@ mod tests {
             read_line(&format!("publish/16,{contender},{round},100,{seconds},1,1,1000,,,")).unwrap()
         };
         // The machine was twice as slow in the second round.
-        let mut results = Results::default();
-        results.lines = vec![
+        let lines = vec![
             line("raw", 1, 1.0),
             line("ours", 1, 2.0),
             line("raw", 2, 2.0),
             line("ours", 2, 4.0),
         ];
+        let results = Results { lines, ..Results::default() };
         let ratio = results.ratio(("publish/16", "ours"), ("publish/16", "raw"));
         assert_eq!(ratio, Some(Spread { least: 0.5, median: 0.5, most: 0.5 }));
         assert_eq!(results.ratio(("publish/16", "none"), ("publish/16", "raw")), None);

@@ -98,12 +98,6 @@ impl Plan<'_> {
             "consume queue={{queue}} count={tasks} prefetch=1 threads={threads} command=true"
         );
         work.add_whole("amiquip-nodelay", tasks, fill, self.contend("amiquip-nodelay", &settings));
-        if is_installed("amqp-consume") {
-            let each = tasks / threads;
-            let one = format!("amqp-consume --url {{url}} -q {{queue}} -p 1 -c {each} true &");
-            let command = shell(format!("{} wait", format!("{one} ").repeat(threads as usize)));
-            work.add_whole("amqp-consume", each * threads, fill, command);
-        }
         Ok(work)
     }
 
@@ -124,6 +118,15 @@ impl Plan<'_> {
         let mut worker = words(&self.program(&worker));
         worker.push("cat >/dev/null".into());
         work.add_whole("worker", tasks, fill, worker);
+        // Not for `true`: a command that does not read its input ends amqp-consume.
+        if is_installed("amqp-consume") {
+            let each = tasks / threads;
+            let consume = format!("amqp-consume --url {{url}} -q {{queue}} -p 1 -c {each} --");
+            let one = format!("{consume} sh -c 'cat >/dev/null' & all=\"$all $!\"; ");
+            let all = one.repeat(threads as usize);
+            let command = shell(format!("all=; {all} for it in $all; do wait $it || exit; done"));
+            work.add_whole("amqp-consume", each * threads, fill, command);
+        }
         Ok(work)
     }
 }

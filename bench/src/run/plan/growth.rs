@@ -49,10 +49,11 @@ impl Plan<'_> {
         let settings = format!("consume queue={{queue}} count={each} prefetch=100");
         for library in self.built(&["raw", "amiquip-nodelay", "rabbit-work"]) {
             let one = self.contend(library, &settings).join(" ");
-            let all = format!("{one} >/dev/null & ").repeat(processes as usize);
+            let all = format!("{one} >/dev/null & all=\"$all $!\"; ").repeat(processes as usize);
+            let script = format!("all=; {all} for it in $all; do wait $it || exit; done");
             let tasks = each * processes;
             let fill = Fill::Tasks { count: tasks + 100 * processes, size: 16 };
-            work.add_whole(library, tasks, fill, shell(format!("{all} wait")));
+            work.add_whole(library, tasks, fill, shell(script));
         }
         work
     }
