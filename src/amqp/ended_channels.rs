@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::amqp::close_reason::CloseReason;
+use crate::amqp::guard::ChannelChange;
 
 /// The ended channels of one connection, by number.
 #[derive(Debug)]
@@ -14,16 +15,6 @@ pub(crate) struct EndedChannels {
     reasons: Mutex<HashMap<u16, CloseReason>>,
     notice: Sender<()>,
     noticed: Receiver<()>,
-}
-
-/// What a broker's frame says of a channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ChannelChange {
-    Opened,
-    /// With this code and text.
-    Closed(u16, String),
-    /// Its consumer was cancelled.
-    Cancelled,
 }
 
 impl Default for EndedChannels {

@@ -307,6 +307,52 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
             "tasks_with_the_same_body_and_no_id_are_not_taken_for_one_that_is_late",
         ],
     ),
+    // Batches are waited for
+    (
+        "Outcome, then ack",
+        &[
+            "one_of_two_workers_killed_in_the_middle_leaves_no_outcome_missing",
+            "a_cut_after_every_few_bytes_of_an_outcome_leaves_none_missing_and_none_twice",
+            "a_broker_restart_while_waiting_leaves_no_outcome_missing",
+        ],
+    ),
+    (
+        "Counted once",
+        &[
+            "each_task_ends_once_done_or_dead_and_retries_report_nothing",
+            "a_cut_after_every_few_bytes_of_an_outcome_leaves_none_missing_and_none_twice",
+        ],
+    ),
+    (
+        "Killed waiter",
+        &[
+            "a_waiter_that_is_killed_at_three_points_goes_on_where_it_was",
+            "a_line_that_a_crash_has_cut_is_removed",
+        ],
+    ),
+    ("Outcomes on disk", &["an_outcome_that_cannot_be_written_stays_at_the_broker"]),
+    (
+        "Late outcomes",
+        &[
+            "an_alarm_while_outcomes_are_due_holds_their_tasks_and_loses_none",
+            "an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_kept",
+        ],
+    ),
+    (
+        "Deleted queue of outcomes",
+        &["a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait"],
+    ),
+    ("Forged replies", &["a_worker_answers_no_forged_reply_to"]),
+    ("Foreign messages", &["messages_that_are_no_outcomes_are_ignored"]),
+    ("Memory of a wait", &["a_wait_needs_little_memory"]),
+    (
+        "Refused waits",
+        &[
+            "a_wait_that_could_not_end_is_refused",
+            "a_file_of_something_else_is_refused_and_left_as_it_is",
+            "the_file_of_another_batch_is_refused_before_anything_is_published",
+        ],
+    ),
     // Lost connections are replaced
     (
         "Silent broker",
@@ -531,6 +577,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         "Exactly once",
         &["rows_2_and_49_a_task_that_kills_its_worker_is_redelivered_as_such_and_done_twice"],
     ),
+    ("An outcome for each task", &["a_worker_with_auto_ack_reports_nothing"]),
     (
         "Options that give tasks up",
         &[

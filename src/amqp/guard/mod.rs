@@ -14,7 +14,6 @@ use std::io;
 use std::mem;
 use std::time::Instant;
 
-use crate::amqp::ended_channels::ChannelChange;
 use crate::amqp::guard::frame::{
     ARGUMENTS, AROUND, BODY_FRAME, CANCEL_CONSUMER, CLOSE, CLOSE_CHANNEL, FRAME_END, FrameHead,
     HEAD, HEADER_FRAME, INSIDE, METHOD_FRAME, OPEN_CHANNEL_OK, START, START_TABLE, TUNE,
@@ -52,6 +51,16 @@ pub(crate) struct FrameGuard {
     pub(crate) closed: Option<(u16, String)>,
     /// What it has said of channels, by their numbers.
     pub(crate) channels: Vec<(u16, ChannelChange)>,
+}
+
+/// What a broker's frame says of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ChannelChange {
+    Opened,
+    /// With this code and text.
+    Closed(u16, String),
+    /// Its consumer was cancelled.
+    Cancelled,
 }
 
 /// What a broker's tune proposes.

@@ -155,7 +155,7 @@ impl HandlerCall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amqp::ended_channels::ChannelChange;
+    use crate::amqp::guard::ChannelChange;
 
     #[test]
     fn a_call_that_ends_before_its_session_is_in_time() {

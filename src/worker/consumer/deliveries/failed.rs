@@ -38,7 +38,7 @@ impl Deliveries<'_> {
     /// Decides where a failed or deferred task goes. It is acked only once the broker has confirmed its copy
     /// there; this thread goes on meanwhile.
     pub(super) fn route_failure(&mut self, job: Job, failure: &Failure, elapsed: Duration) {
-        let Delivery { attempt, deferrals, .. } = job.delivery;
+        let Delivery { attempt, deferrals, .. } = *job.delivery;
         let (failure, decision) = self.settings().policy.judge(attempt, deferrals, failure.clone());
         let failure = &failure;
         let target = match decision {
@@ -53,7 +53,7 @@ impl Deliveries<'_> {
         let mut event = self.journal().failed(&job.delivery, failure, target, elapsed);
         let Job { tag, mut delivery } = job;
         let report = Report::take(&mut delivery, elapsed);
-        let copy = self.copy(delivery, target, failure);
+        let copy = self.copy(*delivery, target, failure);
         let mut publishes = VecDeque::new();
         if copy.target == Target::Dead {
             event.kind = EventKind::Dead;
