@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 
+use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connect::ConnectAttempt;
 use crate::amqp::connection::Connection;
 use crate::batch::ledger::Ledger;
@@ -225,28 +226,36 @@ impl Batch {
         self.queue.validate_for_batches()?;
         self.producer.connect()?;
         let connection = self.open_connection()?;
-        let name = self.queue_of_outcomes();
         let address = connection.address().to_string();
-        // Without outcomes to wait for, it was deleted, or is to be created.
-        let may_create = self.state == State::New || self.ledger.left() == 0;
-        let found = if may_create {
-            create_batch_queue(&connection, &self.queue, self.id)
-        } else {
-            Ok(Instant::now())
-        };
-        let opened = found.and_then(|durable_at| {
-            open_batch_queue(&connection, &self.queue, self.id)?.close()?;
-            Ok(durable_at)
-        });
-        match opened {
+        match self.prepare_queue(&connection) {
             Ok(durable_at) => {
                 let _ = connection.close();
                 let _ = self.stopping.recv_deadline(durable_at);
                 self.state = State::Ready;
                 Ok(())
             }
-            Err(cause) => Err(Error::from_queue_use(&name, &address, connection.end(Some(cause)))),
+            Err(cause) => {
+                let (name, cause) = (self.queue_of_outcomes(), connection.end(Some(cause)));
+                Err(match Error::from_queue_use(&name, &address, cause) {
+                    Error::QueueMissing { .. } => wait::missing(&name, self.ledger.left()),
+                    error => error,
+                })
+            }
         }
+    }
+
+    /// Has the queue of outcomes exist, and checks that it can be read. Returns from when on it
+    /// outlives a crash of the broker.
+    fn prepare_queue(&self, connection: &Connection) -> Result<Instant, CloseReason> {
+        // Without outcomes to wait for, it was deleted, or is to be created.
+        let may_create = self.state == State::New || self.ledger.left() == 0;
+        let durable_at = if may_create {
+            create_batch_queue(connection, &self.queue, self.id)?
+        } else {
+            Instant::now()
+        };
+        open_batch_queue(connection, &self.queue, self.id)?.close()?;
+        Ok(durable_at)
     }
 
     fn open_connection(&self) -> Result<Connection, Error> {

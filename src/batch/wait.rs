@@ -78,7 +78,10 @@ impl Wait<'_> {
                 return Err(Error::Poisoned { queue: self.name() });
             }
             let is_missing = matches!(error, Error::QueueMissing { .. });
-            if is_missing || !(error.is_transient() || has_consumed) {
+            if is_missing {
+                return Err(missing(&self.name(), ledger.left()));
+            }
+            if !(error.is_transient() || has_consumed) {
                 return Err(error);
             }
             if ledger.left() < before {
@@ -221,4 +224,12 @@ impl Wait<'_> {
     fn late(&self) -> Receiver<Instant> {
         self.deadline.map_or_else(never, at)
     }
+}
+
+/// The error for a queue of outcomes that does not exist any more.
+pub(crate) fn missing(queue: &str, left: u64) -> Error {
+    let text = format!(
+        "it was deleted, or has expired, with the outcomes of up to {left} tasks; begin another batch"
+    );
+    Error::QueueMissing { queue: queue.into(), text }
 }

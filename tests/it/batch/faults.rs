@@ -76,7 +76,8 @@ fn a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait() {
 
     client.delete(&outcomes);
     let error = waiting.join().expect("no panic").expect_err("the outcomes are lost");
-    assert!(error.to_string().contains(&outcomes), "{error}");
+    let says = format!("'{outcomes}': it was deleted, or has expired, with the outcomes of up to");
+    assert!(error.to_string().contains(&says), "{error}");
 
     let worker =
         scripted_worker(url, &queue, &["--threads", "2", "--drain"], &noting(&ledger, "true"));
