@@ -266,7 +266,7 @@ impl Batch {
 
     /// Publishes the next task without waiting for its confirm, as [`Producer::send`] does. Returns
     /// the receipts that have come in, of this task or others. A task without an id gets
-    /// `BATCH-NUMBER`.
+    /// `BATCH-NUMBER`. Each gets a correlation id and a reply-to of the batch.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] for a transient task. At the first call, those of

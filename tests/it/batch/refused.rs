@@ -34,6 +34,8 @@ fn options_of_a_wait_need_it() {
         &["--wait-timeout", "1s"],
         &["--wait", "--keep-order"],
         &["--wait", "--output", "--json"],
+        &["--wait", "--reply-to", "answers"],
+        &["--wait", "--correlation-id", "1"],
     ] {
         refused(options, "error: ");
     }

@@ -16,7 +16,7 @@ use crate::cli::producer::source::{Source, is_same_file};
 #[command(next_help_heading = "Waiting")]
 pub(crate) struct WaitArgs {
     /// Stay until every task has ended, done or dead, on whatever machine; see Waiting
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["correlation_id", "reply_to"])]
     pub(crate) wait: bool,
 
     /// Append a line of JSON for each task that has ended to FILE. If FILE exists, go on where it was:
