@@ -118,11 +118,18 @@ impl Workers {
             self.parts.iter_mut().for_each(|part| part.worker.rate = Some(Arc::clone(rate)));
         }
         let started = Instant::now();
-        let shares = self.shares();
+        let (shares, count) = (self.shares(), self.parts.len());
         let by_queue = thread::scope(|scope| {
             let start = |(number, (part, shares)): (usize, (Part, Shares))| {
                 let (queue, seat) = (part.queue().to_string(), shares.drain.clone());
-                let run = move || part.run(shutdown, shares);
+                let run = move || {
+                    let summary = part.run(shutdown, shares);
+                    // Alone, the caller learns of it at the same time.
+                    if count > 1 {
+                        log_error(&summary);
+                    }
+                    summary
+                };
                 let thread = thread::Builder::new().name(format!("rw-worker-{}", number + 1));
                 (queue, thread.spawn_scoped(scope, run).inspect_err(|_| seat.end()))
             };
@@ -175,10 +182,13 @@ impl Part {
             Ok((summary, refused)) => (summary, refused),
             Err(error) => (self.worker.last_summary().unwrap_or_else(nothing_done), Some(error)),
         };
-        if let Some(error) = &error {
-            error!("queue '{queue}' is no longer worked: {}", error.chain());
-        }
         QueueSummary { queue, summary, error }
+    }
+}
+
+fn log_error(QueueSummary { queue, error, .. }: &QueueSummary) {
+    if let Some(error) = error {
+        error!("queue '{queue}' is no longer worked: {}", error.chain());
     }
 }
 

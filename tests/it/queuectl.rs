@@ -449,7 +449,7 @@ fn the_options_of_a_subcommand_stand_together_and_first() {
             &["dead", "replay"],
             &["--reason", "--older", "--ids-from", "--id", "--limit", "--dry-run"],
         ),
-        (&["status"], &["--json"]),
+        (&["status"], &["--json", "--watch"]),
         (&["purge"], &["--yes"]),
     ] {
         let help = Command::queuectl(&[command, &["--help"]].concat()).run(SOON).success();

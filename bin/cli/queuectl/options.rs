@@ -17,7 +17,8 @@ use crate::cli::common::options::{BrokerArgs, DeclarationArgs, QUEUE, TUTORIAL_Q
 #[derive(Debug, Parser)]
 #[command(name = "queuectl", version, after_long_help = sections(MANUAL, "", LAST))]
 pub(crate) struct Options {
-    /// The queue's name; `status` takes several: repeat the option
+    /// The queue's name; `status` takes several: repeat the option, and put all of them on the same side
+    /// of `status`
     #[arg(
         long,
         global = true,
@@ -55,8 +56,8 @@ impl Options {
 pub(crate) enum Command {
     /// Show the number of ready, delayed and dead tasks, and of consumers
     ///
-    /// AMQP reports neither unacked tasks, so JSON has null for them, nor how many tasks come and go.
-    /// With --watch, change/s is how many ready tasks come more than go in a second.
+    /// AMQP reports neither unacked tasks (null in JSON) nor how many tasks come and go: change/s is how
+    /// many ready tasks come more than go in a second.
     #[command(after_long_help = STATUS)]
     Status {
         /// Print one JSON object for each queue, each on a line
