@@ -55,7 +55,9 @@ impl Progress {
     /// `None` unless the worker drains, standard error is a terminal, and nothing else writes to it:
     /// what the tasks write to a terminal as standard output would be in the way.
     pub(crate) fn start(options: &Options, workers: &[Worker]) -> Option<Progress> {
-        if !options.drain || !io::stderr().is_terminal() || io::stdout().is_terminal() {
+        // With --results, the commands write to files, or through the worker.
+        let is_written = io::stdout().is_terminal() && options.results.is_none();
+        if !options.drain || !io::stderr().is_terminal() || is_written {
             return None;
         }
         // The options were good enough for the workers.
