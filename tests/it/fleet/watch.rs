@@ -110,7 +110,7 @@ fn a_watch_redraws_its_rows_on_a_terminal() {
     let dir = tempfile::tempdir().expect("a folder");
     let (queuectl, url) = (env!("CARGO_BIN_EXE_queuectl"), shared_broker().url());
     let watch = format!("{queuectl} --url {url} --queue {mail} --queue {pdf} status --watch 500ms");
-    let line = format!("timeout --foreground --preserve-status -s INT 5 {watch}");
+    let line = format!("timeout --foreground --preserve-status -s INT 15 {watch}");
 
     let (output, rows) = on_a_terminal(&line, dir.path(), SOON);
 
