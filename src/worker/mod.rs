@@ -1,7 +1,6 @@
 //! [`Worker`]: its settings, and one run of it from start to end.
 
 pub(crate) mod consumer;
-pub(crate) mod deferred;
 pub(crate) mod drain;
 pub(crate) mod drain_group;
 pub(crate) mod event;
@@ -9,6 +8,7 @@ pub(crate) mod health;
 pub(crate) mod in_flight;
 pub(crate) mod job;
 pub(crate) mod journal;
+pub(crate) mod kept;
 pub(crate) mod late;
 pub(crate) mod pool;
 pub(crate) mod rate;

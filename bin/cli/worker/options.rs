@@ -66,7 +66,7 @@ pub(crate) struct Options {
 
     /// How often a task may be deferred by status 75; after that it becomes a dead letter
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
-    max_defers: u32,
+    pub(crate) max_defers: u32,
 
     /// Start at most N tasks a second, minute or hour, spread evenly; per process: each worker has its
     /// own limit

@@ -26,7 +26,7 @@ pub(crate) enum Results {
     /// `DIR/<id>/{stdout,stderr,exit,attempt}`, of the last run.
     Folder(PathBuf),
     /// A line for each task, after its last attempt.
-    Lines { file: RecordFile, host: String, auto_ack: bool },
+    Lines { file: RecordFile, host: String, auto_ack: bool, max_defers: u32 },
 }
 
 /// Where a command writes.
@@ -59,7 +59,8 @@ impl Results {
         if path.extension().is_some_and(|it| it == "jsonl") {
             let file = RecordFile::open("--results", path)?;
             let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            return Ok(Results::Lines { file, host, auto_ack: options.auto_ack });
+            let Options { auto_ack, max_defers, .. } = *options;
+            return Ok(Results::Lines { file, host, auto_ack, max_defers });
         }
         // A folder that cannot be written is an error now.
         let created = fs::create_dir_all(path).and_then(|()| temporary_folder(path));
@@ -92,7 +93,9 @@ impl Results {
                 fs::write(folder.path().join("attempt"), format!("{attempt}\n"))?;
                 replace(path, folder.path(), &folder_name(run.delivery.task().id()))
             }
-            (Results::Lines { file, host, auto_ack }, _) if *auto_ack || is_last(run) => {
+            (Results::Lines { file, host, auto_ack, max_defers }, _)
+                if *auto_ack || is_last(run, *max_defers) =>
+            {
                 let line = as_line(&files, run, host)?;
                 file.append(|_, _| Ok(line))
             }
@@ -155,9 +158,10 @@ fn shell_status(run: &Run<'_>) -> i32 {
 }
 
 /// Whether the task will not run again.
-fn is_last(run: &Run<'_>) -> bool {
+fn is_last(run: &Run<'_>, max_defers: u32) -> bool {
     match run.verdict {
         Ok(()) | Err(Failure::Reject { .. }) => true,
+        Err(Failure::Defer { .. }) => run.delivery.deferrals() >= max_defers,
         Err(Failure::Retry { .. }) => run.delivery.attempt() >= run.delivery.max_attempts(),
         Err(_) => false,
     }

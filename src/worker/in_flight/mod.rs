@@ -1,5 +1,5 @@
 //! Tracks the unacked deliveries of one channel: which are with the handler, being republished,
-//! paused, deferred or to be requeued, and which ack or nack covers how many of them. Pure.
+//! paused, kept or to be requeued, and which ack or nack covers how many of them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::amqp::channel::Settlement;
-use crate::worker::deferred::{Deferred, Others, pause_after};
 use crate::worker::event::Event;
 use crate::worker::job::Job;
+use crate::worker::kept::{Kept, Others, pause_after};
 
 /// The unacked deliveries of one channel, by delivery tag. `D` is what a delivery is settled with.
 pub(crate) struct InFlight<D> {
@@ -26,7 +26,7 @@ pub(crate) struct InFlight<D> {
     /// How many pauses there were in a row in which no task was done.
     pauses_in_a_row: u32,
     /// Tasks that could not be published elsewhere, or still run here.
-    deferred: Deferred,
+    kept: Kept,
     /// Tasks that are to be requeued; with the job of those that were not started.
     requeuing: BTreeMap<u64, Option<Job>>,
     stalled_since: Option<Instant>,
@@ -87,7 +87,7 @@ impl<D> InFlight<D> {
             republishing: HashMap::new(),
             paused: BTreeSet::new(),
             pauses_in_a_row: 0,
-            deferred: Deferred::default(),
+            kept: Kept::default(),
             requeuing: BTreeMap::new(),
             stalled_since: None,
         }
@@ -166,58 +166,58 @@ impl<D> InFlight<D> {
     }
 
     /// Keeps a task that cannot be published elsewhere, at least for the returned time.
-    pub(crate) fn defer(&mut self, tag: u64, now: Instant) -> Duration {
-        self.deferred.add(tag, now)
+    pub(crate) fn keep(&mut self, tag: u64, now: Instant) -> Duration {
+        self.kept.add(tag, now)
     }
 
     /// Notes that a task was done.
     pub(crate) fn note_done(&mut self) {
         self.pauses_in_a_row = 0;
-        self.deferred.another_ended();
+        self.kept.another_ended();
     }
 
     /// Notes that a failed task was published elsewhere.
     pub(crate) fn note_republished(&mut self) {
         self.note_done();
-        self.deferred.reset_pause();
+        self.kept.reset_pause();
     }
 
     /// When the next tasks are to be requeued.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let first = self.paused.first().map(|(until, _)| *until);
-        first.into_iter().chain(self.deferred_until()).min()
+        first.into_iter().chain(self.kept_until()).min()
     }
 
-    fn deferred_until(&self) -> Option<Instant> {
-        let kept = self.deferred.len() + self.paused.len() + self.requeuing.len();
+    fn kept_until(&self) -> Option<Instant> {
+        let kept = self.kept.len() + self.paused.len() + self.requeuing.len();
         let others = if self.unacked.len() > kept { Others::InFlight } else { Others::None };
-        self.deferred.due_at(others)
+        self.kept.due_at(others)
     }
 
     /// Whether the broker may send others once those that are due are requeued.
     pub(crate) fn due_makes_room(&self) -> bool {
-        !self.paused.is_empty() || self.deferred.last().is_some_and(|tag| self.makes_room(tag))
+        !self.paused.is_empty() || self.kept.last().is_some_and(|tag| self.makes_room(tag))
     }
 
     /// Requeues those that are due.
     pub(crate) fn requeue_due(&mut self, now: Instant) {
-        if self.deferred_until().is_some_and(|until| until <= now) {
-            self.requeue_deferred();
+        if self.kept_until().is_some_and(|until| until <= now) {
+            self.requeue_kept();
         }
         let later = self.paused.split_off(&(now, u64::MAX));
         let due = mem::replace(&mut self.paused, later);
         self.requeuing.extend(due.into_iter().map(|(_, tag)| (tag, None)));
     }
 
-    /// Requeues those that are paused or deferred, due or not.
+    /// Requeues those that are paused or kept, due or not.
     pub(crate) fn skip_pauses(&mut self) {
-        self.requeue_deferred();
+        self.requeue_kept();
         let paused = mem::take(&mut self.paused);
         self.requeuing.extend(paused.into_iter().map(|(_, tag)| (tag, None)));
     }
 
-    fn requeue_deferred(&mut self) {
-        self.requeuing.extend(self.deferred.take().into_iter().map(|tag| (tag, None)));
+    fn requeue_kept(&mut self) {
+        self.requeuing.extend(self.kept.take().into_iter().map(|tag| (tag, None)));
     }
 
     /// Requeues tasks that were not started.
@@ -290,7 +290,7 @@ impl<D> InFlight<D> {
     }
 
     /// Forgets where a drained task was. Returns whether the journal has no entry of it yet: it has
-    /// one of those that were paused or deferred.
+    /// one of those that were paused or kept.
     pub(crate) fn forget(&mut self, tag: u64) -> bool {
         self.republishing.remove(&tag);
         !matches!(self.requeuing.remove(&tag), Some(None))
@@ -298,12 +298,12 @@ impl<D> InFlight<D> {
 
     /// Whether any task waits for the republisher or for the end of a pause.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.republishing.is_empty() || !self.paused.is_empty() || !self.deferred.is_empty()
+        !self.republishing.is_empty() || !self.paused.is_empty() || !self.kept.is_empty()
     }
 
     /// Whether failed tasks keep the broker from sending others.
     pub(crate) fn stall(&mut self, now: Instant) -> Stall {
-        let failed = self.republishing.len() + self.deferred.len() + self.requeuing.len();
+        let failed = self.republishing.len() + self.kept.len() + self.requeuing.len();
         let of_this = failed.saturating_sub(self.earlier.len());
         if of_this == 0 || self.prefetch == 0 || of_this < usize::from(self.prefetch) {
             self.stalled_since = None;
@@ -313,7 +313,7 @@ impl<D> InFlight<D> {
         if self.earlier.len() >= MOST_KEPT {
             return Stall::Full;
         }
-        let time = if self.deferred.is_empty() { REPUBLISH_TIME } else { Duration::ZERO };
+        let time = if self.kept.is_empty() { REPUBLISH_TIME } else { Duration::ZERO };
         Stall::Until(since + time)
     }
 }

@@ -95,9 +95,9 @@ fn pauses_in_a_row_grow_until_a_task_is_done() {
 }
 
 #[test]
-fn deferred_tasks_wait_for_others_in_flight_and_paused_ones_are_none() {
+fn kept_tasks_wait_for_others_in_flight_and_paused_ones_are_none() {
     let (mut ledger, now) = (taken(0, 3), Instant::now());
-    ledger.defer(1, now);
+    ledger.keep(1, now);
     assert!(ledger.next_due().is_some_and(|due| due > now + SECOND), "two others are in flight");
     ledger.pause(2, now + SECOND);
     ledger.finish(3);
@@ -161,7 +161,7 @@ fn failed_tasks_that_fill_the_prefetch_stall_the_subscription() {
     ledger.hand_over(2, event());
     assert_eq!(ledger.stall(now), Stall::Until(now + REPUBLISH_TIME));
     ledger.take_back(2);
-    ledger.defer(2, now + SECOND);
+    ledger.keep(2, now + SECOND);
     assert_eq!(ledger.stall(now + SECOND), Stall::Until(now), "it will not be republished soon");
     ledger.begin_subscription(2);
     assert_eq!(ledger.stall(now), Stall::No, "they take no room here");
@@ -171,12 +171,12 @@ fn failed_tasks_that_fill_the_prefetch_stall_the_subscription() {
 fn no_more_than_500_are_kept_of_earlier_subscriptions() {
     let (mut ledger, now) = (taken(500, 500), Instant::now());
     for tag in 1..=500 {
-        ledger.defer(tag, now);
+        ledger.keep(tag, now);
     }
     assert_eq!(ledger.stall(now), Stall::Until(now));
     ledger.begin_subscription(1);
     ledger.take(501, delivery(501)).expect("there is room");
-    ledger.defer(501, now);
+    ledger.keep(501, now);
     assert_eq!(ledger.stall(now), Stall::Full);
 }
 
@@ -234,7 +234,7 @@ fn an_ack_reaches_no_task_that_stays() {
         |_, _| {},
         |ledger, tag| ledger.hand_over(tag, event()),
         |ledger, tag| assert!(!ledger.pause(tag, Instant::now()).is_zero()),
-        |ledger, tag| assert!(!ledger.defer(tag, Instant::now()).is_zero()),
+        |ledger, tag| assert!(!ledger.keep(tag, Instant::now()).is_zero()),
     ];
     for keep in kept {
         let mut ledger = taken(0, 5);

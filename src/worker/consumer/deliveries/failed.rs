@@ -124,7 +124,7 @@ impl Deliveries<'_> {
         let RepublishResult { tag, target, outcome } = result;
         let Some(event) = self.ledger.take_back(tag) else { return Ok(()) };
         if outcome != Outcome::Confirmed {
-            let pause = self.ledger.defer(tag, Instant::now());
+            let pause = self.ledger.keep(tag, Instant::now());
             let queue = self.context.queue.name_of(target);
             match target {
                 Target::Batch(_) => self.journal().not_reported(event, &queue, &outcome, pause),

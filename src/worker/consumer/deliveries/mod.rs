@@ -182,7 +182,7 @@ impl<'c> Deliveries<'c> {
                 self.route_failure(job, &Failure::retry(OUTLIVED), Duration::ZERO);
             }
             Repeat::Wait => {
-                let pause = self.ledger.defer(job.tag, Instant::now());
+                let pause = self.ledger.keep(job.tag, Instant::now());
                 self.journal().still_runs(&job.delivery, pause);
             }
         }

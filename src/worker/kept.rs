@@ -10,15 +10,15 @@ use std::collections::BTreeSet;
 use std::mem;
 use std::time::{Duration, Instant};
 
-/// The deferred tasks of one consumer, by delivery tag.
+/// The kept tasks of one consumer, by delivery tag.
 #[derive(Debug, Default)]
-pub(crate) struct Deferred {
+pub(crate) struct Kept {
     tags: BTreeSet<u64>,
-    /// When the first and the last of them were deferred.
+    /// When the first and the last of them were kept.
     span: Option<(Instant, Instant)>,
-    /// Whether another task has ended since the last one was deferred.
+    /// Whether another task has ended since the last one was kept.
     others_end: bool,
-    /// How many times in a row tasks were deferred.
+    /// How many times in a row tasks were kept.
     in_a_row: u32,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Others {
 
 /// After this long they are requeued in any case. The broker waits for the ack of each for 30
 /// minutes unless configured (`consumer_timeout`).
-const LONGEST_DEFERRAL: Duration = Duration::from_secs(600);
+const LONGEST_KEPT: Duration = Duration::from_secs(600);
 
 /// The pause before a task that could not be tried or published is requeued, after so many in a
 /// row.
@@ -41,8 +41,8 @@ pub(crate) fn pause_after(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
 }
 
-impl Deferred {
-    /// Defers one more. Returns how long it is kept at least.
+impl Kept {
+    /// Keeps one more. Returns how long it is kept at least.
     pub(crate) fn add(&mut self, tag: u64, now: Instant) -> Duration {
         if self.tags.is_empty() {
             self.in_a_row = self.in_a_row.saturating_add(1);
@@ -82,7 +82,7 @@ impl Deferred {
         let due = if others == Others::None || self.others_end {
             last + pause_after(self.in_a_row)
         } else {
-            first + LONGEST_DEFERRAL
+            first + LONGEST_KEPT
         };
         Some(due)
     }
@@ -102,43 +102,39 @@ mod tests {
 
     #[test]
     fn those_that_come_one_after_the_other_go_back_together_a_pause_after_the_last() {
-        let (mut deferred, begin) = (Deferred::default(), Instant::now());
+        let (mut kept, begin) = (Kept::default(), Instant::now());
         for tag in 1..=100 {
             let now = begin + SECOND / 2 * u32::try_from(tag).expect("small");
-            assert_eq!(deferred.add(tag, now), SECOND);
-            assert_eq!(deferred.due_at(Others::None), Some(now + SECOND));
+            assert_eq!(kept.add(tag, now), SECOND);
+            assert_eq!(kept.due_at(Others::None), Some(now + SECOND));
         }
-        assert_eq!(deferred.take().len(), 100);
-        assert_eq!(deferred.due_at(Others::None), None);
+        assert_eq!(kept.take().len(), 100);
+        assert_eq!(kept.due_at(Others::None), None);
     }
 
     #[test]
     fn they_stay_until_the_task_that_came_after_them_has_ended() {
-        let (mut deferred, begin) = (Deferred::default(), Instant::now());
-        deferred.add(1, begin);
-        assert_eq!(deferred.due_at(Others::InFlight), Some(begin + LONGEST_DEFERRAL));
-        deferred.another_ended();
-        assert_eq!(deferred.due_at(Others::InFlight), Some(begin + SECOND));
-        deferred.add(2, begin + SECOND);
-        assert_eq!(
-            deferred.due_at(Others::InFlight),
-            Some(begin + LONGEST_DEFERRAL),
-            "of the first"
-        );
+        let (mut kept, begin) = (Kept::default(), Instant::now());
+        kept.add(1, begin);
+        assert_eq!(kept.due_at(Others::InFlight), Some(begin + LONGEST_KEPT));
+        kept.another_ended();
+        assert_eq!(kept.due_at(Others::InFlight), Some(begin + SECOND));
+        kept.add(2, begin + SECOND);
+        assert_eq!(kept.due_at(Others::InFlight), Some(begin + LONGEST_KEPT), "of the first");
     }
 
     #[test]
     fn each_time_in_a_row_they_are_kept_for_longer() {
-        let (mut deferred, now) = (Deferred::default(), Instant::now());
-        let mut kept = || {
-            let pause = deferred.add(1, now);
-            deferred.another_ended();
-            deferred.take();
+        let (mut kept, now) = (Kept::default(), Instant::now());
+        let mut kept_for = || {
+            let pause = kept.add(1, now);
+            kept.another_ended();
+            kept.take();
             pause.as_secs()
         };
-        assert_eq!([kept(), kept(), kept()], [1, 2, 4]);
-        deferred.reset_pause();
-        assert_eq!(deferred.add(1, now), SECOND);
+        assert_eq!([kept_for(), kept_for(), kept_for()], [1, 2, 4]);
+        kept.reset_pause();
+        assert_eq!(kept.add(1, now), SECOND);
     }
 
     #[test]
