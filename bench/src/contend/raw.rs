@@ -81,7 +81,7 @@ fn consume_on(
                     if !job.task.is_zero() {
                         thread::sleep(job.task);
                     }
-                    last = meter.task();
+                    last |= meter.task();
                     unacked += 1;
                     if unacked >= job.multiple || last {
                         acks.extend(ack(tag, multiple));
