@@ -77,7 +77,7 @@ impl Plan<'_> {
 
     /// For tasks of 100 bytes. The locale counts: in C, xargs forks faster.
     fn command_true(&self, threads: u64) -> Result<Work, Error> {
-        let tasks = self.options.tasks(3000);
+        let tasks = self.options.tasks(2000);
         let file = self.options.scratch.join("command.lines");
         fs::write(&file, format!("{}\n", "x".repeat(100)).repeat(tasks as usize))?;
         let file = file.display();

@@ -11,7 +11,7 @@ impl Plan<'_> {
     pub(super) fn publish(&self) -> Vec<Work> {
         let mut works = Vec::new();
         for size in [16, 1024] {
-            let tasks = self.options.tasks(60_000);
+            let tasks = self.options.tasks(40_000);
             let settings = format!("publish queue={{queue}} count={tasks} size={size} window=1000");
             let mut work = Work::new(format!("publish/{size}-bytes"));
             for library in self.built(&LIBRARIES).chain(["raw-same-bytes"]) {
@@ -40,7 +40,7 @@ impl Plan<'_> {
 
     pub(super) fn consume(&self) -> Vec<Work> {
         let works =
-            [(1, 1, 15_000), (1, 4, 20_000), (10, 1, 40_000), (100, 1, 60_000), (1000, 1, 60_000)];
+            [(1, 1, 10_000), (1, 4, 15_000), (10, 1, 30_000), (100, 1, 40_000), (1000, 1, 40_000)];
         works.map(|(prefetch, threads, tasks)| self.consume_with(prefetch, threads, tasks)).into()
     }
 
@@ -70,7 +70,7 @@ impl Plan<'_> {
     pub(super) fn latency(&self) -> Vec<Work> {
         // At a low rate with the default prefetch; at a high one with what keeps up.
         let works =
-            [("200-a-second", "200", 2_000, 1), ("half-of-the-limit", "{rate}", 20_000, 100)];
+            [("200-a-second", "200", 1_000, 1), ("half-of-the-limit", "{rate}", 20_000, 100)];
         works
             .map(|(name, rate, tasks, prefetch)| {
                 let tasks = self.options.tasks(tasks);
