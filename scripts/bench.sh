@@ -9,8 +9,9 @@ usage() {
 usage: scripts/bench.sh [OPTION...] [GROUP...]
 
 Measures against a private RabbitMQ, which it starts and removes. Every contender does the same work
-in the same run, in turn: five rounds after a warm-up. All of it takes about an hour. A ratio is the median of the ratios of the
-rounds. Nothing else should run meanwhile. The seconds mean nothing on another machine.
+in the same run, in turn: five rounds after a warm-up. A ratio is the median of the ratios of the
+rounds. All of it takes about an hour, and nothing else should run meanwhile. The seconds mean
+nothing on another machine.
 
 GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; default: all
   publish   libraries publish, with a window of 1000 and one by one
