@@ -189,7 +189,8 @@ impl Producer {
     ///
     /// # Blocking
     /// While the window is full, or the broker blocks publishers or refuses tasks: at most until the
-    /// oldest task in flight is out of time. When it is time to connect: at most a second.
+    /// oldest task in flight is out of time. When it is time to connect: at most a second, and 5 s
+    /// more if the broker then is slow to answer.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
         match self.validate(&task) {
@@ -273,8 +274,8 @@ impl Producer {
 
 impl Drop for Producer {
     /// Waits for the confirms of the tasks in flight, at most [`Producer::DROP_LIMIT`], and closes the
-    /// connection, at most within the close limit. Has no effect in a child of the process that made
-    /// the connection.
+    /// connection, at most within the close limit. Has no effect in a child of the process that uses
+    /// it.
     fn drop(&mut self) {
         if self.publisher.is_inherited() {
             return self.publisher.forget_link();
@@ -319,7 +320,7 @@ mod tests {
         let broker = "amqp://127.0.0.1:1".parse().expect("a URL");
         let mut producer = Producer::new(&broker, &Queue::new("q"));
         let _ = producer.send(Task::new("of the parent"));
-        producer.publisher.set_connected_in(0);
+        producer.publisher.set_process(0);
         let begun = Instant::now();
         drop(producer);
         assert!(begun.elapsed() < Producer::DROP_LIMIT / 2, "it flushes nothing");

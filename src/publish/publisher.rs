@@ -31,8 +31,8 @@ pub(crate) struct Publisher<T> {
     connector: Connector,
     backlog: Backlog<T>,
     silent_delays: SilentDelays,
-    /// The process that made the connection.
-    connected_in: Option<u32>,
+    /// The process that uses it. A child of that has none of our threads.
+    process: Option<u32>,
 }
 
 /// When [`Publisher::pump`] returns.
@@ -53,7 +53,7 @@ impl<T> Publisher<T> {
             link: None,
             backlog: Backlog::new(),
             silent_delays: SilentDelays::default(),
-            connected_in: None,
+            process: None,
         }
     }
 
@@ -75,13 +75,14 @@ impl<T> Publisher<T> {
 
     /// Connects, unless it is connected; see [`Producer::connect`](crate::Producer::connect).
     pub(crate) fn connect(&mut self) -> Result<(), Error> {
+        self.process.get_or_insert_with(process::id);
         let deadline = deadline_after(self.config.limits.timeout);
         self.connector.forget_fatal();
         self.connector.hasten();
         let mut last = None;
         while self.link.is_none() {
             match self.connector.connect(&self.config, deadline, &self.config.stopping) {
-                Ok(Some(link)) => self.set_link(Some(link)),
+                Ok(Some(link)) => self.link = Some(link),
                 Ok(None) if is_closed(&self.config.stopping) => return Err(Error::Stopped),
                 Ok(None) => {
                     let unreachable = || self.connector.unreachable(&self.config.broker);
@@ -96,6 +97,7 @@ impl<T> Publisher<T> {
 
     /// Takes a task to publish.
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
+        self.process.get_or_insert_with(process::id);
         let mut pending = Pending::new(task, target, self.config.limits.timeout, ticket);
         pending.target = self.silent_delays.avoid(target);
         self.backlog.push(pending);
@@ -145,15 +147,15 @@ impl<T> Publisher<T> {
         self.link.is_none() && is_closed(&self.config.stopping)
     }
 
-    /// Whether the connection is that of a parent process.
+    /// Whether it is that of a parent process.
     pub(crate) fn is_inherited(&self) -> bool {
-        self.connected_in.is_some_and(|id| id != process::id())
+        self.process.is_some_and(|id| id != process::id())
     }
 
-    /// Sets the process that made the connection.
+    /// Sets the process that uses it.
     #[cfg(test)]
-    pub(crate) fn set_connected_in(&mut self, id: u32) {
-        self.connected_in = Some(id);
+    pub(crate) fn set_process(&mut self, id: u32) {
+        self.process = Some(id);
     }
 
     /// Leaves the connection alone that is a parent process's: it has none of our threads here, and
@@ -237,15 +239,10 @@ impl<T> Publisher<T> {
         let Some(deadline) = self.oldest_deadline() else { return false };
         let Publisher { connector, config, .. } = self;
         let connected = connector.connect_meanwhile(config, deadline, &config.aborting);
-        self.set_link(connected.ok().flatten());
+        self.link = connected.ok().flatten();
         // The error may be one for which no further try is of use.
         self.give_up_expired();
         self.link.is_some()
-    }
-
-    fn set_link(&mut self, link: Option<Link<T>>) {
-        self.connected_in = link.as_ref().map(|_| process::id());
-        self.link = link;
     }
 
     fn has_reached(&self, until: Until) -> bool {
@@ -272,7 +269,7 @@ impl<T> Publisher<T> {
     /// Tries once to connect. A failure is logged, and each task's outcome says what it means.
     fn reconnect(&mut self, deadline: Instant) {
         let connected = self.connector.connect(&self.config, deadline, &self.config.aborting);
-        self.set_link(connected.ok().flatten());
+        self.link = connected.ok().flatten();
     }
 
     /// Ends a link that has failed. What was in flight is published again under the same ids.

@@ -40,6 +40,9 @@ const OWN_WITHIN: Duration = Duration::from_secs(5);
 /// How long a caller that need not wait gives a new attempt to connect.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// And how long it gives a connected broker to answer what a channel for publishing is set up with.
+const SETUP_PATIENCE: Duration = Duration::from_secs(5);
+
 impl Connector {
     pub(crate) fn new(config: &PublisherConfig) -> Connector {
         Connector {
@@ -178,7 +181,7 @@ impl Connector {
             return Ok(None);
         };
         let guard = connection.call_guard().clone();
-        let left = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL);
+        let left = time_for_setup(Instant::now(), deadline, until);
         let doing = format!("setting up the channel at {}", connection.address());
         let open = || guard.abort_on(interrupt, || Link::open(connection, config));
         let bounded = || guard.with_timeout(left, "setting up the channel", open);
@@ -244,6 +247,12 @@ impl Connector {
     }
 }
 
+/// How long a channel may take to be set up. A caller that waits until the deadline has all of that.
+fn time_for_setup(now: Instant, deadline: Instant, until: Instant) -> Duration {
+    let until = until.max(now + SETUP_PATIENCE).min(deadline);
+    until.saturating_duration_since(now).max(SHORTEST_CALL)
+}
+
 /// When to connect again: after the pause, but once in the last second before the deadline.
 fn reconnect_at(retry_at: Instant, tried_at: Option<Instant>, deadline: Instant) -> Instant {
     match deadline.checked_sub(LAST_TRY) {
@@ -274,6 +283,16 @@ mod tests {
         connector.retry_at = Some(Instant::now());
         connector.expire_fatal();
         assert_eq!(connector.fatal(), None);
+    }
+
+    #[test]
+    fn only_a_caller_that_waits_gives_a_silent_broker_all_its_time() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let seconds =
+            |deadline, until| time_for_setup(now, after(deadline), after(until)).as_secs();
+        assert_eq!([seconds(30, 30), seconds(30, 1), seconds(3, 1)], [30, 5, 3]);
+        assert_eq!(time_for_setup(now, now, now), SHORTEST_CALL);
     }
 
     #[test]
