@@ -32,7 +32,7 @@ struct Frames(Mutex<Vec<u8>>);
 /// What became of frames that were added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Added {
-    /// They are the first, so that the other thread has to be told of them.
+    /// These are the first frames: the other thread must be woken.
     First,
     /// They follow others, of which it knows.
     More,

@@ -212,7 +212,7 @@ impl Wait<'_> {
         let outcome = BatchOutcome::from_json(received.task.body());
         let outcome = outcome.filter(|it| it.n <= self.sent);
         if outcome.is_none() {
-            warn!("'{}' held a message that is no outcome of this batch: ignored", self.name());
+            warn!("ignored a message in '{}' that is not an outcome of this batch", self.name());
         }
         outcome
     }

@@ -88,8 +88,8 @@ impl DeferFile<'_> {
         if delay.is_none() {
             let (task, text) = (delivery.task().name(), printable(text.trim()));
             self.folder.warn_once(&format!(
-                "task {task}: its command wrote '{text}' to TASK_DEFER_FILE, which is no delay such as \
-                 120 or 2m; the task waits for the default delay"
+                "task {task}: its command wrote '{text}' to TASK_DEFER_FILE, which is not a delay \
+                 (write 120 or 2m); the task waits for the default delay"
             ));
         }
         delay

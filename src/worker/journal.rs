@@ -90,7 +90,7 @@ impl Journal {
         let (thread, task) = (event.thread, name_of_event(&event));
         warn!(
             "thread {thread}: the outcome of task {task} could not be published to '{queue}'; the \
-             task goes back to its queue in {pause:?} or later, and runs again: {outcome}"
+             task is requeued in {pause:?} or later, and runs again: {outcome}"
         );
         self.tally.returned();
         let kind = EventKind::Returned;

@@ -148,7 +148,7 @@ impl TaskBudget {
         let Some(left) = &self.pot.dead_left else { return };
         let is_last = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if is_last == Ok(1) {
-            error!("the worker ends: it made as many dead letters as allowed");
+            error!("stopping: this run made as many dead letters as allowed");
             self.pot.has_most_dead.store(true, Ordering::Release);
             self.pot.exhausted.iter().for_each(Closer::close);
         }

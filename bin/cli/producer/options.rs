@@ -118,7 +118,7 @@ pub(crate) struct TaskArgs {
     #[arg(long = "type", value_name = "T", value_parser = not_empty())]
     kind: Option<String>,
 
-    /// The id that ties an answer to each task
+    /// The AMQP correlation id of each task, which links an answer to it
     #[arg(long, value_name = "ID", value_parser = not_empty(), conflicts_with = "wait")]
     correlation_id: Option<String>,
 
@@ -250,8 +250,8 @@ Waiting:
               and if there is one, exit signal reason, and output (or
               output_base64, and output_bytes if it was cut). Other types of
               lines say what is published. The same command with the same
-              FILE and input goes on, also after a kill, and prints all of
-              --output again
+              FILE and input continues the wait, also after kill -9, and prints
+              all of --output again
   --json      has done, dead and left as well
 
 Expiration:

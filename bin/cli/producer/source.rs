@@ -74,8 +74,8 @@ impl Source {
     /// Refuses several tasks with one id: they could not be told apart.
     pub(crate) fn validate_for_id(&self) -> Result<(), CommandError> {
         let (Source::Words(_, 1) | Source::Whole(_, 1)) = self else {
-            let reason = "several tasks would have the same id; leave it out for an id of its own \
-                          for each, or use --id-from-body";
+            let reason = "several tasks would have the same id; leave --id out, so that each gets \
+                          its own, or use --id-from-body";
             return Err(CommandError::usage("--id", reason));
         };
         Ok(())

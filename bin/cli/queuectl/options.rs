@@ -56,16 +56,15 @@ impl Options {
 pub(crate) enum Command {
     /// Show the number of ready, delayed and dead tasks, and of consumers
     ///
-    /// AMQP reports neither unacked tasks (null in JSON) nor how many tasks come and go: change/s is how
-    /// many ready tasks come more than go in a second.
+    /// AMQP does not report unacked tasks (null in JSON), nor how many tasks come and go. change/s is by
+    /// how many tasks a second ready grows (+) or shrinks (-).
     #[command(after_long_help = STATUS)]
     Status {
         /// Print one JSON object for each queue, each on a line
         #[arg(long)]
         json: bool,
 
-        /// Show a line for each queue again every DUR (2s) until Ctrl-C; delay queues that are new
-        /// count after a minute at most
+        /// Count again every DUR (2s) until Ctrl-C; a new delay queue counts after a minute at most
         #[arg(
             long,
             value_name = "DUR",
