@@ -9,8 +9,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::info;
@@ -43,6 +43,8 @@ struct RepublisherThread {
     budget: Arc<TaskBudget>,
     publisher: Publisher<Ticket>,
     abort: Signal,
+    /// What failed at once, and is tried again after a pause.
+    failed_at_once: Vec<RepublishRequest>,
     /// The last batch whose queue of outcomes was found missing.
     missing: Option<BatchId>,
 }
@@ -86,6 +88,9 @@ const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) }
 /// How long requests and confirms wait for others, to be dealt with together.
 const BATCH_WAIT: Duration = Duration::from_millis(1);
 
+/// The pause after what failed at once: nothing gets through then, such as without a permission.
+const PAUSE: Duration = Duration::from_secs(1);
+
 impl Republisher {
     /// Starts the thread, for the session of this connection. When `abort` closes, it gives up what
     /// is not confirmed and cuts its connection.
@@ -111,6 +116,7 @@ impl Republisher {
             budget: Arc::clone(&run.budget),
             publisher,
             abort: abort.clone(),
+            failed_at_once: Vec::new(),
             missing: None,
         };
         thread::Builder::new()
@@ -147,6 +153,11 @@ impl RepublisherThread {
             let has_more = self.send_results();
             if is_closed(&self.abort) {
                 return;
+            }
+            if !self.failed_at_once.is_empty() {
+                let _ = self.abort.recv_timeout(PAUSE);
+                mem::take(&mut self.failed_at_once).into_iter().for_each(|it| self.accept(it));
+                continue;
             }
             if has_more {
                 continue;
@@ -185,17 +196,20 @@ impl RepublisherThread {
             let Resolved { task, ticket, outcome, sent } = resolved;
             let Ticket { target, mut next, since, tag, results } = ticket;
             let outcome = self.note(target, outcome, sent);
-            let again = is_tried_again(target, &outcome, since);
+            let again = is_tried_again(target, &outcome) && !is_closed(&self.abort);
             if again {
                 next.push_front(Publish { task, target });
             }
-            if again || outcome == Outcome::Confirmed && !next.is_empty() {
+            let request = RepublishRequest { publishes: next, tag, results };
+            if again && since.elapsed() < LIMITS.timeout {
+                self.failed_at_once.push(request);
+            } else if again || outcome == Outcome::Confirmed && !request.publishes.is_empty() {
                 has_more = true;
-                self.accept(RepublishRequest { publishes: next, tag, results });
-                continue;
+                self.accept(request);
+            } else {
+                // A consumer that has ended has left the delivery to the broker.
+                let _ = request.results.send(RepublishResult { tag, target, outcome });
             }
-            // A consumer that has ended has left the delivery to the broker.
-            let _ = results.send(RepublishResult { tag, target, outcome });
         }
         has_more
     }
@@ -221,9 +235,29 @@ impl RepublisherThread {
     }
 }
 
-/// Whether an outcome is published again that ran out of time, as in a long alarm: its task is done or
-/// dead, and should not run again for that. What failed sooner would fail again at once.
-fn is_tried_again(target: Target, outcome: &Outcome, since: Instant) -> bool {
-    let is_unconfirmed = matches!(outcome, Outcome::Unconfirmed { .. });
-    matches!(target, Target::Batch(_)) && is_unconfirmed && since.elapsed() >= LIMITS.timeout
+/// Whether this is published again while its task stays unacked: the outcome of a task that is done
+/// or dead, which must not run again because of an alarm, or of a queue that is full or down.
+fn is_tried_again(target: Target, outcome: &Outcome) -> bool {
+    matches!(target, Target::Batch(_)) && outcome.is_transient()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_tried_again_whatever_may_pass_and_the_copy_of_a_failed_task_is_not() {
+        let batch = Target::Batch(BatchId::of(1));
+        for (outcome, again) in [
+            (Outcome::unsent("an alarm"), true),
+            (Outcome::nacked("its queue is down"), true),
+            (Outcome::unconfirmed("no answer"), true),
+            (Outcome::returned("no queue"), false),
+            (Outcome::refused("too large"), false),
+            (Outcome::Confirmed, false),
+        ] {
+            assert_eq!(is_tried_again(batch, &outcome), again, "{outcome}");
+            assert!(!is_tried_again(Target::Dead, &outcome), "{outcome}");
+        }
+    }
 }

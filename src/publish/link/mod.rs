@@ -226,20 +226,21 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) {
-        // A task must not wait for a batch that nobody waits for, so a missing queue of outcomes gives
-        // it up. A queue that is only down does not.
-        let may_be_down =
-            matches!((pending.target, &refusal), (Target::Batch(_), Refusal::Returned(_)));
-        match (config.on_refusal, refusal) {
-            (OnRefusal::GiveUp, refusal) if !may_be_down => {
+        // The outcome of a task is tried again here, with pauses: it is all that its task waits for.
+        let gives_up = match config.on_refusal {
+            OnRefusal::GiveUp => !matches!(pending.target, Target::Batch(_)),
+            OnRefusal::TryAgain => false,
+        };
+        match refusal {
+            refusal if gives_up => {
                 let outcome = pending.outcome_after(&refusal, &config.queue);
                 return backlog.resolve(pending, outcome);
             }
             // Whether the queue is missing or only down is asked before the next publish.
-            (_, Refusal::Returned(reason)) => {
+            Refusal::Returned(reason) => {
                 pending.refusal = Some(Refusal::Returned(reason));
             }
-            (_, refusal) => {
+            refusal => {
                 pending.retry_later(refusal, &config.queue, &mut self.last_refusal);
             }
         }

@@ -131,7 +131,7 @@ impl<T> Link<T> {
     }
 
     /// Why the broker returned a task, if its queue does not exist. A queue that is down, or was a
-    /// moment ago, is tried again.
+    /// moment ago, is tried again. So is a queue of outcomes that exists: its batch waits.
     fn returned_for_good(
         &mut self,
         pending: &mut Pending<T>,
@@ -140,15 +140,14 @@ impl<T> Link<T> {
     ) -> Result<Option<String>, CloseReason> {
         let Some(Refusal::Returned(reason)) = &pending.refusal else { return Ok(None) };
         let reason = reason.clone();
-        match self.queue_state(pending, round, config)? {
-            QueueState::Down(text) => {
-                let down = Refusal::Down(text);
-                pending.retry_later(down, &config.queue, &mut self.last_refusal);
-                Ok(None)
-            }
-            QueueState::Exists if self.last_refusal.is_recent() => Ok(None),
-            QueueState::Exists | QueueState::Missing => Ok(Some(reason)),
-        }
+        let down = match (self.queue_state(pending, round, config)?, pending.target) {
+            (QueueState::Down(text), _) => Refusal::Down(text),
+            (QueueState::Exists, Target::Batch(_)) => Refusal::Down(reason),
+            (QueueState::Exists, _) if self.last_refusal.is_recent() => return Ok(None),
+            (QueueState::Exists | QueueState::Missing, _) => return Ok(Some(reason)),
+        };
+        pending.retry_later(down, &config.queue, &mut self.last_refusal);
+        Ok(None)
     }
 
     /// Asks for the queue to which a task could not be routed, once a round.

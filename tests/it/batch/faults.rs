@@ -10,10 +10,13 @@ use rabbit_work::{Batch, Broker, Delivery, Producer, Queue, Task, Worker, shutdo
 use super::{SOON, assert_all_done, ended, noting, runs, scripted_worker, text, waiting};
 use crate::support::broker::{breakable_broker, poll, shared_broker};
 use crate::support::client::unique_queue;
+use crate::support::command::Running;
 use crate::support::proxy::{Direction, Proxy, Toxic};
-use crate::support::scripted::ScriptedBroker;
+use crate::support::scripted::{ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
 use crate::support::working::{Working, bodies};
+
+const BATCH: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
 fn one_of_two_workers_killed_in_the_middle_leaves_no_outcome_missing() {
@@ -91,7 +94,7 @@ fn a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait() {
 #[test]
 fn a_worker_answers_no_forged_reply_to() {
     let (url, queue) = (shared_broker().url(), unique_queue("forged"));
-    let (victim, id) = (unique_queue("victim"), "0123456789abcdef0123456789abcdef");
+    let (victim, id) = (unique_queue("victim"), BATCH);
     let client = shared_broker().client();
     let of_victim = format!("{victim}.batch.{id}");
     [&victim, &of_victim].into_iter().for_each(|it| client.declare(it));
@@ -155,29 +158,12 @@ fn an_alarm_while_outcomes_are_due_holds_their_tasks_and_loses_none() {
 /// Its task is done, and does not run again for that.
 #[test]
 fn an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_kept() {
-    let id = "0123456789abcdef0123456789abcdef";
-    let broker = ScriptedBroker::start(move |session, number| {
-        session.handshake();
-        if number == 0 {
-            let consumer = session.accept_consumer();
-            let properties = Properties {
-                correlation_id: Some(format!("{id}/7").into()),
-                reply_to: Some(format!("q.batch.{id}").into()),
-                ..Properties::default()
-            };
-            let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
-            session.deliver(&delivery.properties(properties).body("x"));
-            let acked = session.answer_rpcs().expect("it is acked");
-            assert_eq!(acked.call, Call::Ack { delivery_tag: 1, multiple: false });
-            session.report("acked");
-        } else {
-            let [first, again] = [(); 2].map(|()| session.read_publish());
-            assert_eq!(first.routing_key, format!("q.batch.{id}").into_bytes());
-            assert_eq!((&first.body, first.mandatory), (&again.body, true));
-            session.report("published again");
-            session.ack(again.channel, 2);
-        }
-        let _ = session.answer_rpcs();
+    let broker = broker_of_one_batch_task(|session| {
+        let [first, again] = [(); 2].map(|()| session.read_publish());
+        assert_eq!(first.routing_key, format!("q.batch.{BATCH}").into_bytes());
+        assert_eq!((&first.body, first.mandatory), (&again.body, true));
+        session.report("published again");
+        session.ack(again.channel, 2);
     });
     // The script sends none.
     let url = format!("amqp://{}?heartbeat=0", broker.address());
@@ -188,6 +174,56 @@ fn an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_ke
     broker.wait("published again", SOON * 2);
     broker.wait("acked", SOON);
 
+    assert_one_done(running);
+}
+
+/// By a nack, such as of a queue that is down, and by a return, though the queue exists when the
+/// worker asks for it.
+#[test]
+fn an_outcome_that_is_refused_is_published_again_while_its_task_is_kept() {
+    let broker = broker_of_one_batch_task(|session| {
+        let nacked = session.read_publish();
+        session.nack(nacked.channel, 1);
+        let returned = session.read_publish();
+        session.return_message(&returned, 312, "NO_ROUTE");
+        session.ack(returned.channel, 2);
+        let again = session.read_publish();
+        assert_eq!(nacked.body, again.body);
+        session.ack(again.channel, 3);
+    });
+    let url = format!("amqp://{}?heartbeat=0", broker.address());
+    let running = scripted_worker(&url, "q", &["--threads", "1"], "true");
+
+    broker.wait("acked", SOON);
+
+    assert_one_done(running);
+}
+
+/// Sends one task of a batch, waits for its ack, and lets `confirm` answer the publishes of its
+/// outcome.
+fn broker_of_one_batch_task(confirm: fn(&mut Session)) -> ScriptedBroker {
+    ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            let properties = Properties {
+                correlation_id: Some(format!("{BATCH}/7").into()),
+                reply_to: Some(format!("q.batch.{BATCH}").into()),
+                ..Properties::default()
+            };
+            let delivery = WireDelivery::new(consumer.channel, &consumer.tag, 1);
+            session.deliver(&delivery.properties(properties).body("x"));
+            let acked = session.answer_rpcs().expect("it is acked");
+            assert_eq!(acked.call, Call::Ack { delivery_tag: 1, multiple: false });
+            session.report("acked");
+        } else {
+            confirm(session);
+        }
+        let _ = session.answer_rpcs();
+    })
+}
+
+fn assert_one_done(running: Running) {
     running.signal("INT");
     let output = running.wait(SOON);
     assert!(output.stderr().contains(" 1 tasks done, 0 retried,"), "{}", output.stderr());
