@@ -114,7 +114,7 @@ pub(crate) fn to_retry(
     let written = [
         (ATTEMPTS, Some(Value::I64(attempt.into()))),
         (FIRST, Value::time(first)),
-        (REASON, Some(Value::Text(cut(reason, LONGEST_REASON)))),
+        (REASON, Some(Value::Text(cut_reason(reason)))),
     ];
     let removed = BROKER_HEADERS.into_iter().chain(DEAD_LETTER_HEADERS).map(|name| (name, None));
     task.prepare_for_republish().with_values(removed.chain(written))
@@ -279,6 +279,11 @@ fn number(value: &Value) -> Option<i64> {
 /// The same, if it can be a count of ours.
 fn small(value: &Value) -> Option<u32> {
     number(value)?.try_into().ok()
+}
+
+/// A reason in at most [`LONGEST_REASON`] bytes.
+pub(crate) fn cut_reason(reason: &str) -> String {
+    cut(reason, LONGEST_REASON)
 }
 
 /// At most `limit` bytes: the beginning and the end, where error texts say the most.

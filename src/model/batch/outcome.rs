@@ -6,6 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
+use crate::model::failure_record::cut_reason;
+
 /// How a task of a batch ended, as the worker reported it that ran it last.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -22,7 +24,7 @@ pub struct BatchOutcome {
     pub exit: Option<i32>,
     /// The signal that ended its program, if one did.
     pub signal: Option<i32>,
-    /// Why it failed, if it did.
+    /// Why it failed, if it did; at most 4,500 bytes.
     pub reason: Option<String>,
     /// The host of the worker.
     pub host: String,
@@ -81,7 +83,7 @@ impl BatchOutcome {
             number.into_iter().for_each(|number| set(name, number.into()));
         }
         if let Some(reason) = &self.reason {
-            set("reason", reason.as_str().into());
+            set("reason", cut_reason(reason).into());
         }
         if let Some(TaskOutput { bytes, cut_from }) = &self.output {
             match std::str::from_utf8(bytes) {
@@ -114,7 +116,7 @@ impl BatchOutcome {
             attempts: object.get("attempts")?.as_u64()?.try_into().ok()?,
             exit: number("exit"),
             signal: number("signal"),
-            reason: text("reason").map(str::to_string),
+            reason: text("reason").map(cut_reason),
             host: text("host").unwrap_or_default().into(),
             started: UNIX_EPOCH.checked_add(seconds("started")).unwrap_or(UNIX_EPOCH),
             elapsed: seconds("seconds"),
@@ -187,6 +189,17 @@ mod tests {
             "seconds": 1.5,
         });
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_as_that_of_a_dead_letter() {
+        let reason = format!("first{}last", "x".repeat(1 << 20));
+        let dead = BatchOutcome { reason: Some(reason), ..outcome(7, TaskEnd::Dead) };
+        let json = dead.to_json();
+        assert!(json.len() < 5000, "{}", json.len());
+        let read = BatchOutcome::from_json(json.as_bytes()).expect("an outcome");
+        let reason = read.reason.expect("a reason");
+        assert!(reason.starts_with("first") && reason.ends_with("last"), "{reason}");
     }
 
     #[test]
