@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::cli::common::error::CommandError;
 use crate::cli::producer::input::show;
-use crate::cli::producer::wait::record::{Line, Position, Published, ranges};
+use crate::cli::producer::wait::record::{Line, Position, Published, is_cut_header, ranges};
 
 /// The file, locked and open for appending.
 pub(super) struct OutcomeFile {
@@ -23,6 +23,9 @@ pub(super) struct OutcomeFile {
 
 /// Room for an output of which each byte is escaped.
 const LONGEST_LINE: u64 = 1024 * 1024;
+
+/// How many ranges of numbers go into a line.
+const RANGES_IN_A_LINE: usize = 10_000;
 
 impl OutcomeFile {
     /// Opens the file, and creates it if it does not exist.
@@ -50,7 +53,7 @@ impl OutcomeFile {
         Ok(OutcomeFile { file, path: path.into(), error: None })
     }
 
-    /// Calls `take` for each line. Removes a last line that a crash has cut.
+    /// Calls `take` for each line. Repairs the end of a file whose last line a crash has cut.
     pub(super) fn read(
         &self,
         mut take: impl FnMut(Line) -> Result<(), String>,
@@ -62,19 +65,21 @@ impl OutcomeFile {
             line.clear();
             let next = input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
             let read = next.map_err(usage)? as u64;
-            if line.last() != Some(&b'\n') && number > 0 {
-                let cut = if read > 0 { self.file.set_len(whole) } else { Ok(()) };
-                return cut.map_err(usage);
-            }
-            if read == 0 {
-                return Ok(());
+            let is_cut = line.last() != Some(&b'\n') && read < LONGEST_LINE;
+            let parsed = Line::parse(&line);
+            if is_cut && (number > 0 || parsed.is_none() && is_cut_header(&line)) {
+                let removed = if read > 0 { self.file.set_len(whole) } else { Ok(()) };
+                return removed.map_err(usage);
             }
             (whole, number) = (whole + read, number + 1);
-            let parsed = Line::parse(&line).ok_or_else(|| "it is no line of --outcomes".into());
+            let parsed = parsed.ok_or_else(|| "it is no line of --outcomes".into());
             if let Err(reason) = parsed.and_then(&mut take) {
                 let path = self.path.display();
                 let reason = format!("{path}, line {number}: {reason}; take another file");
                 return Err(CommandError::usage("--outcomes", reason));
+            }
+            if is_cut {
+                return (&self.file).write_all(b"\n").map_err(usage);
             }
         }
     }
@@ -98,8 +103,11 @@ impl OutcomeFile {
         if numbers.is_empty() || self.error.is_some() {
             return;
         }
-        let line = Line::Published(Published { numbers: ranges(numbers), position });
-        let written = self.append(&[line]);
+        let lines = ranges(numbers)
+            .chunks(RANGES_IN_A_LINE)
+            .map(|numbers| Line::Published(Published { numbers: numbers.to_vec(), position }))
+            .collect::<Vec<_>>();
+        let written = self.append(&lines);
         self.keep_error(written);
     }
 
@@ -140,4 +148,58 @@ impl OutcomeFile {
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const HEADER: &str = r#"{"batch":"ab","queue":"q","type":"rabbit-work.batch"}"#;
+    const ENDED: &str = r#"{"type":"rabbit-work.outcome","n":3,"outcome":"dead","attempts":1}"#;
+
+    /// Reads a file with this content. Returns how many lines it has, or the error, and what is in it
+    /// then.
+    fn read(content: &str) -> (Result<usize, String>, String) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), content).expect("written");
+        let mut lines = 0;
+        let read = OutcomeFile::open(file.path()).expect("opened").read(|_| {
+            lines += 1;
+            Ok(())
+        });
+        let left = fs::read_to_string(file.path()).expect("read");
+        (read.map(|()| lines).map_err(|error| error.to_string()), left)
+    }
+
+    #[test]
+    fn a_last_line_that_a_crash_has_cut_is_removed() {
+        let whole = format!("{HEADER}\n{ENDED}\n");
+        for cut in ["", "{", ENDED] {
+            assert_eq!(read(&format!("{whole}{cut}")), (Ok(2), whole.clone()), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_first_line_that_a_crash_has_cut_is_removed_or_completed() {
+        for cut in ["", "{", &HEADER[..HEADER.len() - 1]] {
+            assert_eq!(read(cut), (Ok(0), String::new()), "{cut}");
+        }
+        assert_eq!(read(HEADER), (Ok(1), format!("{HEADER}\n")));
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_refused_and_left_as_it_is() {
+        let long = format!("{HEADER}\n{ENDED}\n{}\n{ENDED}\n", "x".repeat(2 << 20));
+        for (content, line) in [("word", 1), ("word\n", 1), (&long, 3)] {
+            let (read, left) = read(content);
+            let error = read.expect_err("refused");
+            assert!(
+                error.contains(&format!("line {line}: it is no line of --outcomes")),
+                "{error}"
+            );
+            assert_eq!(left, content);
+        }
+    }
 }

@@ -32,6 +32,9 @@ pub(super) struct Position {
     digest: u64,
 }
 
+/// How the first line begins.
+const HEADER: &[u8] = b"{\"batch\":\"";
+
 const BATCH: &str = "rabbit-work.batch";
 const PUBLISHED: &str = "rabbit-work.published";
 
@@ -87,6 +90,11 @@ impl Position {
     }
 }
 
+/// Whether a crash can have left this of the first line.
+pub(super) fn is_cut_header(line: &[u8]) -> bool {
+    line.starts_with(HEADER) || HEADER.starts_with(line)
+}
+
 fn range(value: &Value) -> Option<(u64, u64)> {
     let [from, to] = value.as_array()?.as_slice() else { return None };
     let (from, to) = (from.as_u64()?, to.as_u64()?);
@@ -122,6 +130,15 @@ mod tests {
         }
         let ended = r#"{"type":"rabbit-work.outcome","n":3,"outcome":"dead","attempts":1}"#;
         assert!(matches!(Line::parse(ended.as_bytes()), Some(Line::Ended(it)) if it.n == 3));
+    }
+
+    #[test]
+    fn each_beginning_of_a_first_line_is_one() {
+        let line = Line::Batch { batch: "ab".into(), queue: "q".into() }.to_json();
+        assert!((0..line.len()).all(|end| is_cut_header(&line.as_bytes()[..end])), "{line}");
+        for other in ["word", "{}", "[", "{\"b\":1"] {
+            assert!(!is_cut_header(other.as_bytes()), "{other}");
+        }
     }
 
     #[test]
