@@ -56,10 +56,11 @@ impl Records {
         };
         let files = results.files().map_err(lost("--results"))?;
         let verdict = command.handle_into(delivery, &files.stdout, &files.stderr);
-        if let Some(end) = delivery.program_end() {
-            let run = Run { delivery, verdict: &verdict, end };
-            results.keep(files, &run).map_err(lost("--results"))?;
-        }
+        let kept = match delivery.program_end() {
+            Some(end) => results.keep(files, &Run { delivery, verdict: &verdict, end }),
+            None => results.keep_unstarted(delivery, &verdict),
+        };
+        kept.map_err(lost("--results"))?;
         self.log(delivery, verdict).map_err(lost("--joblog"))?
     }
 

@@ -96,8 +96,24 @@ impl Results {
             (Results::Lines { file, host, auto_ack, max_defers }, _)
                 if *auto_ack || is_last(run.verdict, run.delivery, *max_defers) =>
             {
-                let line = as_line(&files, run, host)?;
-                file.append(|_, _| Ok(line))
+                let line = line_of_run(&files, run, host)?;
+                append(file, &line)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps why no command ran for a task, if that is its end.
+    pub(crate) fn keep_unstarted(
+        &self,
+        delivery: &Delivery,
+        verdict: &Result<(), Failure>,
+    ) -> io::Result<()> {
+        match self {
+            Results::Lines { file, host, auto_ack, max_defers }
+                if *auto_ack || is_last(verdict, delivery, *max_defers) =>
+            {
+                append(file, &line_of_task(delivery, verdict, host))
             }
             _ => Ok(()),
         }
@@ -167,28 +183,38 @@ fn is_last(verdict: &Result<(), Failure>, delivery: &Delivery, max_defers: u32) 
     }
 }
 
-fn as_line(files: &OutputFiles, run: &Run<'_>, host: &str) -> io::Result<Vec<u8>> {
-    let (delivery, end) = (run.delivery, run.end);
-    let started = end.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+fn append(file: &RecordFile, line: &Value) -> io::Result<()> {
+    file.append(|_, _| Ok(format!("{line}\n").into_bytes()))
+}
+
+/// What is known of a task, whether a command ran for it or not.
+fn line_of_task(delivery: &Delivery, verdict: &Result<(), Failure>, host: &str) -> Value {
     let mut line = json!({
         "task": delivery.task().id(),
         "queue": delivery.queue(),
         "attempt": delivery.attempt(),
         "host": host,
-        "started": started.as_millis() as f64 / 1000.0,
-        "seconds": end.elapsed.as_millis() as f64 / 1000.0,
     });
+    if let Err(failure) = verdict {
+        line["reason"] = json!(failure.reason());
+    }
+    line
+}
+
+fn line_of_run(files: &OutputFiles, run: &Run<'_>, host: &str) -> io::Result<Value> {
+    let end = run.end;
+    let mut line = line_of_task(run.delivery, run.verdict, host);
+    let started = end.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+    line["started"] = json!(started.as_millis() as f64 / 1000.0);
+    line["seconds"] = json!(end.elapsed.as_millis() as f64 / 1000.0);
     for (name, number) in [("exit", end.exit), ("signal", end.signal)] {
         if let Some(number) = number {
             line[name] = json!(number);
         }
     }
-    if let Err(failure) = run.verdict {
-        line["reason"] = json!(failure.reason());
-    }
     set_output(&mut line, "stdout", &files.stdout)?;
     set_output(&mut line, "stderr", &files.stderr)?;
-    Ok(format!("{line}\n").into_bytes())
+    Ok(line)
 }
 
 /// Sets the start of an output, and how many bytes are missing.

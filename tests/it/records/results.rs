@@ -155,6 +155,30 @@ fn a_file_has_one_line_for_each_task_after_its_last_attempt() {
 }
 
 #[test]
+fn a_task_that_no_command_ran_for_has_a_line_too() {
+    let bench = Bench::new("unstarted");
+    bench.publish("good", b"fine");
+    bench.publish("nul", b"a\0b");
+    bench.publish("long", &[b'x'; 4 << 20]);
+    let options = ["--drain", "--results", "out.jsonl", "--joblog", "log"];
+
+    bench.worker(&options, &["echo", "{}"]).run(SOON).assert_code(1);
+
+    let text = bench.read("out.jsonl");
+    let lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 3, "one for each task: {text}");
+    for id in ["nul", "long"] {
+        let line = lines.iter().find(|it| it["task"] == id).expect("a line");
+        assert!(line["reason"].is_string() && line["attempt"] == 1, "{line}");
+        for key in ["exit", "signal", "started", "stdout"] {
+            assert_eq!(line[key], Value::Null, "no command ran: {line}");
+        }
+    }
+    assert_eq!(bench.read("log").lines().count(), 2, "the heading and the one run");
+}
+
+#[test]
 fn results_that_have_no_place_are_refused_before_a_task_is_taken() {
     let bench = Bench::new("noplace");
     fs::write(bench.path("file"), "x").expect("written");
