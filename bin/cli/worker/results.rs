@@ -26,7 +26,18 @@ pub(crate) enum Results {
     /// `DIR/<id>/{stdout,stderr,exit,attempt}`, of the last run.
     Folder(PathBuf),
     /// A line for each task, after its last attempt.
-    Lines { file: RecordFile, host: String, auto_ack: bool, max_defers: u32 },
+    Lines(Lines),
+}
+
+/// A file of lines, and what they need to know.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    file: RecordFile,
+    /// The folder of the file. Commands write to files without a name there.
+    folder: PathBuf,
+    host: String,
+    auto_ack: bool,
+    max_defers: u32,
 }
 
 /// Where a command writes.
@@ -50,6 +61,8 @@ const UNSAFE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'@');
 /// The longest name of a file.
 const LONGEST_NAME: usize = 255;
+/// As much as a block of a file system has.
+const BLOCK: usize = 4096;
 /// How much of an output a line of JSON holds.
 const LONGEST_OUTPUT: u64 = 1024 * 1024;
 
@@ -57,10 +70,7 @@ impl Results {
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Results, CommandError> {
         refuse_dash("--results", path)?;
         if path.extension().is_some_and(|it| it == "jsonl") {
-            let file = RecordFile::open("--results", path)?;
-            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            let Options { auto_ack, max_defers, .. } = *options;
-            return Ok(Results::Lines { file, host, auto_ack, max_defers });
+            return Lines::open(path, options).map(Results::Lines);
         }
         // A folder that cannot be written is an error now.
         let created = fs::create_dir_all(path).and_then(|()| temporary_folder(path));
@@ -71,9 +81,9 @@ impl Results {
 
     /// Files for the output of one command.
     pub(crate) fn files(&self) -> io::Result<OutputFiles> {
-        let Results::Folder(path) = self else {
-            let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
-            return Ok(OutputFiles { stdout, stderr, folder: None });
+        let path = match self {
+            Results::Folder(path) => path,
+            Results::Lines(lines) => return lines.files(),
         };
         let folder = temporary_folder(path)?;
         let open = |name: &str| {
@@ -93,13 +103,8 @@ impl Results {
                 fs::write(folder.path().join("attempt"), format!("{attempt}\n"))?;
                 replace(path, folder.path(), &folder_name(run.delivery.task().id()))
             }
-            (Results::Lines { file, host, auto_ack, max_defers }, _)
-                if *auto_ack || is_last(run.verdict, run.delivery, *max_defers) =>
-            {
-                let line = line_of_run(&files, run, host)?;
-                append(file, &line)
-            }
-            _ => Ok(()),
+            (Results::Lines(lines), _) => lines.keep(&files, run),
+            (Results::Folder(_), None) => Ok(()),
         }
     }
 
@@ -110,14 +115,63 @@ impl Results {
         verdict: &Result<(), Failure>,
     ) -> io::Result<()> {
         match self {
-            Results::Lines { file, host, auto_ack, max_defers }
-                if *auto_ack || is_last(verdict, delivery, *max_defers) =>
-            {
-                append(file, &line_of_task(delivery, verdict, host))
-            }
-            _ => Ok(()),
+            Results::Folder(_) => Ok(()),
+            Results::Lines(lines) => lines.keep_unstarted(delivery, verdict),
         }
     }
+}
+
+impl Lines {
+    fn open(path: &Path, options: &Options) -> Result<Lines, CommandError> {
+        let file = RecordFile::open("--results", path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).to_path_buf();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let Options { auto_ack, max_defers, .. } = *options;
+        let lines = Lines { file, folder, host, auto_ack, max_defers };
+        // A folder that cannot be written is an error now.
+        lines.files().map_err(|error| CommandError::usage("--results", error.to_string()))?;
+        Ok(lines)
+    }
+
+    fn files(&self) -> io::Result<OutputFiles> {
+        let file = || {
+            tempfile::tempfile_in(&self.folder).map_err(|error| {
+                let text = format!("no file in the folder {}: {error}", self.folder.display());
+                io::Error::new(error.kind(), text)
+            })
+        };
+        Ok(OutputFiles { stdout: file()?, stderr: file()?, folder: None })
+    }
+
+    fn keep(&self, files: &OutputFiles, run: &Run<'_>) -> io::Result<()> {
+        let line = line_of_run(files, run, &self.host)?;
+        // After the output was read.
+        refuse_full_disk(&files.stdout)?;
+        if self.is_last(run.delivery, run.verdict) { self.append(&line) } else { Ok(()) }
+    }
+
+    fn keep_unstarted(&self, delivery: &Delivery, verdict: &Result<(), Failure>) -> io::Result<()> {
+        if !self.is_last(delivery, verdict) {
+            return Ok(());
+        }
+        self.append(&line_of_task(delivery, verdict, &self.host))
+    }
+
+    fn is_last(&self, delivery: &Delivery, verdict: &Result<(), Failure>) -> bool {
+        self.auto_ack || is_last(verdict, delivery, self.max_defers)
+    }
+
+    fn append(&self, line: &Value) -> io::Result<()> {
+        self.file.append(|_, _| Ok(format!("{line}\n").into_bytes()))
+    }
+}
+
+/// Fails if the file can grow no further: then output of the command may be missing, and its failure
+/// may be that of the disk. Of a folder, the files beside the output tell that.
+fn refuse_full_disk(output: &File) -> io::Result<()> {
+    let length = output.metadata()?.len();
+    output.write_all_at(&[0; BLOCK], length)
 }
 
 /// As readable as any folder is, by the umask; a temporary folder is private otherwise.
@@ -181,10 +235,6 @@ fn is_last(verdict: &Result<(), Failure>, delivery: &Delivery, max_defers: u32) 
         Err(Failure::Retry { .. }) => delivery.attempt() >= delivery.max_attempts(),
         Err(_) => false,
     }
-}
-
-fn append(file: &RecordFile, line: &Value) -> io::Result<()> {
-    file.append(|_, _| Ok(format!("{line}\n").into_bytes()))
 }
 
 /// What is known of a task, whether a command ran for it or not.

@@ -121,6 +121,36 @@ fn results_that_cannot_be_written_leave_the_task_in_the_queue() {
     }
 }
 
+/// The line itself has room, because it holds 1 MiB of the output.
+#[test]
+fn a_command_whose_output_found_no_room_has_not_failed() {
+    let bench = Bench::new("noroom");
+    bench.publish("a", b"head -c 3000000 /dev/zero | tr '\\0' x; exit 3");
+    let options = ["--drain", "--max-attempts", "1", "--results", "out.jsonl"];
+
+    let output = bench.worker_with_file_limit(2048, &options, &["sh", "-c", "{}"]).run(SOON);
+
+    output.assert_code(1);
+    let stderr = output.stderr();
+    assert!(stderr.contains("ERROR --results cannot be written: File too large"), "{stderr}");
+    assert_eq!((bench.left(), bench.read("out.jsonl")), (1, String::new()), "not dead");
+}
+
+#[test]
+fn the_output_of_a_command_is_beside_the_file_of_results() {
+    let bench = Bench::new("beside");
+    bench.publish("a", b"");
+    let options = ["--drain", "--results", "out.jsonl"];
+
+    bench.worker(&options, &["readlink", "/proc/self/fd/1"]).run(SOON).assert_code(0);
+
+    let line: Value = serde_json::from_str(&bench.read("out.jsonl")).expect("JSON");
+    let folder = bench.path("").canonicalize().expect("a folder");
+    let file = line["stdout"].as_str().expect("text");
+    assert!(file.starts_with(folder.to_str().expect("text")), "{file}");
+    assert_eq!(names_in(&bench.path("")), ["out.jsonl"], "the files have no names");
+}
+
 #[test]
 fn a_file_has_one_line_for_each_task_after_its_last_attempt() {
     let bench = Bench::new("lines");
