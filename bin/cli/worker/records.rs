@@ -54,6 +54,7 @@ impl Records {
             let verdict = command.handle(delivery);
             return self.log(delivery, verdict).map_err(lost("--joblog"))?;
         };
+        results.refuse_no_place(delivery)?;
         let files = results.files().map_err(lost("--results"))?;
         let verdict = command.handle_into(delivery, &files.stdout, &files.stderr);
         let kept = match delivery.program_end() {

@@ -9,6 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rabbit_work::{Delivery, Failure};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -77,6 +78,21 @@ impl Results {
         created.map(|_| Results::Folder(path.to_path_buf())).map_err(|error| {
             CommandError::usage("--results", format!("{}: {error}", path.display()))
         })
+    }
+
+    /// Rejects a task whose result has no place: running its command again would change nothing.
+    pub(crate) fn refuse_no_place(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let (Results::Folder(path), Some(id)) = (self, delivery.task().id()) else {
+            return Ok(());
+        };
+        let target = path.join(folder_name(Some(id)));
+        match fs::symlink_metadata(&target) {
+            Ok(found) if !found.is_dir() => Err(Failure::reject(format!(
+                "--results: {} is not a folder; move it away, then replay the task",
+                target.display()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Files for the output of one command.
@@ -180,24 +196,47 @@ fn temporary_folder(parent: &Path) -> io::Result<TempDir> {
     tempfile::Builder::new().prefix(".tmp-").permissions(permissions).tempdir_in(parent)
 }
 
-/// Renames the folder. An older one of that name is moved aside first, and then removed.
+/// Renames the folder. An older one of that name is exchanged for it at one moment. Where the file
+/// system cannot do that, the older one is moved aside first. Either is removed in the end.
 fn replace(parent: &Path, folder: &Path, name: &str) -> io::Result<()> {
     let target = parent.join(name);
     loop {
         match fs::rename(folder, &target) {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists
-                ) => {}
+            Err(error) if is_in_the_way(&error) => {}
             renamed => return renamed,
         }
-        let aside = temporary_folder(parent)?;
-        match fs::rename(&target, aside.path()) {
-            // Another worker that runs the same task was faster.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            moved => moved?,
+        match exchange(folder, &target) {
+            // Another worker that runs the same task has moved it aside.
+            Err(Errno::NOENT) => {}
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => move_aside(parent, &target)?,
+            exchanged => return Ok(exchanged?),
         }
+    }
+}
+
+/// Whether there is a folder of that name, with files in it.
+fn is_in_the_way(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists)
+}
+
+#[cfg(target_os = "linux")]
+fn exchange(folder: &Path, target: &Path) -> Result<(), Errno> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+    renameat_with(CWD, folder, CWD, target, RenameFlags::EXCHANGE)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_folder: &Path, _target: &Path) -> Result<(), Errno> {
+    Err(Errno::NOSYS)
+}
+
+fn move_aside(parent: &Path, target: &Path) -> io::Result<()> {
+    let aside = temporary_folder(parent)?;
+    match fs::rename(target, aside.path()) {
+        // Another worker that runs the same task was faster.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        moved => moved,
     }
 }
 
@@ -306,6 +345,46 @@ mod tests {
         assert!(folder_name(Some("")).starts_with("without-id-"));
         let (one, two) = (name(&"/".repeat(255)), name(&"/".repeat(254)));
         assert!(one.len() <= LONGEST_NAME && one != two, "{one}");
+    }
+
+    #[test]
+    fn a_result_takes_the_place_of_an_older_one() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let target = parent.path().join("id");
+        let replace_by = |text: &str| {
+            let folder = temporary_folder(parent.path()).expect("a folder");
+            fs::write(folder.path().join("stdout"), text).expect("written");
+            replace(parent.path(), folder.path(), "id").map(|()| {
+                let old = fs::read_to_string(folder.path().join("stdout")).ok();
+                (old, fs::read_to_string(target.join("stdout")).expect("the new one"))
+            })
+        };
+        assert_eq!(replace_by("one").expect("renamed"), (None, "one".into()));
+        let exchanged = (Some("one".to_string()), "two".to_string());
+        assert_eq!(replace_by("two").expect("exchanged"), exchanged, "never none of that name");
+        move_aside(parent.path(), &target).expect("moved");
+        move_aside(parent.path(), &target).expect("another worker was faster");
+        assert_eq!(replace_by("three").expect("renamed"), (None, "three".into()));
+        assert_eq!(fs::read_dir(parent.path()).expect("a folder").count(), 1, "nothing is left");
+    }
+
+    #[test]
+    fn a_task_whose_result_has_no_place_is_rejected_before_it_runs() {
+        use rabbit_work::Task;
+        use rabbit_work::testing::delivery;
+
+        let parent = tempfile::tempdir().expect("a folder");
+        fs::write(parent.path().join("file"), "mine").expect("written");
+        fs::create_dir(parent.path().join("folder")).expect("created");
+        let results = Results::Folder(parent.path().to_path_buf());
+        let refusal = |id: &str| {
+            let delivery = delivery(Task::new("").with_id(id)).build();
+            results.refuse_no_place(&delivery).err().map(|it| it.to_string())
+        };
+        assert_eq!([refusal("folder"), refusal("new")], [None, None]);
+        let reason = refusal("file").expect("a reason");
+        let path = parent.path().join("file").display().to_string();
+        assert!(reason.contains(&format!("{path} is not a folder; move it away")), "{reason}");
     }
 
     #[test]
