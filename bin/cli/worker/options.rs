@@ -61,11 +61,11 @@ pub(crate) struct Options {
     max_retry_delay: Duration,
 
     /// How long a task waits whose command exits with 75, "not now"; rounded up, see Durations
-    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration, requires = "command")]
     defer_delay: Duration,
 
     /// How often a task may be deferred by status 75; after that it becomes a dead letter
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..), requires = "command")]
     pub(crate) max_defers: u32,
 
     /// Start at most N tasks a second, minute or hour, spread evenly; per process: each worker has its
@@ -132,8 +132,22 @@ impl Options {
     /// One worker for each queue.
     pub(crate) fn workers(&self) -> Result<Vec<Worker>, CommandError> {
         self.queues.refuse_repetition()?;
+        self.refuse_what_has_no_effect()?;
         let broker = self.broker.broker()?;
         Ok(self.queues.named().iter().map(|named| self.worker(&broker, named)).collect())
+    }
+
+    fn refuse_what_has_no_effect(&self) -> Result<(), CommandError> {
+        if self.auto_ack && self.max_dead.is_some() {
+            let reason =
+                "--auto-ack makes no dead letters: a failed task is lost; leave out one of both";
+            return Err(CommandError::usage("--max-dead", reason));
+        }
+        if self.threads.is_some() && self.queues.named().iter().all(|it| it.threads.is_some()) {
+            let reason = "each --queue NAME=N has threads of its own; leave out --threads, or =N";
+            return Err(CommandError::usage("--threads", reason));
+        }
+        Ok(())
     }
 
     /// These workers, with the limits of the process.
@@ -302,3 +316,35 @@ Examples:
 See also:
   producer(1), queuectl(1)
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Why these options are refused; empty if they are not.
+    fn refusal(options: &str) -> String {
+        let arguments = ["worker"].into_iter().chain(options.split_whitespace());
+        match Options::try_parse_from(arguments) {
+            Ok(options) => options.workers().err().map_or(String::new(), |it| it.to_string()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_option_that_would_have_no_effect_is_refused() {
+        for (options, expected) in [
+            ("--max-dead 1 --auto-ack -- true", "--max-dead: --auto-ack makes no dead letters"),
+            ("--defer-delay 5s", "required arguments were not provided"),
+            ("--max-defers 5", "required arguments were not provided"),
+            ("--threads 2 --queue a=1", "--threads: each --queue NAME=N has threads of its own"),
+            ("--threads 2 --queue a=1 --queue b=1", "--threads: each --queue NAME=N"),
+            ("--threads 2 --queue a=1 --queue b", ""),
+            ("--threads 2", ""),
+            ("--max-dead 1 --defer-delay 5s --max-defers 5 -- true", ""),
+        ] {
+            let refused = refusal(options);
+            assert!(refused.contains(expected), "{options}: {refused}");
+            assert_eq!(refused.is_empty(), expected.is_empty(), "{options}: {refused}");
+        }
+    }
+}
