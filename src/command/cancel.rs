@@ -13,6 +13,14 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::model::handler::Delivery;
+use crate::util::shutdown::is_closed;
+
+/// The pipes of the runs that a command works for: one for all tasks of a run. Workers of several
+/// queues may share a command, and each has a run of its own.
+#[derive(Debug, Default)]
+pub(crate) struct CancelPipes(Mutex<Vec<Arc<CancelPipe>>>);
+
 /// The two stages of a cancellation as descriptors, to be polled together with others: each hangs
 /// up when its stage comes.
 #[derive(Debug)]
@@ -44,6 +52,21 @@ pub(crate) const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How long after a cancellation a program's own thread counts as blocked.
 const BLOCKED_AFTER: Duration = Duration::from_millis(250);
 
+impl CancelPipes {
+    /// The pipe of the run that this delivery belongs to.
+    pub(crate) fn of(&self, delivery: &Delivery) -> io::Result<Arc<CancelPipe>> {
+        let mut pipes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipe) = pipes.iter().find(|it| it.is_for(delivery.cancelled())) {
+            return Ok(Arc::clone(pipe));
+        }
+        // A run that is cancelled starts no program. One that has ended is cancelled.
+        pipes.retain(|it| !is_closed(&it.cancelled));
+        let pipe = Arc::new(CancelPipe::new(delivery.cancelled(), delivery.killed())?);
+        pipes.push(Arc::clone(&pipe));
+        Ok(pipe)
+    }
+}
+
 impl CancelPipe {
     /// Waits for both stages in a thread, which ends when the pipe is dropped.
     pub(crate) fn new(
@@ -65,7 +88,7 @@ impl CancelPipe {
         Ok(CancelPipe { cancelled: cancelled.clone(), cancel, kill, groups, _alive })
     }
 
-    pub(crate) fn is_for(&self, cancelled: &Receiver<Infallible>) -> bool {
+    fn is_for(&self, cancelled: &Receiver<Infallible>) -> bool {
         self.cancelled.same_channel(cancelled)
     }
 
@@ -164,5 +187,33 @@ pub(crate) fn signal_group(group: Pid, signal: Signal) {
     let _ = kill_process_group(group, signal);
     if signal == Signal::TERM {
         let _ = kill_process_group(group, Signal::CONT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::handler::test_delivery;
+    use crate::model::task::Task;
+    use crate::util::shutdown::closer;
+
+    #[test]
+    fn the_runs_that_share_a_command_have_a_pipe_each() {
+        let ((first, of_first), (_second, of_second)) = (closer(), closer());
+        let pipes = CancelPipes::default();
+        let pipe = |signal: &Receiver<Infallible>| {
+            let mut delivery = test_delivery(Task::new(""));
+            delivery.cancelled = signal.clone();
+            pipes.of(&delivery).expect("a pipe")
+        };
+        let (one, two) = (pipe(&of_first), pipe(&of_second));
+        assert!(!Arc::ptr_eq(&one, &two));
+        for _ in 0..3 {
+            assert!(Arc::ptr_eq(&pipe(&of_first), &one) && Arc::ptr_eq(&pipe(&of_second), &two));
+        }
+        first.close();
+        let (_third, of_third) = closer();
+        pipe(&of_third);
+        assert_eq!(pipes.0.lock().expect("sound").len(), 2, "one of them has ended");
     }
 }

@@ -17,14 +17,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::RecvTimeoutError;
 use log::debug;
 use rustix::io::Errno;
 
-use crate::command::cancel::{CancelPipe, KILL_AFTER};
+use crate::command::cancel::{CancelPipes, KILL_AFTER};
 use crate::command::defer_file::{DeferFile, DeferFolder};
 use crate::command::kept::{Kept, OutputFiles};
 use crate::command::launch::{
@@ -106,7 +106,7 @@ pub struct Command {
     lines: Lines,
     /// The names of our own variables that are not passed on.
     not_inherited: Vec<OsString>,
-    cancel: Mutex<Option<Arc<CancelPipe>>>,
+    cancel: CancelPipes,
     defer_folder: DeferFolder,
     background: BackgroundPipes,
 }
@@ -151,7 +151,7 @@ impl Command {
             time_limit: None,
             lines: Lines::Plain,
             not_inherited: not_inherited.collect(),
-            cancel: Mutex::new(None),
+            cancel: CancelPipes::default(),
             defer_folder: DeferFolder::default(),
             background: BackgroundPipes::default(),
         })
@@ -215,7 +215,7 @@ impl Command {
         if is_closed(delivery.cancelled()) {
             return Err(Failure::requeue(STOPPED_BEFORE_START));
         }
-        let cancel = self.cancel_pipe(delivery).map_err(|error| not_started(&error))?;
+        let cancel = self.cancel.of(delivery).map_err(|error| not_started(&error))?;
         let defer_file = self.defer_folder.file();
         let (started, since) = (SystemTime::now(), Instant::now());
         let process = self.start(delivery, &defer_file, files)?;
@@ -282,19 +282,6 @@ impl Command {
                 let id = delivery.task().id().unwrap_or("-");
                 let tag = format!("[{} {}] ", delivery.thread(), printable(id));
                 OutputMode::Tagged { tag: tag.into_bytes().into(), sink: Arc::clone(sink) }
-            }
-        }
-    }
-
-    /// The same for all tasks of a run.
-    fn cancel_pipe(&self, delivery: &Delivery) -> io::Result<Arc<CancelPipe>> {
-        let mut shared = self.cancel.lock().unwrap_or_else(PoisonError::into_inner);
-        match shared.as_ref() {
-            Some(pipe) if pipe.is_for(delivery.cancelled()) => Ok(Arc::clone(pipe)),
-            _ => {
-                let pipe = Arc::new(CancelPipe::new(delivery.cancelled(), delivery.killed())?);
-                *shared = Some(Arc::clone(&pipe));
-                Ok(pipe)
             }
         }
     }
