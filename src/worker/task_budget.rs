@@ -42,6 +42,10 @@ struct Pot {
 }
 
 impl RunLimits {
+    pub(crate) fn is_unlimited(self) -> bool {
+        self.tasks.is_none() && self.dead.is_none()
+    }
+
     pub(crate) fn validate(&self) -> Result<(), Error> {
         for (setting, limit) in [("max tasks", self.tasks), ("max dead", self.dead)] {
             if limit == Some(0) {

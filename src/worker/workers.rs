@@ -75,16 +75,17 @@ impl Workers {
     }
 
     /// Ends all workers when they have started this many tasks together and these are finished.
-    /// Tasks that were prefetched beyond it are requeued. With a limit here, those of each worker do
-    /// not count. Default: each has its own.
+    /// Tasks that were prefetched beyond it are requeued. With this or [`max_dead`](Workers::max_dead),
+    /// a worker with either limit of its own is refused. Default: each has its own.
     #[must_use]
     pub fn max_tasks(mut self, limit: u64) -> Workers {
         self.limits.tasks = Some(limit);
         self
     }
 
-    /// Ends all workers when they have made this many dead letters together. With a limit here, those
-    /// of each worker do not count. Default: each has its own.
+    /// Ends all workers when they have made this many dead letters together. With this or
+    /// [`max_tasks`](Workers::max_tasks), a worker with either limit of its own is refused. Default:
+    /// each has its own.
     #[must_use]
     pub fn max_dead(mut self, limit: u64) -> Workers {
         self.limits.dead = Some(limit);
@@ -92,7 +93,7 @@ impl Workers {
     }
 
     /// Has all workers start at most this many tasks in this time together, spread evenly, as
-    /// [`Worker::rate`] does. It replaces that of each worker. Default: each has its own.
+    /// [`Worker::rate`] does. A worker with a rate of its own is refused. Default: each has its own.
     #[must_use]
     pub fn rate(mut self, tasks: u32, per: Duration) -> Workers {
         self.rate = Some(Arc::new(StartRate::new(tasks, per)));
@@ -146,17 +147,38 @@ impl Workers {
         }
         self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
         self.parts.iter().try_for_each(|part| part.worker.validate())?;
-        self.limits.validate()
+        self.limits.validate()?;
+        self.parts.iter().try_for_each(|part| self.refuse_two_limits(part))
+    }
+
+    /// The limits of all together are one budget, which would replace that of a worker.
+    fn refuse_two_limits(&self, part: &Part) -> Result<(), Error> {
+        let own = part.worker.limits();
+        let has_shared = !self.limits.is_unlimited();
+        for (setting, is_set_twice) in [
+            ("max tasks", has_shared && own.tasks.is_some()),
+            ("max dead", has_shared && own.dead.is_some()),
+            ("rate", self.rate.is_some() && part.worker.rate.is_some()),
+        ] {
+            if is_set_twice {
+                let queue = part.queue();
+                let reason = format!(
+                    "the worker of '{queue}' has its own, which a limit of all workers together \
+                     would replace; set limits for all together, or for each worker"
+                );
+                return Err(Error::setting(setting, reason));
+            }
+        }
+        Ok(())
     }
 
     /// What each worker shares with the others.
     fn shares(&self) -> Vec<Shares> {
         let count = self.parts.len();
-        let budgets = match self.limits {
-            RunLimits { tasks: None, dead: None } => {
-                self.parts.iter().map(|it| TaskBudget::new(it.worker.limits())).collect()
-            }
-            limits => TaskBudget::shared(limits, count),
+        let budgets = if self.limits.is_unlimited() {
+            self.parts.iter().map(|it| TaskBudget::new(it.worker.limits())).collect()
+        } else {
+            TaskBudget::shared(self.limits, count)
         };
         let drains = |part: &&Part| part.worker.settings.until == RunUntil::Drained;
         let mut seats = DrainSeat::group(self.parts.iter().filter(drains).count()).into_iter();
@@ -217,5 +239,38 @@ impl fmt::Debug for Workers {
             .field("max_dead", &self.limits.dead)
             .field("rate", &self.rate)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::handler::Delivery;
+    use crate::model::queue::Queue;
+
+    /// Of which setting two limits are refused.
+    fn refused(worker: impl Fn(Worker) -> Worker, workers: Workers) -> Option<&'static str> {
+        let broker = "amqp://localhost".parse().expect("an address");
+        let worker = worker(Worker::new(&broker, &Queue::new("mail")));
+        match workers.add(worker, |_: &Delivery| Ok(())).validate() {
+            Err(Error::InvalidSetting { setting, reason }) => {
+                assert!(reason.contains("the worker of 'mail' has its own"), "{reason}");
+                Some(setting)
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_limit_that_one_of_all_workers_would_replace_is_refused() {
+        let limited = || Workers::new().max_tasks(9);
+        assert_eq!(refused(|it| it.max_tasks(1), limited()), Some("max tasks"));
+        assert_eq!(refused(|it| it.max_dead(1), limited()), Some("max dead"));
+        assert_eq!(refused(|it| it.max_tasks(1), Workers::new().max_dead(9)), Some("max tasks"));
+        let minute = Duration::from_secs(60);
+        assert_eq!(refused(|it| it.rate(1, minute), Workers::new().rate(9, minute)), Some("rate"));
+        assert_eq!(refused(|it| it.rate(1, minute), limited()), None);
+        assert_eq!(refused(|it| it.max_tasks(1).max_dead(1), Workers::new()), None);
+        assert_eq!(refused(|it| it, limited().rate(9, minute)), None);
     }
 }

@@ -94,7 +94,7 @@ fn a_worker_whose_handler_stops_it_holds_up_no_other() {
 }
 
 #[test]
-fn workers_without_a_worker_or_with_a_limit_of_one_are_refused() {
+fn workers_without_a_worker_or_with_two_limits_are_refused() {
     let (_trigger, shutdown) = shutdown();
     let refused = |workers: Workers| match workers.run(&shutdown) {
         Err(Error::InvalidSetting { setting, .. }) => setting,
@@ -103,8 +103,8 @@ fn workers_without_a_worker_or_with_a_limit_of_one_are_refused() {
     assert_eq!(refused(Workers::new()), "workers");
     let worker = || Worker::new(&broker(), &Queue::new("never"));
     let nothing = |_: &Delivery| Ok(());
-    let limited = Workers::new().add(worker().max_tasks(1), nothing);
-    assert_eq!(refused(limited), "max tasks, max dead");
+    let limited = Workers::new().add(worker().max_tasks(1), nothing).max_dead(1);
+    assert_eq!(refused(limited), "max tasks");
     assert_eq!(refused(Workers::new().add(worker(), nothing).max_tasks(0)), "max tasks");
     assert_eq!(refused(Workers::new().add(worker().threads(0), nothing)), "threads");
 }
