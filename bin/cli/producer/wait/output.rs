@@ -46,10 +46,8 @@ impl Printer {
     }
 
     pub(super) fn in_order_of_input() -> Result<Printer, CommandError> {
-        let file = tempfile::tempfile()
+        let held = Held::new()
             .map_err(|error| CommandError::usage("--keep-order", format!("no file: {error}")))?;
-        let (places, skipped) = (BTreeMap::new(), BTreeSet::new());
-        let held = Held { next: 1, file, length: 0, places, skipped };
         Ok(Printer { order: Order::Input(held), error: None })
     }
 
@@ -61,6 +59,8 @@ impl Printer {
     pub(super) fn skip(&mut self, numbers: BTreeSet<u64>) {
         if let Order::Input(held) = &mut self.order {
             held.skipped = numbers;
+            let printed = held.print_those_at_their_turn(write_out);
+            self.keep_error(printed);
         }
     }
 
@@ -70,7 +70,7 @@ impl Printer {
             Order::None => return,
             _ if self.error.is_some() => return,
             Order::Arrival => write_out(&text_of(outcome)),
-            Order::Input(held) => held.add(outcome.n, &text_of(outcome)),
+            Order::Input(held) => held.add(outcome.n, &text_of(outcome), write_out),
         };
         self.keep_error(printed);
     }
@@ -78,7 +78,7 @@ impl Printer {
     /// Prints what is kept: nothing comes any more that is before it.
     pub(super) fn finish(&mut self) {
         if let (Order::Input(held), None) = (&mut self.order, &self.error) {
-            let printed = held.print_all();
+            let printed = held.print_all(write_out);
             self.keep_error(printed);
         }
     }
@@ -102,17 +102,39 @@ impl Printer {
 }
 
 impl Held {
-    fn add(&mut self, n: u64, text: &[u8]) -> io::Result<()> {
-        if n != self.next {
+    fn new() -> io::Result<Held> {
+        let (places, skipped) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Held { next: 1, file: tempfile::tempfile()?, length: 0, places, skipped })
+    }
+
+    /// A task that nobody waits for has no turn, and may run all the same.
+    fn add(
+        &mut self,
+        n: u64,
+        text: &[u8],
+        mut write: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if n < self.next {
+            return write(text);
+        }
+        if n > self.next {
             self.file.write_all_at(text, self.length)?;
             self.places.insert(n, (self.length, text.len()));
             self.length += text.len() as u64;
             return Ok(());
         }
-        write_out(text)?;
+        write(text)?;
         self.next += 1;
-        while self.places.contains_key(&self.next) || self.skipped.remove(&self.next) {
-            self.print(self.next)?;
+        self.print_those_at_their_turn(write)
+    }
+
+    fn print_those_at_their_turn(
+        &mut self,
+        mut write: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        while self.places.contains_key(&self.next) || self.skipped.contains(&self.next) {
+            self.print(self.next, &mut write)?;
+            self.skipped.remove(&self.next);
             self.next += 1;
         }
         if self.places.is_empty() && self.length > 0 {
@@ -122,16 +144,16 @@ impl Held {
         Ok(())
     }
 
-    fn print(&mut self, n: u64) -> io::Result<()> {
+    fn print(&mut self, n: u64, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let Some((place, length)) = self.places.remove(&n) else { return Ok(()) };
         let mut text = vec![0; length];
         self.file.read_exact_at(&mut text, place)?;
-        write_out(&text)
+        write(&text)
     }
 
-    fn print_all(&mut self) -> io::Result<()> {
+    fn print_all(&mut self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let left: Vec<u64> = self.places.keys().copied().collect();
-        left.into_iter().try_for_each(|n| self.print(n))
+        left.into_iter().try_for_each(|n| self.print(n, &mut write))
     }
 }
 
@@ -148,4 +170,27 @@ fn text_of(outcome: &BatchOutcome) -> Vec<u8> {
         text.extend_from_slice(mark.as_bytes());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_come_in_order_without_those_of_tasks_that_are_not_published() {
+        let mut held = Held::new().expect("a file");
+        let mut printed = Vec::new();
+        let mut write = |text: &[u8]| {
+            printed.extend_from_slice(text);
+            Ok(())
+        };
+        held.skipped = [1, 4, 6].into();
+        held.print_those_at_their_turn(&mut write).expect("printed");
+        for (n, text) in [(3, b"3"), (6, b"6"), (2, b"2"), (1, b"1"), (7, b"7"), (5, b"5")] {
+            held.add(n, text, &mut write).expect("printed");
+        }
+        // 1 ran although it has no turn any more.
+        assert_eq!(String::from_utf8_lossy(&printed), "231567");
+        assert_eq!((held.next, held.places.len(), held.length), (8, 0, 0));
+    }
 }
