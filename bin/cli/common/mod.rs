@@ -10,3 +10,4 @@ pub(crate) mod options;
 pub(crate) mod progress;
 pub(crate) mod signals;
 pub(crate) mod stdio;
+pub(crate) mod text;

@@ -47,6 +47,11 @@ impl Line {
         self.0.inc(by);
     }
 
+    /// Clears it while `print` writes to the terminal.
+    pub(crate) fn suspend(&self, print: impl FnOnce()) {
+        self.0.suspend(print);
+    }
+
     pub(crate) fn end(&self) {
         self.0.finish_and_clear();
     }

@@ -7,6 +7,7 @@ use rabbit_work::{DeadLetter, FailureRecord, Task};
 use serde_json::{Value, json};
 
 use crate::cli::common::base64::set_text_or_base64;
+use crate::cli::common::text::one_line;
 
 /// How many bytes of a body a row reads: enough for its 40 characters.
 const ROW_BYTES: usize = 1024;
@@ -114,23 +115,13 @@ fn both_ends(text: &str, width: usize) -> String {
 }
 
 fn shortened(text: &str, begin: usize, end: usize) -> String {
-    let plain: Vec<char> =
-        text.chars().map(|it| if acts_on_a_terminal(it) { ' ' } else { it }).collect();
+    let plain: Vec<char> = one_line(text).chars().collect();
     match plain.len().checked_sub(end) {
         Some(tail) if tail > begin + 1 => {
             plain[..begin].iter().chain(&['…']).chain(&plain[tail..]).collect()
         }
         _ => plain.into_iter().collect(),
     }
-}
-
-/// Whether it moves the cursor, begins a line, or changes how its neighbours are shown.
-fn acts_on_a_terminal(letter: char) -> bool {
-    letter.is_control()
-        || matches!(
-            letter,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
-        )
 }
 
 fn time(time: Option<SystemTime>) -> Option<String> {

@@ -20,6 +20,7 @@ use rabbit_work::{
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::common::signals::is_interrupted;
+use crate::cli::common::text::one_line;
 use crate::cli::producer::options::{Options, TaskArgs};
 use crate::cli::producer::publishing::{Publishing, Sent};
 use crate::cli::producer::wait::args::WaitArgs;
@@ -315,13 +316,13 @@ fn log_first_dead(outcomes: &[BatchOutcome], has_logged: &mut bool) {
     if let (Some(outcome), false) = (first, *has_logged) {
         *has_logged = true;
         let reason = outcome.reason.as_deref().unwrap_or_default();
-        warn!("task {} ({}) is a dead letter: {}", outcome.n, outcome.task, one_line(reason));
+        warn!(
+            "task {} ({}) is a dead letter: {}",
+            outcome.n,
+            one_line(&outcome.task),
+            one_line(reason)
+        );
     }
-}
-
-/// The text without what would steer a terminal.
-fn one_line(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 fn log_summary(summary: BatchSummary, elapsed: Duration) {

@@ -1,17 +1,16 @@
 //! The bar of a producer that waits.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::ProgressBar;
 use rabbit_work::{BatchOutcome, BatchSummary, TaskEnd};
 
-use crate::cli::common::logging::suspend_progress_while_logging;
+use crate::cli::common::progress::Line;
 
 /// A bar on a terminal; otherwise nothing.
 pub(super) struct WaitProgress {
-    bar: ProgressBar,
+    line: Line,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -25,29 +24,16 @@ struct Counts {
     ended: u64,
 }
 
-/// Often enough for the eye.
-const REDRAW_EVERY: Duration = Duration::from_millis(200);
-
 impl WaitProgress {
     pub(super) fn new(BatchSummary { done, dead, left, .. }: BatchSummary) -> WaitProgress {
         let bar = ProgressBar::new(done + dead + left).with_position(done + dead);
         let counts = Arc::new(Mutex::new(Counts { done, dead, left, ended: 0 }));
         let shown = Arc::clone(&counts);
-        let show = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+        let line = Line::show(bar, "{wide_bar} {percent}%  {counts}", move |elapsed, out| {
             let counts = *shown.lock().unwrap_or_else(PoisonError::into_inner);
-            // There is nowhere to report that a bar cannot be drawn.
-            let _ = out.write_str(&counts.as_text(state.elapsed()));
-        };
-        let style = ProgressStyle::with_template("{wide_bar} {percent}%  {counts}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
-        bar.set_style(style.with_key("counts", show));
-        if !bar.is_hidden() {
-            bar.tick();
-            bar.enable_steady_tick(REDRAW_EVERY);
-        }
-        let drawn = bar.clone();
-        suspend_progress_while_logging(move |write| drawn.suspend(write));
-        WaitProgress { bar, counts }
+            out.write_str(&counts.as_text(elapsed))
+        });
+        WaitProgress { line, counts }
     }
 
     pub(super) fn note(&self, outcomes: &[BatchOutcome]) {
@@ -62,18 +48,12 @@ impl WaitProgress {
         counts.ended += ended;
         counts.left = counts.left.saturating_sub(ended);
         drop(counts);
-        self.bar.inc(ended);
+        self.line.advance(ended);
     }
 
     /// Clears the bar while `print` writes to the terminal.
     pub(super) fn suspend(&self, print: impl FnOnce()) {
-        self.bar.suspend(print);
-    }
-}
-
-impl Drop for WaitProgress {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.line.suspend(print);
     }
 }
 
