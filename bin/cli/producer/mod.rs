@@ -28,7 +28,7 @@ use crate::cli::producer::publishing::{Plain, Publishing, Sent};
 use crate::cli::producer::report::Report;
 use crate::cli::producer::source::Source;
 use crate::cli::producer::summary::Totals;
-use crate::cli::producer::wait::{Waiting, log_stopped_before_wait};
+use crate::cli::producer::wait::{Waiting, log_stopped_before_publishing, log_stopped_before_wait};
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
@@ -80,26 +80,37 @@ fn publish_and_wait(
 ) -> Result<Exit, CommandError> {
     warn_of_ignored_priority(options, &options.queue.queue());
     if let Err(error) = waiting.connect() {
-        return not_connected(error, bodies, shutdown, report);
+        let was_stopped = shutdown.is_stopping();
+        let exit = not_connected(error, bodies, shutdown, report)?;
+        if was_stopped {
+            log_stopped_before_publishing(options);
+        }
+        return Ok(if was_stopped { stopped() } else { exit });
     }
     let end = publish_all(&mut waiting, bodies, shutdown, &mut report)?;
     report.end_publishing(&end);
-    let exit = match end {
-        End::Finished => match waiting.wait(options, shutdown) {
-            Ok(waited) => {
-                report.note_ended(waited.summary);
-                waited.exit_after(report.exit(&end))
-            }
-            Err(error) => error.log(),
-        },
-        End::Stopped => {
-            log_stopped_before_wait(options);
-            if is_interrupted() { Exit::Interrupted } else { Exit::Unfinished }
-        }
-        _ => report.exit(&end),
+    let waited = match end {
+        End::Finished => Some(waiting.wait(options, shutdown)),
+        _ => None,
     };
+    if let Some(Ok(waited)) = &waited {
+        report.note_ended(waited.summary);
+    }
     report.print_summary(&end);
-    Ok(exit)
+    Ok(match (waited, &end) {
+        (Some(Ok(waited)), _) => waited.exit_after(report.exit(&end)),
+        (Some(Err(error)), _) => error.log(),
+        (None, End::Stopped) => {
+            log_stopped_before_wait(options);
+            stopped()
+        }
+        (None, _) => report.exit(&end),
+    })
+}
+
+/// The exit status of a stop before the wait.
+fn stopped() -> Exit {
+    if is_interrupted() { Exit::Interrupted } else { Exit::Unfinished }
 }
 
 /// Refuses options that cannot work, before anything is read or written.
@@ -167,6 +178,7 @@ fn publish_all(
 ) -> Result<End, CommandError> {
     let end = publish_input(publishing, bodies, shutdown, report)?;
     report.note(&publishing.flush());
+    report.note_held(&publishing.take_held());
     Ok(match end {
         End::Finished => end,
         End::GaveUp => report.keep_rest(bodies, shutdown, end),
@@ -229,4 +241,71 @@ fn publish_piece(
         rest @ Piece::Rest(_) => report.note_unsent([rest].into_iter()),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser;
+    use rabbit_work::{Receipt, Trigger, shutdown};
+
+    use super::*;
+
+    /// Holds what it is sent, and is stopped after two bodies.
+    struct Holding {
+        held: Vec<Vec<u8>>,
+        trigger: Trigger,
+    }
+
+    impl Publishing for Holding {
+        fn connect(&mut self) -> Result<(), CommandError> {
+            Ok(())
+        }
+
+        fn send(&mut self, body: Vec<u8>) -> Result<Sent, CommandError> {
+            self.held.push(body);
+            if self.held.len() == 2 {
+                self.trigger.stop();
+            }
+            Ok(Sent::Now(Vec::new()))
+        }
+
+        fn skip(&mut self, _: &[u8]) -> Result<Vec<Receipt>, CommandError> {
+            Ok(Vec::new())
+        }
+
+        fn flush(&mut self) -> Vec<Receipt> {
+            Vec::new()
+        }
+
+        fn take_held(&mut self) -> Vec<Vec<u8>> {
+            std::mem::take(&mut self.held)
+        }
+
+        fn end(&mut self) -> Result<(), CommandError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_held_at_a_stop_is_not_confirmed_and_goes_to_the_file_of_failed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (input, failed) = (dir.path().join("input"), dir.path().join("failed"));
+        fs::write(&input, "1\n2\n3\n").expect("written");
+        let mut arguments = vec!["producer".as_ref(), "--lines".as_ref(), input.as_os_str()];
+        arguments.extend(["--failed".as_ref(), failed.as_os_str()]);
+        let options = Options::try_parse_from(arguments).expect("options");
+        let source = Source::of(&options).expect("a source");
+        let mut bodies = Bodies::open(&source).expect("opened");
+        let mut report = Report::open(&source, &options).expect("opened");
+        let (trigger, shutdown) = shutdown();
+        let mut holding = Holding { held: Vec::new(), trigger };
+
+        let end = publish_all(&mut holding, &mut bodies, &shutdown, &mut report).expect("no error");
+
+        assert!(matches!(end, End::Stopped));
+        assert_eq!(report.close(&end), Exit::Failed);
+        assert_eq!(fs::read_to_string(&failed).expect("read"), "1\n2\n3\n");
+    }
 }

@@ -17,6 +17,9 @@ pub(crate) trait Publishing {
 
     fn flush(&mut self) -> Vec<Receipt>;
 
+    /// The bodies that were sent and are not published, because the input ended too early.
+    fn take_held(&mut self) -> Vec<Vec<u8>>;
+
     /// Notes the end of the input.
     fn end(&mut self) -> Result<(), CommandError>;
 }
@@ -49,6 +52,10 @@ impl Publishing for Plain<'_> {
 
     fn flush(&mut self) -> Vec<Receipt> {
         self.producer.flush()
+    }
+
+    fn take_held(&mut self) -> Vec<Vec<u8>> {
+        Vec::new()
     }
 
     fn end(&mut self) -> Result<(), CommandError> {

@@ -147,8 +147,20 @@ impl Report {
         }
     }
 
+    /// The same for bodies that were counted when they were read.
+    pub(crate) fn note_held(&mut self, bodies: &[Vec<u8>]) {
+        for body in bodies {
+            self.note_unconfirmed(body);
+            self.write_failed(self.failed_end);
+        }
+    }
+
     fn note_one_unsent(&mut self, bytes: &[u8]) {
         self.note_read();
+        self.note_unconfirmed(bytes);
+    }
+
+    fn note_unconfirmed(&mut self, bytes: &[u8]) {
         self.totals.unconfirmed += 1;
         self.write_failed(bytes);
         self.position.note_resolved(1);

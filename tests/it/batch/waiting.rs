@@ -93,6 +93,33 @@ fn a_wait_that_ends_first_exits_with_4_and_says_how_to_go_on() {
 }
 
 #[test]
+fn a_signal_before_it_is_connected_exits_with_4() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("file");
+    let says =
+        format!("; to go on, run the same command again, with --outcomes {}", file.display());
+    for (options, says) in [(&["--outcomes", text(&file)][..], &says), (&[], &String::new())] {
+        let running = waiting("amqp://127.0.0.1:1", "q", 3, options).start();
+        running.wait_for_stderr_line(|line| line.contains("next try in"), SOON);
+        running.signal("INT");
+        let output = running.wait(SOON);
+        output.assert_code(4);
+        assert!(output.stderr().contains(says), "{}", output.stderr());
+    }
+}
+
+#[test]
+fn a_summary_that_cannot_be_written_is_an_error() {
+    let (url, queue) = (shared_broker().url(), unique_queue("no-summary"));
+    let worker = scripted_worker(url, &queue, &["--threads", "1"], "true");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+    let output = waiting(url, &queue, 1, &["--json"]).stdout(full).run(SOON);
+    output.assert_code(1);
+    assert!(output.stderr().contains("standard output cannot be written"), "{}", output.stderr());
+    drop(worker);
+}
+
+#[test]
 fn a_signal_before_the_input_ends_exits_with_4_and_the_next_run_goes_on() {
     let (url, queue) = (shared_broker().url(), unique_queue("early-input"));
     let dir = tempfile::tempdir().expect("a directory");

@@ -222,6 +222,10 @@ impl Publishing for Waiting<'_> {
         receipts
     }
 
+    fn take_held(&mut self) -> Vec<Vec<u8>> {
+        mem::take(&mut self.held).into_iter().map(|(_, body)| body).collect()
+    }
+
     fn end(&mut self) -> Result<(), CommandError> {
         match self.earlier {
             Some(_) => Err(other_input("it is of another batch: the input was longer")),
@@ -238,6 +242,13 @@ impl Waited {
             (Exit::Success, exit) => exit,
             (published, _) => published,
         }
+    }
+}
+
+/// Logs how to go on after a stop before anything was published, if a file tells the next run.
+pub(crate) fn log_stopped_before_publishing(options: &Options) {
+    if let Some(path) = options.wait.outcomes.as_deref() {
+        log_how_to_go_on("stopped without a connection", Some(path));
     }
 }
 
