@@ -37,6 +37,7 @@ main() {
         'sent order 1 is on its way' 'sent order 2 is on its way' 'sent order 3 is on its way' \
         'example.orders: 3 done' 'example.mail: 3 done' '6 done'
     shows threads '1000 tasks confirmed' '1000 tasks done'
+    # shellcheck disable=SC2016 # The backquotes are part of the text.
     shows typed 'a.jpg becomes 640 wide' 'b.jpg is deleted' '2 tasks done' \
         'dead in attempt 1: invalid digit found in string' \
         'dead in attempt 1: the body is not the JSON expected: missing field `width` at line 1 column 18' \

@@ -336,6 +336,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         &[
             "an_alarm_while_outcomes_are_due_holds_their_tasks_and_loses_none",
             "an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_kept",
+            "an_outcome_that_is_refused_is_published_again_while_its_task_is_kept",
         ],
     ),
     (
