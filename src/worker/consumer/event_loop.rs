@@ -11,7 +11,7 @@ use crate::amqp::close_reason::CloseReason;
 use crate::worker::consumer::closing::{CloseMode, Closing};
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd};
 use crate::worker::consumer::deliveries::Deliveries;
-use crate::worker::consumer::own_thread::{HandlerCall, OwnThread, Return};
+use crate::worker::consumer::own_thread::{HandlerCall, LeftBehind, OwnThread};
 use crate::worker::job::{Finished, Job};
 use crate::worker::pool::Runner;
 use crate::worker::republish::RepublishResult;
@@ -87,8 +87,13 @@ impl<'c> ConsumerLoop<'c> {
 
     fn step(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
         self.deliveries.nack_requeued()?;
-        if let Some((own_thread, job)) = self.deliveries.next_own_job() {
-            return self.run_job(own_thread, job, subscription);
+        match self.deliveries.next_own_job() {
+            Ok(None) => {}
+            Ok(Some((own_thread, job))) => return self.run_job(own_thread, job, subscription),
+            Err(LeftBehind) => {
+                self.deliveries.leave_queued_job();
+                return Err(left_behind(subscription));
+            }
         }
         let event = self.next_event(subscription);
         self.on(event, subscription)
@@ -103,12 +108,10 @@ impl<'c> ConsumerLoop<'c> {
     ) -> Result<(), Exit> {
         let (finished, returned) = own_thread.run(job);
         let settled = match returned {
-            Return::InTime => self.settle_own(finished, subscription),
-            Return::Late => {
+            Ok(()) => self.settle_own(finished, subscription),
+            Err(LeftBehind) => {
                 self.deliveries.leave_own_job(&finished);
-                // The supervisor may be closing the connection. A request could break that.
-                subscription.wait_for_end();
-                Err(CloseReason::Disconnected.into())
+                Err(left_behind(subscription))
             }
         };
         if settled.is_ok() {
@@ -349,6 +352,13 @@ impl<'c> ConsumerLoop<'c> {
     fn closing(&mut self) -> Closing<'_, 'c> {
         Closing::new(self.context, &mut self.deliveries, self.last.take())
     }
+}
+
+/// Ends a consumer that its session went on without.
+fn left_behind(subscription: &Subscription<'_>) -> Exit {
+    // The supervisor may be closing the connection. A request could break that.
+    subscription.wait_for_end();
+    CloseReason::Disconnected.into()
 }
 
 fn handler_thread_ended() -> CloseReason {

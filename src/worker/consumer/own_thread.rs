@@ -48,13 +48,9 @@ pub(crate) enum Whereabouts {
     Handler(Option<Event>),
 }
 
-/// What a consumer finds when the handler has returned.
+/// The session goes on without this consumer, or has ended. Its delivery counts as settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Return {
-    InTime,
-    /// The session goes on without this consumer, or has ended.
-    Late,
-}
+pub(super) struct LeftBehind;
 
 impl OwnThread {
     pub(super) fn new(
@@ -74,21 +70,20 @@ impl OwnThread {
 
     /// Takes the next job, of this channel, if one may be started now. Each is followed by
     /// [`run`](OwnThread::run).
-    pub(super) fn next_job(&self, channel: u16, event: Option<Event>) -> Option<Job> {
-        if !self.call.begin(channel, event) {
-            return None;
-        }
-        // In this order: whoever notes the end later finds the call.
-        let has_ended = self.peer_state.ended_channels.reason(channel).is_some();
-        let job = if has_ended { None } else { self.runner.next_job(&self.feed) };
-        if job.is_none() {
-            let _ = self.call.end();
-        }
-        job
+    pub(super) fn next_job(
+        &self,
+        channel: u16,
+        event: Option<Event>,
+    ) -> Result<Option<Job>, LeftBehind> {
+        self.call.begin_with(channel, event, || {
+            // Within the call: whoever notes the end later finds the call.
+            let has_ended = self.peer_state.ended_channels.reason(channel).is_some();
+            if has_ended { None } else { self.runner.next_job(&self.feed) }
+        })
     }
 
     /// Calls the handler.
-    pub(super) fn run(&self, job: Job) -> (Finished, Return) {
+    pub(super) fn run(&self, job: Job) -> (Finished, Result<(), LeftBehind>) {
         let finished = self.runner.run_job(job);
         let returned = self.call.end();
         self.runner.note_end();
@@ -112,13 +107,29 @@ impl HandlerCall {
         may_begin
     }
 
-    fn end(&self) -> Return {
+    /// Begins with the job that `take` finds, if any and if the handler may be called.
+    fn begin_with<J>(
+        &self,
+        channel: u16,
+        event: Option<Event>,
+        take: impl FnOnce() -> Option<J>,
+    ) -> Result<Option<J>, LeftBehind> {
+        if !self.begin(channel, event) {
+            return Ok(None);
+        }
+        match take() {
+            Some(job) => Ok(Some(job)),
+            None => self.end().map(|()| None),
+        }
+    }
+
+    fn end(&self) -> Result<(), LeftBehind> {
         let mut state = self.lock();
         if !matches!(*state, State::Running(..)) {
-            return Return::Late;
+            return Err(LeftBehind);
         }
         *state = State::None;
-        Return::InTime
+        Ok(())
     }
 
     /// Ends the session for this consumer: it calls the handler no more.
@@ -161,7 +172,7 @@ mod tests {
     fn a_call_that_ends_before_its_session_is_in_time() {
         let call = HandlerCall::default();
         assert!(call.begin(1, None));
-        assert_eq!(call.end(), Return::InTime);
+        assert_eq!(call.end(), Ok(()));
         assert!(matches!(call.forbid(), Whereabouts::Loop));
         assert!(!call.begin(1, None), "no call begins after the session");
     }
@@ -176,7 +187,25 @@ mod tests {
         ended.note(2, ChannelChange::Cancelled);
         assert_eq!(call.forbid_on_end(&ended), Some(CloseReason::ConsumerCancelled));
         assert_eq!(call.forbid_on_end(&ended), None, "once");
-        assert_eq!(call.end(), Return::Late);
+        assert_eq!(call.end(), Err(LeftBehind));
+    }
+
+    #[test]
+    fn a_consumer_that_is_left_behind_before_it_has_a_job_learns_it() {
+        let (call, ended) = (HandlerCall::default(), EndedChannels::default());
+        let no_job = |happens: &dyn Fn()| {
+            call.begin_with(1, None, || {
+                happens();
+                None::<()>
+            })
+        };
+        assert_eq!(no_job(&|| {}), Ok(None));
+        let end = || {
+            ended.note(1, ChannelChange::Cancelled);
+            assert_eq!(call.forbid_on_end(&ended), Some(CloseReason::ConsumerCancelled));
+        };
+        assert_eq!(no_job(&end), Err(LeftBehind));
+        assert_eq!(no_job(&|| panic!("no call begins after that")), Ok(None));
     }
 
     #[test]
@@ -185,7 +214,7 @@ mod tests {
         assert!(call.begin(1, None) && call.is_awaited());
         assert!(matches!(call.forbid(), Whereabouts::Handler(None)));
         assert!(!call.is_awaited());
-        assert_eq!(call.end(), Return::Late);
+        assert_eq!(call.end(), Err(LeftBehind));
         assert!(!call.begin(1, None));
     }
 }

@@ -5,7 +5,7 @@ use crossbeam_channel::{Receiver, never};
 
 use crate::amqp::close_reason::CloseReason;
 use crate::worker::consumer::deliveries::Deliveries;
-use crate::worker::consumer::own_thread::OwnThread;
+use crate::worker::consumer::own_thread::{LeftBehind, OwnThread};
 use crate::worker::job::{Finished, Job};
 
 impl Deliveries<'_> {
@@ -25,18 +25,17 @@ impl Deliveries<'_> {
 
     /// The next job that this thread is to run, and what runs it, to be
     /// [put back](Deliveries::put_back). `None` if this thread has to wait for an event first.
-    pub(crate) fn next_own_job(&mut self) -> Option<(OwnThread, Job)> {
+    pub(crate) fn next_own_job(&mut self) -> Result<Option<(OwnThread, Job)>, LeftBehind> {
         if !self.jobs.has_queued() || self.context.is_stopped() {
-            return None;
+            return Ok(None);
         }
-        let own_thread = self.own_thread.take()?;
-        match own_thread.next_job(self.channel.number(), self.ledger.first_event()) {
-            Some(job) => Some((own_thread, job)),
-            None => {
-                self.own_thread = Some(own_thread);
-                None
-            }
+        let Some(own_thread) = self.own_thread.take() else { return Ok(None) };
+        let next = own_thread.next_job(self.channel.number(), self.ledger.first_event());
+        if let Ok(Some(job)) = next {
+            return Ok(Some((own_thread, job)));
         }
+        self.own_thread = Some(own_thread);
+        next.map(|_| None)
     }
 
     /// Leaves a job on this thread to the broker, because the session went on without it.
@@ -44,6 +43,13 @@ impl Deliveries<'_> {
         self.orphan(finished);
         // The supervisor has counted it as settled.
         self.ledger.finish(finished.job.tag);
+    }
+
+    /// The same for the job that is not started.
+    pub(crate) fn leave_queued_job(&mut self) {
+        for job in self.jobs.take_queued() {
+            self.ledger.finish(job.tag);
+        }
     }
 
     pub(crate) fn put_back(&mut self, own_thread: OwnThread) {
