@@ -196,6 +196,7 @@ impl Connection {
         let guard = &self.guard;
         let closed =
             guard.with_timeout(self.limits.close, "closing the connection", || inner.close());
+        self.shut_for_all();
         if closed.is_ok() {
             let _ = self.peer_state.closed_in_order.set(());
         }
@@ -237,6 +238,7 @@ impl Connection {
                 Ok(()) => CloseReason::Lost("the connection was closed".into()),
                 Err(error) => error.into(),
             };
+        self.shut_for_all();
         let known = known.filter(|cause| *cause != CloseReason::Disconnected);
         let closed = self.peer_state.closed.get().map(CloseReason::closed_with);
         let cause = guard.cause().or(closed).or(known).unwrap_or(close_reason_of_client);
@@ -244,6 +246,13 @@ impl Connection {
             self.failures.note(address, cause.failure());
         }
         cause
+    }
+
+    /// Shuts the socket of a connection that has ended. A thread that still calls the handler holds a
+    /// clone of it: only this tells a broker that the connection has ended, which may keep its tasks
+    /// until then.
+    fn shut_for_all(&self) {
+        self.guard.abort();
     }
 }
 
