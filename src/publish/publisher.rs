@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 use std::{fmt, mem, process};
 
-use crossbeam_channel::{Receiver, RecvError, never};
+use crossbeam_channel::{Receiver, RecvError, never, select_biased};
 use log::warn;
 
 use crate::amqp::close_reason::CloseReason;
@@ -183,11 +183,17 @@ impl<T> Publisher<T> {
         }
     }
 
-    /// Waits for the next event. If that came from `wake`, returns what it was.
+    /// Waits for the next event, or until `aborting` closes. If it came from `wake`, returns what it
+    /// was.
     pub(crate) fn wait<W>(&mut self, wake: &Receiver<W>) -> Option<Result<W, RecvError>> {
         let deadline = self.oldest_deadline();
         let Some(link) = &mut self.link else {
-            let Some(deadline) = deadline else { return Some(wake.recv()) };
+            let Some(deadline) = deadline else {
+                return select_biased! {
+                    recv(self.config.aborting) -> _ => None,
+                    recv(wake) -> woken => Some(woken),
+                };
+            };
             self.reconnect(deadline);
             return None;
         };

@@ -30,12 +30,15 @@ use crate::worker::run_context::RunContext;
 use crate::worker::summary::Tally;
 use crate::worker::task_budget::TaskBudget;
 
-/// A session's way to publish before an ack. The thread connects when the first task comes, and ends
-/// when the last sender of requests is dropped.
+/// A session's way to publish before an ack. The thread connects when the first task comes.
 pub(crate) struct Republisher {
-    requests: Sender<RepublishRequest>,
+    requests: Requests,
     ended: Receiver<Infallible>,
 }
+
+/// Where consumers send their requests. `None` ends the thread: a consumer that the session went on
+/// without may hold a sender for as long as its handler runs.
+pub(crate) type Requests = Sender<Option<RepublishRequest>>;
 
 /// The thread.
 struct RepublisherThread {
@@ -131,20 +134,20 @@ impl Republisher {
         Ok(Republisher { requests, ended })
     }
 
-    pub(crate) fn requests(&self) -> Sender<RepublishRequest> {
+    pub(crate) fn requests(&self) -> Requests {
         self.requests.clone()
     }
 
-    /// Waits for the end of the thread, at most for `limit`. If the broker does not answer, the
+    /// Ends the thread, for which no request is left that counts. Waits for the end of the thread, at most for `limit`. If the broker does not answer, the
     /// thread ends later by itself, and its results no longer matter.
     pub(crate) fn end(self, limit: Duration) {
-        drop(self.requests);
+        let _ = self.requests.send(None);
         let _ = self.ended.recv_timeout(limit);
     }
 }
 
 impl RepublisherThread {
-    fn work(&mut self, requests: &Receiver<RepublishRequest>) {
+    fn work(&mut self, requests: &Receiver<Option<RepublishRequest>>) {
         loop {
             self.publisher.collect();
             // Before publishing, which may take long: it may have to declare the next queue.
@@ -164,11 +167,14 @@ impl RepublisherThread {
             }
             match self.publisher.wait(requests) {
                 None => {}
-                Some(Err(_)) => return,
-                Some(Ok(request)) => self.accept(request),
+                Some(Err(_) | Ok(None)) => return,
+                Some(Ok(Some(request))) => self.accept(request),
             }
             let _ = self.abort.recv_timeout(BATCH_WAIT);
-            requests.try_iter().for_each(|request| self.accept(request));
+            for request in requests.try_iter() {
+                let Some(request) = request else { return };
+                self.accept(request);
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! A prefetch of 1: the thread that owns the channel calls the handler itself. What ends a worker, a
 //! connection or a channel meanwhile must not wait for the handler.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
@@ -10,8 +11,9 @@ use rabbit_work::{
 
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::{Client, unique_queue};
+use crate::support::command::{Command, Running};
 use crate::support::proxy::Proxy;
-use crate::support::scripted::{Consumer, ScriptedBroker, Session};
+use crate::support::scripted::{Consumer, Event, ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery, Method};
 use crate::support::working::{Working, gate};
 
@@ -190,12 +192,89 @@ fn a_late_task_is_acked_on_no_later_session() {
     let working = Working::start(&worker(&broker.url(), "q"), handler);
     working.wait_for(EventKind::Started, SOON);
     go_on.send(()).expect("the script waits");
-    broker.wait_for(SOON, |event| *event == crate::support::scripted::Event::Connected(1));
+    broker.wait_for(SOON, |event| *event == Event::Connected(1));
     drop(open);
     working.wait_for(EventKind::Orphaned, SOON);
     broker.wait("acked", SOON);
     let summary = working.stop(SOON);
     assert_eq!((summary.done, summary.orphaned), (1, 1));
+    broker.finish(SOON);
+}
+
+/// How many threads of the worker publish what has to be confirmed before an ack.
+fn publishing_threads(worker: &Running) -> usize {
+    let threads = fs::read_dir(format!("/proc/{}/task", worker.id())).expect("its threads");
+    let names = threads.filter_map(|it| fs::read_to_string(it.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim_end() == "rw-handover").count()
+}
+
+#[test]
+fn a_lost_session_ends_whole_before_the_next_while_its_handler_runs() {
+    let (cut, is_cut) = bounded::<()>(1);
+    let (go_on, waits) = bounded::<()>(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        if number == 0 {
+            session.handshake();
+            let consumer = session.accept_consumer();
+            deliver(session, &consumer, 1, "late");
+            let _ = is_cut.recv_timeout(SOON);
+            session.hang_up();
+            return;
+        }
+        let _ = waits.recv_timeout(SOON);
+        session.handshake();
+        let _ = session.accept_consumer();
+        session.report("consumes");
+        assert_eq!(session.answer_rpcs(), None);
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let end = dir.path().join("end").to_string_lossy().into_owned();
+    let script = r#"echo begun; until [ -e "$0" ]; do sleep 0.1; done"#;
+    let worker = Command::worker(&["--url", &broker.url(), "--queue", "q", "--threads", "1"])
+        .args(&["--", "sh", "-c", script, &end])
+        .start();
+    worker.wait_for_stdout_line(|line| line == "begun", SOON);
+    assert_eq!(publishing_threads(&worker), 1);
+
+    cut.send(()).expect("the script waits");
+    broker.wait_for(SOON, |event| *event == Event::Connected(1));
+    poll("no thread of the lost session", Duration::from_secs(10), || {
+        (publishing_threads(&worker) == 0).then_some(())
+    });
+
+    go_on.send(()).expect("the script waits");
+    fs::write(&end, "").expect("the task is told");
+    broker.wait("consumes", SOON);
+    worker.signal("TERM");
+    worker.wait(SOON).assert_code(0);
+    broker.finish(SOON);
+}
+
+/// Until then it would keep the unacked tasks.
+#[test]
+fn a_broker_learns_of_the_end_of_a_connection_while_its_handler_runs() {
+    let (started, has_started) = bounded(1);
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        if number > 0 {
+            assert_eq!(session.answer_rpcs(), None);
+            return;
+        }
+        deliver(session, &consumer, 1, "late");
+        let _ = has_started.recv_timeout(SOON);
+        session.raw(&[0xFF; 64]);
+        session.read_until_closed();
+        session.report("closed");
+    });
+    let (open, handler) = late_handler();
+    let working = Working::start(&worker(&broker.url(), "q"), handler);
+    working.wait_for(EventKind::Started, SOON);
+    started.send(()).expect("the script waits");
+    broker.wait("closed", SOON);
+    drop(open);
+    working.wait_for(EventKind::Orphaned, SOON);
+    assert_eq!(working.stop(SOON).orphaned, 1);
     broker.finish(SOON);
 }
 

@@ -12,7 +12,7 @@ use crate::model::queue::Queue;
 use crate::util::shutdown::{Signal, is_closed};
 use crate::worker::in_flight::InFlightCount;
 use crate::worker::journal::RedeliveryLog;
-use crate::worker::republish::RepublishRequest;
+use crate::worker::republish::Requests;
 use crate::worker::run_context::RunContext;
 
 /// Shared by the consumers of one connection. A consumer that calls the handler may have it longer
@@ -25,7 +25,7 @@ pub(crate) struct ConsumerContext {
     /// How many consumers there are.
     pub(crate) consumers: usize,
     pub(crate) in_flight: Arc<InFlightCount>,
-    pub(crate) republisher: Sender<RepublishRequest>,
+    pub(crate) republisher: Requests,
     pub(crate) reports: Sender<Report>,
     pub(crate) signals: ConsumerSignals,
     /// Whether the broker reads nothing on this connection at present.

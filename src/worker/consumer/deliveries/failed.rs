@@ -102,7 +102,7 @@ impl Deliveries<'_> {
         self.ledger.hand_over(tag, event);
         let target = publishes.front().map_or(Target::Main, |it| it.target);
         let request = RepublishRequest { publishes, tag, results: self.results.clone() };
-        if self.context.republisher.send(request).is_err() {
+        if self.context.republisher.send(Some(request)).is_err() {
             let reason = "the thread that republishes tasks has ended".to_string();
             let outcome = Outcome::Unconfirmed { reason };
             let _ = self.results.send(RepublishResult { tag, target, outcome });
