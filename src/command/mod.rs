@@ -7,6 +7,7 @@ mod kept;
 mod launch;
 pub(crate) mod output;
 mod process;
+mod status;
 mod zombies;
 
 use std::env;
@@ -14,9 +15,9 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,6 +33,7 @@ use crate::command::launch::{
 };
 use crate::command::output::{BackgroundPipes, OutputMode, OutputStream, Sink};
 use crate::command::process::{Ended, Process, StopCause};
+use crate::command::status::{verdict_of_status, with_tail};
 use crate::model::error::Error;
 use crate::model::handler::{Delivery, Failure, Handler};
 use crate::util::shutdown::is_closed;
@@ -120,10 +122,6 @@ enum Lines {
 
 /// The reason of a task whose program was not started.
 const STOPPED_BEFORE_START: &str = "the worker stopped before it started";
-/// `EX_DATAERR` of sysexits.h.
-const NEVER_RETRY: i32 = 65;
-/// `EX_TEMPFAIL` of sysexits.h.
-const NOT_NOW: i32 = 75;
 /// The time a killed program may take to disappear.
 const EXIT_AFTER_KILL: Duration = Duration::from_millis(500);
 /// The pauses between tries to start a program that cannot be executed, because an update may be
@@ -363,33 +361,6 @@ impl std::fmt::Debug for Lines {
             Lines::Tagged(_) => "Tagged",
         })
     }
-}
-
-fn verdict_of_status(ended: &Ended) -> Result<(), Failure> {
-    match ended.status.code() {
-        Some(0) => Ok(()),
-        Some(NEVER_RETRY) => Err(Failure::reject(with_tail("exit status 65", ended))),
-        Some(NOT_NOW) => Err(Failure::defer(with_tail("exit status 75", ended), None)),
-        Some(code) => Err(Failure::retry(with_tail(&format!("exit status {code}"), ended))),
-        None => Err(Failure::retry(with_tail(&signal_in_words(ended.status), ended))),
-    }
-}
-
-fn signal_in_words(status: ExitStatus) -> String {
-    let core = if status.core_dumped() { ", core dumped" } else { "" };
-    match status.signal() {
-        Some(signal) => format!("killed by signal {signal}{core}"),
-        None => status.to_string(),
-    }
-}
-
-/// What happened, and the end of the program's standard error.
-fn with_tail(what: &str, ended: &Ended) -> String {
-    let tail = ended.kept.stderr_tail.trim_ascii_end();
-    if tail.is_empty() {
-        return what.to_string();
-    }
-    format!("{what}; the end of its standard error: {}", String::from_utf8_lossy(tail))
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use crate::amqp::connection::Notice;
 use crate::model::error::Error;
 use crate::util::deadline::deadline_after;
 use crate::util::panic::caught;
-use crate::util::shutdown::{Closer, closer};
 use crate::worker::consumer::Consumer;
-use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd, ConsumerSignals, Report};
+use crate::worker::consumer::context::{
+    Closers, ConsumerContext, ConsumerEnd, ConsumerSignals, Report, closers,
+};
 use crate::worker::consumer::own_thread::{HandlerCall, Whereabouts};
 use crate::worker::drain::{Drain, Traffic};
 use crate::worker::event::Event;
@@ -91,20 +92,6 @@ fn start_helpers(
         }
     };
     Ok((republisher, drain))
-}
-
-/// What closes the signals of the consumers.
-struct Closers {
-    stop: Closer,
-    skip_pauses: Closer,
-    abort: Closer,
-}
-
-fn closers() -> (Closers, ConsumerSignals) {
-    let [(stop, stopped), (skip_pauses, skipped), (abort, aborted)] =
-        [closer(), closer(), closer()];
-    let signals = ConsumerSignals { stop: stopped, skip_pauses: skipped, abort: aborted };
-    (Closers { stop, skip_pauses, abort }, signals)
 }
 
 struct Supervisor<'a> {

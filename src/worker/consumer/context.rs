@@ -9,7 +9,7 @@ use crate::amqp::channel::Acks;
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
 use crate::model::queue::Queue;
-use crate::util::shutdown::{Signal, is_closed};
+use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 use crate::worker::in_flight::InFlightCount;
 use crate::worker::journal::RedeliveryLog;
 use crate::worker::republish::Requests;
@@ -44,6 +44,13 @@ pub(crate) struct ConsumerSignals {
     pub(crate) abort: Signal,
 }
 
+/// What closes the signals of the consumers.
+pub(crate) struct Closers {
+    pub(crate) stop: Closer,
+    pub(crate) skip_pauses: Closer,
+    pub(crate) abort: Closer,
+}
+
 /// What the consumer of a thread number reports.
 pub(crate) enum Report {
     /// It has subscribed.
@@ -58,6 +65,13 @@ pub(crate) enum ConsumerEnd {
     Stopped,
     /// Its channel or connection ended. [`CloseReason::Disconnected`] if the reason is not known.
     Lost(CloseReason),
+}
+
+pub(crate) fn closers() -> (Closers, ConsumerSignals) {
+    let [(stop, stopped), (skip_pauses, skipped), (abort, aborted)] =
+        [closer(), closer(), closer()];
+    let signals = ConsumerSignals { stop: stopped, skip_pauses: skipped, abort: aborted };
+    (Closers { stop, skip_pauses, abort }, signals)
 }
 
 impl ConsumerContext {
