@@ -297,7 +297,8 @@ Files:
                  each task after its last attempt: task queue attempt host
                  started seconds exit or signal reason stdout stderr (1 MiB
                  each, then stdout_cut is the number of bytes left out;
-                 stdout_base64 if it is not UTF-8)
+                 stdout_base64 if it is not UTF-8). A dead task whose command
+                 was not started has a line without what a run has
   --json         one object, unless the options are invalid: done retried dead
                  returned seconds ended (drained, max-tasks, max-dead, signal
                  or error); and unless they are 0, deferred, doubtful (dead
