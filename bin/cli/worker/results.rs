@@ -153,7 +153,10 @@ impl Lines {
     fn files(&self) -> io::Result<OutputFiles> {
         let file = || {
             tempfile::tempfile_in(&self.folder).map_err(|error| {
-                let text = format!("no file in the folder {}: {error}", self.folder.display());
+                let text = format!(
+                    "the folder {} takes no output of commands: {error}",
+                    self.folder.display()
+                );
                 io::Error::new(error.kind(), text)
             })
         };
