@@ -60,15 +60,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     max_retry_delay: Duration,
 
-    /// How long a task waits whose command exits with 75, "not now"; rounded up, see Durations
+    /// The delay of a task whose command exits with 75 ("not now"); rounded up, see Durations
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration, requires = "command")]
     defer_delay: Duration,
 
-    /// How often a task may be deferred by status 75; after that it becomes a dead letter
+    /// After this many deferrals (status 75), the next one makes the task a dead letter
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..), requires = "command")]
     pub(crate) max_defers: u32,
 
-    /// Start at most N tasks a second, minute or hour, spread evenly; per process: each worker has its
+    /// Start at most N tasks a second, minute or hour, spread evenly; each worker process has its
     /// own limit
     #[arg(long, value_name = "N/s|m|h")]
     rate: Option<Rate>,
@@ -77,7 +77,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     pub(crate) max_tasks: Option<u64>,
 
-    /// Exit with 1 once this run has made this many dead letters; running tasks finish first
+    /// Exit with 1 after N dead letters of this run; running tasks finish first
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_dead: Option<u64>,
 
@@ -97,8 +97,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", requires = "command")]
     pub(crate) joblog: Option<PathBuf>,
 
-    /// Keep what COMMAND writes and how it ended in DIR/ID for each task, or in a FILE.jsonl, instead
-    /// of passing it on; see Files
+    /// Write each command's output and exit status to DIR/ID or to FILE.jsonl, not to the worker's
+    /// output; see Files
     #[arg(long, value_name = "DIR", requires = "command", conflicts_with = "tag")]
     pub(crate) results: Option<PathBuf>,
 
@@ -215,8 +215,9 @@ Command:
                   body may begin with a dash. No shell is involved
   status 0        the task is done
   status 65       the task can never succeed: it becomes a dead letter at once
-  status 75       not now: the task waits for --defer-delay, uncounted. Another
-                  delay, such as 120 or 2m, may be in the file TASK_DEFER_FILE
+  status 75       not now: the task is deferred, uncounted. It waits for
+                  --defer-delay, or for the delay that the command writes to
+                  the file TASK_DEFER_FILE (120 or 2m)
   any other       another status, a signal, or running past --task-timeout: the
                   task is tried again later
   environment     TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
@@ -250,12 +251,11 @@ Events:
 Queues:
   NAME=N    works the queue NAME with N threads. --queue mail=2 --queue pdf=6
             works both at the same time, each on a connection of its own
-  NAME      has as many threads as --threads says. A value is a name as it
-            stands, unless it ends in = and a number: write shard=2=4 for 4
-            threads of the queue shard=2
-  options   hold for each queue; --drain and --max-tasks for all together, and
-            the health file needs all to be healthy. thread numbers count from
-            1 in each queue
+  NAME      has --threads threads. A number after the last = is always a number
+            of threads: write shard=2=4 for 4 threads of the queue shard=2
+  options   apply to each queue; --drain, --max-tasks, --max-dead and --rate to
+            all together. The health file is fresh while all are healthy.
+            Thread numbers count from 1 in each queue
   failure   of one queue, such as a refused login, or --no-reconnect after a
             lost connection, does not end the others. The exit status is the
             worst of all: 130, 2, 3, 69, 4, 1, 0
