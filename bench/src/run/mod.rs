@@ -55,8 +55,11 @@ fn measure_work(
         let mut contenders: Vec<_> = work.contenders.iter().collect();
         let first = round as usize % contenders.len();
         contenders.rotate_left(first);
-        for (contender, measured) in measurer.measure_all(work, &contenders)? {
-            if round >= warm_up {
+        let mut measured = measurer.measure_all(work, &contenders)?;
+        // Back in the order of the plan, in which the results are shown.
+        measured.rotate_right(first);
+        if round >= warm_up {
+            for (contender, measured) in measured {
                 results.add(work, contender, round - warm_up + 1, measured);
             }
         }
