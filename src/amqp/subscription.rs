@@ -18,7 +18,6 @@ pub(crate) struct Subscription<'a> {
 }
 
 /// What a subscription brings.
-#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once, never stored")]
 pub(crate) enum Incoming {
     Delivery(Unsettled, Received),
     /// The subscription is over: nothing comes any more, and nothing may be settled any more.

@@ -278,7 +278,7 @@ impl<'a> Supervisor<'a> {
             Whereabouts::Loop => true,
             Whereabouts::Handler(event) => {
                 self.context.in_flight.add_settled(1);
-                requeued.push(event);
+                requeued.push(event.map(|it| *it));
                 false
             }
         });

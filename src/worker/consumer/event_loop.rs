@@ -28,7 +28,6 @@ pub(super) struct ConsumerLoop<'c> {
 }
 
 /// What a consumer waits for.
-#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once, never stored")]
 enum ConsumerEvent {
     Abort,
     Stop,

@@ -32,7 +32,7 @@ enum State {
     #[default]
     None,
     /// For a task of this channel, with the event of the task in case it is requeued meanwhile.
-    Running(u16, Option<Event>),
+    Running(u16, Option<Box<Event>>),
     /// The session ends.
     Forbidden,
     /// The session goes on without this consumer, or has ended without it.
@@ -45,7 +45,7 @@ pub(crate) enum Whereabouts {
     /// In its loop: it reports its end by itself.
     Loop,
     /// In the handler, with the event of the task: its session goes on without it.
-    Handler(Option<Event>),
+    Handler(Option<Box<Event>>),
 }
 
 /// The session goes on without this consumer, or has ended. Its delivery counts as settled.
@@ -102,7 +102,7 @@ impl HandlerCall {
         let mut state = self.lock();
         let may_begin = matches!(*state, State::None);
         if may_begin {
-            *state = State::Running(channel, event);
+            *state = State::Running(channel, event.map(Box::new));
         }
         may_begin
     }
