@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvError, Sender, TryRecvError, bounded, unbounded};
 use log::info;
 
 use crate::amqp::connection::Connection;
@@ -157,12 +157,10 @@ impl RepublisherThread {
             if is_closed(&self.abort) {
                 return;
             }
-            if !self.failed_at_once.is_empty() {
-                let _ = self.abort.recv_timeout(PAUSE);
-                mem::take(&mut self.failed_at_once).into_iter().for_each(|it| self.accept(it));
-                continue;
-            }
-            if has_more {
+            if has_more || !self.failed_at_once.is_empty() {
+                if self.go_on(requests).is_err() {
+                    return;
+                }
                 continue;
             }
             match self.publisher.wait(requests) {
@@ -174,6 +172,22 @@ impl RepublisherThread {
             for request in requests.try_iter() {
                 let Some(request) = request else { return };
                 self.accept(request);
+            }
+        }
+    }
+
+    /// Begins again with what failed at once, after a pause, and with the requests that have come in.
+    /// An error if no consumer is left: what is tried again would otherwise keep this thread for ever.
+    fn go_on(&mut self, requests: &Receiver<RepublishRequest>) -> Result<(), RecvError> {
+        if !self.failed_at_once.is_empty() {
+            let _ = self.abort.recv_timeout(PAUSE);
+            mem::take(&mut self.failed_at_once).into_iter().for_each(|it| self.accept(it));
+        }
+        loop {
+            match requests.try_recv() {
+                Ok(request) => self.accept(request),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(RecvError),
             }
         }
     }
