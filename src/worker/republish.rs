@@ -138,8 +138,8 @@ impl Republisher {
         self.requests.clone()
     }
 
-    /// Ends the thread, for which no request is left that counts. Waits for the end of the thread, at most for `limit`. If the broker does not answer, the
-    /// thread ends later by itself, and its results no longer matter.
+    /// Ends the thread: no request is left that counts. Waits for its end, at most for `limit`. If the
+    /// broker does not answer, the thread ends later by itself, and its results no longer matter.
     pub(crate) fn end(self, limit: Duration) {
         let _ = self.requests.send(None);
         let _ = self.ended.recv_timeout(limit);
@@ -158,36 +158,40 @@ impl RepublisherThread {
                 return;
             }
             if has_more || !self.failed_at_once.is_empty() {
-                if self.go_on(requests).is_err() {
-                    return;
+                self.begin_again();
+            } else {
+                match self.publisher.wait(requests) {
+                    None => {}
+                    Some(Err(_) | Ok(None)) => return,
+                    Some(Ok(Some(request))) => self.accept(request),
                 }
-                continue;
+                let _ = self.abort.recv_timeout(BATCH_WAIT);
             }
-            match self.publisher.wait(requests) {
-                None => {}
-                Some(Err(_) | Ok(None)) => return,
-                Some(Ok(Some(request))) => self.accept(request),
-            }
-            let _ = self.abort.recv_timeout(BATCH_WAIT);
-            for request in requests.try_iter() {
-                let Some(request) = request else { return };
-                self.accept(request);
+            if self.accept_waiting(requests).is_err() {
+                return;
             }
         }
     }
 
-    /// Begins again with what failed at once, after a pause, and with the requests that have come in.
-    /// An error if no consumer is left: what is tried again would otherwise keep this thread for ever.
-    fn go_on(&mut self, requests: &Receiver<RepublishRequest>) -> Result<(), RecvError> {
+    /// Begins again with what failed at once, after a pause.
+    fn begin_again(&mut self) {
         if !self.failed_at_once.is_empty() {
             let _ = self.abort.recv_timeout(PAUSE);
             mem::take(&mut self.failed_at_once).into_iter().for_each(|it| self.accept(it));
         }
+    }
+
+    /// Accepts the requests that have come in. An error at their end: what is tried again and again
+    /// would otherwise keep this thread for ever.
+    fn accept_waiting(
+        &mut self,
+        requests: &Receiver<Option<RepublishRequest>>,
+    ) -> Result<(), RecvError> {
         loop {
             match requests.try_recv() {
-                Ok(request) => self.accept(request),
+                Ok(Some(request)) => self.accept(request),
                 Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(RecvError),
+                Ok(None) | Err(TryRecvError::Disconnected) => return Err(RecvError),
             }
         }
     }
