@@ -51,9 +51,9 @@ fn a_file_of_something_else_is_refused_and_left_as_it_is() {
     let no_id = r#"{"type":"rabbit-work.batch","batch":"00","queue":"q"}"#;
     let headless = r#"{"type":"rabbit-work.outcome","n":1,"outcome":"done","attempts":1}"#;
     for (content, reason) in [
-        ("a note\n".to_string(), "line 1: it is no line of --outcomes"),
-        ("a note without an end".to_string(), "line 1: it is no line of --outcomes"),
-        (format!("{of_other}\n"), "line 1: it is of queue 'other'"),
+        ("a note\n".to_string(), "line 1: it is not a line of an --outcomes file"),
+        ("a note without an end".to_string(), "line 1: it is not a line of an --outcomes file"),
+        (format!("{of_other}\n"), "line 1: its batch is of queue 'other'"),
         (format!("{no_id}\n"), "32 hexadecimal digits"),
         (format!("{headless}\n"), "the line that names the batch is missing"),
     ] {

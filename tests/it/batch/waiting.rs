@@ -158,7 +158,7 @@ fn two_producers_do_not_share_a_file() {
     let second = waiting(url, &queue, 1, &["--outcomes", text(&file)]).run(SOON);
 
     second.assert_code(2);
-    assert!(second.stderr().contains("another producer waits with it"), "{}", second.stderr());
+    assert!(second.stderr().contains("another producer uses it"), "{}", second.stderr());
     first.signal("INT");
     first.wait(SOON).assert_code(4);
 }

@@ -15,12 +15,12 @@ use crate::cli::producer::source::{Source, is_same_file};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Waiting")]
 pub(crate) struct WaitArgs {
-    /// Stay until every task has ended, done or dead, on whatever machine; see Waiting
+    /// Wait until every task is done or a dead letter, on whatever machine; see Waiting
     #[arg(long, conflicts_with_all = ["correlation_id", "reply_to"])]
     pub(crate) wait: bool,
 
-    /// Append a line of JSON for each task that has ended to FILE. If FILE exists, go on where it was:
-    /// publish the rest, wait for what is missing
+    /// Append a line of JSON to FILE for each task that has ended. If FILE exists, continue its wait:
+    /// publish the rest, wait for missing outcomes
     #[arg(long, value_name = "FILE", requires = "wait")]
     pub(crate) outcomes: Option<PathBuf>,
 
@@ -28,7 +28,7 @@ pub(crate) struct WaitArgs {
     #[arg(long, requires = "wait", conflicts_with = "json")]
     pub(crate) output: bool,
 
-    /// Print it in the order of the input
+    /// With --output: print in the order of the input
     #[arg(long, requires = "output")]
     pub(crate) keep_order: bool,
 

@@ -36,13 +36,16 @@ impl OutcomeFile {
         let file = opened.map_err(usage)?;
         let is_file = file.metadata().is_ok_and(|it| it.is_file());
         if !is_file {
-            let reason = format!("{}: it is no regular file; take another one", path.display());
+            let reason = format!("{}: it is not a regular file; take another one", path.display());
             return Err(CommandError::usage("--outcomes", reason));
         }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                let reason = format!("{}: another producer waits with it", path.display());
+                let reason = format!(
+                    "{}: another producer uses it; wait for its end, or take another file",
+                    path.display()
+                );
                 return Err(CommandError::usage("--outcomes", reason));
             }
             Err(error) => return Err(usage(error.into())),
@@ -72,7 +75,7 @@ impl OutcomeFile {
                 return removed.map_err(usage);
             }
             (whole, number) = (whole + read, number + 1);
-            let parsed = parsed.ok_or_else(|| "it is no line of --outcomes".into());
+            let parsed = parsed.ok_or_else(|| "it is not a line of an --outcomes file".into());
             if let Err(reason) = parsed.and_then(&mut take) {
                 let path = self.path.display();
                 let reason = format!("{path}, line {number}: {reason}; take another file");
@@ -196,7 +199,7 @@ mod tests {
             let (read, left) = read(content);
             let error = read.expect_err("refused");
             assert!(
-                error.contains(&format!("line {line}: it is no line of --outcomes")),
+                error.contains(&format!("line {line}: it is not a line of an --outcomes file")),
                 "{error}"
             );
             assert_eq!(left, content);

@@ -86,7 +86,7 @@ impl<'a> Waiting<'a> {
         match self.earlier {
             Some(earlier) if self.position.read == earlier.read => {
                 if self.position != earlier {
-                    return Err(other_input("it is of another batch: the input differs"));
+                    return Err(other_input("it belongs to another batch: the input differs"));
                 }
                 self.earlier = None;
             }
@@ -228,7 +228,7 @@ impl Publishing for Waiting<'_> {
 
     fn end(&mut self) -> Result<(), CommandError> {
         match self.earlier {
-            Some(_) => Err(other_input("it is of another batch: the input was longer")),
+            Some(_) => Err(other_input("it belongs to another batch: the input was longer")),
             None => Ok(()),
         }
     }
@@ -292,7 +292,7 @@ fn resume(
             batch = Some(resumed.map_err(|error| error.to_string())?);
             Ok(())
         }
-        (Line::Batch { queue, .. }, None) => Err(format!("it is of queue '{queue}'")),
+        (Line::Batch { queue, .. }, None) => Err(format!("its batch is of queue '{queue}'")),
         (Line::Published(line), Some(batch)) => {
             for n in line.numbers.iter().flat_map(|(from, to)| *from..=*to) {
                 batch.mark_published(n);

@@ -46,8 +46,9 @@ impl Printer {
     }
 
     pub(super) fn in_order_of_input() -> Result<Printer, CommandError> {
-        let held = Held::new()
-            .map_err(|error| CommandError::usage("--keep-order", format!("no file: {error}")))?;
+        let held = Held::new().map_err(|error| {
+            CommandError::usage("--keep-order", format!("cannot create a temporary file: {error}"))
+        })?;
         Ok(Printer { order: Order::Input(held), error: None })
     }
 
