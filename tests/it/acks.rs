@@ -1,9 +1,11 @@
 //! Acks of several tasks together: one ack covers no task that stays.
 
 use std::collections::BTreeSet;
+use std::thread;
 use std::time::Duration;
 
-use rabbit_work::{Delivery, Failure, Queue, Worker};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use rabbit_work::{Delivery, Event, EventKind, Failure, Queue, Worker, shutdown};
 
 use crate::support::scripted::{Consumer, ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery};
@@ -97,5 +99,75 @@ fn one_ack_covers_tasks_that_are_done_and_none_that_stays() {
     broker.wait("acked", SOON);
     let summary = working.stop(SOON);
     assert_eq!(summary.returned, 3);
+    broker.finish(SOON);
+}
+
+/// What an observer that stops in each failure tells.
+struct Observed {
+    started: Receiver<()>,
+    failed: Receiver<()>,
+    /// Each message lets it go on once; dropping it, always.
+    open: Sender<()>,
+}
+
+fn slow_observer() -> (Observed, impl Fn(&Event) + Send + Sync + 'static) {
+    let ((start, started), (fail, failed)) = (unbounded(), unbounded());
+    let (open, opened) = bounded::<()>(0);
+    let observer = move |event: &Event| match event.kind {
+        EventKind::Started => drop(start.send(())),
+        EventKind::Returned => {
+            let _ = fail.send(());
+            let _ = opened.recv();
+        }
+        _ => {}
+    };
+    (Observed { started, failed, open }, observer)
+}
+
+/// The second task fails while the results of the others, which are done, wait behind it.
+#[test]
+fn a_task_that_is_done_is_acked_before_an_observer_learns_of_one_that_failed() {
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let bodies = ["fails", "waits and fails"].into_iter().chain(["done"; 8]);
+        for (tag, body) in (1..).zip(bodies) {
+            session.deliver(&WireDelivery::new(consumer.channel, &consumer.tag, tag).body(body));
+        }
+        // The last may still run.
+        let mut unacked = BTreeSet::from_iter(3..BATCH);
+        while !unacked.is_empty() {
+            let settled = session.answer_rpcs().expect("an ack").call;
+            let Call::Ack { delivery_tag, multiple: false } = settled else {
+                panic!("{settled:?}");
+            };
+            unacked.remove(&delivery_tag);
+        }
+        session.report("acked");
+        while session.answer_rpcs().is_some() {}
+    });
+    let (go_on, waits) = bounded::<()>(1);
+    let handler = move |delivery: &Delivery| {
+        if delivery.body().starts_with(b"waits") {
+            let _ = waits.recv();
+        }
+        if delivery.body().ends_with(b"fails") { Err(Failure::requeue("no")) } else { Ok(()) }
+    };
+    let (observed, observer) = slow_observer();
+    let url = broker.url().parse().expect("a URL");
+    let worker = Worker::new(&url, &Queue::new("q")).threads(1).prefetch(10).observer(observer);
+    let (trigger, shutdown) = shutdown();
+    let running = thread::spawn(move || worker.run(handler, &shutdown));
+    observed.failed.recv_timeout(SOON).expect("the first task fails");
+    go_on.send(()).expect("the handler waits");
+    for _ in 0..BATCH {
+        observed.started.recv_timeout(SOON).expect("each task starts");
+    }
+    observed.open.send_timeout((), SOON).expect("the observer waits");
+
+    broker.wait("acked", SOON);
+    drop(observed);
+    trigger.stop();
+    running.join().expect("it does not panic").expect("it ends well");
     broker.finish(SOON);
 }

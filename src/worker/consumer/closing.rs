@@ -1,5 +1,7 @@
 //! The end of a consumer: finishes or requeues what is unacked after the subscription has ended.
 
+use std::collections::VecDeque;
+
 use crossbeam_channel::{Receiver, never, select_biased};
 
 use crate::amqp::channel::{Received, Unsettled};
@@ -25,7 +27,7 @@ pub(super) enum CloseMode {
 pub(super) struct Closing<'l, 'c> {
     context: &'c ConsumerContext,
     deliveries: &'l mut Deliveries<'c>,
-    last: Option<Finished>,
+    last: VecDeque<Finished>,
     /// Never closes once its closing is acted on.
     signals: ConsumerSignals,
     /// `None` once the handler thread has left the feed.
@@ -47,7 +49,7 @@ impl<'l, 'c> Closing<'l, 'c> {
     pub(super) fn new(
         context: &'c ConsumerContext,
         deliveries: &'l mut Deliveries<'c>,
-        last: Option<Finished>,
+        last: VecDeque<Finished>,
     ) -> Closing<'l, 'c> {
         let finished = Some(deliveries.jobs.finished.clone());
         Closing { context, deliveries, last, signals: context.signals.clone(), finished }
@@ -62,7 +64,7 @@ impl<'l, 'c> Closing<'l, 'c> {
         match self.settle_all(mode, arrived) {
             Ok(()) => ConsumerEnd::Stopped,
             Err(cause) => {
-                self.deliveries.abandon(self.last.take());
+                self.deliveries.abandon(self.last);
                 ConsumerEnd::Lost(cause)
             }
         }
@@ -86,7 +88,7 @@ impl<'l, 'c> Closing<'l, 'c> {
     /// Waits for what runs, for what is being republished and for pauses, until nothing is left or
     /// an abort comes.
     fn finish(&mut self) -> Result<(), CloseReason> {
-        if let Some(finished) = self.last.take() {
+        while let Some(finished) = self.last.pop_front() {
             self.deliveries.settle(finished)?;
         }
         self.requeue_early()?;

@@ -1,6 +1,7 @@
 //! The event loop of one consumer: waits for the next event, and acts on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,9 @@ pub(super) struct ConsumerLoop<'c> {
     deliveries: Deliveries<'c>,
     /// Until when results wait for others; `None` when the next one is settled as it comes.
     batch_due: Option<Instant>,
-    /// A result that is settled only after the subscription has ended, so that the broker sends
-    /// nothing in its place.
-    last: Option<Finished>,
+    /// Results that are settled only after the subscription has ended, so that the broker sends
+    /// nothing in their place.
+    last: VecDeque<Finished>,
 }
 
 /// What a consumer waits for.
@@ -71,7 +72,7 @@ impl<'c> ConsumerLoop<'c> {
         channel: &'c Channel,
     ) -> Result<ConsumerLoop<'c>, CloseReason> {
         let deliveries = Deliveries::new(context, runner, call, channel)?;
-        Ok(ConsumerLoop { context, deliveries, batch_due: None, last: None })
+        Ok(ConsumerLoop { context, deliveries, batch_due: None, last: VecDeque::new() })
     }
 
     /// Takes and settles deliveries of a new subscription until there is a reason to end it.
@@ -126,7 +127,7 @@ impl<'c> ConsumerLoop<'c> {
         subscription: &Subscription<'_>,
     ) -> Result<(), Exit> {
         if self.context.is_stopped() {
-            self.last = Some(finished);
+            self.last.push_back(finished);
             return Err(Exit::Close(CloseMode::Stop));
         }
         self.settle(finished, subscription)
@@ -203,18 +204,22 @@ impl<'c> ConsumerLoop<'c> {
         self.batch_due.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
     }
 
-    /// Settles what the runner has finished; `first` came before the results that wait.
+    /// Settles what the runner has finished; `first` came before the results that wait. What is done
+    /// is acked before anything else: the rest may be slow to record.
     fn settle_batch(
         &mut self,
         first: Option<Finished>,
         subscription: &Subscription<'_>,
     ) -> Result<(), Exit> {
         let any = first.is_some() || !self.deliveries.jobs.finished.is_empty();
-        let mut done = BTreeMap::new();
-        let settled = self.settle_others(first, &mut done, subscription);
-        let acked = self.ack_together(done, subscription);
-        settled.and(acked)?;
-        if self.last.is_some() {
+        let (done, mut others) = self.take_results(first);
+        let mut settled = self.ack_together(done, subscription);
+        while let (Ok(()), Some(finished)) = (&settled, others.pop_front()) {
+            settled = self.settle(finished, subscription);
+        }
+        self.last.extend(others);
+        settled?;
+        if !self.last.is_empty() {
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }
         self.batch_due = None;
@@ -224,27 +229,26 @@ impl<'c> ConsumerLoop<'c> {
         Ok(())
     }
 
-    /// Settles the results that wait, except those that are to be acked together.
-    fn settle_others(
+    /// Takes the results that wait: those that are to be acked together, and the others.
+    fn take_results(
         &mut self,
         first: Option<Finished>,
-        done: &mut BTreeMap<u64, Finished>,
-        subscription: &Subscription<'_>,
-    ) -> Result<(), Exit> {
+    ) -> (BTreeMap<u64, Finished>, VecDeque<Finished>) {
+        let (mut done, mut others) = (BTreeMap::new(), VecDeque::new());
         // No more than there are now: the runner goes on, and other events have their turn.
         let count = self.deliveries.jobs.finished.len();
         let waiting = self.deliveries.jobs.finished.clone();
         for finished in first.into_iter().chain(waiting.try_iter().take(count)) {
             if !self.deliveries.is_done(&finished) {
-                self.settle(finished, subscription)?;
+                others.push_back(finished);
             } else if self.claim_replacement() {
                 done.insert(finished.job.tag, finished);
             } else {
-                self.last = Some(finished);
+                self.last.push_back(finished);
                 break;
             }
         }
-        Ok(())
+        (done, others)
     }
 
     fn ack_together(
@@ -252,15 +256,14 @@ impl<'c> ConsumerLoop<'c> {
         mut done: BTreeMap<u64, Finished>,
         subscription: &Subscription<'_>,
     ) -> Result<(), Exit> {
-        while !done.is_empty() {
+        let (mut acked, mut sent) = (Vec::new(), Ok(()));
+        while sent.is_ok() && !done.is_empty() {
             let checked = self.check_subscription(subscription);
-            let acked = checked.and_then(|()| Ok(self.deliveries.ack_next(&mut done)?));
-            if let Err(exit) = acked {
-                done.values().for_each(|finished| self.deliveries.orphan(finished));
-                return Err(exit);
-            }
+            sent = checked.and_then(|()| Ok(self.deliveries.ack_next(&mut done, &mut acked)?));
         }
-        Ok(())
+        acked.iter().for_each(|finished| self.deliveries.note_done(finished));
+        done.values().for_each(|finished| self.deliveries.orphan(finished));
+        sent
     }
 
     fn settle(&mut self, finished: Finished, subscription: &Subscription<'_>) -> Result<(), Exit> {
@@ -269,7 +272,7 @@ impl<'c> ConsumerLoop<'c> {
             return Err(exit);
         }
         if self.deliveries.settles_at_once(&finished) && !self.claim_replacement() {
-            self.last = Some(finished);
+            self.last.push_back(finished);
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }
         Ok(self.deliveries.settle(finished)?)
@@ -344,12 +347,12 @@ impl<'c> ConsumerLoop<'c> {
 
     /// Leaves everything to the broker, which has requeued it or is about to.
     pub(super) fn abandon(&mut self, cause: CloseReason) -> ConsumerEnd {
-        self.deliveries.abandon(self.last.take());
+        self.deliveries.abandon(mem::take(&mut self.last));
         ConsumerEnd::Lost(cause)
     }
 
     fn closing(&mut self) -> Closing<'_, 'c> {
-        Closing::new(self.context, &mut self.deliveries, self.last.take())
+        Closing::new(self.context, &mut self.deliveries, mem::take(&mut self.last))
     }
 }
 

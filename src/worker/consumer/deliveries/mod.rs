@@ -233,23 +233,26 @@ impl<'c> Deliveries<'c> {
             && (self.settings().acks == Acks::Automatic || !self.context.is_cancelled())
     }
 
-    /// Sends one ack, for as many tasks as it can cover.
+    /// Sends one ack, for as many tasks as it can cover, which it moves from `done` to `acked`.
     pub(super) fn ack_next(
         &mut self,
         done: &mut BTreeMap<u64, Finished>,
+        acked: &mut Vec<Finished>,
     ) -> Result<(), CloseReason> {
         let Some(ack) = self.ledger.next_ack(done) else { return Ok(()) };
-        let acked = ack.duty.map_or(Ok(()), |duty| self.channel.settle(duty, ack.how));
+        let sent = ack.duty.map_or(Ok(()), |duty| self.channel.settle(duty, ack.how));
         self.context.in_flight.add_settled(ack.count);
-        for finished in ack.done.values() {
-            if acked.is_ok() {
-                self.ledger.note_done();
-                self.journal().done(&finished.job.delivery, finished.elapsed);
-            } else {
-                self.journal().orphaned(&finished.job.delivery, finished.elapsed);
-            }
+        match sent {
+            Ok(()) => acked.extend(ack.done.into_values()),
+            Err(_) => done.extend(ack.done),
         }
-        acked
+        sent
+    }
+
+    /// Records a task that is acked.
+    pub(super) fn note_done(&mut self, finished: &Finished) {
+        self.ledger.note_done();
+        self.journal().done(&finished.job.delivery, finished.elapsed);
     }
 
     fn ack_done(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {

@@ -1,6 +1,7 @@
 //! Requeues deliveries when they are due or the consumer stops, and leaves them to the broker when the
 //! channel is lost.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never};
@@ -103,9 +104,9 @@ impl Deliveries<'_> {
         Ok(())
     }
 
-    /// Leaves everything to the broker, which requeues it because the channel is lost. `last` was
+    /// Leaves everything to the broker, which requeues it because the channel is lost. `last` are
     /// finished, but not settled.
-    pub(crate) fn abandon(&mut self, last: Option<Finished>) {
+    pub(crate) fn abandon(&mut self, last: VecDeque<Finished>) {
         let journal = self.journal();
         let is_automatic = self.settings().acks == Acks::Automatic;
         if is_automatic {
