@@ -2,6 +2,7 @@
 //! connection or a channel meanwhile must not wait for the handler.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
@@ -201,11 +202,14 @@ fn a_late_task_is_acked_on_no_later_session() {
     broker.finish(SOON);
 }
 
-/// How many threads of the worker publish what has to be confirmed before an ack.
-fn publishing_threads(worker: &Running) -> usize {
+/// The folder of the thread that publishes what has to be confirmed before an ack. It is there as
+/// long as the thread.
+fn publishing_thread(worker: &Running) -> Option<PathBuf> {
     let threads = fs::read_dir(format!("/proc/{}/task", worker.id())).expect("its threads");
-    let names = threads.filter_map(|it| fs::read_to_string(it.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.trim_end() == "rw-handover").count()
+    let name = |thread: &PathBuf| fs::read_to_string(thread.join("comm")).unwrap_or_default();
+    threads
+        .filter_map(|thread| Some(thread.ok()?.path()))
+        .find(|it| name(it).trim_end() == "rw-handover")
 }
 
 #[test]
@@ -234,13 +238,11 @@ fn a_lost_session_ends_whole_before_the_next_while_its_handler_runs() {
         .args(&["--", "sh", "-c", script, &end])
         .start();
     worker.wait_for_stdout_line(|line| line == "begun", SOON);
-    assert_eq!(publishing_threads(&worker), 1);
+    let of_first = poll("its thread", SOON, || publishing_thread(&worker));
 
     cut.send(()).expect("the script waits");
     broker.wait_for(SOON, |event| *event == Event::Connected(1));
-    poll("no thread of the lost session", Duration::from_secs(10), || {
-        (publishing_threads(&worker) == 0).then_some(())
-    });
+    poll("its end", Duration::from_secs(10), || (!of_first.exists()).then_some(()));
 
     go_on.send(()).expect("the script waits");
     fs::write(&end, "").expect("the task is told");
