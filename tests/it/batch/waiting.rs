@@ -177,7 +177,7 @@ fn messages_that_are_no_outcomes_are_ignored() {
     let mut client = shared_broker().client();
     let beyond = r#"{"type":"rabbit-work.outcome","n":2,"outcome":"done","attempts":1}"#;
     client.publish_ids(&format!("{queue}.batch.{id}"), ["word", "{}", beyond]);
-    running.wait_for_stderr_line(|line| line.contains("is no outcome of this batch"), SOON);
+    running.wait_for_stderr_line(|line| line.contains("is not an outcome of this batch"), SOON);
 
     let worker = scripted_worker(url, &queue, &["--threads", "1"], "true");
     running.wait(SOON).assert_code(0);
