@@ -114,16 +114,23 @@ is_alive() {
     kill -0 "$1" 2>/dev/null
 }
 
-# What each node wrote down is its two processes. A zombie waits for init only.
+# What each node wrote down is its two processes. One that was killed takes a moment to end on a busy
+# machine, and a zombie waits for init only.
 no_process() {
-    local process left=0
+    local process deadline=$((SECONDS + 20))
+    [ -s "$work/processes" ] || return 1
     while read -r process; do
-        case $(ps -o stat= -p "$process") in
-            '' | Z*) ;;
-            *) left=1; ps -o pid,args -p "$process" >>"$work/messages" ;;
-        esac
+        while is_running "$process"; do
+            [ $SECONDS -lt $deadline ] || { ps -o pid,args -p "$process" >>"$work/messages"; return 1; }
+            sleep 0.1
+        done
     done <"$work/processes"
-    [ -s "$work/processes" ] && [ $left = 0 ]
+}
+
+is_running() {
+    case $(ps -o stat= -p "$1") in
+        '' | Z*) return 1 ;;
+    esac
 }
 
 same() {
