@@ -189,7 +189,7 @@ impl Delivery {
         self.max_attempts
     }
 
-    /// How the program ended that [`Command`](crate::Command) ran for this task: for a handler that
+    /// How the program ended that `Command` ran for this task: for a handler that
     /// calls it and keeps records. `None` if no program was started.
     #[must_use]
     pub fn program_end(&self) -> Option<&ProgramEnd> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// How the program ended that [`Command`](crate::Command) ran for a task.
+/// How the program ended that `Command` ran for a task.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProgramEnd {

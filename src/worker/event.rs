@@ -41,7 +41,7 @@ pub struct Event {
     pub elapsed: Duration,
     /// Why the handler failed or deferred the task, if it did.
     pub reason: Option<String>,
-    /// The exit status of the program that [`Command`](crate::Command) ran; `None` before its end, and
+    /// The exit status of the program that `Command` ran; `None` before its end, and
     /// if a signal ended it.
     pub exit: Option<i32>,
     /// The signal that ended that program, if one did.
