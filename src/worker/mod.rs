@@ -256,8 +256,8 @@ impl Worker {
         shares: Shares,
     ) -> Result<(Summary, Option<Error>), Error> {
         let started = Instant::now();
+        let threads = self.threads_needed(&shares.budget.0);
         let run = Arc::new(self.run_context(handler, shutdown, shares));
-        let threads = self.threads_needed();
         self.health.expect(threads);
         let pool = HandlerPool::new(threads, &run);
         let end = run_sessions(&Session { run: &run, pool: &pool, shutdown }, self.reconnect);
@@ -307,10 +307,9 @@ impl Worker {
 
     /// No more threads than tasks: a thread without a task could only hold a delivery that it must
     /// requeue.
-    fn threads_needed(&self) -> usize {
-        let most =
-            self.max_tasks.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
-        self.threads.min(most)
+    fn threads_needed(&self, budget: &TaskBudget) -> usize {
+        let most = budget.left().and_then(|most| usize::try_from(most).ok());
+        self.threads.min(most.unwrap_or(usize::MAX))
     }
 
     fn validate(&self) -> Result<(), Error> {

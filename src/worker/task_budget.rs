@@ -87,6 +87,11 @@ impl TaskBudget {
         self.pot.left.is_some()
     }
 
+    /// How many tasks may still be started, if that is limited.
+    pub(crate) fn left(&self) -> Option<u64> {
+        self.pot.left.as_ref().map(|left| left.load(Ordering::Acquire))
+    }
+
     /// Lets the consumers of a new session share the rest.
     pub(crate) fn share_out(&self) {
         if let Some(left) = &self.pot.left {
