@@ -76,7 +76,7 @@ impl Journal {
             EventKind::Deferred => self.tally.deferred(),
             _ => self.tally.retried(),
         }
-        self.observer.notify(|| Event { time: SystemTime::now(), ..event });
+        self.notify_now(event);
     }
 
     /// The outcome of a task is not confirmed: the task goes back to its queue after `pause`.
@@ -93,8 +93,7 @@ impl Journal {
              task is requeued in {pause:?} or later, and runs again: {outcome}"
         );
         self.tally.returned();
-        let kind = EventKind::Returned;
-        self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
+        self.notify_now(Event { kind: EventKind::Returned, ..event });
     }
 
     /// The copy of a failed task is not confirmed: the task goes back to its queue after `pause`.
@@ -111,8 +110,12 @@ impl Journal {
              queue in {pause:?} or later, its failure uncounted: {outcome}"
         );
         self.tally.failed();
-        let kind = EventKind::Failed;
-        self.observer.notify(|| Event { time: SystemTime::now(), kind, ..event });
+        self.notify_now(Event { kind: EventKind::Failed, ..event });
+    }
+
+    /// Tells the observer of an event that was prepared earlier.
+    fn notify_now(&self, event: Event) {
+        self.observer.notify(|| Event { time: SystemTime::now(), ..event });
     }
 
     /// What counts the dead letters when the broker confirms them: the thread that publishes them may
