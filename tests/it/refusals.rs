@@ -1,6 +1,6 @@
 //! Tasks that the broker refuses: they are published again until their timeout, and reported.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::support::broker::{poll, shared_broker};
@@ -47,13 +47,41 @@ fn a_refused_task_is_published_again_under_its_id_until_it_is_taken() {
 fn refusing() -> ScriptedBroker {
     ScriptedBroker::start(|session, _| {
         session.handshake();
-        let mut tag = 0;
+        let mut tags = HashMap::new();
         while let Some(method) = session.answer_rpcs() {
-            tag += 1;
-            session.nack(method.channel, tag);
-            session.ack(method.channel, tag);
+            let tag = tags.entry(method.channel).and_modify(|tag| *tag += 1).or_insert(1);
+            session.nack(method.channel, *tag);
+            session.ack(method.channel, *tag);
         }
     })
+}
+
+/// RabbitMQ 3.10.8 does so where the node is down that led the queue when the channel first
+/// published to it.
+#[test]
+fn a_queue_that_nacks_all_tasks_of_a_channel_is_tried_on_another() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let first = session.read_publish();
+        session.nack(first.channel, 1);
+        for tag in 2.. {
+            let again = session.read_publish();
+            if again.channel != first.channel {
+                assert_eq!(again.properties.message_id, first.properties.message_id);
+                session.ack(again.channel, 1);
+                break;
+            }
+            session.nack(again.channel, tag);
+        }
+        assert_eq!(session.answer_rpcs(), None);
+    });
+
+    let producer = ["--url", &broker.url(), "--queue", "q", "--timeout", "60s", "x"];
+    let output = Command::producer(&producer).run(SOON);
+
+    assert_eq!(output.success(), " [x] Sent 'x'\n");
+    assert!(is_told_once(&output), "{}", output.stderr());
+    broker.finish(SOON);
 }
 
 #[test]

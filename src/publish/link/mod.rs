@@ -1,6 +1,7 @@
 //! [`Link`]: a publisher's connection and channel: sends tasks, handles confirms, returns and
 //! blocked notices.
 
+mod renew;
 mod round;
 
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvError, TryRecvError, at, never, select_biased};
 use log::{info, warn};
 
+use self::renew::NackingQueues;
 use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::{Channel, PublishEvents, Verdict};
 use crate::amqp::close_reason::CloseReason;
@@ -36,6 +38,7 @@ pub(crate) struct Link<T> {
     /// When to publish the next of the refused tasks again.
     again_at: Option<Instant>,
     last_refusal: LastRefusal,
+    nacking: NackingQueues,
     /// The delay whose queue did not respond, which is why the connection is lost.
     silent_delay: Option<Duration>,
     /// Why no further confirm is believed.
@@ -97,6 +100,7 @@ impl<T> Link<T> {
             durable_at: None,
             again_at: None,
             last_refusal: LastRefusal::default(),
+            nacking: NackingQueues::default(),
             silent_delay: None,
             protocol_error: None,
             blocked: None,
@@ -184,8 +188,12 @@ impl<T> Link<T> {
                     self.queues.forget(pending.target);
                     self.refuse(pending, Refusal::Returned(reason), config, backlog);
                 }
-                (None, Verdict::Acked(_)) => backlog.resolve(pending, Outcome::Confirmed),
+                (None, Verdict::Acked(_)) => {
+                    self.nacking.acked(pending.target);
+                    backlog.resolve(pending, Outcome::Confirmed);
+                }
                 (None, Verdict::Nacked(_)) => {
+                    self.nacking.nacked(pending.target, Instant::now());
                     self.refuse(pending, Refusal::Nack, config, backlog);
                 }
             }

@@ -51,6 +51,9 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
+        if !backlog.is_empty() {
+            self.renew_channel(config)?;
+        }
         let mut round = Round {
             held: Vec::new(),
             durable_at: None,

@@ -1,0 +1,78 @@
+//! Replaces the channel on which a queue nacks all tasks.
+//!
+//! The broker keeps, for each channel, the nodes of the queues that were published to. RabbitMQ
+//! 3.10.8 asks the first of them before the first publish. If that node is down, the channel nacks
+//! until the node is back, although the queue has a new leader (`rabbit_fifo_client:enqueue`). A new
+//! channel knows the new leader.
+
+use std::time::{Duration, Instant};
+
+use log::debug;
+
+use super::Link;
+use crate::amqp::close_reason::CloseReason;
+use crate::model::queue::Target;
+use crate::publish::config::PublisherConfig;
+use crate::publish::in_flight::InFlight;
+
+/// How long a queue may nack all tasks of a channel before another channel is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The queues that have nacked on a channel and not acked since, and when that began.
+#[derive(Debug, Default)]
+pub(super) struct NackingQueues(Vec<(Target, Instant)>);
+
+impl NackingQueues {
+    pub(super) fn acked(&mut self, target: Target) {
+        self.0.retain(|(it, _)| *it != target);
+    }
+
+    pub(super) fn nacked(&mut self, target: Target, now: Instant) {
+        if self.0.iter().all(|(it, _)| *it != target) {
+            self.0.push((target, now));
+        }
+    }
+
+    fn is_over_patience(&self, now: Instant) -> bool {
+        self.0.iter().any(|(_, since)| now.saturating_duration_since(*since) >= PATIENCE)
+    }
+}
+
+impl<T> Link<T> {
+    /// Uses another channel, if a queue has nacked for long and no confirm is due on this one.
+    pub(super) fn renew_channel(&mut self, config: &PublisherConfig) -> Result<(), CloseReason> {
+        if !self.nacking.is_over_patience(Instant::now()) || !self.in_flight.is_all_confirmed() {
+            return Ok(());
+        }
+        debug!("queue '{}' nacks all tasks; trying another channel", config.queue.name());
+        let guard = self.connection.call_guard().clone();
+        let (channel, answers) = guard.abort_on(&config.aborting, || {
+            let channel = self.connection.open_channel()?;
+            channel.confirm_publishes().map(|answers| (channel, answers))
+        })?;
+        let old = std::mem::replace(&mut self.channel, channel);
+        (self.answers, self.in_flight) = (answers, InFlight::new());
+        self.nacking = NackingQueues::default();
+        guard.abort_on(&config.aborting, || old.close())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_queue_that_acks_nothing_for_long_is_over() {
+        let (now, mut nacking) = (Instant::now(), NackingQueues::default());
+        let later = now + PATIENCE;
+        nacking.nacked(Target::Dead, now);
+        nacking.nacked(Target::Main, now);
+        nacking.nacked(Target::Main, later);
+        assert!(!nacking.is_over_patience(now));
+        assert!(nacking.is_over_patience(later));
+        nacking.acked(Target::Main);
+        assert!(nacking.is_over_patience(later), "the other queue");
+        nacking.acked(Target::Dead);
+        assert!(!nacking.is_over_patience(later));
+    }
+}
