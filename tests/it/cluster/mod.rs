@@ -33,8 +33,10 @@ fn the_node_that_leads_a_queue_dies_and_failed_tasks_go_on() {
     cluster.kill(1);
     led.goes_on();
     elsewhere.goes_on();
+    elsewhere.retries_go_on();
     cluster.start(1);
     led.goes_on();
+    led.retries_go_on();
 
     led.finish().assert_survived();
     elsewhere.finish().assert_survived();
@@ -94,6 +96,7 @@ fn all_nodes_are_restarted_one_after_the_other() {
         load.goes_on();
         cluster.start(node);
         load.goes_on();
+        load.retries_go_on();
     }
 
     load.finish().assert_survived();
