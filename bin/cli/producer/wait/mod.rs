@@ -264,8 +264,8 @@ fn log_how_to_go_on(what: &str, path: Option<&Path>) {
             path.display()
         ),
         None => warn!(
-            "{what}; workers go on with them. Only with --outcomes FILE, another run can go on with \
-             the wait"
+            "{what}; workers go on with them. To be able to continue a wait, start it with --outcomes \
+             FILE"
         ),
     }
 }
