@@ -146,7 +146,11 @@ impl DeadLetters {
                 // The fallback if the broker allows no second connection.
                 lent: Some(connection.lend()),
                 on_refusal: OnRefusal::GiveUp,
-                ..PublisherConfig::new(&self.broker, &self.queue, LIMITS)
+                ..PublisherConfig::new(
+                    &self.broker.for_role("replay", self.queue.name()),
+                    &self.queue,
+                    LIMITS,
+                )
             });
             if let Err(error) = publisher.connect() {
                 return Ok(Some(Err(error)));

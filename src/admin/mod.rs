@@ -60,7 +60,7 @@ impl Inspector {
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Inspector {
         Inspector {
-            broker: broker.clone(),
+            broker: broker.for_role("inspect", queue.name()),
             queue: queue.clone(),
             connection: None,
             census: Census::new(queue),

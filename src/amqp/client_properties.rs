@@ -1,5 +1,5 @@
-//! Completes the client properties that amiquip announces in its start-ok: amiquip 0.4.2 has no
-//! setting for them (connection_options.rs:129). Pure but for the writing.
+//! Completes the client properties that amiquip announces in its start-ok, with the connection's name:
+//! amiquip 0.4.2 has no setting for them (connection_options.rs:129). Pure but for the writing.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -10,6 +10,8 @@ use crate::amqp::guard::LARGEST_FRAME;
 /// our properties. All else passes unchanged, and so does a first frame that is not a start-ok.
 #[derive(Debug, Default)]
 pub(crate) struct Opening {
+    /// What RabbitMQ shows as the connection's name.
+    pub(crate) name: String,
     stage: Stage,
     /// How much of the header, or of the completed frame, is written.
     written: usize,
@@ -32,6 +34,10 @@ enum Stage {
 /// The capabilities that we add. With this one, RabbitMQ says in words that it refuses a login
 /// (<https://www.rabbitmq.com/docs/access-control>, "authentication failure notifications").
 const CAPABILITIES: [&[u8]; 1] = [b"authentication_failure_close"];
+
+/// The property that RabbitMQ takes for the connection's name
+/// (<https://www.rabbitmq.com/docs/connections#client-provided-names>).
+const NAME: &[u8] = b"connection_name";
 
 /// "AMQP" and the version.
 const HEADER: usize = 8;
@@ -61,7 +67,7 @@ impl Opening {
                     let length = line.write(&bytes[..bytes.len().min(HEADER - self.written)])?;
                     self.written += length;
                     if self.written == HEADER {
-                        *self = Opening { stage: Stage::Collecting(Vec::new()), written: 0 };
+                        (self.stage, self.written) = (Stage::Collecting(Vec::new()), 0);
                     }
                     return Ok(length);
                 }
@@ -70,7 +76,7 @@ impl Opening {
                     came.extend_from_slice(bytes);
                     let Some(length) = length_of_frame(came) else { return Ok(bytes.len()) };
                     came.truncate(length);
-                    let frame = completed(came).unwrap_or_else(|| came.clone());
+                    let frame = completed(came, &self.name).unwrap_or_else(|| came.clone());
                     self.stage = Stage::Writing { frame, taken: length - before };
                 }
                 Stage::Writing { frame, taken } => {
@@ -105,15 +111,23 @@ fn length_of_frame(came: &[u8]) -> Option<usize> {
 }
 
 /// The start-ok with our properties; `None` if the frame is not one of amiquip's.
-fn completed(frame: &[u8]) -> Option<Vec<u8>> {
+fn completed(frame: &[u8], name: &str) -> Option<Vec<u8>> {
     let frame = frame.strip_prefix(&METHOD_ON_CHANNEL_0)?.strip_suffix(&[FRAME_END])?;
     let (payload, []) = split_sized(frame)? else { return None };
     let (properties, rest) = split_sized(payload.strip_prefix(&START_OK)?)?;
     let mut properties = read_table(properties)?;
     let (_, capabilities) = properties.iter_mut().find(|(name, _)| *name == b"capabilities")?;
     *capabilities = with_capabilities(capabilities)?.into();
+    properties.retain(|(name, _)| ![NAME, b"product", b"version"].contains(name));
+    properties.push((NAME, text(name)));
+    properties.push((b"product", text("rabbit-work")));
+    properties.push((b"version", text(env!("CARGO_PKG_VERSION"))));
     let payload = [&START_OK, &*write_table(&properties), rest].concat();
     Some([&METHOD_ON_CHANNEL_0, &*sized(&payload), &[FRAME_END]].concat())
+}
+
+fn text(text: &str) -> Cow<'static, [u8]> {
+    [b"S", &*sized(text.as_bytes())].concat().into()
 }
 
 fn with_capabilities(value: &[u8]) -> Option<Vec<u8>> {
@@ -174,18 +188,21 @@ mod tests {
 
     const PROTOCOL: &[u8] = b"AMQP\0\0\x09\x01";
 
-    /// The client properties of amiquip 0.4.2, with these capabilities.
-    fn properties(capabilities: &[&[u8]]) -> Vec<u8> {
-        let text = |text: &[u8]| Cow::from([b"S", &*sized(text)].concat());
+    /// The client properties of amiquip 0.4.2, with these capabilities and these last.
+    fn properties(capabilities: &[&[u8]], last: &[(&'static [u8], &str)]) -> Vec<u8> {
         let able = capabilities.iter().map(|name| (*name, Cow::from(&b"t\x01"[..])));
         let able = [b"F", &*write_table(&able.collect())].concat();
-        write_table(&vec![
+        let mut table: Table<'_> = vec![
             (b"capabilities", able.into()),
-            (b"information", text(b"rabbit-work 0.1.0")),
-            (b"platform", text(b"linux / rustc")),
-            (b"product", text(b"amiquip")),
-            (b"version", text(b"0.4.2")),
-        ])
+            (b"information", text("client library: amiquip")),
+            (b"platform", text("linux / rustc")),
+        ];
+        table.extend(last.iter().map(|(name, value)| (*name, text(value))));
+        write_table(&table)
+    }
+
+    fn of_amiquip() -> Vec<u8> {
+        properties(&OF_AMIQUIP, &[(b"product", "amiquip"), (b"version", "0.4.2")])
     }
 
     const OF_AMIQUIP: [&[u8]; 2] = [b"connection.blocked", b"consumer_cancel_notify"];
@@ -204,7 +221,11 @@ mod tests {
 
     fn completed_start_ok() -> Vec<u8> {
         let [first, second] = OF_AMIQUIP;
-        start_ok(&properties(&[first, second, b"authentication_failure_close"]))
+        let able = [first, second, b"authentication_failure_close"];
+        let version = env!("CARGO_PKG_VERSION");
+        let ours: [(&'static [u8], &str); 3] =
+            [(b"connection_name", "a name"), (b"product", "rabbit-work"), (b"version", version)];
+        start_ok(&properties(&able, &ours))
     }
 
     /// Takes at most so many bytes at a time, and then none for once.
@@ -234,7 +255,7 @@ mod tests {
     /// with what follows, and nothing is once all is taken.
     fn written(pieces: &[&[u8]], room: usize) -> Vec<u8> {
         let mut line = Line { room, blocks: false, written: Vec::new() };
-        let mut opening = Opening::default();
+        let mut opening = Opening { name: "a name".into(), ..Opening::default() };
         let mut left = Vec::new();
         for piece in pieces {
             left.extend_from_slice(piece);
@@ -252,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_start_ok_is_completed_whatever_pieces_it_comes_and_is_written_in() {
-        let sent = [PROTOCOL, &start_ok(&properties(&OF_AMIQUIP)), &behind()].concat();
+        let sent = [PROTOCOL, &start_ok(&of_amiquip()), &behind()].concat();
         let wanted = [PROTOCOL, &completed_start_ok(), &behind()].concat();
         for room in ROOMS {
             assert!(written(&[&sent], room) == wanted, "whole, by {room}");
@@ -267,9 +288,9 @@ mod tests {
 
     #[test]
     fn a_start_ok_counts_as_written_when_all_of_it_is() {
-        let start_ok = start_ok(&properties(&OF_AMIQUIP));
+        let start_ok = start_ok(&of_amiquip());
         let mut line = Line { room: 4096, blocks: false, written: Vec::new() };
-        let mut opening = Opening::default();
+        let mut opening = Opening { name: "a name".into(), ..Opening::default() };
         assert_eq!(opening.write(PROTOCOL, &mut line).expect("room"), PROTOCOL.len());
         line.room = start_ok.len();
         line.blocks = false;
@@ -282,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_is_not_recognised_is_left_alone() {
-        let known = properties(&OF_AMIQUIP);
+        let known = of_amiquip();
         let mut without_end = start_ok(&known);
         *without_end.last_mut().expect("a byte") = 0;
         let mut on_channel_1 = start_ok(&known);

@@ -74,7 +74,8 @@ impl Handshake<'_> {
         let mut heard = None;
         let limit = self.limits.handshake;
         let opened = guard.with_timeout(limit, "waiting for the handshake", || {
-            let stream = self.stream(socket)?;
+            let mut stream = self.stream(socket)?;
+            stream.set_name(self.broker.connection_name());
             heard = Some((stream.peer_state(), stream.heartbeat(), stream.outbox()));
             self.open(stream)
         });
@@ -131,7 +132,7 @@ impl Handshake<'_> {
             .heartbeat(self.heartbeat())
             .frame_max(LARGEST_FRAME)
             .connection_timeout(Some(self.limits.handshake.min(UNLIMITED) + CLIENT_LIMIT_SLACK))
-            .information(Some(concat!("rabbit-work ", env!("CARGO_PKG_VERSION")).into()))
+            .information(Some("client library: amiquip".into()))
     }
 
     fn heartbeat(&self) -> u16 {

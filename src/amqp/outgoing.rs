@@ -13,7 +13,7 @@ use crate::amqp::outbox::Outbox;
 /// Follows the frames that the client library writes.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    opening: Opening,
+    pub(crate) opening: Opening,
     pub(crate) outbox: Arc<Outbox>,
     /// How many bytes of the client library's present frame are still to be written.
     rest: usize,

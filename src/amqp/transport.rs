@@ -87,6 +87,11 @@ impl Stream {
         Stream { line, inbound: InboundFilter::new(heartbeat), outgoing: Outgoing::default() }
     }
 
+    /// Sets the name that the connection announces.
+    pub(crate) fn set_name(&mut self, name: String) {
+        self.outgoing.opening.name = name;
+    }
+
     pub(crate) fn peer_state(&self) -> Arc<PeerState> {
         Arc::clone(&self.inbound.peer_state)
     }

@@ -103,7 +103,7 @@ impl Batch {
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Batch {
         Batch {
-            broker: broker.clone(),
+            broker: broker.for_role("batch", queue.name()),
             queue: queue.clone(),
             id: BatchId::random(),
             producer: Producer::new(broker, queue),

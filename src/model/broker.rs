@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::model::address_order::Failures;
+use crate::model::connection_name::ConnectionName;
 use crate::model::error::Error;
 #[cfg(feature = "tls")]
 use crate::model::tls::Tls;
@@ -37,6 +38,7 @@ pub struct Broker {
     failures: Failures,
     limits: Limits,
     heartbeat: Option<Duration>,
+    name: ConnectionName,
     #[cfg(feature = "tls")]
     tls: Tls,
 }
@@ -103,6 +105,7 @@ impl Broker {
             failures: Failures::default(),
             limits: Limits::default(),
             heartbeat: None,
+            name: ConnectionName::default(),
             #[cfg(feature = "tls")]
             tls: Tls::default(),
         })
@@ -113,6 +116,26 @@ impl Broker {
     pub fn in_order(mut self) -> Broker {
         self.order = Order::Given;
         self
+    }
+
+    /// Sets the name that RabbitMQ shows for the connections, such as in `rabbitmqctl
+    /// list_connections client_properties` and in its management page. A connection that a worker opens
+    /// beside its first one has the name with its role, such as `mail republish`. Default: the role,
+    /// the queue, the host and the process, such as `worker task_queue@host #4711`.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Broker {
+        self.name.given = Some(name.into());
+        self
+    }
+
+    /// The same broker for connections of this role.
+    pub(crate) fn for_role(&self, role: &'static str, queue: &str) -> Broker {
+        Broker { name: self.name.of(role, queue), ..self.clone() }
+    }
+
+    /// The name of the next connection.
+    pub(crate) fn connection_name(&self) -> String {
+        self.name.text()
     }
 
     /// Sets how long one address may take to accept a TCP connection. If there

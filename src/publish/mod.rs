@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use log::warn;
 
 use crate::model::broker::Broker;
+use crate::model::connection_name::PRODUCER;
 use crate::model::delays::round_up;
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
@@ -109,7 +110,8 @@ impl Producer {
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Producer {
         let limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
-        let publisher = Publisher::new(PublisherConfig::new(broker, queue, limits));
+        let broker = broker.for_role(PRODUCER, queue.name());
+        let publisher = Publisher::new(PublisherConfig::new(&broker, queue, limits));
         Producer { publisher, queue: queue.clone(), receipts: Vec::new(), ids: Ids::new() }
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod deadline;
+pub(crate) mod host;
 pub(crate) mod log_filter;
 pub(crate) mod panic;
 pub(crate) mod shutdown;

@@ -23,17 +23,18 @@ pub(crate) mod supervisor;
 pub(crate) mod task_budget;
 pub(crate) mod workers;
 
-use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::amqp::channel::Acks;
 use crate::model::broker::Broker;
+use crate::model::connection_name::WORKER;
 use crate::model::error::Error;
 use crate::model::handler::Handler;
 use crate::model::queue::Queue;
 use crate::model::retry::RetryPolicy;
+use crate::util::host::host_name;
 use crate::util::shutdown::{Shutdown, Signal};
 use crate::worker::drain_group::DrainSeat;
 use crate::worker::event::{Event, Observer};
@@ -104,7 +105,7 @@ impl Worker {
     #[must_use]
     pub fn new(broker: &Broker, queue: &Queue) -> Worker {
         Worker {
-            broker: broker.clone(),
+            broker: broker.for_role(WORKER, queue.name()),
             settings: Settings::new(queue, host_name()),
             threads: thread::available_parallelism().map_or(1, usize::from),
             reconnect: Reconnect::Always,
@@ -327,13 +328,4 @@ impl Worker {
         self.rate.as_ref().map_or(Ok(()), |rate| rate.validate())?;
         self.limits().validate()
     }
-}
-
-/// The name of this machine, from its kernel.
-fn host_name() -> String {
-    let name = ["/proc/sys/kernel/hostname", "/etc/hostname"]
-        .iter()
-        .find_map(|path| fs::read_to_string(path).ok());
-    let name = name.unwrap_or_default().trim().to_string();
-    if name.is_empty() { "unknown".into() } else { name }
 }

@@ -112,7 +112,7 @@ impl Republisher {
             delays: run.settings.policy.series(),
             on_refusal: OnRefusal::GiveUp,
             has_connected: true,
-            ..PublisherConfig::new(&run.broker, queue, LIMITS)
+            ..PublisherConfig::new(&run.broker.for_role("republish", queue.name()), queue, LIMITS)
         });
         let mut republisher = RepublisherThread {
             tally: run.journal.tally(),

@@ -7,6 +7,7 @@ mod child;
 mod cluster;
 mod command;
 mod connecting;
+mod connection_names;
 mod dead_letters;
 mod defer;
 mod faults;

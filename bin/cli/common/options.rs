@@ -3,7 +3,8 @@
 #[cfg(feature = "tls")]
 use std::fs;
 #[cfg(feature = "tls")]
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use log::warn;
@@ -12,8 +13,10 @@ use rabbit_work::Tls;
 use rabbit_work::{Argument, Broker, Queue, QueueType};
 
 use crate::cli::common::error::CommandError;
+use crate::cli::common::url_file;
 
 pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
+pub(crate) const URL_FILE_VARIABLE: &str = "AMQP_URL_FILE";
 
 /// The tutorial's queue: only here a command guesses what an empty command line means.
 pub(crate) const TUTORIAL_QUEUE: &str = "task_queue";
@@ -37,6 +40,22 @@ pub(crate) struct BrokerArgs {
         default_value = "amqp://guest:guest@localhost:5672"
     )]
     url: Vec<String>,
+
+    /// Read the broker's URLs from FILE, one on each line, so that no other user sees the password
+    #[arg(
+        long,
+        global = true,
+        help_heading = BROKER,
+        value_name = "FILE",
+        env = URL_FILE_VARIABLE,
+        hide_env_values = true,
+        conflicts_with = "url"
+    )]
+    url_file: Option<PathBuf>,
+
+    /// The name that RabbitMQ shows for the connections; default: what each is for, and where
+    #[arg(long, global = true, help_heading = BROKER, value_name = "TEXT")]
+    name: Option<String>,
 
     /// The order in which to try several addresses; one that fails moves to the end
     #[arg(
@@ -149,20 +168,28 @@ enum TypeArg {
 
 impl BrokerArgs {
     pub(crate) fn broker(&self) -> Result<Broker, CommandError> {
-        let mut broker = Broker::new(&self.url)?;
+        let urls = self.urls()?;
+        let mut broker = Broker::new(&urls)?;
+        if let Some(name) = &self.name {
+            broker = broker.name(name);
+        }
         if matches!(self.url_order, UrlOrder::Given) {
             broker = broker.in_order();
         }
         #[cfg(feature = "tls")]
-        let broker = broker.tls(self.tls()?);
+        let broker = broker.tls(self.tls(&urls)?);
         Ok(broker)
     }
 
+    fn urls(&self) -> Result<Vec<String>, CommandError> {
+        self.url_file.as_deref().map_or_else(|| Ok(self.url.clone()), url_file::read)
+    }
+
     #[cfg(feature = "tls")]
-    fn tls(&self) -> Result<Tls, CommandError> {
+    fn tls(&self, urls: &[String]) -> Result<Tls, CommandError> {
         let options = [("--ca", &self.ca), ("--cert", &self.cert)];
         let given = options.into_iter().find(|(_, file)| file.is_some());
-        if let Some((option, _)) = given.filter(|_| !self.has_encrypted_address()) {
+        if let Some((option, _)) = given.filter(|_| !has_encrypted_address(urls)) {
             let reason = "no address begins with amqps://, so nothing would be encrypted; use an \
                           amqps:// address";
             return Err(CommandError::usage(option, reason));
@@ -176,12 +203,12 @@ impl BrokerArgs {
         }
         Ok(tls)
     }
+}
 
-    #[cfg(feature = "tls")]
-    fn has_encrypted_address(&self) -> bool {
-        let mut addresses = self.url.iter().flat_map(|url| url.split(','));
-        addresses.any(|it| it.trim_start().to_ascii_lowercase().starts_with("amqps:"))
-    }
+#[cfg(feature = "tls")]
+fn has_encrypted_address(urls: &[String]) -> bool {
+    let mut addresses = urls.iter().flat_map(|url| url.split(','));
+    addresses.any(|it| it.trim_start().to_ascii_lowercase().starts_with("amqps:"))
 }
 
 impl QueueArgs {
