@@ -10,15 +10,21 @@ use clap::{Arg, Parser};
 
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
-use crate::cli::common::options::URL_VARIABLE;
+use crate::cli::common::options::{URL_FILE_VARIABLE, URL_VARIABLE};
+use crate::cli::common::url_file;
 
 /// The parsed command line; ends the process on an error, or after --help and --version. An error
 /// that repeats a URL shows it without its login.
 #[allow(clippy::exit)]
 pub(crate) fn parse<T: Parser>() -> T {
     let mut command = T::command();
-    if env::var_os(URL_VARIABLE).is_some_and(|url| url.is_empty()) {
-        // An empty variable counts as not set: files of variables cannot unset one.
+    // An empty variable counts as not set: files of variables cannot unset one.
+    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    if !is_set(URL_FILE_VARIABLE) || has_option("--url") {
+        command = command.mut_arg("url_file", |file| file.env(None));
+    }
+    // A file is closer to the user's mind than a variable for all programs.
+    if !is_set(URL_VARIABLE) || is_set(URL_FILE_VARIABLE) || has_option(url_file::OPTION) {
         command = command.mut_arg("url", |url| url.env(None));
     }
     let runs_a_command = command.get_positionals().any(Arg::is_last_set);
@@ -56,6 +62,15 @@ fn without_logins(text: &str) -> String {
         }
     }
     shown
+}
+
+/// Whether the command line has this option, before a `--`.
+fn has_option(option: &str) -> bool {
+    let words = env::args_os().take_while(|word| word != "--");
+    words.into_iter().any(|word| {
+        let rest = word.to_str().and_then(|word| word.strip_prefix(option)).map(str::as_bytes);
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'=')))
+    })
 }
 
 /// Whether the command line has a `--`, even if nothing follows: `-- $JOB` with an empty JOB.

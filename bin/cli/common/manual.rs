@@ -25,6 +25,8 @@ Delivery limit:
 Environment:
   AMQP_URL        the broker's URL if --url is missing; an empty value is
                   ignored. Default: amqp://guest:guest@localhost:5672
+  AMQP_URL_FILE   a file with the broker's URLs, as --url-file; AMQP_URL is then
+                  ignored
   RUST_LOG        what is logged on standard error: off, error, warn, info (the
                   default), debug or trace. The error that ends the command is
                   always printed

@@ -11,3 +11,4 @@ pub(crate) mod progress;
 pub(crate) mod signals;
 pub(crate) mod stdio;
 pub(crate) mod text;
+pub(crate) mod url_file;
