@@ -96,6 +96,12 @@ pub(crate) fn filled_in(argument: &OsStr, body: &[u8]) -> Result<OsString, Failu
     Ok(OsString::from_vec(filled))
 }
 
+/// The variables and the headers that say which trace a task is part of
+/// (<https://opentelemetry.io/docs/specs/otel/context/env-carriers/>,
+/// <https://www.w3.org/TR/trace-context/>).
+const TRACE_CONTEXT: [(&str, &str); 3] =
+    [("TRACEPARENT", "traceparent"), ("TRACESTATE", "tracestate"), ("BAGGAGE", "baggage")];
+
 /// The environment variables that describe the task. A value with a NUL is left out: the
 /// environment cannot hold it.
 pub(crate) fn variables(delivery: &Delivery) -> Vec<(String, String)> {
@@ -123,7 +129,17 @@ pub(crate) fn variables(delivery: &Delivery) -> Vec<(String, String)> {
     let named = named.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?)));
     let sent = task.headers_as_text().filter(|(name, _)| !is_internal_header(name));
     let headers = sent.map(|(name, value)| (header_variable(name), value));
-    named.chain(headers).filter(|(_, value)| !value.contains('\0')).collect()
+    let trace = TRACE_CONTEXT.iter().filter_map(|(variable, header)| {
+        let (_, value) = task.headers_as_text().find(|(name, _)| name == header)?;
+        Some((variable.to_string(), value))
+    });
+    named.chain(headers).chain(trace).filter(|(_, value)| !value.contains('\0')).collect()
+}
+
+/// Whether a program does not inherit this variable of ours: it would describe another task.
+pub(crate) fn describes_a_task(variable: &OsStr) -> bool {
+    variable.as_bytes().starts_with(b"TASK_")
+        || TRACE_CONTEXT.iter().any(|(name, _)| variable == *name)
 }
 
 fn header_variable(name: &str) -> String {
@@ -211,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_set_variables_with_their_prefix_only() {
+    fn headers_set_variables_with_their_prefix_and_those_of_a_trace() {
         let task = Task::new("")
             .with_id("i")
             .with_type("resize")
@@ -219,7 +235,8 @@ mod tests {
             .with_header("LD_PRELOAD", "evil.so")
             .with_header("a-b é=c", "1")
             .with_header("nul", "a\0b")
-            .with_header("", "empty");
+            .with_header("", "empty")
+            .with_header("traceparent", "00-a-b-01");
         let found = variables(&test_delivery(task));
         let value = |name: &str| {
             found.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
@@ -236,6 +253,8 @@ mod tests {
         assert_eq!(value("TASK_HEADER_NUL"), None);
         assert_eq!(value("TASK_HEADER_"), Some("empty"));
         assert_eq!(value("TASK_PRIORITY"), None);
-        assert!(found.iter().all(|(name, _)| name.starts_with("TASK_")));
+        assert_eq!(value("TRACEPARENT"), Some("00-a-b-01"));
+        assert_eq!(value("BAGGAGE"), None);
+        assert!(found.iter().all(|(name, _)| describes_a_task(OsStr::new(name))));
     }
 }

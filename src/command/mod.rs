@@ -14,7 +14,6 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -29,7 +28,8 @@ use crate::command::cancel::{CancelPipes, KILL_AFTER};
 use crate::command::defer_file::{DeferFile, DeferFolder};
 use crate::command::kept::{Kept, OutputFiles};
 use crate::command::launch::{
-    filled_in, find, input, is_being_written, is_not_executable, not_started, variables,
+    describes_a_task, filled_in, find, input, is_being_written, is_not_executable, not_started,
+    variables,
 };
 use crate::command::output::{BackgroundPipes, OutputMode, OutputStream, Sink};
 use crate::command::process::{Ended, Process, StopCause};
@@ -63,12 +63,13 @@ use crate::util::text::printable;
 /// up to 64 KiB, to this program's own, and the last 4 KiB of it become part of a failure's
 /// reason.
 ///
-/// The environment is this program's own without its `TASK_` variables, and with `TASK_ID`,
+/// The environment is this program's own without its `TASK_` variables and its trace, and with `TASK_ID`,
 /// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_DEFERRALS`, `TASK_REDELIVERED` (0 or 1),
 /// `TASK_CONTENT_TYPE`, `TASK_CONTENT_ENCODING`, `TASK_TYPE`, `TASK_PRIORITY`, `TASK_ENQUEUED_AT`
 /// (Unix seconds), `TASK_CORRELATION_ID`, `TASK_REPLY_TO`, `TASK_WORKER` (the number of the worker thread) and
 /// a `TASK_HEADER_<NAME>` for each header, its name in upper case with `_` for whatever is
-/// neither a letter nor a digit. What a task does not have is not set.
+/// neither a letter nor a digit. The headers `traceparent`, `tracestate` and `baggage` set
+/// `TRACEPARENT`, `TRACESTATE` and `BAGGAGE`. What a task does not have is not set.
 ///
 /// `TASK_DEFER_FILE` names a file that does not exist yet. Before it exits with 75, the program may
 /// write there how long the task is to wait: `120` for seconds, or `2m`. Anything else is ignored,
@@ -141,7 +142,7 @@ impl Command {
         let name = program.into();
         let path = find(&name)?;
         let variables = env::vars_os().map(|(name, _)| name);
-        let not_inherited = variables.filter(|name| name.as_bytes().starts_with(b"TASK_"));
+        let not_inherited = variables.filter(|name| describes_a_task(name));
         Ok(Command {
             path,
             name,

@@ -8,6 +8,7 @@ mod publishing;
 mod report;
 mod source;
 mod summary;
+mod trace;
 mod wait;
 
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::manual::sections;
 use crate::cli::common::options::{BrokerArgs, QueueArgs};
+use crate::cli::producer::trace::with_trace;
 use crate::cli::producer::wait::args::WaitArgs;
 
 /// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
@@ -153,7 +154,7 @@ impl TaskArgs {
         for (name, value) in &self.header {
             task = task.with_header(name, value);
         }
-        self.with_properties(task)
+        with_trace(self.with_properties(task))
     }
 
     fn with_id(&self, task: Task) -> Task {

@@ -89,6 +89,21 @@ fn no_body_and_no_header_can_say_what_is_run() {
 }
 
 #[test]
+fn a_command_is_part_of_the_trace_of_its_producer_and_not_of_its_worker() {
+    let bench = Bench::new("trace");
+    let ours = bench.producer(&["--header", "baggage=a=1", "ours"]);
+    let ours = ours.env("TRACEPARENT", "00-of-the-producer").env("BAGGAGE", "b=2");
+    ours.run(SOON).assert_code(0);
+    bench.producer(&["nobody's"]).run(SOON).assert_code(0);
+
+    let print = "echo $TRACEPARENT ${TRACESTATE-none} ${BAGGAGE-none}";
+    let worker = bench.worker(&["--drain", "--threads", "1"], &["sh", "-c", print]);
+    let output = worker.env("TRACEPARENT", "00-of-the-worker").env("BAGGAGE", "c=3").run(SOON);
+
+    assert_eq!(output.success(), "00-of-the-producer none a=1\nnone none\n");
+}
+
+#[test]
 fn what_becomes_of_a_task_is_in_no_variable() {
     let bench = Bench::new("bookkeeping");
     bench.producer(&["--header", "k=v", "--delay", "100ms", "x"]).run(SOON).assert_code(0);
