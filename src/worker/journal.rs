@@ -169,7 +169,10 @@ impl Journal {
     /// The handler failed, and with automatic acks the broker has forgotten the task.
     pub(crate) fn lost(&self, delivery: &Delivery, failure: &Failure, elapsed: Duration) {
         let (thread, task) = (delivery.thread, delivery.task.name());
-        warn!("thread {thread}: task {task} failed, and is lost (auto-ack): {failure}");
+        warn!(
+            queue = delivery.queue(), task = id_of(delivery), thread, reason:% = failure;
+            "thread {thread}: task {task} failed, and is lost (auto-ack): {failure}"
+        );
         self.tally.lost();
         self.observer.notify(|| self.failure_event(EventKind::Failed, delivery, failure, elapsed));
     }
@@ -188,7 +191,10 @@ impl Journal {
         self.tally.orphaned();
         self.observer.notify(|| self.event(EventKind::Orphaned, delivery, elapsed));
         let (thread, task) = (delivery.thread, delivery.task.name());
-        warn!("thread {thread}: task {task} ended after its channel was lost, and may run twice");
+        warn!(
+            queue = delivery.queue(), task = id_of(delivery), thread;
+            "thread {thread}: task {task} ended after its channel was lost, and may run twice"
+        );
     }
 
     /// The channel was lost while a failed task was being published.
@@ -252,6 +258,11 @@ impl RedeliveryLog {
     }
 }
 
+/// For a field of the log.
+fn id_of(delivery: &Delivery) -> &str {
+    delivery.task.id().unwrap_or_default()
+}
+
 fn name_of_event(event: &Event) -> String {
     name_of(Some(event.task.as_str()).filter(|id| !id.is_empty()))
 }
@@ -259,7 +270,10 @@ fn name_of_event(event: &Event) -> String {
 fn log_failure(delivery: &Delivery, what: &str, failure: &Failure) {
     let (thread, task) = (delivery.thread, delivery.task.name());
     let (attempt, most) = (delivery.attempt, delivery.max_attempts);
-    warn!("thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}");
+    warn!(
+        queue = delivery.queue(), task = id_of(delivery), thread, attempt, reason:% = failure;
+        "thread {thread}: task {task}, attempt {attempt} of {most}, {what}: {failure}"
+    );
 }
 
 /// A deferral is no failure, and may be as frequent as tasks are.
@@ -267,6 +281,7 @@ fn log_deferral(delivery: &Delivery, delay: Duration, failure: &Failure) {
     let (thread, task) = (delivery.thread, delivery.task.name());
     let deferral = delivery.deferrals.saturating_add(1);
     info!(
+        queue = delivery.queue(), task = id_of(delivery), thread, reason:% = failure;
         "thread {thread}: task {task} is deferred for {delay:?} (deferral {deferral}): {failure}"
     );
 }

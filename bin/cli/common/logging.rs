@@ -5,14 +5,24 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anstream::AutoStream;
+use clap::ValueEnum;
+use env_logger::fmt::Formatter;
+use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rabbit_work::{OutputStream, log_filter};
 
 use crate::cli::common::stdio::write_all;
 
+/// How a record of the log is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
 /// Logs as RUST_LOG says, default `info`. An error that a command logs explains its exit status: if
 /// RUST_LOG excludes it, it is written as a plain line.
-pub(crate) fn init_logging() {
+pub(crate) fn init_logging(format: LogFormat) {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Info).parse_default_env();
     builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
@@ -20,15 +30,48 @@ pub(crate) fn init_logging() {
     if !matches!(env::var("RUST_LOG_STYLE").as_deref(), Ok("always" | "never")) {
         builder.write_style(AutoStream::choice(&io::stderr()).into());
     }
-    builder.format(|out, record| {
-        let style = out.default_level_style(record.level());
-        let time = out.timestamp_millis();
-        writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
+    builder.format(match format {
+        LogFormat::Text => write_text,
+        LogFormat::Json => write_json,
     });
     let logger = Logger(builder.build());
     log::set_max_level(logger.0.filter().max(LevelFilter::Error));
     // No other logger was set.
     let _ = log::set_boxed_logger(Box::new(log_filter(logger)));
+}
+
+fn write_text(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let style = out.default_level_style(record.level());
+    let time = out.timestamp_millis();
+    writeln!(out, "{time} {style}{:<5}{style:#} {}", record.level(), record.args())
+}
+
+/// One object on a line, with the record's own fields after the common ones.
+fn write_json(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let mut fields = Fields(serde_json::Map::new());
+    fields.add("time", out.timestamp_millis().to_string());
+    fields.add("level", record.level().as_str().to_lowercase());
+    fields.add("message", record.args().to_string());
+    record.key_values().visit(&mut fields).map_err(io::Error::other)?;
+    writeln!(out, "{}", serde_json::Value::Object(fields.0))
+}
+
+struct Fields(serde_json::Map<String, serde_json::Value>);
+
+impl Fields {
+    fn add(&mut self, name: &str, value: impl Into<serde_json::Value>) {
+        self.0.insert(name.into(), value.into());
+    }
+}
+
+impl<'a> VisitSource<'a> for Fields {
+    fn visit_pair(&mut self, key: Key<'a>, value: Value<'a>) -> Result<(), Error> {
+        match value.to_u64() {
+            Some(number) => self.add(key.as_str(), number),
+            None => self.add(key.as_str(), value.to_string()),
+        }
+        Ok(())
+    }
 }
 
 /// A command that shares our standard error can make it non-blocking: this waits for room then, or

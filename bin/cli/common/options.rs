@@ -13,6 +13,7 @@ use rabbit_work::Tls;
 use rabbit_work::{Argument, Broker, Queue, QueueType};
 
 use crate::cli::common::error::CommandError;
+use crate::cli::common::logging::LogFormat;
 use crate::cli::common::url_file;
 
 pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
@@ -67,6 +68,17 @@ pub(crate) struct BrokerArgs {
         default_value = "shuffled"
     )]
     url_order: UrlOrder,
+
+    /// How a line of the log is written: text, or a JSON object with time, level and message
+    #[arg(
+        long,
+        global = true,
+        help_heading = BROKER,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
 
     /// Trust the certificates of these authorities (PEM) for amqps:// addresses
     #[cfg(feature = "tls")]

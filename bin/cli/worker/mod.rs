@@ -40,7 +40,7 @@ use crate::cli::worker::records::Records;
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
-    init_logging();
+    init_logging(options.broker.log_format);
     if !options.command.is_empty() {
         if let Some(status) = status_as_first_process() {
             return status.into();

@@ -98,3 +98,29 @@ fn events_that_cannot_be_written_are_told_once() {
     let stderr = output.stderr();
     assert_eq!(stderr.matches("--events cannot be written").count(), 1, "{stderr}");
 }
+
+#[test]
+fn a_log_in_json_has_the_task_and_the_reason_in_fields_of_their_own() {
+    let bench = Bench::new("json-log");
+    let json = ["--log-format", "json"];
+    bench.producer(&json).args(&["--id", "one", "x"]).run(SOON).assert_code(0);
+    let once = ["--drain", "--threads", "1", "--max-attempts", "1"];
+    let worker =
+        bench.worker(&[&json[..], &once].concat(), &["sh", "-c", "echo \"no\" >&2; exit 3"]);
+
+    let said = worker.run(SOON).stderr();
+
+    let records = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let records: Vec<Value> = records.collect();
+    let of_task: Vec<&Value> = records.iter().filter(|it| it["task"] == "one").collect();
+    let [failed] = of_task[..] else { panic!("one record of the task: {said}") };
+    assert_eq!(
+        (&failed["level"], &failed["queue"]),
+        (&"warn".into(), &bench.queue.as_str().into())
+    );
+    assert_eq!((&failed["thread"], &failed["attempt"]), (&1.into(), &1.into()));
+    assert!(failed["reason"].as_str().is_some_and(|it| it.contains("exit status 3")), "{failed}");
+    assert!(failed["message"].as_str().is_some_and(|it| it.contains("task one")), "{failed}");
+    assert!(records.iter().all(|it| it["time"].is_string()), "{said}");
+    assert_eq!(said.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>(), ["no"]);
+}
