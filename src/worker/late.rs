@@ -3,13 +3,19 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::model::task::Task;
 
 /// The late tasks of one worker's run.
 #[derive(Debug, Default)]
-pub(crate) struct LateTasks(Mutex<Tasks>);
+pub(crate) struct LateTasks {
+    tasks: Mutex<Tasks>,
+    /// Whether any task of the run was late. If not, nearly every delivery is checked without the
+    /// lock, which the threads that run the tasks take.
+    any_late: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Tasks {
@@ -81,13 +87,14 @@ impl LateTasks {
         let mut tasks = self.lock();
         if let Some(mark) = tasks.running.get(&thread).copied() {
             tasks.late.insert(mark, LateAttempt::Uncounted);
+            self.any_late.store(true, Ordering::Release);
         }
     }
 
     /// Says what to do with a delivery that must not run; `None` for one that may. Each late attempt
     /// counts once.
     pub(crate) fn check(&self, task: &Task, redelivered: bool) -> Option<Repeat> {
-        if !redelivered && self.lock().late.is_empty() {
+        if !redelivered && !self.any_late.load(Ordering::Acquire) {
             return None;
         }
         let mark = Mark::of(task)?;
@@ -114,7 +121,7 @@ impl LateTasks {
     }
 
     fn lock(&self) -> MutexGuard<'_, Tasks> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

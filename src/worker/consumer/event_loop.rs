@@ -64,6 +64,9 @@ impl From<CloseReason> for Exit {
 /// longer for that than for a short task.
 const BATCH_WAIT: Duration = Duration::from_millis(1);
 
+/// How many deliveries are taken before other events have their turn.
+const MOST_AT_ONCE: usize = 64;
+
 impl<'c> ConsumerLoop<'c> {
     pub(super) fn new(
         context: &'c ConsumerContext,
@@ -180,9 +183,20 @@ impl<'c> ConsumerLoop<'c> {
             // The broker may have stopped reading since the wait began.
             ConsumerEvent::Stalled if self.context.is_blocked() => Ok(()),
             ConsumerEvent::Stalled => Err(Exit::Resubscribe),
-            ConsumerEvent::Message(incoming) => self.take(incoming),
+            ConsumerEvent::Message(incoming) => self.take_arrived(incoming, subscription),
             ConsumerEvent::Disconnected => Err(CloseReason::Disconnected.into()),
         }
+    }
+
+    /// Takes a delivery, and some of those that came with it: to wait for events before each of them
+    /// takes longer than a short task.
+    fn take_arrived(
+        &mut self,
+        first: Incoming,
+        subscription: &Subscription<'_>,
+    ) -> Result<(), Exit> {
+        self.take(first)?;
+        subscription.inbox().try_iter().take(MOST_AT_ONCE).try_for_each(|it| self.take(it.into()))
     }
 
     fn take(&mut self, incoming: Incoming) -> Result<(), Exit> {
