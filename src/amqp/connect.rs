@@ -28,6 +28,8 @@ use crate::util::shutdown::{Closer, Signal, closer, is_closed};
 #[derive(Debug)]
 pub(crate) struct ConnectAttempt {
     opened: Receiver<Result<Connection, Error>>,
+    /// Closes when the result is there.
+    ended: Signal,
     progress: Arc<Mutex<Progress>>,
     /// Dropped with this: nobody waits for the result any more.
     _wanted: Closer,
@@ -67,6 +69,7 @@ impl ConnectAttempt {
     pub(crate) fn start(broker: &Broker, budget: Duration) -> Result<ConnectAttempt, Error> {
         let (result, opened) = bounded(1);
         let (wanted, cancelled) = closer();
+        let (end, ended) = closer();
         let progress = Arc::new(Mutex::new(Progress::default()));
         let address_loop = AddressLoop {
             broker: broker.clone(),
@@ -80,9 +83,10 @@ impl ConnectAttempt {
             .spawn(move || {
                 let opened = caught(|| address_loop.run());
                 let _ = result.send(opened.unwrap_or_else(|panicked| Err(panic_error(panicked))));
+                end.close();
             })
             .map_err(|source| Error::NoThread { source })?;
-        Ok(ConnectAttempt { opened, progress, _wanted: wanted })
+        Ok(ConnectAttempt { opened, ended, progress, _wanted: wanted })
     }
 
     /// Waits for the result. `None` when `interrupt` closed or `deadline` passed first; the attempt
@@ -101,6 +105,11 @@ impl ConnectAttempt {
             },
             recv(late) -> _ => Ok(None),
         }
+    }
+
+    /// Closes when it has a result, for which [`wait`](ConnectAttempt::wait) then need not wait.
+    pub(crate) fn ended(&self) -> &Signal {
+        &self.ended
     }
 
     /// Why each address that has been tried so far failed.

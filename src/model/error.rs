@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use crate::model::outcome::Outcome;
+use crate::model::task::Task;
 
 /// Why a call of this crate failed. A handler's failure is a [`Failure`](crate::Failure), not
 /// an `Error`; a task that was not confirmed is an [`Outcome`](crate::Outcome).
@@ -109,6 +110,9 @@ pub enum Error {
     NotConfirmed {
         /// What became of it.
         outcome: Outcome,
+        /// The task, with the id it was published under. Published again under the same id, it can be
+        /// recognised if it is on the queue twice.
+        task: Box<Task>,
     },
     /// The broker takes no publishes at present. It takes them again when it has memory and disk.
     #[non_exhaustive]
@@ -131,7 +135,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::NotConfirmed { outcome } => outcome.is_transient(),
+            Error::NotConfirmed { outcome, .. } => outcome.is_transient(),
             Error::Unreachable { .. }
             | Error::SessionLost { .. }
             | Error::Unanswered { .. }
@@ -218,7 +222,9 @@ impl fmt::Display for Error {
                  queue before you repeat it"
             ),
             Error::Poisoned { queue } => write!(f, "queue '{queue}' {UNPARSABLE}"),
-            Error::NotConfirmed { outcome } => write!(f, "the task was not confirmed: {outcome}"),
+            Error::NotConfirmed { outcome, .. } => {
+                write!(f, "the task was not confirmed: {outcome}")
+            }
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),
             Error::Stopped => write!(f, "stopped, and not connected to a broker"),
             Error::NoThread { .. } => write!(f, "the system gave no further thread"),

@@ -1,6 +1,6 @@
 //! The publishes of one channel that wait for their confirm: how many, how large, how old. Pure.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::amqp::channel::{Reach, Returned};
 use crate::model::queue::Queue;
@@ -17,7 +17,12 @@ pub(crate) struct InFlight<T> {
     is_abandoned: bool,
     /// Whether a task may follow others that have more time left.
     out_of_order: bool,
+    /// The latest deadline, as long as all are in order.
+    latest: Option<Instant>,
 }
+
+/// By how much deadlines may differ that count as the same: several threads take them at a time.
+const SAME_TIME: Duration = Duration::from_millis(10);
 
 /// The most bytes in flight, unless it is a single task: below the mark of 16 MiB at which the
 /// client library stops reading our channel (amiquip 0.4.2 connection.rs:96).
@@ -31,6 +36,7 @@ impl<T> InFlight<T> {
             bytes: 0,
             is_abandoned: false,
             out_of_order: false,
+            latest: None,
         }
     }
 
@@ -54,8 +60,11 @@ impl<T> InFlight<T> {
 
     /// Adds the next publish on the channel.
     pub(crate) fn add(&mut self, pending: Pending<T>) {
-        let is_again = pending.refusals > 0;
-        self.out_of_order = is_again || (self.out_of_order && !self.is_empty());
+        if self.is_empty() {
+            (self.out_of_order, self.latest) = (false, None);
+        }
+        self.out_of_order |= self.latest.is_some_and(|it| pending.deadline + SAME_TIME < it);
+        self.latest = self.latest.max(Some(pending.deadline));
         self.bytes += pending.task.size_on_the_wire();
         self.confirms.publish(pending);
     }
@@ -134,8 +143,6 @@ impl<T> InFlight<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::model::queue::Target;
     use crate::model::task::Task;
@@ -174,12 +181,12 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_deadline_is_that_of_a_task_published_again_after_younger_ones() {
+    fn the_oldest_deadline_is_that_of_a_task_published_after_younger_ones() {
         let mut in_flight = InFlight::new();
         in_flight.add(pending(20));
-        let again = Pending { refusals: 1, ..pending(10) };
-        let deadline = again.deadline;
-        in_flight.add(again);
+        let older = pending(10);
+        let deadline = older.deadline;
+        in_flight.add(older);
         assert_eq!(in_flight.oldest_deadline(), Some(deadline));
     }
 }

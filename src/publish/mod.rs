@@ -13,6 +13,7 @@ pub(crate) mod publisher;
 mod reconnect;
 pub(crate) mod refusal;
 mod returns;
+pub(crate) mod shared;
 
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +29,8 @@ use crate::model::task::{Ids, Task};
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::pending::{Resolved, unsent};
 use crate::publish::publisher::{Publisher, Until};
+use crate::publish::shared::SharedProducer;
+use crate::publish::shared::pending::Resolver;
 use crate::util::shutdown::Shutdown;
 
 /// Puts tasks on one queue, each mandatory and confirmed by the broker.
@@ -91,15 +94,25 @@ impl Receipt {
     pub fn new(task: Task, outcome: Outcome) -> Receipt {
         Receipt { task, outcome }
     }
+
+    /// What a call that publishes one task returns.
+    pub(crate) fn into_result(self) -> Result<String, Error> {
+        match self.outcome {
+            Outcome::Confirmed => Ok(self.task.id().unwrap_or_default().to_string()),
+            outcome => Err(Error::NotConfirmed { outcome, task: Box::new(self.task) }),
+        }
+    }
 }
 
 /// The call that took a task. It says how the caller learns the outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Ticket {
     /// [`Producer::publish`], which has one task in flight at most.
     Publish,
     /// [`Producer::send`], whose tasks each have a receipt.
     Send,
+    /// [`SharedProducer::submit`], whose tasks each have a [`Pending`](shared::pending::Pending).
+    Submit(Resolver),
 }
 
 impl Producer {
@@ -159,8 +172,8 @@ impl Producer {
     /// Publishes one task and waits until the broker has confirmed it. Returns its id.
     ///
     /// # Errors
-    /// Those of [`connect`](Producer::connect). [`Error::NotConfirmed`] when the broker refused or
-    /// returned the task or did not answer in time. [`Error::InvalidSetting`] for a task that
+    /// Those of [`connect`](Producer::connect). [`Error::NotConfirmed`] with the task and its id, when
+    /// the broker refused or returned the task or did not answer in time. [`Error::InvalidSetting`] for a task that
     /// AMQP cannot carry.
     ///
     /// # Blocking
@@ -168,21 +181,12 @@ impl Producer {
     /// of earlier [`send`](Producer::send)s as well, and keeps their receipts for the next
     /// [`flush`](Producer::flush).
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
-        self.validate(&task)?;
+        validate(&self.queue, &task)?;
         self.connect()?;
         let stamped = task.stamped(SystemTime::now(), &mut self.ids);
         self.accept(stamped, Ticket::Publish);
         self.publisher.pump(Until::Resolved);
-        match self.collect() {
-            Some(Receipt { task, outcome: Outcome::Confirmed }) => {
-                Ok(task.id().unwrap_or_default().to_string())
-            }
-            Some(Receipt { outcome, .. }) => Err(Error::NotConfirmed { outcome }),
-            None => {
-                let reason = "its receipt is missing".to_string();
-                Err(Error::NotConfirmed { outcome: Outcome::Unconfirmed { reason } })
-            }
-        }
+        self.collect().expect("each task is resolved").into_result()
     }
 
     /// Publishes a task without waiting for its confirm. Returns the receipts that have come in, of
@@ -195,7 +199,7 @@ impl Producer {
     /// more if the broker then is slow to answer.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
-        match self.validate(&task) {
+        match validate(&self.queue, &task) {
             Ok(()) if self.publisher.is_stopped() => {
                 let outcome = unsent(Error::Stopped.to_string());
                 self.publisher.refuse(task, outcome, Ticket::Send);
@@ -225,6 +229,16 @@ impl Producer {
         self.take_receipts()
     }
 
+    /// Makes it a producer for many threads, with the same settings and the same connection. The
+    /// receipts of tasks that were sent are lost: call [`flush`](Producer::flush) first.
+    ///
+    /// If the system gives no thread, each task is [`Outcome::Unsent`].
+    #[must_use]
+    pub fn shared(mut self) -> SharedProducer {
+        let ids = std::mem::replace(&mut self.ids, Ids::new());
+        SharedProducer::new(self.publisher.take(), self.queue.clone(), ids)
+    }
+
     /// Waits as [`flush`](Producer::flush), returns the same, and closes the connection.
     ///
     /// # Blocking
@@ -236,19 +250,8 @@ impl Producer {
         receipts
     }
 
-    fn validate(&self, task: &Task) -> Result<(), Error> {
-        task.validate()?;
-        match task.delay() {
-            Some(_) => self.queue.validate_for_delays(),
-            None => Ok(()),
-        }
-    }
-
     fn accept(&mut self, task: Task, ticket: Ticket) {
-        let target = match task.delay() {
-            Some(delay) => Target::Delay(round_up(delay)),
-            None => Target::Main,
-        };
+        let target = target_of(&task);
         self.publisher.accept(task, target, ticket);
     }
 
@@ -261,7 +264,7 @@ impl Producer {
             let receipt = Receipt { task, outcome };
             match ticket {
                 Ticket::Publish => published = Some(receipt),
-                Ticket::Send => self.receipts.push(receipt),
+                Ticket::Send | Ticket::Submit(_) => self.receipts.push(receipt),
             }
         }
         published
@@ -292,6 +295,22 @@ impl Drop for Producer {
             );
         }
         self.publisher.close();
+    }
+}
+
+/// Whether AMQP can carry a task, and this queue its delay.
+fn validate(queue: &Queue, task: &Task) -> Result<(), Error> {
+    task.validate()?;
+    match task.delay() {
+        Some(_) => queue.validate_for_delays(),
+        None => Ok(()),
+    }
+}
+
+fn target_of(task: &Task) -> Target {
+    match task.delay() {
+        Some(delay) => Target::Delay(round_up(delay)),
+        None => Target::Main,
     }
 }
 

@@ -2,9 +2,11 @@
 
 use crate::model::error::Error;
 use crate::model::task::Task;
+use crate::publish::shared::SharedProducer;
+use crate::publish::shared::pending::Pending;
 use crate::publish::{Producer, Receipt};
 
-/// Publishes tasks: a [`Producer`], or in tests a [`Recorder`](crate::testing::Recorder).
+/// Publishes tasks: a [`Producer`], a [`SharedProducer`], or in tests a [`Recorder`](crate::testing::Recorder).
 ///
 /// ```
 /// use rabbit_work::testing::Recorder;
@@ -51,5 +53,16 @@ impl Publish for Producer {
         }
         receipts.extend(self.flush());
         receipts
+    }
+}
+
+impl Publish for SharedProducer {
+    fn publish(&mut self, task: Task) -> Result<String, Error> {
+        SharedProducer::publish(self, task)
+    }
+
+    fn publish_all(&mut self, tasks: Vec<Task>) -> Vec<Receipt> {
+        let pending: Vec<Pending> = tasks.into_iter().map(|task| self.submit(task)).collect();
+        pending.into_iter().map(Pending::wait_for_outcome).collect()
     }
 }

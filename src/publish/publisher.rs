@@ -2,6 +2,8 @@
 //! timeout is over, across lost connections. [`Producer`](crate::Producer), the republishing of
 //! failed tasks and the replay of dead letters share it.
 
+mod unattended;
+
 use std::time::{Duration, Instant};
 use std::{fmt, mem, process};
 
@@ -18,7 +20,7 @@ use crate::publish::config::PublisherConfig;
 use crate::publish::in_flight::WINDOW_BYTES;
 use crate::publish::link::{Link, LinkEnd, Woken};
 use crate::publish::pending::{Pending, Resolved, unconfirmed};
-use crate::publish::reconnect::Connector;
+use crate::publish::reconnect::{Connector, PATIENCE};
 use crate::topology::silent_delays::SilentDelays;
 use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Shutdown, is_closed};
@@ -244,7 +246,7 @@ impl<T> Publisher<T> {
     fn connect_meanwhile(&mut self) -> bool {
         let Some(deadline) = self.oldest_deadline() else { return false };
         let Publisher { connector, config, .. } = self;
-        let connected = connector.connect_meanwhile(config, deadline, &config.aborting);
+        let connected = connector.connect_meanwhile(config, deadline, PATIENCE, &config.aborting);
         self.link = connected.ok().flatten();
         // The error may be one for which no further try is of use.
         self.give_up_expired();

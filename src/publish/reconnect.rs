@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{at, select_biased};
+use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
 use log::warn;
 
 use crate::amqp::call_timeout::SLOW_AFTER;
@@ -38,7 +38,7 @@ pub(crate) struct Connector {
 const OWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a caller that need not wait gives a new attempt to connect.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// And how long it gives a connected broker to answer what a channel for publishing is set up with.
 const SETUP_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,19 +69,20 @@ impl Connector {
         self.connect_now(config, deadline, deadline, interrupt)
     }
 
-    /// Goes on to connect, for a caller that need not wait: it waits for a new attempt for a moment,
+    /// Goes on to connect, for a caller that need not wait: it waits for a new attempt for `patience`,
     /// and neither for one that is under way nor for a pause.
     pub(crate) fn connect_meanwhile<T>(
         &mut self,
         config: &PublisherConfig,
         deadline: Instant,
+        patience: Duration,
         interrupt: &Signal,
     ) -> Result<Option<Link<T>>, Error> {
         let now = Instant::now();
         if self.retry_at.is_some_and(|retry_at| now < retry_at) {
             return Ok(None);
         }
-        let until = if self.attempt.is_some() { now } else { now + PATIENCE };
+        let until = if self.attempt.is_some() { now } else { now + patience };
         self.connect_now(config, deadline, until.min(deadline), interrupt)
     }
 
@@ -114,6 +115,28 @@ impl Connector {
     pub(crate) fn hasten(&mut self) {
         if let (Some(retry_at), Some(tried_at)) = (self.retry_at, self.tried_at) {
             self.retry_at = Some(retry_at.min(tried_at + LAST_TRY));
+        }
+    }
+
+    /// When it connects next; `None` while it does so.
+    pub(crate) fn next_try(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.attempt.is_none())
+    }
+
+    /// Waits for the result of the attempt, the time of the next one, the deadline, or `wake`.
+    pub(crate) fn wait<W>(
+        &self,
+        deadline: Option<Instant>,
+        aborting: &Signal,
+        wake: &Receiver<W>,
+    ) -> Option<Result<W, RecvError>> {
+        let until = deadline.into_iter().chain(self.next_try()).min();
+        let ended = self.attempt.as_ref().map_or_else(never, |attempt| attempt.ended().clone());
+        select_biased! {
+            recv(aborting) -> _ => None,
+            recv(ended) -> _ => None,
+            recv(wake) -> woken => Some(woken),
+            recv(until.map_or_else(never, at)) -> _ => None,
         }
     }
 

@@ -71,12 +71,7 @@ impl Recorder {
 impl Publish for Recorder {
     fn publish(&mut self, task: Task) -> Result<String, Error> {
         task.validate()?;
-        match self.record(task) {
-            Receipt { task, outcome: Outcome::Confirmed } => {
-                Ok(task.id().unwrap_or_default().to_string())
-            }
-            Receipt { outcome, .. } => Err(Error::NotConfirmed { outcome }),
-        }
+        self.record(task).into_result()
     }
 
     fn publish_all(&mut self, tasks: Vec<Task>) -> Vec<Receipt> {

@@ -28,6 +28,7 @@ mod refusals;
 mod republish;
 mod retry;
 mod run_limits;
+mod shared_producer;
 mod soak;
 mod support;
 mod support_test;

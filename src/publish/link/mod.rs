@@ -118,6 +118,11 @@ impl<T> Link<T> {
         self.has_confirmed
     }
 
+    /// Why the broker blocks publishers at present, if it does.
+    pub(crate) fn blocked(&self) -> Option<&str> {
+        self.blocked.as_deref()
+    }
+
     pub(crate) fn is_lent(&self) -> bool {
         self.connection.is_lent()
     }
