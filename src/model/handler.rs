@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use crate::model::error::Error;
+use crate::model::follow_up::FollowUps;
 use crate::model::program_end::ProgramEnd;
+use crate::model::queue::Queue;
 use crate::model::task::Task;
 use crate::util::panic::caught;
 use crate::util::shutdown::{Signal, is_closed};
@@ -21,6 +24,7 @@ use crate::util::shutdown::{Signal, is_closed};
 /// A closure is a handler. It needs the type of its parameter (`|delivery: &Delivery|`), or it does
 /// not compile. `?` turns any [`std::error::Error`] into a [`Failure`] that is retried; for other
 /// failures, and for boxed errors, see [`OrFail`](crate::OrFail). An `Arc` of a handler is a handler.
+/// A task that leads to others: [`Delivery::follow_up`].
 ///
 /// A handler cannot ack: not twice, not on another channel, not on another thread.
 ///
@@ -102,6 +106,8 @@ pub struct Delivery {
     pub(crate) kept_output: usize,
     /// Set by a handler that runs a program.
     pub(crate) program_end: OnceLock<Box<ProgramEnd>>,
+    /// What to publish once the task is done.
+    pub(crate) follow_ups: FollowUps,
 }
 
 impl Delivery {
@@ -194,6 +200,51 @@ impl Delivery {
     #[must_use]
     pub fn program_end(&self) -> Option<&ProgramEnd> {
         self.program_end.get().map(AsRef::as_ref)
+    }
+
+    /// Has another task published to `queue` once this one is done: after the handler's `Ok` the worker
+    /// publishes its follow-ups, in their order, and acks the delivery after the broker has confirmed
+    /// each. So a chain of tasks does not break if the worker or its connection dies between two
+    /// links. Returns the id of the follow-up.
+    ///
+    /// * If the handler fails in any way, or the task is cancelled, its follow-ups are forgotten.
+    /// * If one is not confirmed, the task goes back to its queue, and its attempt does not count.
+    ///   It runs again, and asks for its follow-ups again.
+    /// * `queue` can be any queue. It is declared as a [`Producer`](crate::Producer) declares it. If
+    ///   it is [passive](Queue::passive) and does not exist, the follow-up is not confirmed.
+    /// * A follow-up is published again if its task runs again. Each time it has the same id,
+    ///   derived from the task's id and from the number of the follow-up: its receiver can recognise
+    ///   it. For that, ask for the same follow-ups in the same order in each attempt, or give them ids
+    ///   of your own ([`Task::with_id`]).
+    /// * The program remembers each distinct `queue` for as long as it runs.
+    ///
+    /// ```
+    /// use rabbit_work::testing::delivery;
+    /// use rabbit_work::{Delivery, Failure, Queue, Task};
+    ///
+    /// fn resize(delivery: &Delivery) -> Result<(), Failure> {
+    ///     // … then have the customer notified:
+    ///     delivery.follow_up(&Queue::new("mails"), Task::new("your photo is ready"))?;
+    ///     Ok(())
+    /// }
+    ///
+    /// let photo = delivery(Task::new("photo 17")).build();
+    /// resize(&photo).unwrap();
+    /// let (queue, mail) = &photo.follow_ups()[0];
+    /// assert_eq!((queue.name(), mail.body()), ("mails", &b"your photo is ready"[..]));
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] if the broker would not take the task or the queue, and in a worker
+    /// with [`auto_ack`](crate::Worker::auto_ack), where a task cannot come back.
+    pub fn follow_up(&self, queue: &Queue, task: Task) -> Result<String, Error> {
+        self.follow_ups.add(self.task.id(), queue, task)
+    }
+
+    /// The follow-ups that were asked for so far, with the queue of each. For the tests of handlers.
+    #[must_use]
+    pub fn follow_ups(&self) -> Vec<(Queue, Task)> {
+        self.follow_ups.copies()
     }
 }
 
@@ -339,6 +390,7 @@ pub(crate) fn test_delivery(task: Task) -> Delivery {
         killed: never(),
         kept_output: 0,
         program_end: OnceLock::new(),
+        follow_ups: FollowUps::default(),
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod connection_name;
 pub(crate) mod delays;
 pub(crate) mod error;
 pub(crate) mod failure_record;
+pub(crate) mod follow_up;
 pub(crate) mod handler;
 #[cfg(feature = "json")]
 mod json;

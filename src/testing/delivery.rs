@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use crossbeam_channel::never;
 
 use crate::model::failure_record::{attempt_of, deferrals_of};
+use crate::model::follow_up::FollowUps;
 use crate::model::handler::Delivery;
 use crate::model::retry::RetryPolicy;
 use crate::model::task::{Ids, Task};
@@ -122,6 +123,7 @@ impl DeliveryBuilder {
             killed,
             kept_output: 0,
             program_end: OnceLock::new(),
+            follow_ups: FollowUps::default(),
         }
     }
 

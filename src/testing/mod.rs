@@ -1,7 +1,8 @@
 //! For the tests of programs that use this crate. No broker is needed.
 //!
 //! * [`verdict`] runs a handler once, and says what a worker would do with the task.
-//! * [`delivery`] makes a [`Delivery`] of any attempt, also a cancelled one.
+//! * [`delivery`] makes a [`Delivery`] of any attempt, also a cancelled one. After a handler has run,
+//!   [`Delivery::follow_ups`] are the tasks that it asked for.
 //! * [`Recorder`] takes the place of a [`Producer`](crate::Producer), if the program asks for a
 //!   [`Publish`](crate::Publish).
 //! * [`event`], [`Receipt::new`](crate::Receipt::new) and the constructors of

@@ -54,16 +54,18 @@ impl Journal {
         let what = match target {
             Target::Delay(delay) => format!("is tried again in {delay:?}"),
             Target::Main => "is tried again at once".to_string(),
-            Target::Dead | Target::Batch(_) => "goes to the dead letters".to_string(),
+            Target::Dead | Target::Batch(_) | Target::Elsewhere(_) => {
+                "goes to the dead letters".to_string()
+            }
         };
         log_failure(delivery, &what, failure);
         let kind = if target == Target::Dead { EventKind::Dead } else { EventKind::Retried };
         self.failure_event(kind, delivery, failure, elapsed)
     }
 
-    /// The task is done, and its outcome is about to be published. Returns the event for
-    /// [`republished`](Journal::republished) or [`not_reported`](Journal::not_reported).
-    pub(crate) fn done_before_report(&self, delivery: &Delivery, elapsed: Duration) -> Event {
+    /// The task is done, and its follow-ups or its outcome are about to be published. Returns the event
+    /// for [`republished`](Journal::republished) or [`not_published`](Journal::not_published).
+    pub(crate) fn done_before_ack(&self, delivery: &Delivery, elapsed: Duration) -> Event {
         self.event(EventKind::Done, delivery, elapsed)
     }
 
@@ -79,17 +81,19 @@ impl Journal {
         self.notify_now(event);
     }
 
-    /// The outcome of a task is not confirmed: the task goes back to its queue after `pause`.
-    pub(crate) fn not_reported(
+    /// The outcome or a follow-up of a task is not confirmed: the task goes back to its queue after
+    /// `pause`.
+    pub(crate) fn not_published(
         &self,
         event: Event,
+        what: &str,
         queue: &str,
         outcome: &Outcome,
         pause: Duration,
     ) {
         let (thread, task) = (event.thread, name_of_event(&event));
         warn!(
-            "thread {thread}: the outcome of task {task} could not be published to '{queue}'; the \
+            "thread {thread}: the {what} of task {task} could not be published to '{queue}'; the \
              task is requeued in {pause:?} or later, and runs again: {outcome}"
         );
         self.tally.returned();
@@ -334,9 +338,9 @@ mod tests {
         journal.orphaned(&delivery, NO_TIME);
         journal.orphaned_while_published(failed(Target::Dead));
 
-        journal.republished(journal.done_before_report(&delivery, NO_TIME));
-        let unreported = journal.done_before_report(&delivery, NO_TIME);
-        journal.not_reported(unreported, "q.batch.1", &refused, NO_TIME);
+        journal.republished(journal.done_before_ack(&delivery, NO_TIME));
+        let unreported = journal.done_before_ack(&delivery, NO_TIME);
+        journal.not_published(unreported, "outcome", "q.batch.1", &refused, NO_TIME);
 
         let summary = journal.sum_up(0, NO_TIME, StopReason::Stopped);
         let counts =

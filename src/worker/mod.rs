@@ -59,6 +59,7 @@ use crate::worker::task_budget::{RunLimits, TaskBudget};
 /// | situation | what happens |
 /// |---|---|
 /// | the handler returns `Ok` | acked |
+/// | it returns `Ok` and has asked for [follow-ups](crate::Delivery::follow_up) | they are published, confirmed, then it is acked; if one is not confirmed, it is requeued after a pause, uncounted |
 /// | it returns [`Failure::Retry`](crate::Failure::Retry), or panics | published to a delay queue, confirmed, then acked; it comes back after the delay, until it has failed as often as the [`RetryPolicy`] allows |
 /// | it returns [`Failure::Defer`](crate::Failure::Defer) | the same, but its attempts do not grow; it is a dead letter once it is deferred more often than [`RetryPolicy::max_defers`](crate::RetryPolicy::max_defers) allows |
 /// | it returns [`Failure::Reject`](crate::Failure::Reject), or has failed too often | published to the dead letters (`NAME.dead`) with the reason in its headers, confirmed, then acked |

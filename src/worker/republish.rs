@@ -1,4 +1,5 @@
-//! Publishes what has to be confirmed before a delivery is acked, such as the copy of a failed task:
+//! Publishes what has to be confirmed before a delivery is acked, such as the copy of a failed task or
+//! a follow-up:
 //! one thread for each session, many deliveries at a time. Each consumer learns which of its
 //! deliveries may be acked.
 //!

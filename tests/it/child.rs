@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rabbit_work::{
     Broker, Delivery, Failure, Producer, Queue, QueueType, RetryPolicy, Shutdown, Task, Worker,
-    shutdown,
+    Workers, shutdown,
 };
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -86,6 +86,16 @@ pub(crate) fn sessions(url: &str, queue: &str, count: usize) -> Command {
         .env("IT_COUNT", count.to_string())
 }
 
+/// A worker of a chain: each task of the queue `PREFIX.N` leads to one of `PREFIX.N+1`, up to the last
+/// step. With `IT_DIES_AT`, its process is killed in the first task of that step.
+pub(crate) fn chain_worker(url: &str, prefix: &str, ledger: &Path, steps: usize) -> Command {
+    this_program("child::a_chain_worker")
+        .env("IT_URL", url)
+        .env("IT_PREFIX", prefix)
+        .env("IT_LEDGER", ledger)
+        .env("IT_STEPS", steps.to_string())
+}
+
 fn this_program(test: &str) -> Command {
     let program = env::current_exe().expect("a test knows its program");
     Command::program(program, &[test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
@@ -139,6 +149,35 @@ fn a_ledger_worker() {
     let summary = worker.run(work, &stop_on_signals());
     println!("ended: {summary:?}");
     summary.expect("a worker with a broker that comes back ends well");
+}
+
+#[test]
+#[ignore = "runs only as a process of another test"]
+fn a_chain_worker() {
+    let (Some(url), Some(prefix)) = (var("IT_URL"), var("IT_PREFIX")) else { return };
+    let ledger = Arc::new(Ledger::open(Path::new(&var("IT_LEDGER").expect("a ledger"))));
+    let (steps, dies_at) = (number("IT_STEPS"), var("IT_DIES_AT"));
+    let broker: Broker = url.parse().expect("a URL");
+    let queue_of = |step: usize| Queue::new(format!("{prefix}.{step}"));
+    let workers = (0..steps).fold(Workers::new(), |all, step| {
+        let worker = Worker::new(&broker, &queue_of(step)).threads(2).prefetch(5);
+        let worker = if var("IT_DRAIN").is_some() { worker.drain() } else { worker };
+        let next = (step + 1 < steps).then(|| queue_of(step + 1));
+        let (ledger, dies) = (Arc::clone(&ledger), dies_at == Some(step.to_string()));
+        all.add(worker, move |delivery: &Delivery| {
+            let name = format!("{}.{step}", String::from_utf8_lossy(delivery.body()));
+            ledger.started(&format!("{name}/{}", delivery.task().id().unwrap_or_default()));
+            if let Some(next) = &next {
+                delivery.follow_up(next, Task::new(delivery.body()))?;
+            }
+            ledger.finished(&name);
+            if dies {
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            Ok(())
+        })
+    });
+    workers.run(&stop_on_signals()).expect("a worker with a broker that comes back ends well");
 }
 
 /// Three attempts, a moment apart; the same that `with_command_per_task` asks for.

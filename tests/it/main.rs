@@ -12,6 +12,7 @@ mod dead_letters;
 mod defer;
 mod faults;
 mod fleet;
+mod follow_ups;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod guarantees;
 mod heartbeats;

@@ -2,6 +2,7 @@
 //! queue. Pure.
 
 mod declaration;
+mod elsewhere;
 mod validate;
 
 use std::time::Duration;
@@ -9,13 +10,14 @@ use std::time::Duration;
 use crate::model::batch::id::BatchId;
 
 pub(crate) use declaration::{Arguments, NO_DELIVERY_LIMIT, QueueDeclaration};
+pub(crate) use elsewhere::Elsewhere;
 
 /// A queue by its name, and how it is declared.
 ///
 /// The default is the queue of RabbitMQ's Work Queues tutorial: durable, classic, no further
 /// argument, so that any other client that follows the tutorial can declare it too
 /// (<https://www.rabbitmq.com/tutorials/tutorial-two-python>).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Queue {
     name: String,
     durability: Durability,
@@ -25,7 +27,7 @@ pub struct Queue {
     arguments: Vec<(String, Argument)>,
 }
 
-/// Where a task is published to: the queue itself, or a queue derived from it.
+/// Where a task is published to: the queue itself, a queue derived from it, or another queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     /// The queue itself.
@@ -36,11 +38,13 @@ pub(crate) enum Target {
     Dead,
     /// The queue of the outcomes of this batch.
     Batch(BatchId),
+    /// Another queue, or a delay queue of it.
+    Elsewhere(Elsewhere),
 }
 
 /// The value of an argument of a queue's declaration ([`Queue::argument`]), or of a task's header
 /// ([`Task::with_header`](crate::Task::with_header)).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Argument {
     /// A text.
@@ -94,7 +98,7 @@ impl From<bool> for Argument {
 }
 
 /// The queue type, `x-queue-type` (<https://www.rabbitmq.com/docs/queues>).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum QueueType {
     /// A queue on one node. Declared without an argument, as the tutorial does.
@@ -104,13 +108,13 @@ pub enum QueueType {
     Quorum,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Durability {
     Durable,
     Transient,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Declaration {
     Declare,
     Passive,
@@ -216,6 +220,7 @@ impl Queue {
             Target::Delay(delay) => format!("{}.retry.{}", self.name, delay.as_millis()),
             Target::Dead => format!("{}.dead", self.name),
             Target::Batch(id) => format!("{}.batch.{id}", self.name),
+            Target::Elsewhere(place) => place.queue().name_of(place.target()),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::support::working::{Working, bodies, gate};
 const LONG: Duration = Duration::from_secs(120);
 
 /// Does something for each case, as many at a time as a small machine can bear.
-fn sweep<T>(cases: impl Iterator<Item = T> + Send, act: impl Fn(&mut Client, T) + Sync) {
+pub(crate) fn sweep<T>(cases: impl Iterator<Item = T> + Send, act: impl Fn(&mut Client, T) + Sync) {
     let cases = Mutex::new(cases);
     thread::scope(|scope| {
         for _ in 0..SWEEPERS {
@@ -42,7 +42,7 @@ const SWEEPERS: usize = 64;
 
 /// A connection to be cut after so many bytes of one direction.
 #[derive(Clone, Copy, Debug)]
-struct Cut {
+pub(crate) struct Cut {
     direction: Direction,
     toxic: Toxic,
 }
@@ -60,22 +60,22 @@ impl Cut {
     }
 
     /// A reset after every other byte, and an end in good order after those between.
-    fn by_turns(lengths: [u64; 2]) -> impl Iterator<Item = Cut> {
+    pub(crate) fn by_turns(lengths: [u64; 2]) -> impl Iterator<Item = Cut> {
         let cuts = Cut::everywhere(lengths).enumerate();
         cuts.filter(|(number, _)| matches!(number % 4, 0 | 3)).map(|(_, cut)| cut)
     }
 
-    fn set(self, proxy: &Proxy) {
+    pub(crate) fn set(self, proxy: &Proxy) {
         proxy.set(self.direction, self.toxic);
     }
 }
 
-fn forwarded(proxy: &Proxy) -> [u64; 2] {
+pub(crate) fn forwarded(proxy: &Proxy) -> [u64; 2] {
     BOTH.map(|direction| proxy.bytes(direction))
 }
 
 /// How many bytes went each way since.
-fn since(before: [u64; 2], proxy: &Proxy) -> [u64; 2] {
+pub(crate) fn since(before: [u64; 2], proxy: &Proxy) -> [u64; 2] {
     let now = forwarded(proxy);
     BOTH.map(|direction| now[direction as usize] - before[direction as usize])
 }

@@ -1,7 +1,7 @@
 //! Faults of the network and of brokers: no task is lost, and nothing hangs.
 
 mod closes;
-mod cuts;
+pub(crate) mod cuts;
 mod drain;
 mod limits;
 mod login;

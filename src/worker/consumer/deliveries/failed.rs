@@ -126,9 +126,15 @@ impl Deliveries<'_> {
         if outcome != Outcome::Confirmed {
             let pause = self.ledger.keep(tag, Instant::now());
             let queue = self.context.queue.name_of(target);
-            match target {
-                Target::Batch(_) => self.journal().not_reported(event, &queue, &outcome, pause),
-                _ => self.journal().not_republished(event, &queue, &outcome, pause),
+            let journal = self.journal();
+            match (target, event.kind) {
+                (Target::Batch(_), _) => {
+                    journal.not_published(event, "outcome", &queue, &outcome, pause);
+                }
+                (_, EventKind::Done) => {
+                    journal.not_published(event, "follow-up", &queue, &outcome, pause);
+                }
+                _ => journal.not_republished(event, &queue, &outcome, pause),
             }
             return Ok(());
         }

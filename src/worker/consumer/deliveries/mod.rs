@@ -17,6 +17,7 @@ use crate::amqp::close_reason::CloseReason;
 use crate::model::batch::outcome::LONGEST_OUTPUT;
 use crate::model::batch::{BatchTask, wants_output};
 use crate::model::failure_record::{attempt_of, deferrals_of};
+use crate::model::follow_up::FollowUps;
 use crate::model::handler::{Delivery, Failure};
 use crate::worker::consumer::context::ConsumerContext;
 use crate::worker::consumer::own_thread::{HandlerCall, OwnThread};
@@ -150,6 +151,10 @@ impl<'c> Deliveries<'c> {
             killed: cancellation.killed.clone(),
             kept_output,
             program_end: OnceLock::new(),
+            follow_ups: match self.settings().acks {
+                Acks::Manual => FollowUps::default(),
+                Acks::Automatic => FollowUps::Refused,
+            },
         }
     }
 
@@ -198,7 +203,9 @@ impl<'c> Deliveries<'c> {
             _ if !is_automatic && self.context.is_cancelled() => {
                 return self.requeue_cancelled(&job, elapsed);
             }
-            JobResult::Done if self.is_reported(&job.delivery) => self.report_done(job, elapsed),
+            JobResult::Done if self.is_acked_later(&job.delivery) => {
+                self.publish_then_ack(job, elapsed);
+            }
             JobResult::Done => return self.ack_done(&job, elapsed),
             JobResult::Failed(failure) if is_automatic => {
                 self.journal().lost(&job.delivery, &failure, elapsed);
@@ -213,22 +220,24 @@ impl<'c> Deliveries<'c> {
     pub(super) fn settles_at_once(&self, finished: &Finished) -> bool {
         match finished.result {
             JobResult::NotStarted => true,
-            JobResult::Done => !self.is_reported(&finished.job.delivery),
+            JobResult::Done => !self.is_acked_later(&finished.job.delivery),
             JobResult::Failed(_) => false,
         }
     }
 
-    /// Whether a batch waits for the outcome of this task. With automatic acks nothing is reported: the
-    /// broker has forgotten the task, so it cannot be kept until the outcome is confirmed.
-    fn is_reported(&self, delivery: &Delivery) -> bool {
+    /// Whether this task, when it is done, is acked only after a publish: it has follow-ups, or a batch
+    /// waits for its outcome. With automatic acks nothing is reported: the broker has forgotten the
+    /// task, so it cannot be kept until the outcome is confirmed.
+    fn is_acked_later(&self, delivery: &Delivery) -> bool {
         let is_of_batch = BatchTask::of(&delivery.task, &delivery.queue).is_some();
-        is_of_batch && self.settings().acks == Acks::Manual
+        let publishes = is_of_batch || !delivery.follow_ups.is_empty();
+        publishes && self.settings().acks == Acks::Manual
     }
 
     /// Whether its result is settled with an ack, and nothing else has to be done for that.
     pub(super) fn is_done(&self, finished: &Finished) -> bool {
         let is_done = matches!(finished.result, JobResult::Done);
-        let is_acked_at_once = is_done && !self.is_reported(&finished.job.delivery);
+        let is_acked_at_once = is_done && !self.is_acked_later(&finished.job.delivery);
         is_acked_at_once
             && (self.settings().acks == Acks::Automatic || !self.context.is_cancelled())
     }

@@ -78,13 +78,18 @@ impl Report {
 }
 
 impl Deliveries<'_> {
-    /// Has the outcome of a done task published, and the task acked after that.
-    pub(super) fn report_done(&mut self, job: Job, elapsed: Duration) {
+    /// Has the follow-ups of a done task published, then its outcome, and the task acked after that.
+    pub(super) fn publish_then_ack(&mut self, job: Job, elapsed: Duration) {
         let Job { tag, mut delivery } = job;
-        let event = self.journal().done_before_report(&delivery, elapsed);
+        let event = self.journal().done_before_ack(&delivery, elapsed);
+        let follow_ups = delivery.follow_ups.take().into_iter().map(|(queue, task)| {
+            let target = Target::from(&delivery.queue, &queue, task.delay());
+            Publish { task, target }
+        });
+        let mut publishes: VecDeque<_> = follow_ups.collect();
         let report = Report::take(&mut delivery, elapsed);
         let done = |it: Report| it.publish(TaskEnd::Done, None, &self.settings().host);
-        let publishes: VecDeque<_> = report.map(done).into_iter().collect();
+        publishes.extend(report.map(done));
         self.publish_before_ack(tag, publishes, event);
     }
 }
