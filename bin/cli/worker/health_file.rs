@@ -47,7 +47,7 @@ impl HealthFile {
         // The worker is not healthy yet, but a file that cannot be written is an error now.
         refuse_foreign_file(path).and_then(|()| touch(path)).map_err(unusable)?;
         fs::remove_file(path).map_err(unusable)?;
-        let limit = options.task_timeout.map(|limit| limit.saturating_add(END_TIMEOUT));
+        let limit = task_limit(options);
         let (stop, stopped) = shutdown();
         let (last, removed) = bounded(0);
         let health: Vec<Health> = workers.iter().map(Worker::health).collect();
@@ -62,6 +62,11 @@ impl HealthFile {
         on_forced_exit(move || drop(at_exit));
         Ok(file)
     }
+}
+
+/// How long a healthy worker may have a task.
+pub(crate) fn task_limit(options: &Options) -> Option<Duration> {
+    options.task_timeout.map(|limit| limit.saturating_add(END_TIMEOUT))
 }
 
 /// Touches the file until `stopped`, and then removes it.

@@ -14,6 +14,7 @@ mod rate;
 mod record_file;
 mod records;
 mod results;
+mod service_manager;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ use crate::cli::worker::outcome::{as_json, as_lines, exit_of};
 use crate::cli::worker::output::Output;
 use crate::cli::worker::progress::Progress;
 use crate::cli::worker::records::Records;
+use crate::cli::worker::service_manager::report_to_service_manager;
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
@@ -65,6 +67,7 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
     let health_file = options.health_file.as_deref();
     let health = health_file.map(|path| HealthFile::keep(path, options, &workers)).transpose()?;
     let (trigger, shutdown) = stop_on_signals(stop_limits(options, command.as_ref()))?;
+    report_to_service_manager(options, &workers, &shutdown)?;
     output.stop_when_unwritable(trigger);
     let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
     let events = events.transpose()?;

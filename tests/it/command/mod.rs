@@ -16,6 +16,7 @@ mod output;
 mod permissions;
 mod progress;
 mod refused_options;
+mod service_manager;
 mod stop;
 
 use std::fs::{self, DirEntry, File};
