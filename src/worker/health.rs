@@ -45,6 +45,12 @@ impl Health {
         self.lock().iter().filter(|state| state.busy_since.is_some()).count()
     }
 
+    /// How many threads receive tasks.
+    #[must_use]
+    pub fn consuming(&self) -> usize {
+        self.lock().iter().filter(|state| state.consuming).count()
+    }
+
     /// Begins anew with so many threads that do nothing yet.
     pub(crate) fn expect(&self, threads: usize) {
         *self.lock() = vec![State::default(); threads];
@@ -95,7 +101,7 @@ mod tests {
         health.consumes(1);
         assert!(!health.is_healthy(None), "the second does nothing");
         health.works(2);
-        assert_eq!(health.running(), 1);
+        assert_eq!((health.running(), health.consuming()), (1, 1));
         assert!(health.is_healthy(None));
         assert!(!health.is_healthy(Some(Duration::ZERO)), "it has worked for too long");
         health.works_no_more(2);

@@ -75,7 +75,13 @@ impl EventLog {
         opened.map_err(|error| CommandError::usage("--events", unusable(error)))
     }
 
-    pub(crate) fn note(&self, event: &Event) {
+    /// What appends events.
+    pub(crate) fn observer(&self) -> impl Fn(&Event) + Send + Sync + 'static {
+        let log = self.clone();
+        move |event| log.note(event)
+    }
+
+    fn note(&self, event: &Event) {
         let line = as_line(event);
         match self {
             EventLog::File(lines) => {

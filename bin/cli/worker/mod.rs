@@ -5,6 +5,7 @@ mod handler;
 mod health_file;
 mod init;
 mod joblog;
+mod metrics;
 pub(crate) mod options;
 mod outcome;
 mod output;
@@ -22,7 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{Level, error, info, log_enabled};
-use rabbit_work::{Command, Handler, QueueSummary, StopReason, Worker, Workers, WorkersSummary};
+use rabbit_work::{
+    Command, Event, Handler, QueueSummary, StopReason, Worker, Workers, WorkersSummary,
+};
 
 use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
@@ -33,6 +36,7 @@ use crate::cli::worker::events::EventLog;
 use crate::cli::worker::handler::{CommandHandler, TutorialHandler, command_of};
 use crate::cli::worker::health_file::HealthFile;
 use crate::cli::worker::init::{ensure_sigchld_is_delivered, status_as_first_process};
+use crate::cli::worker::metrics::MetricsFile;
 use crate::cli::worker::options::Options;
 use crate::cli::worker::outcome::{as_json, as_lines, exit_of};
 use crate::cli::worker::output::Output;
@@ -72,12 +76,19 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
     let events = options.events.as_deref().map(|path| EventLog::open(path, &shutdown));
     let events = events.transpose()?;
     let progress = Progress::start(options, &workers);
+    let metrics =
+        options.metrics_file.as_deref().map(|path| MetricsFile::keep(path, options, &workers));
+    let metrics = metrics.transpose()?;
     let handler = command.map(|it| Arc::new(CommandHandler::new(it, records, output)));
     let stop_reason = handler.as_ref().map(|it| it.stop_reason());
-    let workers = workers.into_iter().map(|it| observed(it, events.as_ref(), progress.as_ref()));
+    let mut observers = Observers::default();
+    observers.add(events.as_ref().map(EventLog::observer));
+    observers.add(progress.as_ref().map(Progress::counter));
+    observers.add(metrics.as_ref().map(MetricsFile::counter));
+    let workers = workers.into_iter().map(|it| observers.observe(it));
     let workers = with_handler(workers, handler.as_ref(), options, output);
     let mut summary = workers.run(&shutdown)?;
-    drop((health, progress));
+    drop((health, progress, metrics));
     if let Some(events) = events {
         events.close();
     }
@@ -112,12 +123,13 @@ fn forget_refusal(summary: &mut WorkersSummary) {
 
 /// Refuses one file for two options.
 fn refuse_shared_file(options: &Options) -> Result<(), CommandError> {
-    let Options { health_file, events, joblog, results, .. } = options;
+    let Options { health_file, events, joblog, results, metrics_file, .. } = options;
     let mut files = vec![
         ("--health-file", health_file),
         ("--joblog", joblog),
         ("--results", results),
         ("--events", events),
+        ("--metrics-file", metrics_file),
     ];
     while let Some((option, path)) = files.pop() {
         let path = path.as_deref().and_then(location);
@@ -142,15 +154,21 @@ fn stop_limits(options: &Options, command: Option<&Command>) -> StopLimits {
     StopLimits { grace: options.grace, cancel_timeout, late: Exit::GraceExceeded }
 }
 
-fn observed(worker: Worker, events: Option<&EventLog>, progress: Option<&Progress>) -> Worker {
-    match (events.cloned(), progress.map(Progress::counter)) {
-        (None, None) => worker,
-        (Some(events), None) => worker.observer(move |event| events.note(event)),
-        (None, Some(count)) => worker.observer(count),
-        (Some(events), Some(count)) => worker.observer(move |event| {
-            events.note(event);
-            count(event);
-        }),
+/// What is called for each event.
+#[derive(Clone, Default)]
+struct Observers(Vec<Arc<dyn Fn(&Event) + Send + Sync>>);
+
+impl Observers {
+    fn add(&mut self, observer: Option<impl Fn(&Event) + Send + Sync + 'static>) {
+        self.0.extend(observer.map(|it| Arc::new(it) as Arc<dyn Fn(&Event) + Send + Sync>));
+    }
+
+    fn observe(&self, worker: Worker) -> Worker {
+        if self.0.is_empty() {
+            return worker;
+        }
+        let observers = self.clone();
+        worker.observer(move |event| observers.0.iter().for_each(|observer| observer(event)))
     }
 }
 

@@ -110,6 +110,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) health_file: Option<PathBuf>,
 
+    /// Write metrics for Prometheus's textfile collector to FILE every 15 s
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics_file: Option<PathBuf>,
+
     /// Append one JSON object for each event to FILE; see Events and Files
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,

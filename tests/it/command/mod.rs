@@ -10,6 +10,7 @@ mod input;
 mod launch;
 mod log;
 mod long_input;
+mod metrics;
 mod missing_program;
 mod no_threads;
 mod output;
