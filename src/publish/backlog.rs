@@ -5,7 +5,6 @@ use std::mem;
 use std::time::Instant;
 
 use crate::model::outcome::Outcome;
-use crate::model::queue::Queue;
 use crate::model::task::Task;
 use crate::publish::pending::{Pending, Resolved, unsent};
 use crate::topology::silent_delays::SilentDelays;
@@ -59,7 +58,7 @@ impl<T> Backlog<T> {
     /// Sends each task where it belongs now that more delay queues do not respond.
     pub(crate) fn redirect(&mut self, silent: &SilentDelays) {
         for pending in &mut self.waiting {
-            pending.target = silent.avoid(pending.asked);
+            pending.target = silent.avoid(pending.queue.name(), pending.asked);
         }
     }
 
@@ -105,18 +104,13 @@ impl<T> Backlog<T> {
     }
 
     /// Resolves the tasks that `which` picks: by their last refusal, as unsent, or with this outcome.
-    pub(crate) fn give_up(
-        &mut self,
-        outcome: &Outcome,
-        which: impl Fn(&Pending<T>) -> bool,
-        queue: &Queue,
-    ) {
+    pub(crate) fn give_up(&mut self, outcome: &Outcome, which: impl Fn(&Pending<T>) -> bool) {
         let (over, left) = mem::take(&mut self.waiting).into_iter().partition(which);
         self.waiting = left;
         let over: VecDeque<Pending<T>> = over;
         for pending in over {
             let outcome = match (&pending.refusal, outcome) {
-                (Some(refusal), _) => pending.outcome_after(refusal, queue),
+                (Some(refusal), _) => pending.outcome_after(refusal),
                 (None, Outcome::Unconfirmed { reason }) if !pending.sent => unsent(reason),
                 (None, outcome) => outcome.clone(),
             };
@@ -127,16 +121,18 @@ impl<T> Backlog<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
-    use crate::model::queue::Target;
+    use crate::model::queue::{Queue, Target};
     use crate::publish::pending::unconfirmed;
     use crate::publish::refusal::{LastRefusal, Refusal};
 
     fn pending(seconds: u64) -> Pending<u64> {
-        let timeout = Duration::from_secs(seconds);
-        Pending::new(Task::new("job"), Target::Main, timeout, seconds)
+        let place = (Arc::new(Queue::new("q")), Target::Main);
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        Pending::new(Task::new("job"), place, deadline, seconds)
     }
 
     fn backlog(seconds: &[u64]) -> Backlog<u64> {
@@ -175,13 +171,13 @@ mod tests {
 
     #[test]
     fn a_task_that_is_given_up_has_its_last_refusal_as_its_outcome() {
-        let (queue, mut backlog) = (Queue::new("q"), backlog(&[1, 3]));
+        let mut backlog = backlog(&[1, 3]);
         let mut refused = pending(2);
-        refused.retry_later(Refusal::Nack, &queue, &mut LastRefusal::default());
+        refused.retry_later(Refusal::Nack, &mut LastRefusal::default());
         assert!(!backlog.has_only_refused());
         backlog.insert(refused);
         backlog.insert(Pending { sent: true, ..pending(0) });
-        backlog.give_up(&unconfirmed("late"), |it| it.ticket < 3, &queue);
+        backlog.give_up(&unconfirmed("late"), |it| it.ticket < 3);
         let resolved = backlog.take_resolved().into_iter();
         let outcomes: Vec<_> = resolved.map(|it| (it.ticket, it.outcome.to_string())).collect();
         let nacked = "nacked: queue 'q' refused it: nack, without a reason";

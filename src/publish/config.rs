@@ -1,5 +1,6 @@
 //! The settings of a publisher.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::never;
@@ -13,7 +14,7 @@ use crate::util::shutdown::Signal;
 /// What a publisher is built from.
 pub(crate) struct PublisherConfig {
     pub(crate) broker: Broker,
-    pub(crate) queue: Queue,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) limits: Limits,
     /// Ends the wait for a connection once it closes.
     pub(crate) stopping: Signal,
@@ -41,7 +42,7 @@ impl PublisherConfig {
     pub(crate) fn new(broker: &Broker, queue: &Queue, limits: Limits) -> PublisherConfig {
         PublisherConfig {
             broker: broker.clone(),
-            queue: queue.clone(),
+            queue: Arc::new(queue.clone()),
             limits,
             stopping: never(),
             aborting: never(),

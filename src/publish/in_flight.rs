@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crate::amqp::channel::{Reach, Returned};
-use crate::model::queue::Queue;
 use crate::publish::confirms::Confirms;
 use crate::publish::pending::Pending;
 use crate::publish::returns::{ReturnKey, Returns, UnknownReturn};
@@ -70,12 +69,8 @@ impl<T> InFlight<T> {
     }
 
     /// Records a return with the publish that it belongs to.
-    pub(crate) fn record_return(
-        &mut self,
-        returned: Returned,
-        queue: &Queue,
-    ) -> Result<(), UnknownReturn> {
-        self.returns.record(returned, &mut self.confirms, queue)
+    pub(crate) fn record_return(&mut self, returned: Returned) -> Result<(), UnknownReturn> {
+        self.returns.record(returned, &mut self.confirms)
     }
 
     /// Whether a confirm can speak of these publishes.
@@ -91,12 +86,8 @@ impl<T> InFlight<T> {
     }
 
     /// Why the broker returned a task, once its confirm has come.
-    pub(crate) fn take_return(
-        &mut self,
-        pending: &mut Pending<T>,
-        queue: &Queue,
-    ) -> Option<String> {
-        self.returns.take_reason(pending, queue)
+    pub(crate) fn take_return(&mut self, pending: &mut Pending<T>) -> Option<String> {
+        self.returns.take_reason(pending)
     }
 
     /// Forgets the returns of tasks that were given up, once their confirms have come.
@@ -119,12 +110,8 @@ impl<T> InFlight<T> {
     }
 
     /// Takes out the tasks that `which` picks; their confirms may still come.
-    pub(crate) fn give_up(
-        &mut self,
-        which: impl Fn(&Pending<T>) -> bool,
-        queue: &Queue,
-    ) -> Vec<Pending<T>> {
-        let given_up = self.confirms.give_up(which, |pending| ReturnKey::of(pending, queue));
+    pub(crate) fn give_up(&mut self, which: impl Fn(&Pending<T>) -> bool) -> Vec<Pending<T>> {
+        let given_up = self.confirms.give_up(which, ReturnKey::of);
         self.subtract(&given_up);
         given_up
     }
@@ -143,24 +130,27 @@ impl<T> InFlight<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::queue::Target;
+    use crate::model::queue::{Queue, Target};
     use crate::model::task::Task;
 
     fn pending(seconds: u64) -> Pending<u64> {
-        let timeout = Duration::from_secs(seconds);
-        Pending::new(Task::new("job").with_id("1"), Target::Main, timeout, seconds)
+        let place = (Arc::new(Queue::new("q")), Target::Main);
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        Pending::new(Task::new("job").with_id("1"), place, deadline, seconds)
     }
 
     #[test]
     fn bytes_are_counted_until_each_task_is_confirmed_or_given_up() {
-        let (mut in_flight, queue) = (InFlight::new(), Queue::new("q"));
+        let mut in_flight = InFlight::new();
         let size = pending(1).task.size_on_the_wire();
         (1..=3).for_each(|seconds| in_flight.add(pending(seconds)));
         assert_eq!(in_flight.bytes, 3 * size);
         assert_eq!(in_flight.resolve(Reach::One(2)).0.len(), 1);
         assert_eq!(in_flight.bytes, 2 * size);
-        assert_eq!(in_flight.give_up(|it| it.ticket == 1, &queue).len(), 1);
+        assert_eq!(in_flight.give_up(|it| it.ticket == 1).len(), 1);
         assert_eq!(in_flight.bytes, size);
         assert_eq!(in_flight.resolve(Reach::UpTo(3)).0.len(), 1);
         assert_eq!((in_flight.bytes, in_flight.len()), (0, 0));
@@ -169,9 +159,9 @@ mod tests {
 
     #[test]
     fn a_broker_still_owes_the_confirm_of_what_was_given_up() {
-        let (mut in_flight, queue) = (InFlight::new(), Queue::new("q"));
+        let mut in_flight = InFlight::new();
         in_flight.add(pending(1));
-        in_flight.give_up(|_| true, &queue);
+        in_flight.give_up(|_| true);
         assert!(in_flight.is_empty() && !in_flight.is_all_confirmed());
         assert_eq!(in_flight.resolve(Reach::One(1)).1.len(), 1);
         assert!(in_flight.is_all_confirmed());

@@ -1,5 +1,6 @@
 //! One task that a publisher has accepted: where it goes, until when, and what the broker said.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -8,11 +9,12 @@ use crate::model::outcome::Outcome;
 use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
 use crate::publish::refusal::{LastRefusal, Refusal, pause_after, publish_again_at};
-use crate::util::deadline::deadline_after;
 
 /// A task that is not resolved yet.
 pub(crate) struct Pending<T> {
     pub(crate) task: Task,
+    /// The queue that it is for, or whose derived queues it goes to.
+    pub(crate) queue: Arc<Queue>,
     /// Where its caller wants it.
     pub(crate) asked: Target,
     /// Where it is published: the same, or a longer delay because that one's queue does not respond.
@@ -45,12 +47,18 @@ pub(crate) struct Resolved<T> {
 pub(crate) const SHORTEST_CALL: Duration = Duration::from_secs(1);
 
 impl<T> Pending<T> {
-    pub(crate) fn new(task: Task, target: Target, timeout: Duration, ticket: T) -> Pending<T> {
+    pub(crate) fn new(
+        task: Task,
+        (queue, target): (Arc<Queue>, Target),
+        deadline: Instant,
+        ticket: T,
+    ) -> Pending<T> {
         Pending {
             task,
+            queue,
             asked: target,
             target,
-            deadline: deadline_after(timeout),
+            deadline,
             returned: None,
             refusals: 0,
             refusal: None,
@@ -60,18 +68,23 @@ impl<T> Pending<T> {
         }
     }
 
+    /// The name of the queue that it is published to.
+    pub(crate) fn name(&self) -> String {
+        self.queue.name_of(self.target)
+    }
+
     /// How long a call of the client library for this task may take.
     pub(crate) fn call_limit(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()).max(SHORTEST_CALL)
     }
 
     /// Records a refusal that may pass, and when to publish again. Logs the first of a series.
-    pub(crate) fn retry_later(&mut self, refusal: Refusal, queue: &Queue, last: &mut LastRefusal) {
+    pub(crate) fn retry_later(&mut self, refusal: Refusal, last: &mut LastRefusal) {
         if !last.is_recent() {
             warn!(
                 "queue '{}' refuses tasks at present: {refusal}; each is published again until its \
                  timeout",
-                queue.name_of(self.target)
+                self.name()
             );
         }
         let now = Instant::now();
@@ -82,7 +95,7 @@ impl<T> Pending<T> {
     }
 
     /// The outcome if this refusal is the broker's last answer.
-    pub(crate) fn outcome_after(&self, refusal: &Refusal, queue: &Queue) -> Outcome {
+    pub(crate) fn outcome_after(&self, refusal: &Refusal) -> Outcome {
         if let Refusal::Returned(reason) = refusal {
             return Outcome::Returned { reason: reason.clone() };
         }
@@ -90,7 +103,7 @@ impl<T> Pending<T> {
             0 | 1 => String::new(),
             times => format!(" {times} times"),
         };
-        let name = queue.name_of(self.target);
+        let name = self.name();
         let reason = format!("queue '{name}' refused it{times}: {refusal}");
         Outcome::Nacked { reason }
     }

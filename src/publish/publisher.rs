@@ -4,6 +4,7 @@
 
 mod unattended;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, process};
 
@@ -13,7 +14,7 @@ use log::warn;
 use crate::amqp::close_reason::CloseReason;
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
-use crate::model::queue::Target;
+use crate::model::queue::{Queue, Target};
 use crate::model::task::Task;
 use crate::publish::backlog::Backlog;
 use crate::publish::config::PublisherConfig;
@@ -100,8 +101,10 @@ impl<T> Publisher<T> {
     /// Takes a task to publish.
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
         self.process.get_or_insert_with(process::id);
-        let mut pending = Pending::new(task, target, self.config.limits.timeout, ticket);
-        pending.target = self.silent_delays.avoid(target);
+        let place = (Arc::clone(&self.config.queue), target);
+        let deadline = deadline_after(self.config.limits.timeout);
+        let mut pending = Pending::new(task, place, deadline, ticket);
+        pending.target = self.silent_delays.avoid(self.config.queue.name(), target);
         self.backlog.push(pending);
     }
 
@@ -221,7 +224,7 @@ impl<T> Publisher<T> {
         if let Some(link) = &mut self.link {
             self.backlog.take_back(link.take_in_flight());
         }
-        self.backlog.give_up(&outcome, |_| true, &self.config.queue);
+        self.backlog.give_up(&outcome, |_| true);
     }
 
     /// Closes the connection. Waits for the broker, at most the close limit, and not at all once
@@ -310,12 +313,12 @@ impl<T> Publisher<T> {
     }
 
     /// Uses another delay queue from now on instead of one that does not respond.
-    fn avoid(&mut self, silent_delay: Option<Duration>) {
-        if let Some(delay) = silent_delay {
-            self.silent_delays.add(delay);
+    fn avoid(&mut self, silent_delay: Option<(Arc<Queue>, Duration)>) {
+        if let Some((queue, delay)) = silent_delay {
+            self.silent_delays.add(queue.name(), delay);
             let target = Target::Delay(delay);
-            let name = self.config.queue.name_of(target);
-            let instead = self.config.queue.name_of(self.silent_delays.avoid(target));
+            let name = queue.name_of(target);
+            let instead = queue.name_of(self.silent_delays.avoid(queue.name(), target));
             let next = if instead == name {
                 "no other is left to use".into()
             } else {
@@ -350,11 +353,11 @@ impl<T> Publisher<T> {
     }
 
     fn give_up(&mut self, outcome: &Outcome, which: impl Fn(&Pending<T>) -> bool) {
-        let Publisher { link, config, backlog, .. } = self;
+        let Publisher { link, backlog, .. } = self;
         if let Some(link) = link {
-            link.give_up(outcome, &which, &config.queue, backlog);
+            link.give_up(outcome, &which, backlog);
         }
-        backlog.give_up(outcome, which, &config.queue);
+        backlog.give_up(outcome, which);
     }
 
     fn oldest_deadline(&self) -> Option<Instant> {

@@ -98,7 +98,8 @@ mod tests {
         recorder.next_outcome(Outcome::Confirmed);
         recorder.next_outcome(Outcome::unconfirmed("no answer"));
         let error = recorder.publish(Task::new("1")).expect_err("returned");
-        assert!(matches!(error, Error::NotConfirmed { outcome: Outcome::Returned { .. } }));
+        let Error::NotConfirmed { outcome, task } = error else { panic!("{error}") };
+        assert!(matches!(outcome, Outcome::Returned { .. }) && task.body() == b"1");
         let receipts = recorder.publish_all(["2", "3", "4"].map(Task::new).into());
         let confirmed: Vec<_> =
             receipts.iter().map(|it| it.outcome == Outcome::Confirmed).collect();

@@ -39,6 +39,19 @@ fn silent() -> ScriptedBroker {
     })
 }
 
+/// A broker that answers so many methods on each connection, and no more.
+fn silent_after(methods: usize) -> ScriptedBroker {
+    ScriptedBroker::start(move |session, _| {
+        let mut answered = 0;
+        session.serve_but(|session, _| {
+            if answered == methods {
+                session.stay_silent();
+            }
+            answered += 1;
+        });
+    })
+}
+
 fn is_unsent(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Unsent { .. })
 }
@@ -221,6 +234,59 @@ fn the_window_bounds_all_callers_together_and_the_wait_for_room_counts() {
 }
 
 #[test]
+fn several_queues_are_published_to_over_one_connection() {
+    let queues = [unique_queue("first"), unique_queue("second"), unique_queue("third")];
+    let proxy = Proxy::start(shared_broker().address());
+    let first = producer(&proxy.url(), &queues[0]).shared();
+    let others = queues.clone().map(|name| first.for_queue(&Queue::new(name)));
+
+    thread::scope(|scope| {
+        for producer in &others {
+            scope.spawn(move || {
+                for delay in [0, 1] {
+                    let task = Task::new("x").with_delay(Duration::from_millis(delay));
+                    producer.publish(task).expect("confirmed");
+                }
+            });
+        }
+    });
+    proxy.cut();
+    others.iter().for_each(|it| drop(it.publish(Task::new("x")).expect("confirmed again")));
+
+    let client = shared_broker().client();
+    for queue in &queues {
+        client.wait_for_count(queue, 3, SOON);
+        client.delete(queue);
+        client.delete(&format!("{queue}.retry.100"));
+    }
+    assert!(proxy.connections() <= 2, "{}", proxy.connections());
+}
+
+#[test]
+fn a_queue_that_cannot_be_used_fails_its_own_tasks_only() {
+    let (queue, other) = (unique_queue("healthy"), unique_queue("differs"));
+    shared_broker().client().declare_bounded(&other, 5);
+    let shared = producer(shared_broker().url(), &queue).timeout(SOON).shared();
+    let differs = shared.for_queue(&Queue::new(&other));
+    let missing = shared.for_queue(&Queue::new(unique_queue("missing")).passive());
+    let invalid = shared.for_queue(&Queue::new(""));
+
+    for round in 0..2 {
+        shared.publish(Task::new("x")).expect("confirmed");
+        let error = differs.publish(Task::new("x")).expect_err("not declared so").to_string();
+        assert!(error.contains(&other), "{round}: {error}");
+        let error = missing.publish(Task::new("x")).expect_err("no such queue").to_string();
+        assert!(error.contains("returned: 312"), "{round}: {error}");
+        let error = invalid.publish(Task::new("x")).expect_err("no name");
+        assert!(matches!(error, Error::InvalidSetting { .. }), "{error}");
+    }
+
+    let client = shared_broker().client();
+    assert_eq!(client.count(&queue), 2);
+    [queue, other].iter().for_each(|it| client.delete(it));
+}
+
+#[test]
 fn a_caller_that_does_not_wait_for_its_tasks_holds_up_nobody() {
     let queue = unique_queue("slow-caller");
     let shared = producer(shared_broker().url(), &queue).window(1).shared();
@@ -295,8 +361,7 @@ fn publishes_in_time(name: &str, url: &str) {
 
 #[test]
 fn in_an_outage_no_call_outlives_its_timeout_by_more_than_a_tenth() {
-    let silent_after = |methods| (methods, ScriptedBroker::silent_after(methods));
-    let brokers: Vec<_> = (0..8).map(silent_after).collect();
+    let brokers: Vec<_> = (0..8).map(|methods| (methods, silent_after(methods))).collect();
     thread::scope(|scope| {
         scope.spawn(|| publishes_in_time("nobody listens", &nowhere()));
         for (methods, broker) in &brokers {

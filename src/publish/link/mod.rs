@@ -1,14 +1,17 @@
 //! [`Link`]: a publisher's connection and channel: sends tasks, handles confirms, returns and
 //! blocked notices.
 
+mod queues;
 mod renew;
 mod round;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, TryRecvError, at, never, select_biased};
 use log::{info, warn};
 
+use self::queues::Queues;
 use self::renew::NackingQueues;
 use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::{Channel, PublishEvents, Verdict};
@@ -32,7 +35,7 @@ pub(crate) struct Link<T> {
     channel: Channel,
     answers: PublishEvents,
     in_flight: InFlight<T>,
-    queues: DerivedQueues,
+    queues: Queues,
     /// When the next new queue that tasks wait for is durable.
     durable_at: Option<Instant>,
     /// When to publish the next of the refused tasks again.
@@ -40,7 +43,7 @@ pub(crate) struct Link<T> {
     last_refusal: LastRefusal,
     nacking: NackingQueues,
     /// The delay whose queue did not respond, which is why the connection is lost.
-    silent_delay: Option<Duration>,
+    silent_delay: Option<(Arc<Queue>, Duration)>,
     /// Why no further confirm is believed.
     protocol_error: Option<CloseReason>,
     /// Why the broker blocks publishers at present.
@@ -65,7 +68,7 @@ pub(crate) struct LinkEnd {
     pub(crate) address: String,
     pub(crate) cause: CloseReason,
     /// The delay whose queue did not respond, or sent what cannot be parsed.
-    pub(crate) silent_delay: Option<Duration>,
+    pub(crate) silent_delay: Option<(Arc<Queue>, Duration)>,
 }
 
 impl<T> Link<T> {
@@ -76,7 +79,10 @@ impl<T> Link<T> {
     ) -> Result<Link<T>, Error> {
         let mut queues = DerivedQueues::default().predeclare(config.delays.clone());
         match open_channel(&mut connection, &config.queue, &mut queues) {
-            Ok((channel, answers)) => Ok(Link::new(connection, channel, answers, queues)),
+            Ok((channel, answers)) => {
+                let queues = Queues::new(&config.queue, queues);
+                Ok(Link::new(connection, channel, answers, queues))
+            }
             Err(cause) => {
                 let address = connection.address().to_string();
                 let cause = connection.end(Some(cause));
@@ -89,7 +95,7 @@ impl<T> Link<T> {
         connection: Connection,
         channel: Channel,
         answers: PublishEvents,
-        queues: DerivedQueues,
+        queues: Queues,
     ) -> Link<T> {
         Link {
             connection,
@@ -180,7 +186,7 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
-        self.collect_returns(&config.queue)?;
+        self.collect_returns()?;
         let (Verdict::Acked(reach) | Verdict::Nacked(reach)) = verdict;
         if !self.in_flight.allows(reach) {
             return Err(self.distrust("the broker confirmed what was not published"));
@@ -188,17 +194,17 @@ impl<T> Link<T> {
         let (answered, given_up) = self.in_flight.resolve(reach);
         self.has_confirmed |= !answered.is_empty();
         for mut pending in answered {
-            match (self.in_flight.take_return(&mut pending, &config.queue), verdict) {
+            match (self.in_flight.take_return(&mut pending), verdict) {
                 (Some(reason), _) => {
-                    self.queues.forget(pending.target);
+                    self.queues.forget(&pending);
                     self.refuse(pending, Refusal::Returned(reason), config, backlog);
                 }
                 (None, Verdict::Acked(_)) => {
-                    self.nacking.acked(pending.target);
+                    self.nacking.acked(&pending);
                     backlog.resolve(pending, Outcome::Confirmed);
                 }
                 (None, Verdict::Nacked(_)) => {
-                    self.nacking.nacked(pending.target, Instant::now());
+                    self.nacking.nacked(pending.name(), Instant::now());
                     self.refuse(pending, Refusal::Nack, config, backlog);
                 }
             }
@@ -215,12 +221,12 @@ impl<T> Link<T> {
     ///
     /// A return of nothing in flight ends the link: the task that it is of would count as
     /// confirmed. The confirm of that task may have come as well, so no later confirm counts.
-    fn collect_returns(&mut self, queue: &Queue) -> Result<(), CloseReason> {
+    fn collect_returns(&mut self) -> Result<(), CloseReason> {
         if let Some(cause) = &self.protocol_error {
             return Err(cause.clone());
         }
         while let Some(returned) = self.answers.next_return() {
-            if self.in_flight.record_return(returned, queue).is_err() {
+            if self.in_flight.record_return(returned).is_err() {
                 return Err(self.distrust("the broker returned what was not published"));
             }
         }
@@ -246,7 +252,7 @@ impl<T> Link<T> {
         };
         match refusal {
             refusal if gives_up => {
-                let outcome = pending.outcome_after(&refusal, &config.queue);
+                let outcome = pending.outcome_after(&refusal);
                 return backlog.resolve(pending, outcome);
             }
             // Whether the queue is missing or only down is asked before the next publish.
@@ -254,7 +260,7 @@ impl<T> Link<T> {
                 pending.refusal = Some(Refusal::Returned(reason));
             }
             refusal => {
-                pending.retry_later(refusal, &config.queue, &mut self.last_refusal);
+                pending.retry_later(refusal, &mut self.last_refusal);
             }
         }
         backlog.insert(pending);
@@ -303,12 +309,11 @@ impl<T> Link<T> {
         &mut self,
         outcome: &Outcome,
         which: impl Fn(&Pending<T>) -> bool,
-        queue: &Queue,
         backlog: &mut Backlog<T>,
     ) {
-        for pending in self.in_flight.give_up(which, queue) {
+        for pending in self.in_flight.give_up(which) {
             // The next task for its queue asks whether that still responds.
-            self.queues.forget(pending.target);
+            self.queues.forget(&pending);
             backlog.resolve(pending, outcome.clone());
         }
     }

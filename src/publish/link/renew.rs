@@ -11,25 +11,28 @@ use log::debug;
 
 use super::Link;
 use crate::amqp::close_reason::CloseReason;
-use crate::model::queue::Target;
 use crate::publish::config::PublisherConfig;
 use crate::publish::in_flight::InFlight;
+use crate::publish::pending::Pending;
 
 /// How long a queue may nack all tasks of a channel before another channel is tried.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The queues that have nacked on a channel and not acked since, and when that began.
 #[derive(Debug, Default)]
-pub(super) struct NackingQueues(Vec<(Target, Instant)>);
+pub(super) struct NackingQueues(Vec<(String, Instant)>);
 
 impl NackingQueues {
-    pub(super) fn acked(&mut self, target: Target) {
-        self.0.retain(|(it, _)| *it != target);
+    pub(super) fn acked<T>(&mut self, pending: &Pending<T>) {
+        if !self.0.is_empty() {
+            let name = pending.name();
+            self.0.retain(|(it, _)| *it != name);
+        }
     }
 
-    pub(super) fn nacked(&mut self, target: Target, now: Instant) {
-        if self.0.iter().all(|(it, _)| *it != target) {
-            self.0.push((target, now));
+    pub(super) fn nacked(&mut self, name: String, now: Instant) {
+        if self.0.iter().all(|(it, _)| *it != name) {
+            self.0.push((name, now));
         }
     }
 
@@ -44,7 +47,7 @@ impl<T> Link<T> {
         if !self.nacking.is_over_patience(Instant::now()) || !self.in_flight.is_all_confirmed() {
             return Ok(());
         }
-        debug!("queue '{}' nacks all tasks; trying another channel", config.queue.name());
+        debug!("a queue nacks all tasks; trying another channel");
         let guard = self.connection.call_guard().clone();
         let (channel, answers) = guard.abort_on(&config.aborting, || {
             let channel = self.connection.open_channel()?;
@@ -59,20 +62,30 @@ impl<T> Link<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::model::queue::{Queue, Target};
+    use crate::model::task::Task;
+
+    fn to(target: Target) -> Pending<()> {
+        let place = (Arc::new(Queue::new("q")), target);
+        Pending::new(Task::new("x"), place, Instant::now(), ())
+    }
 
     #[test]
     fn only_a_queue_that_acks_nothing_for_long_is_over() {
         let (now, mut nacking) = (Instant::now(), NackingQueues::default());
         let later = now + PATIENCE;
-        nacking.nacked(Target::Dead, now);
-        nacking.nacked(Target::Main, now);
-        nacking.nacked(Target::Main, later);
+        let (main, dead) = (to(Target::Main), to(Target::Dead));
+        nacking.nacked(dead.name(), now);
+        nacking.nacked(main.name(), now);
+        nacking.nacked(main.name(), later);
         assert!(!nacking.is_over_patience(now));
         assert!(nacking.is_over_patience(later));
-        nacking.acked(Target::Main);
+        nacking.acked(&main);
         assert!(nacking.is_over_patience(later), "the other queue");
-        nacking.acked(Target::Dead);
+        nacking.acked(&dead);
         assert!(!nacking.is_over_patience(later));
     }
 }

@@ -1,6 +1,7 @@
 //! One round of publishing from the backlog: which tasks go out, which wait, which are resolved.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Link;
@@ -25,7 +26,7 @@ struct Round<T> {
     /// When the first of them that was refused may be published again.
     again_at: Option<Instant>,
     /// The queues to which a task could not be routed. Each is asked for once a round.
-    unroutable: HashMap<Target, QueueState>,
+    unroutable: HashMap<String, QueueState>,
 }
 
 /// What to do with the task at the front of the backlog.
@@ -75,7 +76,7 @@ impl<T> Link<T> {
         // A broker in alarm reads nothing after a publish. It would not answer a question then,
         // and the connection would be given up before the notice of the alarm is seen.
         let was_returned = matches!(next.refusal, Some(Refusal::Returned(_)));
-        let need_not_ask = self.queues.known(next.target).is_some() && !was_returned;
+        let need_not_ask = self.queues.known(next).is_some() && !was_returned;
         self.blocked.is_none()
             && self.in_flight.len() < window
             && (self.in_flight.has_room_for(next) && need_not_ask || self.in_flight.is_empty())
@@ -90,7 +91,7 @@ impl<T> Link<T> {
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
         match self.next_step(&mut pending, round, config) {
-            Ok(Step::Publish) => return self.publish_one(pending, config),
+            Ok(Step::Publish) => return self.publish_one(pending),
             Ok(Step::Hold) => round.held.push(pending),
             Ok(Step::Resolve(outcome)) => backlog.resolve(pending, outcome),
             Err(cause) => {
@@ -126,7 +127,7 @@ impl<T> Link<T> {
             Err(NotReady::Refused(reason)) => Ok(Step::Resolve(unconfirmed(reason))),
             Err(NotReady::NoTarget(reason)) => Ok(Step::Resolve(Outcome::Returned { reason })),
             Err(NotReady::Silent(delay, cause)) => {
-                self.silent_delay = Some(delay);
+                self.silent_delay = Some((Arc::clone(&pending.queue), delay));
                 Err(cause)
             }
             Err(NotReady::Lost(cause)) => Err(cause),
@@ -149,7 +150,7 @@ impl<T> Link<T> {
             (QueueState::Exists, _) if self.last_refusal.is_recent() => return Ok(None),
             (QueueState::Exists | QueueState::Missing, _) => return Ok(Some(reason)),
         };
-        pending.retry_later(down, &config.queue, &mut self.last_refusal);
+        pending.retry_later(down, &mut self.last_refusal);
         Ok(None)
     }
 
@@ -160,14 +161,15 @@ impl<T> Link<T> {
         round: &mut Round<T>,
         config: &PublisherConfig,
     ) -> Result<QueueState, CloseReason> {
-        if let Some(known) = round.unroutable.get(&pending.target) {
+        let name = pending.name();
+        if let Some(known) = round.unroutable.get(&name) {
             return Ok(known.clone());
         }
         let guard = self.connection.call_guard().clone();
-        let ask = || find(&mut self.connection, &config.queue.name_of(pending.target));
+        let ask = || find(&mut self.connection, &name);
         let bounded = || guard.with_timeout(pending.call_limit(), "checking the task's queue", ask);
         let found = guard.abort_on(&config.aborting, bounded)?;
-        round.unroutable.insert(pending.target, found.clone());
+        round.unroutable.insert(name, found.clone());
         Ok(found)
     }
 
@@ -183,23 +185,18 @@ impl<T> Link<T> {
     /// [`DerivedQueues::prepare`](crate::topology::DerivedQueues::prepare). If `aborting` closes
     /// meanwhile, or the task runs out of time, the connection is given up.
     fn prepare(&mut self, pending: &Pending<T>, config: &PublisherConfig) -> Result<(), NotReady> {
-        if let Some(known) = self.queues.known(pending.target) {
+        if let Some(known) = self.queues.known(pending) {
             return known;
         }
         let Link { connection, queues, .. } = self;
         let guard = connection.call_guard().clone();
-        let ask = || queues.prepare(connection, &config.queue, pending.target);
+        let ask = || queues.prepare(connection, pending);
         let bounded = || guard.with_timeout(pending.call_limit(), "checking the task's queue", ask);
         guard.abort_on(&config.aborting, bounded)
     }
 
-    fn publish_one(
-        &mut self,
-        mut pending: Pending<T>,
-        config: &PublisherConfig,
-    ) -> Result<(), CloseReason> {
-        let name = config.queue.name_of(pending.target);
-        let published = self.channel.publish(&name, &pending.task);
+    fn publish_one(&mut self, mut pending: Pending<T>) -> Result<(), CloseReason> {
+        let published = self.channel.publish(&pending.name(), &pending.task);
         // Even if it failed: part of it may have gone out.
         pending.sent = true;
         (pending.refusal, pending.again_at) = (None, None);

@@ -8,8 +8,6 @@ use crossbeam_channel::{Receiver, RecvError};
 use log::warn;
 
 use super::Publisher;
-use crate::model::queue::Target;
-use crate::model::task::Task;
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::link::Link;
 use crate::publish::pending::Pending;
@@ -37,18 +35,11 @@ impl<T> Publisher<T> {
         is_closed(&self.config.aborting)
     }
 
-    /// Takes a task whose time ends at `deadline`. A new call need not wait for a pause to be over.
-    pub(crate) fn accept_until(
-        &mut self,
-        deadline: Instant,
-        task: Task,
-        target: Target,
-        ticket: T,
-    ) {
+    /// Takes a task for any queue. A new call need not wait for a pause to be over.
+    pub(crate) fn accept_pending(&mut self, pending: Pending<T>) {
         self.hasten();
-        let target_now = self.silent_delays.avoid(target);
-        let pending = Pending::new(task, target, Duration::ZERO, ticket);
-        self.backlog.insert(Pending { deadline, target: target_now, ..pending });
+        let target = self.silent_delays.avoid(pending.queue.name(), pending.asked);
+        self.backlog.insert(Pending { target, ..pending });
     }
 
     /// Waits as [`Publisher::wait`], and meanwhile goes on to connect.

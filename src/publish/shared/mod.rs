@@ -12,14 +12,14 @@ use std::{mem, process};
 use self::pending::Pending;
 use self::room::Room;
 use self::state::ProducerState;
-use self::thread::{Handle, Message, Submitted};
+use self::thread::{Handle, Message};
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
 use crate::model::queue::Queue;
 use crate::model::task::{Ids, Task};
-use crate::publish::config::Limits;
 use crate::publish::pending::unsent;
 use crate::publish::publisher::Publisher;
+use crate::publish::{self, config::Limits};
 use crate::publish::{Producer, Ticket, target_of, validate};
 use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Signal, is_closed};
@@ -109,7 +109,7 @@ impl SharedProducer {
     /// # Blocking
     /// At most for the timeout, and a twentieth of it.
     pub fn publish(&self, task: Task) -> Result<String, Error> {
-        validate(&self.queue, &task)?;
+        self.validate(&task)?;
         if self.state() == ProducerState::Stopped {
             return Err(Error::Stopped);
         }
@@ -125,7 +125,7 @@ impl SharedProducer {
         if self.inner.is_inherited() {
             return resolved(task, unsent(PARENTS));
         }
-        if let Err(error) = validate(&self.queue, &task) {
+        if let Err(error) = self.validate(&task) {
             return resolved(task, Outcome::Refused { reason: error.to_string() });
         }
         let task = task.stamped(SystemTime::now(), &mut self.inner.ids());
@@ -138,15 +138,30 @@ impl SharedProducer {
         };
         let latest = deadline + self.inner.limits.timeout / GRACE;
         let (pending, resolver) = Pending::new(task.clone(), latest, Some(place));
-        let target = target_of(&task);
-        self.inner.send(Message::Publish(Submitted { task, target, deadline, resolver }));
+        let place = (Arc::clone(&self.queue), target_of(&task));
+        let accepted =
+            publish::pending::Pending::new(task, place, deadline, Ticket::Submit(resolver));
+        self.inner.send(Message::Publish(accepted));
         pending
+    }
+
+    /// A producer for another queue, over the same connection and with the same window, timeout and
+    /// state. The queue is declared before its first task, and again on each new connection. If that
+    /// fails, only the tasks of this queue fail.
+    #[must_use]
+    pub fn for_queue(&self, queue: &Queue) -> SharedProducer {
+        SharedProducer { inner: Arc::clone(&self.inner), queue: Arc::new(queue.clone()) }
     }
 
     /// Whether it can publish now. For probes: waits for nothing.
     #[must_use]
     pub fn state(&self) -> ProducerState {
         self.inner.state()
+    }
+
+    fn validate(&self, task: &Task) -> Result<(), Error> {
+        self.queue.validate()?;
+        validate(&self.queue, task)
     }
 
     /// Waits until each task that was submitted has its outcome, and closes the connection, whether or

@@ -3,33 +3,23 @@
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::{error, warn};
 
 use super::state::ProducerState;
 use crate::model::outcome::Outcome;
-use crate::model::queue::Target;
-use crate::model::task::Task;
 use crate::publish::Ticket;
-use crate::publish::pending::Resolved;
+use crate::publish::pending::{Pending, Resolved};
 use crate::publish::publisher::{Publisher, Until};
-use crate::publish::shared::pending::{Resolver, warn_unless_confirmed};
+use crate::publish::shared::pending::warn_unless_confirmed;
 
 /// What callers send to the thread.
 pub(super) enum Message {
-    Publish(Submitted),
+    Publish(Pending<Ticket>),
     /// Leaves no task more time than this, and ends.
     End(Duration),
-}
-
-/// A task that a caller has submitted.
-pub(super) struct Submitted {
-    pub(super) task: Task,
-    pub(super) target: Target,
-    pub(super) deadline: Instant,
-    pub(super) resolver: Resolver,
 }
 
 /// The callers' end of the thread.
@@ -84,7 +74,7 @@ impl PublisherThread {
             };
             for message in first.into_iter().chain(self.messages.try_iter()) {
                 match message {
-                    Message::Publish(submitted) => accept(&mut self.publisher, submitted),
+                    Message::Publish(pending) => self.publisher.accept_pending(pending),
                     Message::End(limit) => return limit,
                 }
             }
@@ -117,11 +107,6 @@ impl PublisherThread {
         }
         unconfirmed
     }
-}
-
-fn accept(publisher: &mut Publisher<Ticket>, submitted: Submitted) {
-    let Submitted { task, target, deadline, resolver } = submitted;
-    publisher.accept_until(deadline, task, target, Ticket::Submit(resolver));
 }
 
 fn set(state: &Mutex<ProducerState>, now: ProducerState) {
