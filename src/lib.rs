@@ -158,11 +158,12 @@ pub use model::task::Task;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use model::tls::Tls;
+pub use publish::Producer;
 pub use publish::publish_trait::Publish;
+pub use publish::receipt::Receipt;
 pub use publish::shared::SharedProducer;
 pub use publish::shared::pending::Pending;
 pub use publish::shared::state::ProducerState;
-pub use publish::{Producer, Receipt};
 pub use topology::census::DelayQueue;
 pub use util::log_filter::log_filter;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};

@@ -10,6 +10,7 @@ pub(crate) mod pending;
 mod property;
 pub(crate) mod publish_trait;
 pub(crate) mod publisher;
+pub(crate) mod receipt;
 mod reconnect;
 pub(crate) mod refusal;
 mod returns;
@@ -29,7 +30,7 @@ use crate::model::task::{Ids, Task};
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::pending::{Resolved, unsent};
 use crate::publish::publisher::{Publisher, Until};
-use crate::publish::shared::SharedProducer;
+use crate::publish::receipt::Receipt;
 use crate::publish::shared::pending::Resolver;
 use crate::util::shutdown::Shutdown;
 
@@ -78,32 +79,6 @@ pub struct Producer {
     ids: Ids,
 }
 
-/// What became of one task.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-#[must_use]
-pub struct Receipt {
-    /// The task, with the id it was published under.
-    pub task: Task,
-    /// What became of it.
-    pub outcome: Outcome,
-}
-
-impl Receipt {
-    /// A receipt for tests: a producer makes its receipts itself.
-    pub fn new(task: Task, outcome: Outcome) -> Receipt {
-        Receipt { task, outcome }
-    }
-
-    /// What a call that publishes one task returns.
-    pub(crate) fn into_result(self) -> Result<String, Error> {
-        match self.outcome {
-            Outcome::Confirmed => Ok(self.task.id().unwrap_or_default().to_string()),
-            outcome => Err(Error::NotConfirmed { outcome, task: Box::new(self.task) }),
-        }
-    }
-}
-
 /// The call that took a task. It says how the caller learns the outcome.
 #[derive(Debug)]
 enum Ticket {
@@ -111,7 +86,8 @@ enum Ticket {
     Publish,
     /// [`Producer::send`], whose tasks each have a receipt.
     Send,
-    /// [`SharedProducer::submit`], whose tasks each have a [`Pending`](shared::pending::Pending).
+    /// [`SharedProducer::submit`](crate::SharedProducer::submit), whose tasks each have a
+    /// [`Pending`](crate::Pending).
     Submit(Resolver),
 }
 
@@ -227,16 +203,6 @@ impl Producer {
         self.publisher.hasten();
         self.publisher.pump(Until::Resolved);
         self.take_receipts()
-    }
-
-    /// Makes it a producer for many threads, with the same settings and the same connection. The
-    /// receipts of tasks that were sent are lost: call [`flush`](Producer::flush) first.
-    ///
-    /// If the system gives no thread, each task is [`Outcome::Unsent`].
-    #[must_use]
-    pub fn shared(mut self) -> SharedProducer {
-        let ids = std::mem::replace(&mut self.ids, Ids::new());
-        SharedProducer::new(self.publisher.take(), self.queue.clone(), ids)
     }
 
     /// Waits as [`flush`](Producer::flush), returns the same, and closes the connection.

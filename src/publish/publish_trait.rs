@@ -2,9 +2,10 @@
 
 use crate::model::error::Error;
 use crate::model::task::Task;
+use crate::publish::Producer;
+use crate::publish::receipt::Receipt;
 use crate::publish::shared::SharedProducer;
 use crate::publish::shared::pending::Pending;
-use crate::publish::{Producer, Receipt};
 
 /// Publishes tasks: a [`Producer`], a [`SharedProducer`], or in tests a [`Recorder`](crate::testing::Recorder).
 ///

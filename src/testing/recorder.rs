@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
 use crate::model::task::{Ids, Task};
-use crate::publish::Receipt;
 use crate::publish::publish_trait::Publish;
+use crate::publish::receipt::Receipt;
 
 /// Keeps the tasks that a program publishes, in their order, and confirms each. It refuses the tasks
 /// that a [`Producer`](crate::Producer) refuses. Clones share what they keep: give one to the program.

@@ -84,8 +84,20 @@ const GRACE: u32 = 20;
 const PARENTS: &str =
     "this producer belongs to the parent process; make another one after the fork";
 
+impl Producer {
+    /// Makes it a producer for many threads, with the same settings and the same connection. The
+    /// receipts of tasks that were sent are lost: call [`flush`](Producer::flush) first.
+    ///
+    /// If the system gives no thread, each task is [`Outcome::Unsent`].
+    #[must_use]
+    pub fn shared(mut self) -> SharedProducer {
+        let ids = mem::replace(&mut self.ids, Ids::new());
+        SharedProducer::new(self.publisher.take(), self.queue.clone(), ids)
+    }
+}
+
 impl SharedProducer {
-    pub(super) fn new(publisher: Publisher<Ticket>, queue: Queue, ids: Ids) -> SharedProducer {
+    fn new(publisher: Publisher<Ticket>, queue: Queue, ids: Ids) -> SharedProducer {
         let limits = publisher.limits();
         let inner = Inner {
             room: Arc::new(Room::new(limits.window)),

@@ -8,8 +8,8 @@ use log::warn;
 use super::room::Place;
 use crate::model::outcome::Outcome;
 use crate::model::task::Task;
-use crate::publish::Receipt;
 use crate::publish::pending::unconfirmed;
+use crate::publish::receipt::Receipt;
 use crate::util::deadline::deadline_after;
 
 /// A task that a [`SharedProducer`](crate::SharedProducer) has taken. It is published whether or not
@@ -32,7 +32,7 @@ struct Slot {
 
 /// The other end of a [`Pending`]: has to give it an outcome.
 #[derive(Debug)]
-pub(in crate::publish) struct Resolver {
+pub(crate) struct Resolver {
     slot: Arc<Slot>,
     /// Freed with this.
     _place: Option<Place>,
@@ -77,7 +77,7 @@ impl Pending {
     }
 
     /// Waits until the outcome is known, for the producer's timeout.
-    pub(in crate::publish) fn wait_for_outcome(self) -> Receipt {
+    pub(crate) fn wait_for_outcome(self) -> Receipt {
         self.wait(Duration::MAX)
     }
 }
@@ -103,7 +103,7 @@ impl Slot {
 
 impl Resolver {
     /// Gives the task its outcome.
-    pub(in crate::publish) fn resolve(self, id: &str, outcome: Outcome) {
+    pub(crate) fn resolve(self, id: &str, outcome: Outcome) {
         if Arc::strong_count(&self.slot) == 1 {
             warn_unless_confirmed(id, &outcome);
         }
