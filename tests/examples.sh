@@ -42,6 +42,9 @@ main() {
         'dead in attempt 1: invalid digit found in string' \
         'dead in attempt 1: the body is not the JSON expected: missing field `width` at line 1 column 18' \
         "dead in attempt 2: this worker does not know the task type 'rotate', only: delete, resize"
+    shows web_service 'GET /health: HTTP/1.1 200 OK' 'POST /orders/17: HTTP/1.1 202 Accepted' \
+        'POST /orders/18: HTTP/1.1 202 Accepted' 'DELETE /orders/17: HTTP/1.1 400 Bad Request' \
+        '2 tasks done'
     shows testing 'the handler and the producer work as they should'
     echo "examples: each printed what it has to"
 }
