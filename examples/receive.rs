@@ -4,15 +4,14 @@
 //! refuse that, unless `deprecated_features.permit.transient_nonexcl_queues = true` is set; there,
 //! leave out `.transient()` at both ends.
 
-use rabbit_work::{Broker, Delivery, Error, Queue, Worker, shutdown};
+use rabbit_work::{Broker, Delivery, Error, Queue, Worker, shutdown_on_signals};
 
 fn main() -> Result<(), Error> {
     let url = std::env::var("AMQP_URL");
     let broker: Broker = url.as_deref().unwrap_or("amqp://guest:guest@localhost:5672").parse()?;
     let queue = Queue::new("hello").transient();
 
-    let (trigger, shutdown) = shutdown();
-    ctrlc::set_handler(move || trigger.stop()).expect("no other handler is set");
+    let (_, shutdown) = shutdown_on_signals()?;
     println!(" [*] Waiting for messages. To exit press CTRL+C");
     let print = |delivery: &Delivery| {
         println!(" [x] Received '{}'", String::from_utf8_lossy(delivery.body()));

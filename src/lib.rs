@@ -98,8 +98,11 @@
 //! [`log_filter`].
 //!
 //! The library reads no arguments and no environment, sets up no logger and no signal handler,
-//! prints nothing, and never ends the process. `Command` is the exception: it finds its program in
-//! `PATH`, removes inherited `TASK_*` variables, and passes its output on.
+//! prints nothing, and never ends the process. Two exceptions:
+//!
+//! * `Command` finds its program in `PATH`, removes inherited `TASK_*` variables, and passes its output
+//!   on.
+//! * `shutdown_on_signals` sets up signal handlers, and its third signal ends the process.
 //!
 //! # Features
 //!
@@ -108,6 +111,7 @@
 //! * `tls`: `amqps://` addresses.
 //! * `command`: `Command` and `OutputStream`, on Unix.
 //! * `json`: JSON bodies: `Task::json`, `Delivery::json` and `Router::on`.
+//! * `signals`: `shutdown_on_signals`.
 //! * `cli`: what only the commands need.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -127,6 +131,8 @@ mod batch;
 mod command;
 mod model;
 mod publish;
+#[cfg(feature = "signals")]
+mod signals;
 pub mod testing;
 mod topology;
 mod util;
@@ -164,6 +170,9 @@ pub use publish::receipt::Receipt;
 pub use publish::shared::SharedProducer;
 pub use publish::shared::pending::Pending;
 pub use publish::shared::state::ProducerState;
+#[cfg(feature = "signals")]
+#[cfg_attr(docsrs, doc(cfg(feature = "signals")))]
+pub use signals::{shutdown_on_signals, shutdown_on_signals_with};
 pub use topology::census::DelayQueue;
 pub use util::log_filter::log_filter;
 pub use util::shutdown::{Shutdown, Trigger, shutdown};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each floor after those that it may use.
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     ("util", &[]),
     ("model", &["util"]),
     ("amqp", &["model", "util"]),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
     ("admin", &["publish", "topology", "amqp", "model", "util"]),
     ("worker", &["publish", "topology", "amqp", "model", "util"]),
     ("command", &["model", "util"]),
+    ("signals", &["model", "util"]),
     ("testing", &["worker", "publish", "topology", "amqp", "model", "util"]),
 ];
 

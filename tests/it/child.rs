@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rabbit_work::{
     Broker, Delivery, Failure, Producer, Queue, QueueType, RetryPolicy, Shutdown, Task, Worker,
-    Workers, shutdown,
+    Workers, shutdown, shutdown_on_signals,
 };
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -178,6 +178,32 @@ fn a_chain_worker() {
         })
     });
     workers.run(&stop_on_signals()).expect("a worker with a broker that comes back ends well");
+}
+
+/// A program that prints each stage of a stop, and never ends by itself.
+pub(crate) fn program_with_signals() -> Command {
+    this_program("child::a_program_with_signals").env("IT_SIGNALS", "1")
+}
+
+#[test]
+#[ignore = "runs only as a process of another test"]
+fn a_program_with_signals() {
+    if var("IT_SIGNALS").is_none() {
+        return;
+    }
+    let (trigger, shutdown) = shutdown_on_signals().expect("they have no handler yet");
+    drop(trigger);
+    assert!(!shutdown.is_stopping(), "the handler has a trigger, too");
+    let again = shutdown_on_signals().expect_err("one for each program");
+    println!("{again}");
+    let stages = [shutdown.stopping(), shutdown.aborting(), shutdown.killing()];
+    for (stage, name) in stages.into_iter().zip(["stopping", "aborting", "killing"]) {
+        let _ = stage.recv();
+        // A second signal this soon would not count.
+        thread::sleep(Duration::from_millis(300));
+        println!("{name}");
+    }
+    thread::sleep(Duration::from_secs(600));
 }
 
 /// Three attempts, a moment apart; the same that `with_command_per_task` asks for.

@@ -30,6 +30,7 @@ mod republish;
 mod retry;
 mod run_limits;
 mod shared_producer;
+mod signals;
 mod soak;
 mod support;
 mod support_test;

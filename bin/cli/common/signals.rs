@@ -1,15 +1,14 @@
-//! Turns signals into a stop that always ends: the first signal stops, the second aborts, the third
-//! kills, and a command that has not ended in time is ended by force.
+//! Sees to it that a stop that signals asked for always ends: a command that has not ended in time is
+//! ended by force.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::warn;
-use nix::sys::signal::{SigSet, Signal};
-use rabbit_work::{Shutdown, Trigger, shutdown};
+use rabbit_work::{Shutdown, Trigger, shutdown_on_signals_with};
 
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
@@ -30,60 +29,34 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The time killed programs may take to disappear.
 const EXIT_AFTER_KILL: Duration = Duration::from_millis(300);
 
-/// A second signal this soon is an echo of the first: `timeout` signals its child and then its whole
-/// group, which includes the child, and so do some supervisors.
+/// A signal this soon after the first does not count as the second one.
 const ECHO: Duration = Duration::from_millis(200);
 
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
 
 /// Connects the signals to a shutdown.
 pub(crate) fn stop_on_signals(limits: StopLimits) -> Result<(Trigger, Shutdown), CommandError> {
-    unblock_signals()
-        .and_then(|()| ignore_file_size_signal())
-        .map_err(|error| CommandError::usage("signals", error))?;
-    let (trigger, shutdown) = shutdown();
-    let handed_out = trigger.clone();
-    let mut first = None;
-    let handle = move || {
-        let since_first = first.get_or_insert_with(Instant::now).elapsed();
-        if SIGNALS.load(Ordering::SeqCst) != 1 || since_first >= ECHO {
-            on_signal(SIGNALS.fetch_add(1, Ordering::SeqCst), &trigger, limits);
-        }
-    };
-    ctrlc::set_handler(handle).map_err(|error| match error {
-        ctrlc::Error::System(error) => {
-            CommandError::usage("signals", format!("the system gave no thread for them: {error}"))
-        }
-        error => CommandError::usage("signals", error),
-    })?;
-    Ok((handed_out, shutdown))
+    ignore_file_size_signal().map_err(|error| CommandError::usage("signals", error))?;
+    let connected = shutdown_on_signals_with(move |signals, trigger| {
+        SIGNALS.store(signals, Ordering::SeqCst);
+        on_signal(signals, trigger, limits);
+    });
+    Ok(connected?)
 }
 
-/// Must not wait: the next signal would have no effect meanwhile.
-fn on_signal(signals_before: u32, trigger: &Trigger, limits: StopLimits) {
+/// Sees to it that the process ends in time. It must not wait: the next signal would have no effect
+/// meanwhile.
+fn on_signal(signals: u32, trigger: &Trigger, limits: StopLimits) {
     let StopLimits { grace, cancel_timeout, late } = limits;
-    match signals_before {
-        0 => {
-            trigger.stop();
+    match signals {
+        1 => {
             let limit = grace.saturating_add(cancel_timeout + CLOSE_TIMEOUT * 2);
             force_exit_after(limit, late, trigger.clone());
             log_stopping();
         }
-        1 => {
-            trigger.abort();
-            force_exit_after(cancel_timeout + CLOSE_TIMEOUT, Exit::Interrupted, trigger.clone());
-        }
-        _ => {
-            trigger.kill();
-            force_exit_after(CLOSE_TIMEOUT, Exit::Interrupted, trigger.clone());
-        }
+        2 => force_exit_after(cancel_timeout + CLOSE_TIMEOUT, Exit::Interrupted, trigger.clone()),
+        _ => force_exit_after(CLOSE_TIMEOUT, Exit::Interrupted, trigger.clone()),
     }
-}
-
-/// A parent may have blocked them: children inherit the mask.
-pub(crate) fn unblock_signals() -> io::Result<()> {
-    let ours = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    Ok(ours.thread_unblock()?)
 }
 
 /// A write beyond `ulimit -f` then fails like one to a full disk. Unhandled, SIGXFSZ would end the
@@ -92,8 +65,8 @@ fn ignore_file_size_signal() -> io::Result<()> {
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).map(drop)
 }
 
-/// In a thread of its own, as standard error may be a pipe without a reader. An echo does not count
-/// as the second signal, so this waits until one would.
+/// In a thread of its own, as standard error may be a pipe without a reader. It waits until a second
+/// signal would count.
 fn log_stopping() {
     let log = || {
         thread::sleep(ECHO);

@@ -9,12 +9,12 @@ use std::process::{self, Child, Command};
 use std::sync::Arc;
 
 use log::warn;
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::common::error::CommandError;
-use crate::cli::common::signals::unblock_signals;
 
 /// The signals that the child gets. Other signals end a process without a handler, but not the first
 /// process.
@@ -48,7 +48,9 @@ struct Init {
 
 impl Init {
     fn start() -> io::Result<Init> {
-        unblock_signals()?;
+        // A parent may have blocked them: children inherit the mask.
+        let ours = FORWARDED.iter().filter_map(|(number, _)| (*number).try_into().ok());
+        SigSet::from_iter(ours).thread_unblock()?;
         // Before the child starts, so that no signal is lost.
         let signals = Signals::new(FORWARDED.map(|(signal, _)| signal).iter().chain([&SIGCHLD]))?;
         let mut arguments = env::args_os();

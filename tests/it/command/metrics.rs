@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::{Bench, SOON};
+
 #[test]
 fn the_metrics_count_each_run_of_a_task_and_what_the_threads_do() {
     let bench = Bench::new("metrics");
