@@ -1,7 +1,5 @@
-//! Several queues in one program: a task of one queue publishes to the other, and both are drained
-//! together.
-
-use std::sync::Mutex;
+//! Several queues in one program: a task of one queue leads to a task of the other, and both are
+//! drained together.
 
 use rabbit_work::{Broker, Delivery, Error, Producer, Queue, Task, Worker, Workers, shutdown};
 
@@ -15,13 +13,12 @@ fn main() -> Result<(), Error> {
         producer.publish(Task::new(format!("order {number}")))?;
     }
 
-    let confirmations = Mutex::new(Producer::new(&broker, &mail));
+    let to_mail = mail.clone();
     let ship = move |delivery: &Delivery| {
         let order = std::str::from_utf8(delivery.body())?;
         println!("shipped {order}");
-        // The order is acked after its confirmation is on the queue.
-        let mut confirmations = confirmations.lock().expect("no panic");
-        confirmations.publish(Task::new(format!("{order} is on its way")))?;
+        // The order is acked after the broker has confirmed this: no order is without its mail.
+        delivery.follow_up(&to_mail, Task::new(format!("{order} is on its way")))?;
         Ok(())
     };
     let send = |delivery: &Delivery| {
