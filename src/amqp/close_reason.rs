@@ -8,7 +8,9 @@ use std::time::Duration;
 use crate::amqp::guard::LimitExceeded;
 use crate::amqp::reply_text::{self, explain_mismatch};
 #[cfg(feature = "tls")]
-use crate::amqp::tls::{self, HandshakeFailure};
+use crate::amqp::tls::HandshakeFailure;
+#[cfg(feature = "tls")]
+use crate::amqp::tls_refusal::refusal;
 use crate::model::address_order::Failure;
 use crate::model::error::Error;
 
@@ -211,19 +213,7 @@ impl From<amiquip::Error> for CloseReason {
             E::ExhaustedChannelIds => CloseReason::NoChannelLeft,
             E::EventLoopDropped | E::EventLoopClientDropped => CloseReason::Disconnected,
             E::UnexpectedSocketClose => CloseReason::Lost("the socket was closed".into()),
-            E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::InvalidData => {
-                read_guard_error(&source)
-            }
-            #[cfg(feature = "tls")]
-            E::IoErrorReadingSocket { source } if tls::is_alert(&source) => {
-                CloseReason::Tls(tls::explain(&source.to_string()))
-            }
-            E::IoErrorReadingSocket { source } if source.kind() == ErrorKind::TimedOut => {
-                CloseReason::Unheard(format!("reading failed: {source}"))
-            }
-            E::IoErrorReadingSocket { source } => {
-                CloseReason::Lost(format!("reading failed: {source}"))
-            }
+            E::IoErrorReadingSocket { source } => read_reading_error(&source),
             E::IoErrorWritingSocket { source } => {
                 CloseReason::Lost(format!("writing failed: {source}"))
             }
@@ -278,6 +268,18 @@ impl From<HandshakeFailure> for CloseReason {
             HandshakeFailure::Lost(text) => CloseReason::Lost(text),
             HandshakeFailure::Refused(text) => CloseReason::Tls(text),
         }
+    }
+}
+
+fn read_reading_error(error: &std::io::Error) -> CloseReason {
+    #[cfg(feature = "tls")]
+    if let Some(text) = refusal(error) {
+        return CloseReason::Tls(text);
+    }
+    match error.kind() {
+        ErrorKind::InvalidData => read_guard_error(error),
+        ErrorKind::TimedOut => CloseReason::Unheard(format!("reading failed: {error}")),
+        _ => CloseReason::Lost(format!("reading failed: {error}")),
     }
 }
 

@@ -15,7 +15,9 @@ use log::warn;
 use crate::amqp::call_timeout::{SLOW_AFTER, Warned, Watchdog};
 use crate::amqp::close_reason::CloseReason;
 use crate::amqp::connection::Connection;
-use crate::amqp::handshake::Refused;
+use crate::amqp::handshake::{Handshake, Refused};
+#[cfg(feature = "tls")]
+use crate::amqp::tls_config::Connector;
 use crate::model::address_order::Failure;
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
@@ -47,6 +49,8 @@ struct Progress {
 /// Tries the addresses, in the thread of an attempt.
 struct AddressLoop {
     broker: Broker,
+    #[cfg(feature = "tls")]
+    connector: Option<Connector>,
     /// When the last address should have its turn.
     deadline: Instant,
     progress: Arc<Mutex<Progress>>,
@@ -73,6 +77,8 @@ impl ConnectAttempt {
         let progress = Arc::new(Mutex::new(Progress::default()));
         let address_loop = AddressLoop {
             broker: broker.clone(),
+            #[cfg(feature = "tls")]
+            connector: Connector::for_broker(broker)?,
             deadline: deadline_after(budget),
             progress: Arc::clone(&progress),
             cancelled,
@@ -226,11 +232,31 @@ impl AddressLoop {
         let Candidate { address, host } = *candidate;
         guard.warn_after(SLOW_AFTER, &self.cancelled, &doing, || match host {
             Host::Name => resolve(&self.broker, address, deadline),
-            Host::Target(target) => open_at(&self.broker, address, (target, 1), watchdog, deadline),
+            Host::Target(target) => self.open_at(address, (target, 1), watchdog, deadline),
             Host::OneOfTargets(target, nodes) => {
-                open_at(&self.broker, address, (target, nodes), watchdog, deadline)
+                self.open_at(address, (target, nodes), watchdog, deadline)
             }
         })
+    }
+
+    fn open_at(
+        &self,
+        address: &Address,
+        (target, nodes): (SocketAddr, usize),
+        watchdog: Watchdog,
+        deadline: Instant,
+    ) -> Result<Tried, Refused> {
+        let limits = self.broker.limits(address, nodes);
+        let socket = connect(target, within(limits.connect, deadline))?;
+        let handshake = Handshake {
+            broker: &self.broker,
+            #[cfg(feature = "tls")]
+            connector: self.connector.as_ref(),
+            address,
+            limits: Limits { handshake: within(limits.handshake, deadline), ..limits },
+        };
+        let opened = Connection::over(socket, watchdog, &handshake)?;
+        Ok(Tried::Opened(Box::new(opened)))
     }
 
     /// The time for one address, if so many others are left. The last may take what it needs: the
@@ -319,20 +345,6 @@ enum Tried {
     Opened(Box<Connection>),
     /// The addresses of its host name.
     Resolved(Vec<SocketAddr>),
-}
-
-fn open_at(
-    broker: &Broker,
-    address: &Address,
-    (target, nodes): (SocketAddr, usize),
-    watchdog: Watchdog,
-    deadline: Instant,
-) -> Result<Tried, Refused> {
-    let limits = broker.limits(address, nodes);
-    let socket = connect(target, within(limits.connect, deadline))?;
-    let limits = Limits { handshake: within(limits.handshake, deadline), ..limits };
-    let opened = Connection::over(socket, watchdog, broker, address, limits)?;
-    Ok(Tried::Opened(Box::new(opened)))
 }
 
 /// How many nodes the targets of a host name may stand for: one node often has an address of each
@@ -463,6 +475,8 @@ mod tests {
         let broker: Broker = "amqp://name".parse().expect("a broker");
         let (_wanted, cancelled) = closer();
         let address_loop = AddressLoop {
+            #[cfg(feature = "tls")]
+            connector: None,
             broker: broker.clone().in_order(),
             deadline: deadline_after(Duration::from_secs(2)),
             progress: Arc::default(),

@@ -18,8 +18,7 @@ use crate::amqp::heartbeat::Heartbeat;
 use crate::amqp::outbox::{Outbox, Publishes};
 use crate::amqp::transport::PeerState;
 use crate::model::address_order::Failures;
-use crate::model::broker::{Broker, Limits};
-use crate::model::url::Address;
+use crate::model::broker::Limits;
 use crate::util::deadline::deadline_after;
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
@@ -59,14 +58,12 @@ impl Connection {
     pub(crate) fn over(
         socket: TcpStream,
         watchdog: Watchdog,
-        broker: &Broker,
-        address: &Address,
-        limits: Limits,
+        handshake: &Handshake<'_>,
     ) -> Result<Connection, Refused> {
+        let Handshake { broker, address, limits, .. } = *handshake;
         let peer = socket.peer_addr()?.to_string();
         watchdog.watch_socket(socket.try_clone()?);
-        let established =
-            Handshake { broker, address, limits }.run(socket, watchdog.call_guard())?;
+        let established = handshake.run(socket, watchdog.call_guard())?;
         let Established { mut inner, heartbeat, peer_state, outbox } = established;
         let notices = inner.listen_for_connection_blocked().map_err(CloseReason::from)?;
         heartbeat.start();

@@ -13,6 +13,8 @@ use crate::amqp::guard::LARGEST_FRAME;
 use crate::amqp::heartbeat::Heartbeat;
 use crate::amqp::outbox::Outbox;
 use crate::amqp::reply_text::is_connection_limit;
+#[cfg(feature = "tls")]
+use crate::amqp::tls_config::Connector;
 use crate::amqp::transport::{PeerState, Stream};
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
@@ -54,8 +56,10 @@ const IO_THREAD_BOUND: usize = 1024;
 const CLIENT_LIMIT_SLACK: Duration = Duration::from_secs(5);
 
 pub(crate) struct Handshake<'a> {
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it has the certificates"))]
     pub(crate) broker: &'a Broker,
+    /// `None` if no address has TLS.
+    #[cfg(feature = "tls")]
+    pub(crate) connector: Option<&'a Connector>,
     pub(crate) address: &'a Address,
     pub(crate) limits: Limits,
 }
@@ -104,16 +108,13 @@ impl Handshake<'_> {
     }
 
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
+        #[cfg(feature = "tls")]
+        if let (Transport::Tls, Some(connector)) = (self.address.transport, self.connector) {
+            let stream = Stream::tls(socket, connector, &self.address.host, self.heartbeat());
+            return stream.map_err(|failure| CloseReason::from(failure).into());
+        }
         match self.address.transport {
             Transport::Plain => Ok(Stream::plain(socket, self.heartbeat())?),
-            #[cfg(feature = "tls")]
-            Transport::Tls => {
-                let connector = crate::amqp::tls::connector(self.broker.certificates());
-                let connector = connector.map_err(Refused::Lasting)?;
-                let stream = Stream::tls(socket, &connector, &self.address.host, self.heartbeat());
-                stream.map_err(|failure| CloseReason::from(failure).into())
-            }
-            #[cfg(not(feature = "tls"))]
             Transport::Tls => Err(CloseReason::Tls("not in this build".into()).into()),
         }
     }

@@ -21,5 +21,9 @@ pub(crate) mod reply_text;
 mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tls")]
+mod tls_config;
+#[cfg(feature = "tls")]
+mod tls_refusal;
 pub(crate) mod transport;
 mod watch;

@@ -15,7 +15,9 @@ use crate::amqp::heartbeat::Heartbeat;
 use crate::amqp::outbox::Outbox;
 use crate::amqp::outgoing::Outgoing;
 #[cfg(feature = "tls")]
-use crate::amqp::tls::{self, HandshakeFailure};
+use crate::amqp::tls::{self, HandshakeFailure, TlsStream};
+#[cfg(feature = "tls")]
+use crate::amqp::tls_config::Connector;
 
 /// A connected socket, and what its peer has sent so far.
 #[derive(Debug)]
@@ -29,7 +31,8 @@ pub(crate) struct Stream {
 enum MaybeTlsStream {
     Plain(TcpStream),
     #[cfg(feature = "tls")]
-    Tls(native_tls::TlsStream<tls::Socket>),
+    // Its buffers make it large.
+    Tls(Box<TlsStream>),
 }
 
 /// Passes on what comes from a broker, as far as it is valid.
@@ -75,12 +78,12 @@ impl Stream {
     #[cfg(feature = "tls")]
     pub(crate) fn tls(
         socket: std::net::TcpStream,
-        connector: &native_tls::TlsConnector,
+        connector: &Connector,
         host: &str,
         heartbeat: u16,
     ) -> Result<Stream, HandshakeFailure> {
         let stream = tls::connect(connector, host, socket, polled)?;
-        Ok(Stream::over(MaybeTlsStream::Tls(stream), heartbeat))
+        Ok(Stream::over(MaybeTlsStream::Tls(Box::new(stream)), heartbeat))
     }
 
     fn over(line: MaybeTlsStream, heartbeat: u16) -> Stream {
@@ -105,14 +108,11 @@ impl Stream {
         Arc::clone(&self.outgoing.outbox)
     }
 
-    fn socket(&self) -> io::Result<&TcpStream> {
+    fn socket(&self) -> &TcpStream {
         match &self.line {
-            MaybeTlsStream::Plain(socket) => Ok(socket),
+            MaybeTlsStream::Plain(socket) => socket,
             #[cfg(feature = "tls")]
-            MaybeTlsStream::Tls(line) => match line.get_ref() {
-                tls::Socket::NonBlocking(socket) => Ok(socket),
-                tls::Socket::Blocking(_) => Err(io::ErrorKind::NotConnected.into()),
-            },
+            MaybeTlsStream::Tls(line) => line.socket(),
         }
     }
 }
@@ -213,7 +213,7 @@ impl Evented for Stream {
         interest: Ready,
         options: PollOpt,
     ) -> io::Result<()> {
-        self.socket()?.register(poll, token, interest, options)
+        self.socket().register(poll, token, interest, options)
     }
 
     fn reregister(
@@ -223,11 +223,11 @@ impl Evented for Stream {
         interest: Ready,
         options: PollOpt,
     ) -> io::Result<()> {
-        self.socket()?.reregister(poll, token, interest, options)
+        self.socket().reregister(poll, token, interest, options)
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
-        self.socket()?.deregister(poll)
+        self.socket().deregister(poll)
     }
 }
 

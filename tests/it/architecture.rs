@@ -50,7 +50,7 @@ fn no_modules_use_each_other_in_a_circle() {
 fn only_the_floor_amqp_names_the_client_library() {
     for module in modules().keys().filter(|it| floor_of(it) != "amqp") {
         let code = code(&path_of(module));
-        for library in ["amiquip::", "amq_protocol_types::", "mio::", "native_tls::"] {
+        for library in ["amiquip::", "amq_protocol_types::", "mio::", "rustls::"] {
             assert!(!code.contains(library), "{module} uses `{library}`");
         }
     }

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use openssl::ssl::SslVersion;
 use rabbit_work::{Broker, Outcome, Producer, Queue, Task, Tls, Worker};
+use rustls::version::{TLS12, TLS13};
 use tempfile::TempDir;
 
 use crate::support::broker::shared_broker;
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
-use crate::support::front::{Front, Identity, demand_of};
+use crate::support::front::{Demands, Front, Identity};
 use crate::support::proxy::{Proxy, Toxic};
 use crate::support::scripted::ScriptedBroker;
 use crate::support::working::{Working, bodies};
@@ -115,8 +115,11 @@ fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
     client.declare(&queue);
     let table = [
         (Identity::authority("another").issue(HOST), "is not trusted here"),
-        (trust.authority.issue("elsewhere.example"), "address mismatch"),
-        (trust.authority.issue_expired(HOST), "certificate has expired"),
+        // As when an authority was made anew.
+        (Identity::authority("our authority").issue(HOST), "is not signed with the key"),
+        (trust.authority.issue("elsewhere.example"), "but for elsewhere.example; write"),
+        (trust.authority.issue_expired(HOST), "certificate has expired, or"),
+        (trust.authority.issue_early(HOST), "is not valid yet, or"),
     ];
     for (identity, wanted) in table {
         let front = Front::start(shared_broker().address(), &identity);
@@ -155,12 +158,10 @@ fn row_59_a_client_certificate_that_is_demanded_is_shown_and_its_absence_is_told
     let ours = trust.authority.issue("our client");
     let strange = Identity::authority("another").issue("a stranger");
     // In the handshake before TLS 1.3, and only after it since.
-    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
-        let front =
-            Front::start_with(shared_broker().address(), &trust.authority.issue(HOST), |tls| {
-                tls.set_max_proto_version(Some(version))?;
-                demand_of(&trust.authority)(tls)
-            });
+    for version in [&TLS12, &TLS13] {
+        let demands = Demands { versions: &[version], certificate_of: Some(&trust.authority) };
+        let identity = trust.authority.issue(HOST);
+        let front = Front::start_with(shared_broker().address(), &identity, demands);
         let show = |identity: Option<&Identity>| {
             let mut command = trust.given_to(Command::producer(&["x"]), front.address(), &queue);
             if let Some(identity) = identity {
@@ -177,7 +178,11 @@ fn row_59_a_client_certificate_that_is_demanded_is_shown_and_its_absence_is_told
         accepted.assert_code(0);
         assert_eq!(handshake, Ok(()));
 
-        for (wrong, wanted) in [(None, "alert"), (Some(&strange), "unknown ca")] {
+        let table = [
+            (None, "requires a client certificate"),
+            (Some(&strange), "does not trust the authority"),
+        ];
+        for (wrong, wanted) in table {
             let (refused, after, handshake) = show(wrong);
             let said = refusal(&refused);
             assert!(said.contains("TLS") && said.contains(wanted), "{said}");

@@ -1,32 +1,28 @@
 //! A TLS port that relays to a broker's plain port, with certificates made for each test run.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
-use openssl::asn1::Asn1Time;
-use openssl::bn::BigNum;
-use openssl::ec::{EcGroup, EcKey};
-use openssl::error::ErrorStack;
-use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::{PKey, Private};
-use openssl::ssl::{
-    HandshakeError, SslAcceptor, SslAcceptorBuilder, SslMethod, SslStream, SslVerifyMode,
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
 };
-use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
-use openssl::x509::{X509, X509Builder, X509Extension, X509Name};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
 
 use super::acceptor::Acceptor;
 
 /// A certificate and its key: an authority's, or one end's.
 pub(crate) struct Identity {
-    certificate: X509,
-    key: PKey<Private>,
+    params: CertificateParams,
+    certificate: Certificate,
+    key: KeyPair,
 }
 
 /// A port with TLS before another one. Dropping it takes no new connections.
@@ -35,98 +31,111 @@ pub(crate) struct Front {
     handshakes: Receiver<Result<(), String>>,
 }
 
+/// What a front asks of its clients.
+#[derive(Clone, Copy)]
+pub(crate) struct Demands<'a> {
+    pub(crate) versions: &'a [&'static SupportedProtocolVersion],
+    /// A certificate of this authority.
+    pub(crate) certificate_of: Option<&'a Identity>,
+}
+
+impl Default for Demands<'_> {
+    fn default() -> Self {
+        Demands { versions: rustls::ALL_VERSIONS, certificate_of: None }
+    }
+}
+
 impl Identity {
     pub(crate) fn authority(name: &str) -> Identity {
-        Identity::make(name, None, DAY, |_| BasicConstraints::new().critical().ca().build())
+        let key = KeyPair::generate().expect("a key");
+        let params = authority_named(name, &[]);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Identity { params, certificate, key }
+    }
+
+    /// An authority's certificate, which is for a host too.
+    pub(crate) fn authority_for(host: &str) -> Identity {
+        let key = KeyPair::generate().expect("a key");
+        let params = authority_named(host, &[host]);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Identity { params, certificate, key }
     }
 
     /// A certificate for a host's address or name.
     pub(crate) fn issue(&self, host: &str) -> Identity {
-        self.issue_until(host, DAY)
+        self.issue_with(host, KeyPair::generate().expect("a key"), |_| {})
     }
 
     /// One that has expired.
     pub(crate) fn issue_expired(&self, host: &str) -> Identity {
-        self.issue_until(host, -DAY)
-    }
-
-    pub(crate) fn certificate_pem(&self) -> Vec<u8> {
-        self.certificate.to_pem().expect("a certificate in PEM")
-    }
-
-    pub(crate) fn key_pem(&self) -> Vec<u8> {
-        self.key.private_key_to_pem_pkcs8().expect("a key in PEM")
-    }
-
-    fn issue_until(&self, host: &str, end: i64) -> Identity {
-        Identity::make(host, Some(self), end, |builder| {
-            let mut name = SubjectAlternativeName::new();
-            match host.parse::<IpAddr>() {
-                Ok(_) => name.ip(host),
-                Err(_) => name.dns(host),
-            };
-            name.build(&builder.x509v3_context(None, None))
+        self.issue_with(host, KeyPair::generate().expect("a key"), |params| {
+            params.not_after = date_time_ymd(2020, 1, 1);
         })
     }
 
-    fn make(
-        name: &str,
-        issuer: Option<&Identity>,
-        end: i64,
-        extension: impl FnOnce(&X509Builder) -> Result<X509Extension, ErrorStack>,
+    /// One that is not valid yet.
+    pub(crate) fn issue_early(&self, host: &str) -> Identity {
+        self.issue_with(host, KeyPair::generate().expect("a key"), |params| {
+            params.not_before = date_time_ymd(3000, 1, 1);
+        })
+    }
+
+    pub(crate) fn issue_with(
+        &self,
+        host: &str,
+        key: KeyPair,
+        change: impl FnOnce(&mut CertificateParams),
     ) -> Identity {
-        let made = Identity::try_make(name, issuer, end, extension);
-        made.unwrap_or_else(|error| panic!("no certificate for {name}: {error}"))
+        let mut params = named(host, &[host]);
+        change(&mut params);
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        Identity { params, certificate, key }
     }
 
-    fn try_make(
-        name: &str,
-        issuer: Option<&Identity>,
-        end: i64,
-        extension: impl FnOnce(&X509Builder) -> Result<X509Extension, ErrorStack>,
-    ) -> Result<Identity, ErrorStack> {
-        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
-        let key = PKey::from_ec_key(EcKey::generate(&curve)?)?;
-        let mut subject = X509Name::builder()?;
-        subject.append_entry_by_nid(Nid::COMMONNAME, name)?;
-        let subject = subject.build();
-        let serial = BigNum::from_u32(fastrand::u32(1..))?.to_asn1_integer()?;
-        let now = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
-        let now = i64::try_from(now).expect("a time of this age");
-
-        let mut builder = X509::builder()?;
-        builder.set_version(2)?;
-        builder.set_serial_number(&serial)?;
-        builder.set_subject_name(&subject)?;
-        builder.set_issuer_name(issuer.map_or(&subject, |it| it.certificate.subject_name()))?;
-        builder.set_pubkey(&key)?;
-        builder.set_not_before(&*Asn1Time::from_unix(now - 2 * DAY)?)?;
-        builder.set_not_after(&*Asn1Time::from_unix(now + end)?)?;
-        let extension = extension(&builder)?;
-        builder.append_extension(extension)?;
-        builder.sign(issuer.map_or(&key, |it| &it.key), MessageDigest::sha256())?;
-        Ok(Identity { certificate: builder.build(), key })
+    pub(crate) fn certificate_pem(&self) -> Vec<u8> {
+        self.certificate.pem().into_bytes()
     }
+
+    /// In PKCS#8.
+    pub(crate) fn key_pem(&self) -> Vec<u8> {
+        self.key.serialize_pem().into_bytes()
+    }
+
+    pub(crate) fn key_der(&self) -> Vec<u8> {
+        self.key.serialize_der()
+    }
+}
+
+fn named(name: &str, hosts: &[&str]) -> CertificateParams {
+    let hosts: Vec<_> = hosts.iter().map(|it| (*it).to_owned()).collect();
+    let mut params = CertificateParams::new(hosts).expect("names of hosts");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+fn authority_named(name: &str, hosts: &[&str]) -> CertificateParams {
+    let mut params = named(name, hosts);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
 }
 
 impl Front {
     pub(crate) fn start(upstream: SocketAddr, identity: &Identity) -> Front {
-        Front::start_with(upstream, identity, |_| Ok(()))
+        Front::start_with(upstream, identity, Demands::default())
     }
 
-    /// One with further settings.
     pub(crate) fn start_with(
         upstream: SocketAddr,
         identity: &Identity,
-        settings: impl FnOnce(&mut SslAcceptorBuilder) -> Result<(), ErrorStack>,
+        demands: Demands<'_>,
     ) -> Front {
-        let tls = tls_acceptor(identity, settings).expect("the settings fit");
-        let tls = Arc::new(tls);
+        let config = Arc::new(config(identity, demands));
         let (tell, handshakes) = unbounded();
         let acceptor = Acceptor::start(0, move |client| {
-            let (tls, tell) = (Arc::clone(&tls), tell.clone());
+            let (config, tell) = (Arc::clone(&config), tell.clone());
             thread::spawn(move || {
-                let accepted = accept(&tls, client);
+                let accepted = accept(config, client);
                 let _ = tell.send(accepted.as_ref().map(drop).map_err(String::clone));
                 accepted.map(|client| relay(client, upstream))
             });
@@ -145,69 +154,92 @@ impl Front {
     }
 }
 
-/// The setting that demands a certificate of this authority from clients.
-pub(crate) fn demand_of(
-    authority: &Identity,
-) -> impl FnOnce(&mut SslAcceptorBuilder) -> Result<(), ErrorStack> {
-    let certificate = authority.certificate.clone();
-    move |builder| {
-        builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-        builder.cert_store_mut().add_cert(certificate)
+fn config(identity: &Identity, demands: Demands<'_>) -> ServerConfig {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = match demands.certificate_of {
+        Some(authority) => {
+            let mut trusted = RootCertStore::empty();
+            trusted.add(authority.certificate.der().clone()).expect("an authority");
+            let builder = WebPkiClientVerifier::builder_with_provider(
+                Arc::new(trusted),
+                Arc::clone(&provider),
+            );
+            builder.build().expect("an authority")
+        }
+        None => Arc::new(NoClientAuth),
+    };
+    let key = PrivateKeyDer::Pkcs8(identity.key.serialize_der().into());
+    ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(demands.versions)
+        .expect("ciphers for these versions")
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![identity.certificate.der().clone()], key)
+        .expect("a certificate and its key")
+}
+
+/// One end of TLS, and its socket.
+struct Client {
+    tls: ServerConnection,
+    socket: TcpStream,
+}
+
+fn accept(config: Arc<ServerConfig>, mut socket: TcpStream) -> Result<Client, String> {
+    let mut tls = ServerConnection::new(config).expect("the configuration fits");
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).map_err(|error| {
+            // What is left unread would reset the connection, and the alert could be lost in it.
+            let _ = socket.shutdown(Shutdown::Write);
+            let _ = io::copy(&mut socket, &mut io::sink());
+            error.to_string()
+        })?;
+    }
+    Ok(Client { tls, socket })
+}
+
+impl Client {
+    /// Reads what has come into `buffer`. Returns whether more may come.
+    fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        let length = self.tls.read_tls(&mut self.socket)?;
+        self.tls.process_new_packets().map_err(io::Error::other)?;
+        match self.tls.reader().read_to_end(buffer) {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(length > 0),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut self.socket)?;
+        }
+        Ok(())
     }
 }
 
-/// In seconds.
-const DAY: i64 = 24 * 60 * 60;
-
-fn tls_acceptor(
-    identity: &Identity,
-    settings: impl FnOnce(&mut SslAcceptorBuilder) -> Result<(), ErrorStack>,
-) -> Result<SslAcceptor, ErrorStack> {
-    let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
-    builder.set_certificate(&identity.certificate)?;
-    builder.set_private_key(&identity.key)?;
-    settings(&mut builder)?;
-    Ok(builder.build())
-}
-
-fn accept(tls: &SslAcceptor, client: TcpStream) -> Result<SslStream<TcpStream>, String> {
-    tls.accept(client).map_err(|error| {
-        let text = error.to_string();
-        if let HandshakeError::Failure(failed) = error {
-            // What is left unread would reset the connection, and the alert could be lost in it.
-            let mut client = failed.get_ref();
-            let _ = client.shutdown(Shutdown::Write);
-            let _ = io::copy(&mut client, &mut io::sink());
-        }
-        text
-    })
-}
-
 /// Passes bytes on until either end has no more.
-fn relay(mut client: SslStream<TcpStream>, upstream: SocketAddr) -> io::Result<()> {
+fn relay(mut client: Client, upstream: SocketAddr) -> io::Result<()> {
     let mut broker = TcpStream::connect(upstream)?;
     broker.set_nodelay(true)?;
-    client.get_ref().set_nodelay(true)?;
+    client.socket.set_nodelay(true)?;
     let mut buffer = [0; 16 * 1024];
     loop {
-        let (from_client, from_broker) = wait_for_either(client.get_ref(), &broker)?;
-        // OpenSSL may hold more of a record than was asked for, of which the socket knows nothing.
-        let mut more = from_client;
-        while more {
-            let length = client.read(&mut buffer)?;
-            if length == 0 {
+        client.flush()?;
+        let (from_client, from_broker) = wait_for_either(&client.socket, &broker)?;
+        if from_client {
+            let mut came = Vec::new();
+            let goes_on = client.read(&mut came)?;
+            broker.write_all(&came)?;
+            if !goes_on {
                 return Ok(());
             }
-            broker.write_all(&buffer[..length])?;
-            more = client.ssl().pending() > 0;
         }
         if from_broker {
             let length = broker.read(&mut buffer)?;
             if length == 0 {
-                let _ = client.shutdown();
-                return Ok(());
+                client.tls.send_close_notify();
+                return client.flush();
             }
-            client.write_all(&buffer[..length])?;
+            client.tls.writer().write_all(&buffer[..length])?;
         }
     }
 }
