@@ -115,3 +115,145 @@ impl Drop for TlsStream {
         let _ = self.flush();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+    use mio::{Events, Poll, PollOpt, Ready, Token};
+    use rustls::crypto::ring;
+    use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+    use crate::model::tls::Tls;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    type Peer = StreamOwned<ServerConnection, std::net::TcpStream>;
+
+    /// A stream, and what its peer returns.
+    fn connected<T: Send + 'static>(
+        peer: impl FnOnce(Peer) -> T + Send + 'static,
+    ) -> (TlsStream, thread::JoinHandle<T>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+        let tls = Tls::default().only_authority(made.cert.pem());
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.into()], made.signing_key.into())
+            .expect("a certificate and its key");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let peer = thread::spawn(move || {
+            let (socket, _) = listener.accept().expect("a client");
+            let tls = ServerConnection::new(Arc::new(config)).expect("a configuration");
+            peer(StreamOwned::new(tls, socket))
+        });
+        let socket = std::net::TcpStream::connect(address).expect("a server");
+        let connector = Connector::new(&tls).expect("an authority");
+        let stream = connect(&connector, "localhost", socket, TcpStream::from_stream);
+        (stream.expect("TLS"), peer)
+    }
+
+    /// Waits as the client library does.
+    struct Waiter(Poll);
+
+    impl Waiter {
+        fn new(stream: &TlsStream) -> Waiter {
+            let poll = Poll::new().expect("a poll");
+            let both = Ready::readable() | Ready::writable();
+            poll.register(stream.socket(), Token(0), both, PollOpt::edge()).expect("registered");
+            Waiter(poll)
+        }
+
+        fn wait(&self, wanted: Ready) {
+            let mut events = Events::with_capacity(1);
+            while !events.iter().any(|it| it.readiness().contains(wanted)) {
+                let came = self.0.poll(&mut events, Some(SOON)).expect("polled");
+                assert!(came > 0, "nothing within {SOON:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_done_arrive_without_a_further_write() {
+        let (go, may_read) = bounded::<()>(1);
+        let (tell, told) = bounded(1);
+        let (mut stream, peer) = connected(move |mut peer| {
+            // Until then the buffers of the sockets fill.
+            peer.flush().expect("the handshake");
+            may_read.recv().expect("the client is stuck");
+            let mut read = Vec::new();
+            while !read.ends_with(b"end") {
+                let mut buffer = [0; 4096];
+                let length = peer.read(&mut buffer).expect("what was sent");
+                assert!(length > 0, "{} bytes, and the end", read.len());
+                read.extend_from_slice(&buffer[..length]);
+            }
+            tell.send(read).expect("the test waits");
+        });
+        let waiter = Waiter::new(&stream);
+        let (mut sent, mut is_stuck) = (Vec::new(), false);
+        for number in 0_u32.. {
+            let piece = number.to_be_bytes().repeat(10_000);
+            let piece = if is_stuck { b"end".to_vec() } else { piece };
+            let mut left = &*piece;
+            while !left.is_empty() {
+                match stream.write(left) {
+                    Ok(length) => left = &left[length..],
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if !is_stuck {
+                            go.send(()).expect("the peer waits");
+                        }
+                        is_stuck = true;
+                        waiter.wait(Ready::writable());
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            sent.extend_from_slice(&piece);
+            if piece == b"end" {
+                break;
+            }
+        }
+
+        let arrived = told.recv_timeout(SOON).expect("all of it arrives");
+        assert!(arrived == sent, "{} of {}", arrived.len(), sent.len());
+        peer.join().expect("the peer");
+    }
+
+    #[test]
+    fn all_records_that_came_are_read_before_the_socket_is_waited_for_again() {
+        for says_farewell in [false, true] {
+            let (mut stream, peer) = connected(move |mut peer| {
+                let records: Vec<_> = (0..100_u8).map(|it| vec![it; 1000]).collect();
+                records.iter().for_each(|it| peer.write_all(it).expect("sent"));
+                if says_farewell {
+                    peer.conn.send_close_notify();
+                }
+                peer.flush().expect("sent");
+                records.concat()
+            });
+            let waiter = Waiter::new(&stream);
+            let sent = peer.join().expect("the peer");
+            let mut read = Vec::new();
+            loop {
+                let mut buffer = [0; 7];
+                match stream.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(length) => read.extend_from_slice(&buffer[..length]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        waiter.wait(Ready::readable());
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert!(read == sent, "{} of {}", read.len(), sent.len());
+        }
+    }
+}

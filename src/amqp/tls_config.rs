@@ -113,3 +113,129 @@ fn explain_identity(error: TlsError) -> Error {
 fn unusable(what: &str, why: impl std::fmt::Display) -> Error {
     Error::Tls { reason: format!("{what} cannot be used: {why}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use rcgen::{CertificateParams, Issuer, KeyPair};
+
+    /// A key for tests, as `openssl genrsa -traditional` writes one: PKCS#1.
+    const RSA: &str = include_str!("test_rsa_key.pem");
+
+    /// What comes before PKCS#1 in the PKCS#8 of such a key, and before SEC1 in that of an ECDSA key.
+    const RSA_HEAD: &[u8] =
+        b"\x30\x82\x04\xbc\x02\x01\x00\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\
+        \x01\x05\x00\x04\x82\x04\xa6";
+    const ECDSA_HEAD: usize = 29;
+
+    fn pem(label: &str, der: &[u8]) -> Vec<u8> {
+        let text = STANDARD.encode(der);
+        let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        let lines = lines.join("\n");
+        format!("-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n").into_bytes()
+    }
+
+    fn made() -> (String, KeyPair) {
+        let made = rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate");
+        (made.cert.pem(), made.signing_key)
+    }
+
+    fn refused(tls: &Tls) -> String {
+        let told = Connector::new(tls).map(drop).expect_err("refused").to_string();
+        assert!(!told.contains('\n') && !told.contains("-----"), "{told}");
+        told
+    }
+
+    fn trusting() -> Tls {
+        Tls::default().only_authority(made().0)
+    }
+
+    #[test]
+    fn a_key_in_each_of_its_forms_is_taken() {
+        let (certificate, key) = made();
+        let der = key.serialize_der();
+        for form in [pem("PRIVATE KEY", &der), pem("EC PRIVATE KEY", &der[ECDSA_HEAD..])] {
+            let shown = trusting().identity(&*certificate, form);
+            assert!(Connector::new(&shown).is_ok());
+        }
+
+        let PrivateKeyDer::Pkcs1(rsa) = private_key(RSA.as_bytes()).expect("a key") else {
+            panic!("not PKCS#1");
+        };
+        let pkcs8 = [RSA_HEAD, rsa.secret_pkcs1_der()].concat();
+        let key = KeyPair::try_from(&*pkcs8).expect("a key");
+        let params = CertificateParams::new(["x".to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate").pem();
+        for form in [RSA.as_bytes(), &*pem("PRIVATE KEY", &pkcs8)] {
+            assert!(Connector::new(&trusting().identity(&*certificate, form)).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_key_that_does_not_fit_is_refused_by_its_option() {
+        let ((certificate, key), (_, other)) = (made(), made());
+        let key = key.serialize_pem();
+        let cut = &key[..key.len() - 30];
+        let odd = key.replacen('M', "*", 1);
+        for (key, wanted) in [
+            (other.serialize_pem(), "(--key) cannot be used: it is not the key of the certificate"),
+            (certificate.clone(), "(--key) cannot be used: its PEM has no private key"),
+            (key.replace("PRIVATE", "ENCRYPTED PRIVATE"), "or only one with a passphrase"),
+            (cut.into(), "(--key) cannot be used: its PEM is cut off"),
+            (odd, "(--key) cannot be used: its PEM has characters that"),
+            (RSA.replace("RSA", "EC"), "(--key) cannot be used: it is not RSA of 2048"),
+        ] {
+            let told = refused(&trusting().identity(&*certificate, key));
+            assert!(told.contains(wanted), "{told}");
+        }
+    }
+
+    #[test]
+    fn certificates_that_cannot_be_read_are_refused_by_their_option() {
+        let (certificate, key) = made();
+        let (cut, key) = (&certificate[..200], key.serialize_pem());
+        let garbled = pem("CERTIFICATE", b"no certificate");
+        for (pem, wanted) in [
+            (&b""[..], "its PEM has no certificate in it"),
+            (key.as_bytes(), "its PEM has no certificate in it"),
+            (cut.as_bytes(), "its PEM is cut off"),
+            (b"-----BEGIN CERTIFICATE\n", "its PEM has a BEGIN line"),
+            (&garbled, "cannot be used"),
+        ] {
+            let told = refused(&Tls::default().authority(pem));
+            assert!(told.contains("the authority (--ca)") && told.contains(wanted), "{told}");
+            let told = refused(&trusting().identity(pem, &*key));
+            assert!(told.contains("certificate (--cert)") && told.contains(wanted), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_only_authority_replaces_those_of_the_system() {
+        let (certificate, _) = made();
+        let only = Tls::default().only_authority(&*certificate);
+        assert_eq!(trusted(&only).expect("one").len(), 1);
+        let of_system = rustls_native_certs::load_native_certs().certs.len();
+        let beside = trusted(&only.authority(&*certificate)).expect("them, and one").len();
+        assert!(beside > of_system / 2, "{beside} of {of_system}");
+    }
+
+    /// Those between ours and the authority's come along.
+    #[test]
+    fn a_chain_is_shown_as_a_whole() {
+        let (middle_key, key) = (KeyPair::generate().expect("a key"), KeyPair::generate());
+        let key = key.expect("a key");
+        let params = CertificateParams::new(["x".to_owned()]).expect("a name");
+        let middle = params.self_signed(&middle_key).expect("a certificate");
+        let issuer = Issuer::from_params(&params, &middle_key);
+        let leaf = params.signed_by(&key, &issuer).expect("a certificate");
+        let chain = [leaf.pem(), middle.pem()].concat();
+        let shown = Connector::new(&trusting().identity(&*chain, key.serialize_pem()));
+        assert!(shown.is_ok());
+        assert_eq!(certificates("a chain", chain.as_bytes()).expect("two").len(), 2);
+        let wrong_way_round = [middle.pem(), leaf.pem()].concat();
+        let told = refused(&trusting().identity(wrong_way_round, key.serialize_pem()));
+        assert!(told.contains("not the key of the certificate"), "{told}");
+    }
+}
