@@ -205,7 +205,10 @@ mod tests {
             let mut left = &*piece;
             while !left.is_empty() {
                 match stream.write(left) {
-                    Ok(length) => left = &left[length..],
+                    Ok(length) => {
+                        assert!(!stream.connection.wants_write(), "the socket has all of it");
+                        left = &left[length..];
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         if !is_stuck {
                             go.send(()).expect("the peer waits");

@@ -23,16 +23,18 @@ const HOST: &str = "127.0.0.1";
 /// Our authority, and the files by which the commands know it.
 struct Trust {
     authority: Identity,
+    /// A broker's certificate that is its own authority.
+    own: Identity,
     folder: TempDir,
 }
 
 impl Trust {
     fn new() -> Trust {
         let authority = Identity::authority("our authority");
-        let trust = Trust { authority, folder: tempfile::tempdir().expect("a folder") };
+        let own = Identity::authority_for(HOST);
+        let trust = Trust { authority, own, folder: tempfile::tempdir().expect("a folder") };
         // Not the first of its file, as in a bundle.
-        let other = Identity::authority("an authority of nobody");
-        let bundle = [other.certificate_pem(), trust.authority.certificate_pem()].concat();
+        let bundle = [trust.own.certificate_pem(), trust.authority.certificate_pem()].concat();
         trust.save("ca.pem", &bundle);
         trust
     }
@@ -108,21 +110,74 @@ fn a_body_of_a_mebibyte_arrives_byte_for_byte_over_tls() {
     assert!(messages[0].body == body);
 }
 
+/// What the socket does not take at once is written when there is room, and what came together is
+/// read together, also at the end, when nothing more is written or sent.
+#[test]
+fn large_bodies_go_there_and_back_over_a_narrow_line() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let front = trust.front();
+    let proxy = Proxy::start(front.address());
+    proxy.set_both(Toxic::Bandwidth(16 << 20));
+    let tls = Tls::default().only_authority(trust.authority.certificate_pem());
+    let url = format!("amqps://{}", proxy.address());
+    let broker = url.parse::<Broker>().expect("a URL").tls(tls);
+    let queue = Queue::new(&queue);
+    let sent: Vec<Vec<u8>> = [12 << 20, 8 << 20]
+        .into_iter()
+        .map(|size| std::iter::repeat_with(|| fastrand::u8(..)).take(size).collect())
+        .collect();
+
+    let mut producer = Producer::new(&broker, &queue);
+    let tasks = sent.iter().map(|body| Task::new(body.clone()));
+    let mut receipts: Vec<_> = tasks.flat_map(|task| producer.send(task)).collect();
+    receipts.extend(producer.flush());
+    assert!(receipts.iter().all(|it| it.outcome == Outcome::Confirmed), "{receipts:?}");
+    assert_eq!(receipts.len(), sent.len());
+
+    let (told, handler) = bodies();
+    let working = Working::start(&Worker::new(&broker, &queue).drain(), handler);
+    working.wait(SOON).expect("drained");
+    let came: Vec<_> = told.iter().collect();
+    assert!(came == sent, "{:?}", came.iter().map(Vec::len).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused_before_anything_connects() {
+    let trust = Trust::new();
+    let [ours, other] = ["ours", "other"].map(|name| trust.authority.issue(name));
+    let certificate = trust.save("client.pem", &ours.certificate_pem());
+    let key = trust.save("key.pem", &other.key_pem());
+    let nobody = "127.0.0.1:1".parse().expect("an address");
+    for command in [Command::producer(&["x"]), Command::worker(&[])] {
+        let command = trust.given_to(command, nobody, "q");
+        let command = command.arg("--cert").arg(&certificate).arg("--key").arg(&key);
+
+        let said = refusal(&command.run(SOON));
+
+        assert!(
+            said.contains("--key") && said.contains("not the key of the certificate"),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
     let (trust, queue) = (Trust::new(), unique_queue("tls"));
     let client = shared_broker().client();
     client.declare(&queue);
     let table = [
-        (Identity::authority("another").issue(HOST), "is not trusted here"),
+        (&Identity::authority("another").issue(HOST), "is not trusted here"),
         // As when an authority was made anew.
-        (Identity::authority("our authority").issue(HOST), "is not signed with the key"),
-        (trust.authority.issue("elsewhere.example"), "but for elsewhere.example; write"),
-        (trust.authority.issue_expired(HOST), "certificate has expired, or"),
-        (trust.authority.issue_early(HOST), "is not valid yet, or"),
+        (&Identity::authority("our authority").issue(HOST), "is not signed with the key"),
+        // As `openssl req -x509` makes one; --ca names it.
+        (&trust.own, "that of an authority (CA:TRUE)"),
+        (&trust.authority.issue("elsewhere.example"), "but for elsewhere.example; write"),
+        (&trust.authority.issue_expired(HOST), "certificate has expired, or"),
+        (&trust.authority.issue_early(HOST), "is not valid yet, or"),
     ];
     for (identity, wanted) in table {
-        let front = Front::start(shared_broker().address(), &identity);
+        let front = Front::start(shared_broker().address(), identity);
         let address = front.address();
         let url = format!("amqps://me:s3cretword@{address}");
         for command in [Command::producer(&["x"]), Command::worker(&[])] {

@@ -82,6 +82,30 @@ fn a_port_without_tls_is_a_lasting_error_of_tls_and_a_cut_is_not() {
     assert!(matches!(cut, Error::Unreachable { .. }), "{cut:?}");
 }
 
+#[cfg(feature = "tls")]
+#[test]
+fn a_refusal_of_tls_says_what_to_do_and_a_fault_of_the_peer_may_pass() {
+    let told_of = |answer: &'static [u8]| {
+        let url = |address: &str| format!("amqps://{address}");
+        first_try(url, |session| {
+            session.raw(answer);
+            session.read_until_closed();
+        })
+    };
+    for (answer, wanted) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "write amqp://"),
+        (b"\x15\x03\x01\0\x02\x02\x46", "which are 1.2 and 1.3"),
+        (b"\x15\x03\x03\0\x02\x02\x28", "give --cert and --key"),
+        (b"\x15\x03\x03\0\x02\x02\x2a", "(--cert); its log says why"),
+        (b"\x15\x03\x03\0\x02\x02\x70", "no certificate for the host"),
+    ] {
+        let error = told_of(answer);
+        assert!(matches!(&error, Error::Tls { reason, .. } if reason.contains(wanted)), "{error}");
+    }
+    let internal_error = told_of(b"\x15\x03\x03\0\x02\x02\x50");
+    assert!(matches!(internal_error, Error::Unreachable { .. }), "{internal_error}");
+}
+
 #[test]
 fn a_cut_at_the_login_that_comes_at_once_is_no_refusal() {
     let told = told_of_a_login(Session::hang_up);

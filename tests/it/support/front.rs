@@ -47,45 +47,38 @@ impl Default for Demands<'_> {
 
 impl Identity {
     pub(crate) fn authority(name: &str) -> Identity {
-        let key = KeyPair::generate().expect("a key");
-        let params = authority_named(name, &[]);
-        let certificate = params.self_signed(&key).expect("a certificate");
-        Identity { params, certificate, key }
+        Identity::signing_itself(named(name, &[]))
     }
 
     /// An authority's certificate, which is for a host too.
     pub(crate) fn authority_for(host: &str) -> Identity {
+        Identity::signing_itself(named(host, &[host]))
+    }
+
+    fn signing_itself(mut params: CertificateParams) -> Identity {
         let key = KeyPair::generate().expect("a key");
-        let params = authority_named(host, &[host]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate");
         Identity { params, certificate, key }
     }
 
     /// A certificate for a host's address or name.
     pub(crate) fn issue(&self, host: &str) -> Identity {
-        self.issue_with(host, KeyPair::generate().expect("a key"), |_| {})
+        self.issue_with(host, |_| {})
     }
 
     /// One that has expired.
     pub(crate) fn issue_expired(&self, host: &str) -> Identity {
-        self.issue_with(host, KeyPair::generate().expect("a key"), |params| {
-            params.not_after = date_time_ymd(2020, 1, 1);
-        })
+        self.issue_with(host, |params| params.not_after = date_time_ymd(2020, 1, 1))
     }
 
     /// One that is not valid yet.
     pub(crate) fn issue_early(&self, host: &str) -> Identity {
-        self.issue_with(host, KeyPair::generate().expect("a key"), |params| {
-            params.not_before = date_time_ymd(3000, 1, 1);
-        })
+        self.issue_with(host, |params| params.not_before = date_time_ymd(3000, 1, 1))
     }
 
-    pub(crate) fn issue_with(
-        &self,
-        host: &str,
-        key: KeyPair,
-        change: impl FnOnce(&mut CertificateParams),
-    ) -> Identity {
+    fn issue_with(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+        let key = KeyPair::generate().expect("a key");
         let mut params = named(host, &[host]);
         change(&mut params);
         let issuer = Issuer::from_params(&self.params, &self.key);
@@ -101,22 +94,12 @@ impl Identity {
     pub(crate) fn key_pem(&self) -> Vec<u8> {
         self.key.serialize_pem().into_bytes()
     }
-
-    pub(crate) fn key_der(&self) -> Vec<u8> {
-        self.key.serialize_der()
-    }
 }
 
 fn named(name: &str, hosts: &[&str]) -> CertificateParams {
     let hosts: Vec<_> = hosts.iter().map(|it| (*it).to_owned()).collect();
     let mut params = CertificateParams::new(hosts).expect("names of hosts");
     params.distinguished_name.push(DnType::CommonName, name);
-    params
-}
-
-fn authority_named(name: &str, hosts: &[&str]) -> CertificateParams {
-    let mut params = named(name, hosts);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
 }
 
@@ -197,13 +180,14 @@ fn accept(config: Arc<ServerConfig>, mut socket: TcpStream) -> Result<Client, St
 }
 
 impl Client {
-    /// Reads what has come into `buffer`. Returns whether more may come.
-    fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<bool> {
-        let length = self.tls.read_tls(&mut self.socket)?;
-        self.tls.process_new_packets().map_err(io::Error::other)?;
-        match self.tls.reader().read_to_end(buffer) {
+    /// Passes on what has come. Returns whether more may come.
+    fn pass_on(&mut self, broker: &mut TcpStream) -> io::Result<bool> {
+        let mut came = Vec::new();
+        let read = self.tls.reader().read_to_end(&mut came);
+        broker.write_all(&came)?;
+        match read {
             Ok(_) => Ok(false),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(length > 0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
             Err(error) => Err(error),
         }
     }
@@ -222,16 +206,13 @@ fn relay(mut client: Client, upstream: SocketAddr) -> io::Result<()> {
     broker.set_nodelay(true)?;
     client.socket.set_nodelay(true)?;
     let mut buffer = [0; 16 * 1024];
-    loop {
+    // Some may have come with the end of the handshake, of which the socket knows nothing more.
+    while client.pass_on(&mut broker)? {
         client.flush()?;
         let (from_client, from_broker) = wait_for_either(&client.socket, &broker)?;
         if from_client {
-            let mut came = Vec::new();
-            let goes_on = client.read(&mut came)?;
-            broker.write_all(&came)?;
-            if !goes_on {
-                return Ok(());
-            }
+            client.tls.read_tls(&mut client.socket)?;
+            client.tls.process_new_packets().map_err(io::Error::other)?;
         }
         if from_broker {
             let length = broker.read(&mut buffer)?;
@@ -242,6 +223,7 @@ fn relay(mut client: Client, upstream: SocketAddr) -> io::Result<()> {
             client.tls.writer().write_all(&buffer[..length])?;
         }
     }
+    Ok(())
 }
 
 fn wait_for_either(one: &TcpStream, other: &TcpStream) -> io::Result<(bool, bool)> {
