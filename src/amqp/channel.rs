@@ -198,12 +198,15 @@ impl Channel {
         }
     }
 
-    /// Puts the channel in confirm mode. Call it before the first publish: the listeners travel in
-    /// the same queue as the publishes (amiquip 0.4.2 io_loop_handle.rs:64).
+    /// Puts the channel in confirm mode. Call it before the first publish: the listeners and the request
+    /// travel in the same queue as the publishes (amiquip 0.4.2 io_loop_handle.rs:64). So the request
+    /// needs no answer: the broker has it before the first publish.
     pub(crate) fn confirm_publishes(&self) -> Result<PublishEvents, CloseReason> {
         let confirms = self.ask("listening", |inner| inner.listen_for_publisher_confirms())?;
         let returns = self.ask("listening", |inner| inner.listen_for_returns())?;
-        self.ask("enabling confirms", |inner| inner.enable_publisher_confirms())?;
+        self.send_within(self.limit, "enabling confirms", |inner| {
+            inner.enable_publisher_confirms_nowait()
+        })?;
         Ok(PublishEvents::new(confirms, returns))
     }
 

@@ -28,6 +28,7 @@ mod records;
 mod refusals;
 mod republish;
 mod retry;
+mod round_trips;
 mod run_limits;
 mod shared_producer;
 mod signals;
