@@ -18,6 +18,8 @@ mod guarantees;
 mod heartbeats;
 mod hostile_broker;
 mod own_thread;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+mod own_tls;
 mod producer;
 mod producer_api;
 mod producer_faults;

@@ -135,7 +135,7 @@ fn large_bodies_go_there_and_back_over_a_narrow_line() {
     assert_eq!(receipts.len(), sent.len());
 
     let (told, handler) = bodies();
-    let working = Working::start(&Worker::new(&broker, &queue).drain(), handler);
+    let working = Working::start(&Worker::new(&broker, &queue).threads(1).drain(), handler);
     working.wait(SOON).expect("drained");
     let came: Vec<_> = told.iter().collect();
     assert!(came == sent, "{:?}", came.iter().map(Vec::len).collect::<Vec<_>>());

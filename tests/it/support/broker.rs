@@ -178,6 +178,17 @@ impl PrivateBroker {
         self.script(&arguments).success()
     }
 
+    /// Starts a plugin of RabbitMQ. Returns whether it could: those of a container are out of reach.
+    pub(crate) fn enable_plugin(&self, name: &str) -> bool {
+        let enabled = self.dir.join("node/plugins");
+        if !enabled.is_file() {
+            return false;
+        }
+        fs::write(&enabled, format!("[{name}].\n")).expect("the list of plugins is written");
+        self.ctl(&["eval", &format!("rabbit_plugins:ensure(\"{}\").", enabled.display())]);
+        true
+    }
+
     /// Kills the node, and waits until it is dead.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
