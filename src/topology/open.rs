@@ -143,28 +143,21 @@ impl Opening<'_> {
     }
 
     fn use_existing(&mut self, queue: &Queue) -> Result<Queue, CloseReason> {
-        if !queue.takes_default_type() {
-            return self.declare(queue).map(|()| queue.clone());
-        }
-        // Nearly every queue is a classic one, which this single question shows.
-        let classic = queue.best_declaration(Target::Main).with_type(QueueType::Classic);
-        match self.channel.ask(self.connection, |channel| channel.declare(&classic)) {
-            Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, .. }) => {}
-            declared => return declared.map(|()| queue.clone()),
-        }
         match self.declare(queue) {
-            Ok(()) => self.with_existing_type(queue),
-            Err(refusal @ CloseReason::ChannelClosed { code: PRECONDITION_FAILED, .. }) => {
+            Ok(()) if queue.takes_default_type() => self.with_existing_type(queue),
+            Err(refusal @ CloseReason::ChannelClosed { code: PRECONDITION_FAILED, .. })
+                if queue.takes_default_type() =>
+            {
                 self.use_under_default_type(queue, refusal)
             }
-            refused => refused.map(|()| queue.clone()),
+            declared => declared.map(|()| queue.clone()),
         }
     }
 
-    /// The queue has no arguments, as declared, and is no classic queue: it is one of the virtual
-    /// host's default type.
+    /// The queue has no arguments, as declared; it may still be a quorum queue, by the virtual
+    /// host's default.
     fn with_existing_type(&mut self, queue: &Queue) -> Result<Queue, CloseReason> {
-        let kind = Kind::ask_non_classic(&mut self.channel, self.connection, queue.name())?;
+        let kind = Kind::ask(&mut self.channel, self.connection, queue.name())?;
         if !matches!(kind, Kind::Quorum(_)) {
             return Ok(queue.clone());
         }
@@ -173,20 +166,31 @@ impl Opening<'_> {
     }
 
     /// Under a default type, the queue may be a quorum queue that [`create`](Opening::create) has
-    /// declared.
+    /// declared, or a classic queue that was declared with its type.
     fn use_under_default_type(
         &mut self,
         queue: &Queue,
         refusal: CloseReason,
     ) -> Result<Queue, CloseReason> {
-        match compare(&mut self.channel, self.connection, &as_created_here(queue))? {
-            Comparison::Same => Ok(queue.as_quorum()),
-            // It is as we create it but for this.
-            Comparison::Differs { argument, there } if argument == "x-delivery-limit" => Err(
-                refused(&format!("its delivery limit is {there}; give --delivery-limit {there}")),
-            ),
-            Comparison::Differs { .. } | Comparison::Refused(_) => Err(refusal),
+        let classic = queue.best_declaration(Target::Main).with_type(QueueType::Classic);
+        let candidates = [(as_created_here(queue), queue.as_quorum()), (classic, queue.clone())];
+        let mut limit = None;
+        for (declaration, candidate) in candidates {
+            match compare(&mut self.channel, self.connection, &declaration)? {
+                Comparison::Same => return Ok(candidate),
+                // It is as we create it but for this.
+                Comparison::Differs { argument, there }
+                    if argument == "x-delivery-limit" && candidate.counts_deliveries() =>
+                {
+                    limit = Some(there);
+                }
+                Comparison::Differs { .. } => {}
+                Comparison::Refused(_) => break,
+            }
         }
+        Err(limit.map_or(refusal, |limit| {
+            refused(&format!("its delivery limit is {limit}; give --delivery-limit {limit}"))
+        }))
     }
 
     fn declare(&mut self, queue: &Queue) -> Result<(), CloseReason> {

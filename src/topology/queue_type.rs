@@ -74,15 +74,6 @@ impl Kind {
         Kind::of(name, &mut |declaration| compare(channel, channels, declaration))
     }
 
-    /// The same for a queue that is known not to be a plain classic queue.
-    pub(crate) fn ask_non_classic(
-        channel: &mut AdminChannel,
-        channels: &dyn Channels,
-        name: &str,
-    ) -> Result<Kind, CloseReason> {
-        Kind::as_declared(name, &mut |declaration| compare(channel, channels, declaration))
-    }
-
     /// What the queue is; it has to exist. RabbitMQ notes each refusal in its log: a plain classic
     /// queue costs none.
     pub(crate) fn of<E>(

@@ -40,5 +40,5 @@ fn a_producer_of_one_task_waits_for_no_answer_that_it_does_not_need() {
     let output = Command::producer(&["--url", &broker.url(), "--queue", "q", "x"]).run(SOON);
 
     output.assert_code(0);
-    broker.wait("open find declare publish close", SOON);
+    broker.wait("open find declare declare publish close", SOON);
 }

@@ -102,7 +102,8 @@ fn a_queue_that_we_make_is_written_down_before_it_is_used() {
     // The first declaration asks for the default type, and makes no queue.
     let made = "look for new, declare durable new, declare durable new, declare durable exclusive \
                 new.settling, delete new.settling";
-    let existing = "look for new, declare durable new";
+    // The second one asks for the type.
+    let existing = "look for new, declare durable new, declare durable new";
     let table = [
         (None, &[][..], made),
         (Some((0, 0)), &[], existing),

@@ -33,7 +33,7 @@ impl Unheard {
 const STEPS: RangeInclusive<usize> = 0..=8;
 
 /// … and of a delayed one, behind what is the same.
-const STEPS_OF_A_DELAY: RangeInclusive<usize> = 6..=13;
+const STEPS_OF_A_DELAY: RangeInclusive<usize> = 7..=14;
 
 /// One for each step at which a broker may fall silent, which has done so.
 fn at_each_step(dir: &Path, timeout: &str) -> Vec<Unheard> {
