@@ -9,14 +9,15 @@ usage() {
 usage: scripts/bench.sh [OPTION...] [GROUP...]
 
 Measures against a private RabbitMQ, which it starts and removes. Every contender does the same work
-in the same run, in turn: five rounds after a warm-up. A ratio is the median of the ratios of the
-rounds. All of it takes about an hour, and nothing else should run meanwhile. The seconds mean
-nothing on another machine.
+in the same run, in turn: five rounds after a warm-up, or fewer where no target depends on it. A
+ratio is the median of the ratios of the rounds. All of it takes about 35 minutes, and nothing else
+should run meanwhile. The seconds mean nothing on another machine.
 
 GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; default: all
   publish   libraries publish, with a window of 1000 and one by one
   lines     each line of a file becomes a task: producer --lines
   consume   libraries take and ack, with a prefetch of 1 to 1000
+  outcomes  what it costs that a batch waits for the outcome of each task
   latency   from when a task was due to be published until the handler has it
   cold      one task, with all that a process costs
   command   a command for each task: worker and xargs -P
@@ -48,7 +49,7 @@ main() {
             --record) record=yes; shift ;;
             --report) record=only; shift ;;
             -*) usage_error "unknown option $1" ;;
-            publish* | lines* | consume* | latency* | cold* | command* | failures* | growth* | prefetch* | fairness*)
+            publish* | lines* | consume* | outcomes* | latency* | cold* | command* | failures* | growth* | prefetch* | fairness*)
                 groups+=("$1"); shift ;;
             *) usage_error "no group '$1'" ;;
         esac
@@ -120,7 +121,7 @@ need_commands() {
     [ ${#groups[@]} -gt 0 ] || return 0
     local group
     for group in "${groups[@]}"; do
-        case $group in publish* | consume* | latency* | failures* | growth* | prefetch* | fairness*) ;; *) return 0 ;; esac
+        case $group in publish* | consume* | outcomes* | latency* | failures* | growth* | prefetch* | fairness*) ;; *) return 0 ;; esac
     done
     return 1
 }

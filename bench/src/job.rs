@@ -14,6 +14,8 @@ pub enum Work {
     Pass,
     /// Work off what is in the queue with two workers, of which one takes 20 times as long.
     Share,
+    /// Publish tasks, with or without a batch, and then work them off.
+    Outcomes,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct Job {
     pub threads: usize,
     /// How many tasks are acked at a time. Only the raw client takes more than one.
     pub multiple: u64,
+    /// Whether a batch waits for the outcome of each task.
+    pub batch: bool,
     /// Tasks a second; 0: as fast as the window allows.
     pub rate: u64,
     /// How long each task takes.
@@ -45,6 +49,7 @@ impl Job {
             "consume" => Work::Consume,
             "pass" => Work::Pass,
             "share" => Work::Share,
+            "outcomes" => Work::Outcomes,
             _ => return Err(format!("no work is called '{work}'").into()),
         };
         let mut job = Job {
@@ -56,6 +61,7 @@ impl Job {
             prefetch: 1,
             threads: 1,
             multiple: 1,
+            batch: false,
             rate: 0,
             task: Duration::ZERO,
             command: Vec::new(),
@@ -76,6 +82,7 @@ impl Job {
             "prefetch" => self.prefetch = value.parse()?,
             "threads" => self.threads = value.parse()?,
             "multiple" => self.multiple = value.parse()?,
+            "batch" => self.batch = value.parse()?,
             "rate" => self.rate = value.parse()?,
             "task_us" => self.task = Duration::from_micros(value.parse()?),
             "command" => self.command = value.split(' ').map(String::from).collect(),

@@ -35,6 +35,7 @@ fn measure(contender: &str, url: &str, job: &Job) -> Result<Measured, Error> {
         ("rabbit-work", Work::Consume) => rabbit_work::consume(url, job),
         ("rabbit-work", Work::Pass) => rabbit_work::pass(url, job),
         ("rabbit-work", Work::Share) => rabbit_work::share(url, job),
+        ("rabbit-work", Work::Outcomes) => rabbit_work::outcomes(url, job),
         _ => Err(format!("no contender '{contender}' does this here").into()),
     }
 }

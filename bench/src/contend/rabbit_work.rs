@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbit_work::{Broker, Delivery, Outcome, Producer, Queue, Receipt, Task, Worker, shutdown};
+use rabbit_work::{
+    Batch, Broker, Delivery, Outcome, Producer, Queue, Receipt, Task, Worker, shutdown,
+};
 
 use rabbit_work_bench::Error;
 use rabbit_work_bench::job::Job;
@@ -99,6 +101,23 @@ pub fn pass(url: &str, job: &Job) -> Result<Measured, Error> {
         consumer.join().map_err(|_| "the consumer panicked")?
     })?;
     Ok(schedule.measured(&meter))
+}
+
+/// Publishes tasks, which a batch may wait for, and then works them off.
+pub fn outcomes(url: &str, job: &Job) -> Result<Measured, Error> {
+    if job.batch {
+        let mut batch = Batch::new(&url.parse()?, &Queue::new(&job.queue));
+        for _ in 0..job.count {
+            let _receipts = batch.send(Task::new(vec![b'x'; job.size]))?;
+        }
+        let _receipts = batch.flush();
+        if batch.summary().left != job.count {
+            return Err("a task of the batch was not confirmed".into());
+        }
+    } else {
+        publish(url, job)?;
+    }
+    consume(url, job)
 }
 
 /// Two workers share a queue: one takes `task` for each, and the other a twentieth of that.

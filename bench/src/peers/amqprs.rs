@@ -27,7 +27,7 @@ pub fn measure(url: &str, job: &Job) -> Result<Measured, Error> {
         Work::Publish => runtime.block_on(publish(url, job)),
         Work::Consume => runtime.block_on(consume(url, job)),
         Work::Pass => runtime.block_on(pass(url, job)),
-        Work::Share => Err("this is for rabbit-work alone".into()),
+        Work::Share | Work::Outcomes => Err("this is for rabbit-work alone".into()),
     }
 }
 

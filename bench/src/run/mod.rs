@@ -43,14 +43,15 @@ pub fn run(words: &[&str]) -> Result<(), Error> {
     }
 }
 
-/// In each round all contenders, in turn another one first. The first round is not counted.
+/// In each round all contenders, in turn another one first. The first of several rounds is not counted.
 fn measure_work(
     work: &Work,
     options: &Options,
     measurer: &mut Measurer<'_>,
     results: &mut Results,
 ) -> Result<(), Error> {
-    let warm_up = u32::from(!options.quick);
+    // A single round is so long that it needs none.
+    let warm_up = u32::from(!options.quick && work.most_rounds > 1);
     for round in 0..options.rounds.min(work.most_rounds) + warm_up {
         let mut contenders: Vec<_> = work.contenders.iter().collect();
         let first = round as usize % contenders.len();

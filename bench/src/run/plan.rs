@@ -15,6 +15,7 @@ pub fn works(options: &Options) -> Result<Vec<Work>, Error> {
         plan.publish(),
         plan.lines()?,
         plan.consume(),
+        plan.outcomes(),
         plan.latency(),
         plan.cold(),
         plan.command()?,

@@ -20,19 +20,21 @@ impl Plan<'_> {
         if !self.options.includes_work(&work.name) {
             return Ok(work);
         }
-        if count == 1_000_000 {
-            work.most_rounds = 3;
+        let is_long = count >= 400_000;
+        if is_long {
+            work.most_rounds = 1;
         }
         let file = self.options.scratch.join(format!("{count}-{size}.lines"));
         fs::write(&file, format!("{}\n", "x".repeat(size)).repeat(tasks as usize))?;
         let file = file.display();
         let settings = format!("publish queue={{queue}} count={tasks} size={size} window=1000");
-        for library in ["raw", "rabbit-work"] {
+        let libraries: &[&str] = if is_long { &["raw"] } else { &["raw", "rabbit-work"] };
+        for library in libraries {
             work.add_whole(library, tasks, Fill::Nothing, self.contend(library, &settings));
         }
         let producer = self.program(&format!("producer --queue {{queue}} --lines {file}"));
         work.add_whole("producer", tasks, Fill::Nothing, words(&producer));
-        if is_installed("amqp-publish") {
+        if !is_long && is_installed("amqp-publish") {
             let command = shell(format!("amqp-publish --url {{url}} -r {{queue}} -p -l <{file}"));
             work.add_whole("amqp-publish-unconfirmed", tasks, Fill::Nothing, command);
         }
@@ -41,7 +43,7 @@ impl Plan<'_> {
 
     /// One task, with all that a process costs.
     pub(super) fn cold(&self) -> Vec<Work> {
-        let times = if self.options.quick { 2 } else { 40 };
+        let times = if self.options.quick { 2 } else { 25 };
         let mut work = Work::new("cold/hello");
         let mut add = |name: &str, command: Vec<String>| {
             let clock = Clock::WholeProcesses(times);
@@ -77,7 +79,7 @@ impl Plan<'_> {
 
     /// For tasks of 100 bytes. The locale counts: in C, xargs forks faster.
     fn command_true(&self, threads: u64) -> Result<Work, Error> {
-        let tasks = self.options.tasks(2000);
+        let tasks = self.options.tasks(1500);
         let file = self.options.scratch.join("command.lines");
         fs::write(&file, format!("{}\n", "x".repeat(100)).repeat(tasks as usize))?;
         let file = file.display();
@@ -109,6 +111,7 @@ impl Plan<'_> {
         let file = file.display();
         let fill = Fill::Tasks { count: tasks, size: 1 << 20 };
         let mut work = Work::new(format!("command/1-MiB-threads-{threads}"));
+        work.most_rounds = 3;
         let xargs = format!(
             "seq {tasks} | LC_ALL=C.UTF-8 xargs -P {threads} -n 1 sh -c 'cat <{file} >/dev/null'"
         );

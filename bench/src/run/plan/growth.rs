@@ -17,10 +17,15 @@ impl Plan<'_> {
     /// How fast a backlog is worked off.
     fn backlog(&self, tasks: u64) -> Work {
         let mut work = Work::new(format!("growth/backlog-{tasks}"));
-        work.most_rounds = if tasks == 1_000_000 { 2 } else { u32::MAX };
+        let is_long = tasks == 1_000_000;
+        work.most_rounds = if is_long { 1 } else { 3 };
         let tasks = self.options.tasks(tasks);
         let settings = format!("consume queue={{queue}} count={tasks} prefetch=100");
-        for library in self.built(&["raw", "amiquip-nodelay", "rabbit-work"]) {
+        let libraries: &[&str] = match is_long {
+            true => &["raw", "rabbit-work"],
+            false => &["raw", "amiquip-nodelay", "rabbit-work"],
+        };
+        for library in self.built(libraries) {
             let fill = Fill::Tasks { count: tasks, size: 16 };
             work.add(library, tasks, fill, self.contend(library, &settings));
         }
@@ -31,7 +36,7 @@ impl Plan<'_> {
     fn threads(&self, threads: u64) -> Work {
         let mut work = Work::new(format!("growth/threads-{threads}"));
         work.most_rounds = 3;
-        let tasks = self.options.tasks(150 * threads);
+        let tasks = self.options.tasks(100 * threads);
         let settings =
             format!("consume queue={{queue}} count={tasks} threads={threads} task_us=10000");
         for library in self.built(&["amiquip-nodelay", "rabbit-work", "lapin"]) {
@@ -45,7 +50,7 @@ impl Plan<'_> {
     fn processes(&self, processes: u64) -> Work {
         let mut work = Work::new(format!("growth/processes-{processes}"));
         work.most_rounds = 3;
-        let each = self.options.tasks(60_000) / processes;
+        let each = self.options.tasks(24_000) / processes;
         let settings = format!("consume queue={{queue}} count={each} prefetch=100");
         for library in self.built(&["raw", "amiquip-nodelay", "rabbit-work"]) {
             let one = self.contend(library, &settings).join(" ");
@@ -66,9 +71,9 @@ impl Plan<'_> {
             for prefetch in [1, 2, 3, 5, 10, 20, 50] {
                 let mut work = Work::new(format!("prefetch/delay-{delay}ms-prefetch-{prefetch}"));
                 (work.delay_ms, work.most_rounds) = (delay, 3);
-                // For some three seconds.
+                // For some two seconds.
                 let expected = (prefetch * 1000 / (2 * delay + TASK_MS)).min(1000 / TASK_MS);
-                let tasks = self.options.tasks(3 * expected.max(10));
+                let tasks = self.options.tasks(2 * expected.max(10));
                 let settings = format!(
                     "consume queue={{queue}} count={tasks} prefetch={prefetch} task_us={}",
                     TASK_MS * 1000

@@ -11,7 +11,7 @@ impl Plan<'_> {
     pub(super) fn publish(&self) -> Vec<Work> {
         let mut works = Vec::new();
         for size in [16, 1024] {
-            let tasks = self.options.tasks(40_000);
+            let tasks = self.options.tasks(30_000);
             let settings = format!("publish queue={{queue}} count={tasks} size={size} window=1000");
             let mut work = Work::new(format!("publish/{size}-bytes"));
             for library in self.built(&LIBRARIES).chain(["raw-same-bytes"]) {
@@ -28,10 +28,10 @@ impl Plan<'_> {
         let mut work = Work::new("publish/one-by-one");
         for library in self.built(&LIBRARIES) {
             // Without TCP_NODELAY, many take 40 ms.
-            let tasks = self.options.tasks(if library == "amiquip" { 250 } else { 10_000 });
+            let tasks = self.options.tasks(if library == "amiquip" { 100 } else { 6_000 });
             work.add(library, tasks, Fill::Nothing, self.contend(library, &settings(tasks)));
         }
-        let tasks = self.options.tasks(5_000);
+        let tasks = self.options.tasks(3_000);
         if let Some(command) = self.pika(&settings(tasks)) {
             work.add("pika", tasks, Fill::Nothing, command);
         }
@@ -40,7 +40,7 @@ impl Plan<'_> {
 
     pub(super) fn consume(&self) -> Vec<Work> {
         let works =
-            [(1, 1, 10_000), (1, 4, 15_000), (10, 1, 30_000), (100, 1, 40_000), (1000, 1, 40_000)];
+            [(1, 1, 8_000), (1, 4, 12_000), (10, 1, 20_000), (100, 1, 30_000), (1000, 1, 30_000)];
         works.map(|(prefetch, threads, tasks)| self.consume_with(prefetch, threads, tasks)).into()
     }
 
@@ -49,21 +49,43 @@ impl Plan<'_> {
         let fill = Fill::Tasks { count: tasks, size: 16 };
         let settings = format!("consume queue={{queue}} count={tasks} prefetch={prefetch}");
         let mut work = Work::new(format!("consume/prefetch-{prefetch}-threads-{threads}"));
+        if threads > 1 || prefetch == 1000 {
+            // No target depends on it.
+            work.most_rounds = 3;
+        }
         for library in self.built(&LIBRARIES) {
             let threads = if library == "raw" { 1 } else { threads };
             let settings = format!("{settings} threads={threads}");
             work.add(library, tasks, fill, self.contend(library, &settings));
         }
-        if prefetch >= 100 {
-            let settings = format!("{settings} multiple=50");
-            work.add("raw-multiple-50", tasks, fill, self.contend("raw", &settings));
+        if prefetch > 1 {
+            let multiple = (prefetch / 2).min(50);
+            let settings = format!("{settings} multiple={multiple}");
+            let name = format!("raw-multiple-{multiple}");
+            work.add(&name, tasks, fill, self.contend("raw", &settings));
         }
-        let fewer = tasks.min(10_000);
+        let fewer = tasks.min(5_000);
         let settings = format!("consume queue={{queue}} count={fewer} prefetch={prefetch}");
         if let (1, Some(command)) = (threads, self.pika(&settings)) {
             work.add("pika", fewer, Fill::Tasks { count: fewer, size: 16 }, command);
         }
         work
+    }
+
+    /// Tasks without a batch, and tasks of a batch, for each of which the worker publishes an outcome.
+    pub(super) fn outcomes(&self) -> Vec<Work> {
+        let works = [(1, 4_000), (100, 20_000)].map(|(prefetch, tasks)| {
+            let tasks = self.options.tasks(tasks);
+            let settings = format!("outcomes queue={{queue}} count={tasks} prefetch={prefetch}");
+            let mut work = Work::new(format!("outcomes/prefetch-{prefetch}"));
+            work.most_rounds = 3;
+            for (name, batch) in [("rabbit-work", false), ("rabbit-work-of-a-batch", true)] {
+                let command = self.contend("rabbit-work", &format!("{settings} batch={batch}"));
+                work.add(name, tasks, Fill::Nothing, command);
+            }
+            work
+        });
+        works.into()
     }
 
     /// From when a task was due to be published until the handler has it.
@@ -77,6 +99,7 @@ impl Plan<'_> {
                 let settings =
                     format!("pass queue={{queue}} count={tasks} rate={rate} prefetch={prefetch}");
                 let mut work = Work::new(format!("latency/{name}"));
+                work.most_rounds = 3;
                 for library in self.built(&LIBRARIES) {
                     work.add(library, tasks, Fill::Nothing, self.contend(library, &settings));
                 }
@@ -87,8 +110,9 @@ impl Plan<'_> {
 
     /// Tasks that fail: each third twice, and each hundredth always.
     pub(super) fn failures(&self) -> Vec<Work> {
-        let tasks = self.options.tasks(100_000);
+        let tasks = self.options.tasks(30_000);
         let mut work = Work::new("failures/some");
+        work.most_rounds = 3;
         for kind in ["none", "some"] {
             let command = self.program(&format!("failing {tasks} {kind} {{queue}}"));
             let command = crate::run::work::words(&command);
