@@ -153,7 +153,7 @@ impl SharedProducer {
         let place = (Arc::clone(&self.queue), target_of(&task));
         let accepted =
             publish::pending::Pending::new(task, place, deadline, Ticket::Submit(resolver));
-        self.inner.send(Message::Publish(accepted));
+        self.inner.send(Message::Publish(Box::new(accepted)));
         pending
     }
 

@@ -17,7 +17,7 @@ use crate::publish::shared::pending::warn_unless_confirmed;
 
 /// What callers send to the thread.
 pub(super) enum Message {
-    Publish(Pending<Ticket>),
+    Publish(Box<Pending<Ticket>>),
     /// Leaves no task more time than this, and ends.
     End(Duration),
 }
@@ -74,7 +74,7 @@ impl PublisherThread {
             };
             for message in first.into_iter().chain(self.messages.try_iter()) {
                 match message {
-                    Message::Publish(pending) => self.publisher.accept_pending(pending),
+                    Message::Publish(pending) => self.publisher.accept_pending(*pending),
                     Message::End(limit) => return limit,
                 }
             }
