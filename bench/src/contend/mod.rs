@@ -3,6 +3,7 @@
 mod amiquip;
 mod rabbit_work;
 pub mod raw;
+mod shared;
 pub mod wire;
 
 use std::env;
@@ -32,6 +33,7 @@ fn measure(contender: &str, url: &str, job: &Job) -> Result<Measured, Error> {
         ("amiquip-nodelay", Work::Consume) => amiquip::consume(url, job, amiquip::Socket::NoDelay),
         ("amiquip-nodelay", Work::Pass) => amiquip::pass(url, job, amiquip::Socket::NoDelay),
         ("rabbit-work", Work::Publish) => rabbit_work::publish(url, job),
+        ("rabbit-work-shared", Work::Publish) => shared::publish(url, job),
         ("rabbit-work", Work::Consume) => rabbit_work::consume(url, job),
         ("rabbit-work", Work::Pass) => rabbit_work::pass(url, job),
         ("rabbit-work", Work::Share) => rabbit_work::share(url, job),

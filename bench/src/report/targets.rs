@@ -1,4 +1,4 @@
-//! What issue 17 holds rabbit-work to, and whether it is reached.
+//! What issues 17 and 19 hold rabbit-work to, and whether it is reached.
 
 use super::tables::markdown;
 use crate::run::results::{Line, Results, Spread};
@@ -54,6 +54,9 @@ fn targets() -> Vec<Target> {
         rate(LINES_1024, "producer", OURS, AtLeast(0.97)),
         rate(ONE_BY_ONE, OURS, BARE, AtLeast(0.95)),
     ];
+    for (to, limit) in [("one-by-one", 10.0), ("window", 0.9)] {
+        targets.push(rate("publish/shared-32-threads", OURS, to, AtLeast(limit)));
+    }
     for work in [PUBLISH_16, P1, P100] {
         targets.push(cpu(work, BARE, AtMost(1.1)));
         targets.push(cpu(work, "lapin", AtMost(0.3)));

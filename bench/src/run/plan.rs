@@ -3,6 +3,7 @@
 mod commands;
 mod growth;
 mod libraries;
+mod shared;
 
 use super::options::Options;
 use super::work::{Work, words};

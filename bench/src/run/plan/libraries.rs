@@ -20,6 +20,7 @@ impl Plan<'_> {
             works.push(work);
         }
         works.push(self.one_by_one());
+        works.push(self.shared());
         works
     }
 
