@@ -22,7 +22,8 @@
 //! # }
 //! ```
 //!
-//! For many tasks, [`Producer::send`] keeps a window of publishes in flight.
+//! For many tasks, [`Producer::send`] keeps a window of publishes in flight. Many threads, or several
+//! queues, share one connection through a [`SharedProducer`]; see [`guide::sharing`].
 //!
 //! # Working
 //!
@@ -76,13 +77,14 @@
 //! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.
 //! * `rw-worker-1`, …: with [`Workers`] only. Each supervises one worker, and [`Workers::run`] waits
 //!   for them.
+//! * `rw-publisher`: with a [`SharedProducer`] only. It publishes for all its clones.
 //! * `rw-watchdog` and two threads of the client library: for each connection.
 //! * Short-lived threads whose names begin with `rw-`: while a connection is opened, for the log
 //!   line of a slow call, and for the output of the programs of a `Command`.
 //!
 //! So a stop requeues prefetched tasks at once while handlers finish, a dead connection is noticed
-//! during a task, and a task that outlives its connection delays no other thread. A producer works
-//! on the caller's thread, with a connection of its own.
+//! during a task, and a task that outlives its connection delays no other thread. A [`Producer`]
+//! works on the caller's thread, with a connection of its own.
 //!
 //! # Logs
 //!
@@ -181,6 +183,12 @@ pub use worker::event::{Event, EventKind};
 pub use worker::health::Health;
 pub use worker::summary::{QueueSummary, StopReason, Summary, WorkersSummary};
 pub use worker::workers::Workers;
+
+/// Pages about single topics.
+pub mod guide {
+    #[doc = include_str!("guide/sharing.md")]
+    pub mod sharing {}
+}
 
 /// The README's Rust, compiled with the doc tests.
 #[cfg(doctest)]
