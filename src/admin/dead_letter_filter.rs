@@ -13,6 +13,8 @@ pub struct DeadLetterFilter {
     ids: Option<BTreeSet<String>>,
     reason: Option<String>,
     died_before: Option<SystemTime>,
+    died_since: Option<SystemTime>,
+    correlation_id: Option<String>,
 }
 
 impl DeadLetterFilter {
@@ -57,9 +59,27 @@ impl DeadLetterFilter {
         self
     }
 
+    /// Only those that died at this time or later. A letter without a time of death is left out.
+    #[must_use]
+    pub fn since(mut self, time: SystemTime) -> DeadLetterFilter {
+        self.died_since = Some(time);
+        self
+    }
+
+    /// Only those whose task has this correlation id.
+    #[must_use]
+    pub fn correlation_id(mut self, id: impl Into<String>) -> DeadLetterFilter {
+        self.correlation_id = Some(id.into());
+        self
+    }
+
     /// Whether a letter must be read to decide whether it is selected.
     pub(crate) fn needs_content(&self) -> bool {
-        self.ids.is_some() || self.reason.is_some() || self.died_before.is_some()
+        self.ids.is_some()
+            || self.reason.is_some()
+            || self.died_before.is_some()
+            || self.died_since.is_some()
+            || self.correlation_id.is_some()
     }
 
     /// Whether every letter is selected.
@@ -70,7 +90,9 @@ impl DeadLetterFilter {
     pub(crate) fn takes(&self, task: &Task) -> bool {
         let is_one = |ids: &BTreeSet<String>| task.id().is_some_and(|id| ids.contains(id));
         let is_named = self.ids.as_ref().is_none_or(is_one);
-        is_named && self.takes_record(&record_of(task))
+        let is_of = |id: &String| task.correlation_id() == Some(id);
+        let is_correlated = self.correlation_id.as_ref().is_none_or(is_of);
+        is_named && is_correlated && self.takes_record(&record_of(task))
     }
 
     fn takes_record(&self, record: &FailureRecord) -> bool {
@@ -78,7 +100,10 @@ impl DeadLetterFilter {
         let is_old = self
             .died_before
             .is_none_or(|before| record.last_failure.is_some_and(|death| death <= before));
-        has_reason && is_old
+        let is_new = self
+            .died_since
+            .is_none_or(|since| record.last_failure.is_some_and(|death| death >= since));
+        has_reason && is_old && is_new
     }
 
     /// How many more letters may be selected after `selected`.
@@ -127,6 +152,25 @@ mod tests {
         );
         assert!(!DeadLetterFilter::all().older(Duration::MAX).takes_record(&died(10, "")));
         assert!(DeadLetterFilter::all().takes_record(&FailureRecord::default()));
+    }
+
+    #[test]
+    fn since_and_older_make_a_span() {
+        let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
+        let span = DeadLetterFilter::all().since(ago(100)).older(Duration::from_secs(50));
+        let taken = [150, 70, 20].map(|age| span.takes_record(&died(age, "")));
+        assert_eq!(taken, [false, true, false]);
+        assert!(!span.takes_record(&FailureRecord::default()), "without a time of death");
+        assert!(span.needs_content());
+    }
+
+    #[test]
+    fn a_correlation_id_must_be_the_same() {
+        let selection = DeadLetterFilter::all().correlation_id("order 7");
+        let taken = ["order 7", "order 77"]
+            .map(|id| selection.takes(&Task::new("").with_correlation_id(id)));
+        assert_eq!(taken, [true, false]);
+        assert!(!selection.takes(&Task::new("")) && selection.needs_content());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! [`Inspector`]: counts, checks and purges a queue from outside.
+//! [`Inspector`]: counts, checks, purges and deletes a queue from outside.
 
 pub(crate) mod check;
 pub(crate) mod dead_letter_filter;
 pub(crate) mod dead_letters;
+mod delete;
 pub(crate) mod peek_safety;
 pub(crate) mod walk;
 

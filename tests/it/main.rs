@@ -25,6 +25,7 @@ mod producer_api;
 mod producer_faults;
 mod queue_type;
 mod queuectl;
+mod queuectl_delete;
 mod real_broker;
 mod records;
 mod refusals;

@@ -33,6 +33,9 @@ fn where_there_is_no_such_queue_each_look_at_it_ends_with_1() {
         "status",
         "check",
         "purge --yes",
+        "purge --retry --yes",
+        "delete",
+        "delete --yes",
         "dead list",
         "dead list --json",
         "dead show 1",
@@ -443,14 +446,33 @@ fn the_options_of_a_subcommand_stand_together_and_first() {
     for (command, own) in [
         (
             &["dead", "list"][..],
-            &["--reason", "--older", "--ids-from", "--id", "--limit", "--json"][..],
+            &[
+                "--reason",
+                "--older",
+                "--since",
+                "--correlation-id",
+                "--ids-from",
+                "--id",
+                "--limit",
+                "--json",
+            ][..],
         ),
         (
             &["dead", "replay"],
-            &["--reason", "--older", "--ids-from", "--id", "--limit", "--dry-run"],
+            &[
+                "--reason",
+                "--older",
+                "--since",
+                "--correlation-id",
+                "--ids-from",
+                "--id",
+                "--limit",
+                "--dry-run",
+            ],
         ),
         (&["status"], &["--json", "--watch"]),
-        (&["purge"], &["--yes"]),
+        (&["purge"], &["--retry", "--yes"]),
+        (&["delete"], &["--yes"]),
     ] {
         let help = Command::queuectl(&[command, &["--help"]].concat()).run(SOON).success();
         let options = help.lines().filter_map(|line| line.trim_start().split(['<', ' ']).next());

@@ -1,4 +1,5 @@
-//! `queuectl`: inspects a queue, checks a set-up, shows, replays and purges dead letters.
+//! `queuectl`: inspects, purges and deletes a queue, checks a set-up, shows, replays and purges dead
+//! letters.
 
 mod dead;
 mod letter;
@@ -16,8 +17,9 @@ use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::common::logging::init_logging;
 use crate::cli::queuectl::dead::Form;
+use crate::cli::queuectl::letter::printable;
 use crate::cli::queuectl::options::{Command, Dead, Options};
-use crate::cli::queuectl::output::{log_error, report_purged};
+use crate::cli::queuectl::output::{log_error, print, report_purged};
 use crate::cli::queuectl::status::Format;
 
 pub(crate) fn main() -> ExitCode {
@@ -36,10 +38,21 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
             status::print_all(&broker, &options.queues(), Format::of(*json))
         }
         Command::Check => Ok(status::check(&mut Inspector::new(&broker, &options.one_queue()?))),
-        Command::Purge { yes } => {
+        Command::Purge { retry, yes } => {
             let queue = options.one_queue()?;
-            require_yes(*yes, &format!("every ready task of '{}'", queue.name()))?;
-            Ok(report_purged(Inspector::new(&broker, &queue).purge()?, &[]))
+            let which = if *retry { "delayed" } else { "ready" };
+            require_yes(*yes, "purge", &format!("every {which} task of '{}'", queue.name()))?;
+            let mut inspector = Inspector::new(&broker, &queue);
+            let purged = if *retry { inspector.purge_delayed()? } else { inspector.purge()? };
+            Ok(report_purged(purged, &[]))
+        }
+        Command::Delete { yes } => {
+            let mut inspector = Inspector::new(&broker, &options.one_queue()?);
+            if !yes {
+                let queues: Vec<_> = inspector.queues()?.iter().map(with_count).collect();
+                require_yes(*yes, "delete", &queues.join(", "))?;
+            }
+            Ok(print(inspector.delete()?.iter().map(with_count)))
         }
         Command::Dead(command) => {
             let queue = options.one_queue()?;
@@ -58,16 +71,21 @@ fn run_dead(command: &Dead, letters: &DeadLetters, queue: &str) -> Result<Exit, 
         Dead::Replay { filter, dry_run: false } => dead::replay(letters, &filter.filter()?),
         Dead::Purge { filter, yes } => {
             let filter = filter.filter()?;
-            require_yes(*yes, &format!("dead letters of '{queue}'"))?;
+            require_yes(*yes, "purge", &format!("dead letters of '{queue}'"))?;
             dead::purge(letters, &filter)
         }
     }
 }
 
-fn require_yes(yes: bool, what: &str) -> Result<(), CommandError> {
+/// A queue and the number of its tasks.
+fn with_count((queue, tasks): &(String, u64)) -> String {
+    format!("'{}' with {tasks} tasks", printable(queue, 256))
+}
+
+fn require_yes(yes: bool, command: &'static str, what: &str) -> Result<(), CommandError> {
     if yes {
         return Ok(());
     }
     let reason = format!("this would remove {what} for good; add --yes to do it");
-    Err(CommandError::usage("purge", reason))
+    Err(CommandError::usage(command, reason))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand};
 use rabbit_work::{DeadLetterFilter, Queue};
@@ -89,7 +89,22 @@ pub(crate) enum Command {
     /// Remove every ready task; tasks that wait for a retry stay
     #[command(after_long_help = PURGE)]
     Purge {
+        /// Remove the tasks in delay queues instead: those that wait for a retry, deferred ones, and
+        /// those published with a delay
+        #[arg(long)]
+        retry: bool,
+
         /// Confirm the purge
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Delete the queue, its delay queues and its dead letters, with all tasks in them
+    ///
+    /// Without --yes, shows what would be deleted. First stop the workers: they would create the queue
+    /// again. Queues of outcomes of `producer --wait` stay for a week.
+    #[command(after_long_help = DELETE)]
+    Delete {
+        /// Confirm the deletion
         #[arg(long)]
         yes: bool,
     },
@@ -162,6 +177,14 @@ pub(crate) struct FilterArgs {
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     older: Option<Duration>,
 
+    /// Only letters that died at most this long ago
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    since: Option<Duration>,
+
+    /// Only tasks with this correlation id
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    correlation_id: Option<String>,
+
     /// Only tasks with the ids in this file, one a line; - is standard input
     #[arg(long, value_name = "FILE")]
     ids_from: Option<PathBuf>,
@@ -186,6 +209,13 @@ impl FilterArgs {
         }
         if let Some(age) = self.older {
             filter = filter.older(age);
+        }
+        if let Some(age) = self.since {
+            let start = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+            filter = filter.since(start);
+        }
+        if let Some(id) = &self.correlation_id {
+            filter = filter.correlation_id(id);
         }
         if let Some(limit) = self.limit {
             filter = filter.limit(limit);
@@ -262,6 +292,7 @@ const STATUS: &str = ending!(
     "status --watch 5s --queue mail --queue pdf"
 );
 const PURGE: &str = ending!("removed", "the queue does not exist", "--queue mail purge --yes");
+const DELETE: &str = ending!("deleted", "the queue does not exist", "--queue mail delete --yes");
 const DEAD_LIST: &str = ending!(
     "listed",
     "the queue or a letter does not exist",
