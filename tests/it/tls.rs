@@ -93,6 +93,39 @@ fn row_59_with_our_authority_a_task_goes_there_and_back() {
 }
 
 #[test]
+fn an_authority_can_be_the_only_one() {
+    let (trust, queue) = (Trust::new(), unique_queue("tls"));
+    let front = trust.front();
+    let broker: Broker = format!("amqps://{}", front.address()).parse().expect("a URL");
+    let only = |authority: &Identity| Tls::default().only_authority(authority.certificate_pem());
+    let publish = |tls| {
+        let mut producer = Producer::new(&broker.clone().tls(tls), &Queue::new(&queue));
+        producer.publish(Task::new("x"))
+    };
+    assert!(publish(only(&trust.authority)).is_ok());
+    let refused = publish(only(&Identity::authority("another"))).expect_err("not trusted");
+    assert!(refused.chain().contains("not trusted"), "{}", refused.chain());
+}
+
+#[test]
+fn a_pem_that_is_none_is_refused_at_once_also_while_no_broker_can_be_reached() {
+    let wrong = Tls::default().authority("no PEM");
+    // Nobody listens there.
+    let broker: Broker = "amqps://127.0.0.1:1".parse().expect("a URL");
+    let (_trigger, shutdown) = rabbit_work::shutdown();
+    let worker = Worker::new(&broker.tls(wrong), &Queue::new("q"));
+    let ended = worker.run(|_: &rabbit_work::Delivery| Ok(()), &shutdown);
+    assert!(matches!(ended, Err(rabbit_work::Error::Tls { .. })), "{ended:?}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("wrong.pem");
+    fs::write(&file, "no PEM").expect("written");
+    let command = Command::producer(&["x", "--url", "amqps://127.0.0.1:1", "--queue", "q"]);
+    let text = refusal(&command.arg("--ca").arg(&file).run(SOON));
+    assert!(text.contains("authority"), "{text}");
+}
+
+#[test]
 fn a_body_of_a_mebibyte_arrives_byte_for_byte_over_tls() {
     let (trust, queue) = (Trust::new(), unique_queue("tls"));
     let front = trust.front();
