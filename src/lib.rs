@@ -141,6 +141,11 @@ mod util;
 mod worker;
 
 pub use admin::check::CheckResult;
+/// The crate whose channels are in this crate's API ([`Delivery::cancelled`], [`Shutdown::stopping`]):
+/// a program that selects on them uses the same version by `rabbit_work::crossbeam_channel`.
+#[doc(no_inline)]
+pub use crossbeam_channel;
+
 pub use admin::dead_letter_filter::DeadLetterFilter;
 pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
 pub use admin::{Inspector, Status};
