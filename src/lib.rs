@@ -159,6 +159,7 @@ pub use command::output::OutputStream;
 pub use model::batch::outcome::{BatchOutcome, TaskEnd, TaskOutput};
 pub use model::broker::Broker;
 pub use model::error::Error;
+pub use model::broker_builder::BrokerBuilder;
 pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
 pub use model::or_fail::OrFail;
