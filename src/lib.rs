@@ -112,7 +112,8 @@
 //!
 //! * `tls`: `amqps://` addresses.
 //! * `command`: `Command` and `OutputStream`, on Unix.
-//! * `json`: JSON bodies: `Task::json`, `Delivery::json` and `Router::on`.
+//! * `json`: JSON bodies: `Task::json`, `Delivery::json` and `Router::on`. [`Summary`] and
+//!   [`StopReason`] can be serialized.
 //! * `signals`: `shutdown_on_signals`.
 //! * `cli`: what only the commands need.
 

@@ -18,6 +18,8 @@ pub(crate) mod session;
 pub(crate) mod session_events;
 pub(crate) mod sessions;
 pub(crate) mod summary;
+#[cfg(feature = "json")]
+mod summary_json;
 pub(crate) mod supervision;
 pub(crate) mod supervisor;
 pub(crate) mod task_budget;
