@@ -66,7 +66,8 @@ const POISONED_AFTER: u32 = 3;
 
 impl Wait<'_> {
     pub(crate) fn run(&self, ledger: &mut Ledger, each: &mut Each<'_>) -> Result<(), Error> {
-        let (mut backoff, mut has_consumed, mut malformed) = (Backoff::of_a_worker(), false, 0);
+        let (mut backoff, mut has_consumed, mut malformed) =
+            (Backoff::up_to(Backoff::LONGEST_OF_A_WORKER), false, 0);
         while ledger.left() > 0 {
             let before = ledger.left();
             let error = match self.run_session(ledger, each, &mut has_consumed) {
@@ -85,7 +86,7 @@ impl Wait<'_> {
                 return Err(error);
             }
             if ledger.left() < before {
-                backoff = Backoff::of_a_worker();
+                backoff.reset();
             }
             let pause = backoff.next_pause();
             warn!("{}; next try in {:.1} s", error.chain(), pause.as_secs_f64());

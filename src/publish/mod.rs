@@ -120,6 +120,14 @@ impl Producer {
         self
     }
 
+    /// Sets the longest pause between two tries to connect. The pauses grow from 0.5 s up to it, and a new
+    /// call does not wait for one. Default: 2 s.
+    #[must_use]
+    pub fn longest_pause(mut self, longest: Duration) -> Producer {
+        self.publisher.set_longest_pause(longest);
+        self
+    }
+
     /// Has this shutdown end the waits. After a stop, a producer without a connection makes none:
     /// [`connect`](Producer::connect) and [`publish`](Producer::publish) fail with [`Error::Stopped`],
     /// and a task that is sent is [`Outcome::Unsent`]. Those sent before are still tried. An

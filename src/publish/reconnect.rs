@@ -47,7 +47,7 @@ impl Connector {
     pub(crate) fn new(config: &PublisherConfig) -> Connector {
         Connector {
             attempt: None,
-            backoff: Backoff::of_a_publisher(),
+            backoff: Backoff::up_to(Backoff::LONGEST_OF_A_PUBLISHER),
             retry_at: None,
             tried_at: None,
             failures: Vec::new(),
@@ -142,7 +142,11 @@ impl Connector {
 
     /// Begins with short pauses again: the last connection was of use.
     pub(crate) fn reset_pauses(&mut self) {
-        self.backoff = Backoff::of_a_publisher();
+        self.backoff.reset();
+    }
+
+    pub(crate) fn set_longest_pause(&mut self, longest: Duration) {
+        self.backoff = Backoff::up_to(longest);
     }
 
     /// Why nothing can be published until the pause is over, if that is so.

@@ -14,17 +14,18 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// For workers: thousands of them must not keep a starting broker busy.
-    pub(crate) fn of_a_worker() -> Backoff {
-        Backoff::up_to(Duration::from_secs(10))
-    }
-
+    pub(crate) const LONGEST_OF_A_WORKER: Duration = Duration::from_secs(10);
     /// For publishers: their tasks have a time limit.
-    pub(crate) fn of_a_publisher() -> Backoff {
-        Backoff::up_to(Duration::from_secs(2))
+    pub(crate) const LONGEST_OF_A_PUBLISHER: Duration = Duration::from_secs(2);
+
+    /// Up to this pause. The shortest one stays, whatever is asked for.
+    pub(crate) fn up_to(longest: Duration) -> Backoff {
+        Backoff { last: SHORTEST, longest: longest.max(SHORTEST) }
     }
 
-    fn up_to(longest: Duration) -> Backoff {
-        Backoff { last: SHORTEST, longest }
+    /// Begins with short pauses again.
+    pub(crate) fn reset(&mut self) {
+        self.last = SHORTEST;
     }
 
     /// The next pause: somewhere between the shortest and twice the last one.
@@ -46,10 +47,8 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_stay_within_their_bounds() {
-        for (make, longest) in
-            [(Backoff::of_a_worker as fn() -> Backoff, 10), (Backoff::of_a_publisher, 2)]
-        {
-            let longest = Duration::from_secs(longest);
+        for longest in [Backoff::LONGEST_OF_A_WORKER, Backoff::LONGEST_OF_A_PUBLISHER] {
+            let make = || Backoff::up_to(longest);
             for point in [0.0, 0.3, 0.999_999] {
                 let mut backoff = make();
                 let pauses: Vec<_> = (0..20).map(|_| backoff.pause_at(point)).collect();
@@ -58,5 +57,19 @@ mod tests {
             }
             assert!(make().pause_at(0.999) < Duration::from_secs(1), "the first is short");
         }
+    }
+
+    #[test]
+    fn a_longest_pause_below_the_shortest_is_the_shortest() {
+        let mut backoff = Backoff::up_to(Duration::ZERO);
+        assert_eq!([0.0, 0.999, 0.999].map(|point| backoff.pause_at(point)), [SHORTEST; 3]);
+    }
+
+    #[test]
+    fn after_a_reset_pauses_are_short_again() {
+        let mut backoff = Backoff::up_to(Duration::from_secs(60));
+        (0..10).for_each(|_| drop(backoff.pause_at(0.999)));
+        backoff.reset();
+        assert!(backoff.pause_at(0.999) < Duration::from_secs(1));
     }
 }

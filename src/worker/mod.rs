@@ -182,6 +182,14 @@ impl Worker {
         self
     }
 
+    /// Sets the longest pause between a lost connection, or a failed try to connect, and the next try. The
+    /// pauses grow from 0.5 s up to it. Default: 10 s.
+    #[must_use]
+    pub fn longest_pause(mut self, longest: Duration) -> Worker {
+        self.settings.longest_pause = longest;
+        self
+    }
+
     /// Ends when this many tasks were started and are finished. A task that could not be tried
     /// ([`Failure::Requeue`](crate::Failure::Requeue)) counts only if the last one was started
     /// meanwhile: then fewer are run, and the end waits for its pause. Default: no limit.

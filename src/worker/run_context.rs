@@ -11,6 +11,7 @@ use crate::model::broker::Broker;
 use crate::model::handler::Handler;
 use crate::model::queue::Queue;
 use crate::model::retry::RetryPolicy;
+use crate::util::backoff::Backoff;
 use crate::util::panic::caught;
 use crate::util::shutdown::{Closer, Signal, closer};
 use crate::worker::drain_group::DrainSeat;
@@ -49,6 +50,8 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     pub(crate) policy: RetryPolicy,
     pub(crate) until: RunUntil,
+    /// The longest pause before the next session.
+    pub(crate) longest_pause: Duration,
     /// The name of this machine, for dead letters.
     pub(crate) host: String,
 }
@@ -87,6 +90,7 @@ impl Settings {
             grace: Duration::from_secs(30),
             policy: RetryPolicy::new(),
             until: RunUntil::Stopped,
+            longest_pause: Backoff::LONGEST_OF_A_WORKER,
             host,
         }
     }

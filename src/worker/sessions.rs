@@ -35,7 +35,7 @@ const POISONED_AFTER: u32 = 3;
 /// Runs sessions until the worker ends.
 pub(crate) fn run_sessions(session: &Session<'_>, reconnect: Reconnect) -> Result<RunEnd, Error> {
     let settings = &session.run.settings;
-    let mut history = History::new();
+    let mut history = History::new(settings.longest_pause);
     loop {
         let error = match run_session(session, &mut history) {
             Ok(Some(end)) => return Ok(end),
@@ -142,10 +142,10 @@ struct History {
 }
 
 impl History {
-    fn new() -> History {
+    fn new(longest_pause: Duration) -> History {
         History {
             ever_consumed: false,
-            backoff: Backoff::of_a_worker(),
+            backoff: Backoff::up_to(longest_pause),
             malformed_in_a_row: 0,
             broker_holds_until: None,
         }
@@ -157,7 +157,7 @@ impl History {
         self.broker_holds_until = self.broker_holds_until.max(report.broker_holds_until);
         let has_worked = report.consumed && lasted >= WORKED_AFTER;
         if has_worked {
-            self.backoff = Backoff::of_a_worker();
+            self.backoff.reset();
         }
         if has_worked && settled > 0 {
             self.malformed_in_a_row = 0;
@@ -190,7 +190,7 @@ mod tests {
     /// After which of these sessions, each so long and with so many tasks settled, all of which
     /// die of the same message, the worker gives up.
     fn poisoned_at(sessions: &[(Duration, u64)]) -> Option<usize> {
-        let mut history = History::new();
+        let mut history = History::new(Backoff::LONGEST_OF_A_WORKER);
         let mut sessions = sessions.iter();
         sessions.position(|(lasted, settled)| {
             history.note(&died(CloseReason::Malformed("poison".into())), *lasted, *settled);
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_session_that_dies_of_something_else_begins_a_new_row() {
-        let mut history = History::new();
+        let mut history = History::new(Backoff::LONGEST_OF_A_WORKER);
         for cause in [CloseReason::Malformed("poison".into()), CloseReason::Disconnected]
             .into_iter()
             .cycle()

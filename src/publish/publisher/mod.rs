@@ -70,6 +70,11 @@ impl<T> Publisher<T> {
         self.config.limits.timeout = limit;
     }
 
+    /// Sets the longest pause between two tries to connect.
+    pub(crate) fn set_longest_pause(&mut self, longest: Duration) {
+        self.connector.set_longest_pause(longest);
+    }
+
     /// Has a shutdown end the waits.
     pub(crate) fn set_shutdown(&mut self, shutdown: &Shutdown) {
         self.config.stopping = shutdown.stopping().clone();
