@@ -1,4 +1,4 @@
-//! [`Event`]: one thing that happened to a task, for a worker's observer.
+//! [`Event`]: one thing that happened to a task or to a session, for a worker's observer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,8 @@ use crate::model::failure_record::is_internal_header;
 use crate::model::handler::Delivery;
 use crate::util::panic::caught;
 
-/// One thing that happened to one task in one worker thread.
+/// One thing that happened to one task in one worker thread, or to a worker's session
+/// ([`EventKind::Connected`], [`EventKind::Disconnected`]): then what is said of a task is empty or zero.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Event {
@@ -39,7 +40,7 @@ pub struct Event {
     pub bytes: u64,
     /// How long the handler ran; zero if it did not start, or is left running.
     pub elapsed: Duration,
-    /// Why the handler failed or deferred the task, if it did.
+    /// Why the handler failed or deferred the task, if it did; or why the session was lost.
     pub reason: Option<String>,
     /// The exit status of the program that `Command` ran; `None` before its end, and
     /// if a signal ended it.
@@ -49,6 +50,32 @@ pub struct Event {
 }
 
 impl Event {
+    /// What happened at this moment to a session.
+    pub(crate) fn of_session(
+        kind: EventKind,
+        queue: &str,
+        host: &str,
+        reason: Option<String>,
+    ) -> Event {
+        Event {
+            time: SystemTime::now(),
+            kind,
+            task: String::new(),
+            task_type: None,
+            correlation_id: None,
+            headers: BTreeMap::new(),
+            attempt: 0,
+            thread: 0,
+            queue: queue.to_string(),
+            host: host.to_string(),
+            bytes: 0,
+            elapsed: Duration::ZERO,
+            reason,
+            exit: None,
+            signal: None,
+        }
+    }
+
     /// What happened at this moment to a delivery, on this host, after its handler ran for so long.
     pub(crate) fn of(kind: EventKind, delivery: &Delivery, host: &str, elapsed: Duration) -> Event {
         let task = delivery.task();
@@ -98,9 +125,19 @@ pub enum EventKind {
     /// The handler ended, with whatever result, after its connection was lost. The broker has
     /// requeued the task already, so it may run twice.
     Orphaned,
+    /// A session began: the worker has a connection to the broker.
+    Connected,
+    /// A session was lost. The worker connects again, unless it ends.
+    Disconnected,
 }
 
 impl EventKind {
+    /// Whether it is about a session, not about a task.
+    #[must_use]
+    pub fn is_of_session(self) -> bool {
+        matches!(self, EventKind::Connected | EventKind::Disconnected)
+    }
+
     /// The event's name in one lower-case word.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -113,6 +150,8 @@ impl EventKind {
             EventKind::Failed => "failed",
             EventKind::Returned => "returned",
             EventKind::Orphaned => "orphaned",
+            EventKind::Connected => "connected",
+            EventKind::Disconnected => "disconnected",
         }
     }
 }

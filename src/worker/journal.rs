@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use log::{debug, info, warn};
 
+use crate::model::error::Error;
 use crate::model::handler::{Delivery, Failure};
 use crate::model::outcome::Outcome;
 use crate::model::queue::Target;
@@ -25,6 +26,20 @@ pub(crate) struct Journal {
 impl Journal {
     pub(crate) fn new(observer: Observer, host: String) -> Journal {
         Journal { tally: Arc::default(), observer, host }
+    }
+
+    /// A session began on this queue.
+    pub(crate) fn connected(&self, queue: &str) {
+        self.notify_of_session(EventKind::Connected, queue, None);
+    }
+
+    /// A session was lost.
+    pub(crate) fn disconnected(&self, queue: &str, error: &Error) {
+        self.notify_of_session(EventKind::Disconnected, queue, Some(error.chain()));
+    }
+
+    fn notify_of_session(&self, kind: EventKind, queue: &str, reason: Option<String>) {
+        self.observer.notify(|| Event::of_session(kind, queue, &self.host, reason));
     }
 
     pub(crate) fn started(&self, delivery: &Delivery) {

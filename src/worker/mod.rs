@@ -217,7 +217,7 @@ impl Worker {
         self
     }
 
-    /// Calls `observer` for each thing that happens to a task. It is called from the worker's threads,
+    /// Calls `observer` for each thing that happens to a task or to a session. It is called from the worker's threads,
     /// which wait for it; a panic in it is logged. Default: none.
     #[must_use]
     pub fn observer(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Worker {

@@ -73,6 +73,8 @@ fn run_session(session: &Session<'_>, history: &mut History) -> Result<Option<Ru
     let Some(connection) = connect::open(&run.broker, shutdown.stopping())? else {
         return Ok(Some(RunEnd::stopped_now(&run.settings)));
     };
+    let queue = run.settings.queue.name();
+    run.journal.connected(queue);
     let began = Instant::now();
     let settled_before = run.journal.settled();
     let report = session.run(connection, history.broker_holds_until);
@@ -82,7 +84,10 @@ fn run_session(session: &Session<'_>, history: &mut History) -> Result<Option<Ru
         SessionEnd::Exhausted => EndedBy::Limit,
         SessionEnd::Drained => EndedBy::Drain,
         SessionEnd::Again => return Ok(None),
-        SessionEnd::Lost(error) => return Err(error),
+        SessionEnd::Lost(error) => {
+            run.journal.disconnected(queue, &error);
+            return Err(error);
+        }
     };
     Ok(Some(RunEnd::new(ended_by, report.deadline, &run.settings)))
 }

@@ -187,7 +187,7 @@ fn run_once(queue: &str, policy: RetryPolicy, is_to_wait: bool) -> (Event, Summa
     let (trigger, shutdown) = shutdown();
     let observer = move |event: &Event| match event.kind {
         EventKind::Started if is_to_wait => trigger.abort(),
-        EventKind::Started => {}
+        EventKind::Started | EventKind::Connected => {}
         _ => {
             let _ = tell.send(event.clone());
             trigger.stop();

@@ -37,6 +37,30 @@ fn bytes(length: usize) -> Vec<u8> {
 }
 
 #[test]
+fn an_observer_learns_of_a_session_that_began_and_was_lost() {
+    let queue = unique_queue("sessions");
+    let proxy = crate::support::proxy::Proxy::start(shared_broker().address());
+    let broker: Broker = proxy.url().parse().expect("the proxy's URL is one");
+    let (tell, told) = crossbeam_channel::unbounded();
+    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(1);
+    let worker = worker.longest_pause(Duration::ZERO).observer(move |event| {
+        let about_task = (event.task.is_empty(), event.thread);
+        let _ = tell.send((event.kind, event.reason.is_some(), about_task));
+    });
+    let (trigger, shutdown) = shutdown();
+    let running = std::thread::spawn(move || worker.run(|_: &Delivery| Ok(()), &shutdown));
+    let limit = Duration::from_secs(60);
+    let next = || told.recv_timeout(limit).expect("an event");
+    assert_eq!(next(), (EventKind::Connected, false, (true, 0)));
+    shared_broker().client().wait_for_consumers(&queue, 1, limit);
+    proxy.cut();
+    assert_eq!(next(), (EventKind::Disconnected, true, (true, 0)));
+    assert_eq!(next(), (EventKind::Connected, false, (true, 0)));
+    trigger.stop();
+    running.join().expect("no panic").expect("it ends well");
+}
+
+#[test]
 fn rows_53_and_54_bodies_arrive_byte_for_byte() {
     let queue = unique_queue("bodies");
     // Since RabbitMQ 4.0 it takes no longer one, unless configured (`max_message_size`).

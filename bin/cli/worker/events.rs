@@ -81,7 +81,11 @@ impl EventLog {
         move |event| log.note(event)
     }
 
+    /// Writes an event of a task. The log has those of sessions.
     fn note(&self, event: &Event) {
+        if event.kind.is_of_session() {
+            return;
+        }
         let line = as_line(event);
         match self {
             EventLog::File(lines) => {

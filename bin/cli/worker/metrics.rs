@@ -113,7 +113,7 @@ impl Metrics {
     }
 
     fn note(&self, event: &Event) {
-        if event.kind == EventKind::Started {
+        if event.kind == EventKind::Started || event.kind.is_of_session() {
             return;
         }
         let queue = event.queue.as_str();
