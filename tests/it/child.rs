@@ -201,7 +201,7 @@ fn a_program_with_signals() {
         let _ = stage.recv();
         // A second signal this soon would not count.
         thread::sleep(Duration::from_millis(300));
-        println!("{name}");
+        println!("{name}, aborting: {}", shutdown.is_aborting());
     }
     thread::sleep(Duration::from_secs(600));
 }

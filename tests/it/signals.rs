@@ -11,7 +11,7 @@ fn the_first_signal_stops_the_second_aborts_and_the_third_ends_the_process() {
     for signals in [["INT", "INT", "INT"], ["TERM", "HUP", "TERM"]] {
         let running = program_with_signals().start();
         running.wait_for_stdout_line(|line| line.contains("set only one in a program"), SOON);
-        for (signal, stage) in signals.into_iter().zip(["stopping", "aborting", "killing"]) {
+        for (signal, stage) in signals.into_iter().zip(["stopping,", "aborting,", "killing,"]) {
             running.signal(signal);
             running.wait_for_stdout_line(|line| line.contains(stage), SOON);
         }
@@ -25,10 +25,9 @@ fn an_echo_of_the_first_signal_does_not_count() {
     running.wait_for_stdout_line(|line| line.contains("set only one in a program"), SOON);
     running.signal("TERM");
     running.signal("INT");
-    running.wait_for_stdout_line(|line| line.contains("stopping"), SOON);
+    running.wait_for_stdout_line(|line| line.contains("stopping, aborting: false"), SOON);
     running.signal("TERM");
-    running.wait_for_stdout_line(|line| line.contains("aborting"), SOON);
+    running.wait_for_stdout_line(|line| line.contains("aborting, aborting: true"), SOON);
     running.kill();
-    let printed = running.wait(SOON).stdout();
-    assert!(!printed.contains("killing"), "two signals counted, not three: {printed}");
+    running.wait(SOON);
 }
