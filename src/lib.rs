@@ -63,6 +63,12 @@
 //! * **Given up by name:** [`Worker::auto_ack`] loses the tasks that a worker holds when it ends.
 //!   [`Task::transient`] and [`Queue::transient`] lose tasks when the broker restarts.
 //!
+//! # Guide
+//!
+//! Pages with an example each: [guarantees and retries](guide::guarantees),
+//! [signals](guide::signals), [several queues](guide::queues), [fork and panics](guide::processes), and
+//! [tests](testing).
+//!
 //! # Threads
 //!
 //! [`Worker::run`] supervises on the caller's thread. It starts these threads:
@@ -141,12 +147,12 @@ mod topology;
 mod util;
 mod worker;
 
-pub use admin::check::CheckResult;
 /// The crate whose channels are in this crate's API ([`Delivery::cancelled`], [`Shutdown::stopping`]):
 /// a program that selects on them uses the same version by `rabbit_work::crossbeam_channel`.
 #[doc(no_inline)]
 pub use crossbeam_channel;
 
+pub use admin::check::CheckResult;
 pub use admin::dead_letter_filter::DeadLetterFilter;
 pub use admin::dead_letters::{DeadLetter, DeadLetters, PurgeSummary, ReplaySummary};
 pub use admin::{Inspector, Status};
@@ -159,8 +165,8 @@ pub use command::Command;
 pub use command::output::OutputStream;
 pub use model::batch::outcome::{BatchOutcome, TaskEnd, TaskOutput};
 pub use model::broker::Broker;
-pub use model::error::Error;
 pub use model::broker_builder::BrokerBuilder;
+pub use model::error::Error;
 pub use model::failure_record::FailureRecord;
 pub use model::handler::{Delivery, Failure, Handler};
 pub use model::or_fail::OrFail;
@@ -191,10 +197,20 @@ pub use worker::health::Health;
 pub use worker::summary::{QueueSummary, StopReason, Summary, WorkersSummary};
 pub use worker::workers::Workers;
 
-/// Pages about single topics.
+/// Pages about what concerns several types of this crate.
 pub mod guide {
-    #[doc = include_str!("guide/sharing.md")]
+    #[doc = include_str!("../docs/guide/guarantees.md")]
+    pub mod guarantees {}
+    #[doc = include_str!("../docs/guide/processes.md")]
+    pub mod processes {}
+    #[doc = include_str!("../docs/guide/queues.md")]
+    pub mod queues {}
+    #[doc = include_str!("../docs/guide/sharing.md")]
     pub mod sharing {}
+    #[cfg(feature = "signals")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "signals")))]
+    #[doc = include_str!("../docs/guide/signals.md")]
+    pub mod signals {}
 }
 
 /// The README's Rust, compiled with the doc tests.
