@@ -24,6 +24,9 @@ fn main() -> Result<(), Error> {
         let counts = Arc::clone(&counts);
         // The worker waits for its observer, so an observer must be quick.
         move |event: &Event| {
+            if event.kind.is_of_session() {
+                return; // a connection to the broker was made or lost
+            }
             *counts.lock().expect("no observer panics").entry(event.kind.name()).or_default() += 1;
             if event.kind == EventKind::Retried {
                 let reason = event.reason.as_deref().unwrap_or_default();

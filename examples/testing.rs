@@ -1,45 +1,50 @@
-//! Tests without a broker, of a handler and of a function that publishes. A program has them in
-//! `#[test]` functions.
+//! The tests of the jobs of `jobs.rs`, and of a function that publishes, without a broker. A program has
+//! them in `#[test]` functions.
+
+#[allow(dead_code)]
+#[path = "jobs.rs"]
+mod jobs;
 
 use rabbit_work::testing::{Recorder, Verdict, delivery, verdict};
-use rabbit_work::{Delivery, Error, Failure, OrFail, Outcome, Publish, RetryPolicy, Task};
+use rabbit_work::{Error, Handler, Outcome, Publish, Queue, RetryPolicy, Task};
 
-const IN_STOCK: u32 = 100;
+use self::jobs::{Store, jobs};
 
-/// Runs an order of so many pieces.
-fn run_order(delivery: &Delivery) -> Result<(), Failure> {
-    let text = std::str::from_utf8(delivery.body()).or_reject()?;
-    let pieces: u32 = text.parse().or_reject()?;
-    // There may be more in stock later.
-    IN_STOCK.checked_sub(pieces).ok_or("not enough in stock").or_retry()?;
+/// Takes an order for a photo.
+fn order(producer: &mut impl Publish, photo: &str) -> Result<(), Error> {
+    producer.publish(Task::json(photo)?.with_type("import"))?;
     Ok(())
 }
 
-/// Takes an order.
-fn order(producer: &mut impl Publish, pieces: u32) -> Result<(), Error> {
-    producer.publish(Task::new(pieces.to_string()).with_type("order"))?;
-    Ok(())
+fn task(kind: &str, body: &str) -> Task {
+    Task::new(body).with_type(kind)
 }
 
 fn main() {
-    let policy = RetryPolicy::new().max_attempts(3);
-    let verdict_on = |body: &str, attempt| {
-        verdict(&run_order, delivery(Task::new(body)).attempt(attempt), &policy)
-    };
-    assert_eq!(verdict_on("7", 1), Verdict::Done);
-    assert_eq!(verdict_on("700", 1).reason(), Some("not enough in stock"));
-    assert!(
-        matches!(verdict_on("700", 2), Verdict::Retried { after, .. } if after.as_secs() == 10)
-    );
-    assert!(matches!(verdict_on("700", 3), Verdict::Dead { .. }), "the third attempt is the last");
-    assert!(matches!(verdict_on("many", 1), Verdict::Dead { .. }), "bad input is rejected");
+    let (store, queue, policy) = (Store::default(), Queue::new("jobs"), RetryPolicy::new());
+    let jobs = jobs(&store, &queue);
+
+    let import = delivery(task("import", r#""a.jpg""#).with_id("17")).build();
+    jobs.handle(&import).expect("done");
+    assert_eq!(store.photos()["a.jpg"], 4000);
+    let [(to, resize)] = &import.follow_ups()[..] else { panic!("one job follows") };
+    assert_eq!((to.name(), resize.type_name()), ("jobs", Some("resize")));
+    assert_eq!(verdict(&jobs, resize.clone(), &policy), Verdict::Done);
+    assert_eq!(store.photos()["a.jpg"], 640);
+
+    let unknown = verdict(&jobs, task("resize", r#"["b.jpg", 640]"#), &policy);
+    assert_eq!(unknown, Verdict::Dead { reason: "no such photo".into() });
+    let wide = verdict(&jobs, task("resize", r#"["a.jpg", "wide"]"#), &policy);
+    assert!(matches!(wide, Verdict::Dead { .. }), "bad input is rejected");
+    let later = verdict(&jobs, delivery(task("rotate", "")).attempt(2), &policy);
+    assert!(matches!(later, Verdict::Retried { after, .. } if after.as_secs() == 10));
 
     let recorder = Recorder::new();
     recorder.next_outcome(Outcome::nacked("the queue is full"));
-    assert!(order(&mut recorder.clone(), 1).is_err(), "an error reaches the customer");
-    order(&mut recorder.clone(), 2).expect("confirmed");
-    let [task] = &recorder.tasks()[..] else { panic!("one task is confirmed") };
-    assert_eq!((task.body(), task.type_name()), (&b"2"[..], Some("order")));
+    assert!(order(&mut recorder.clone(), "a.jpg").is_err(), "an error reaches the customer");
+    order(&mut recorder.clone(), "b.jpg").expect("confirmed");
+    let [ordered] = &recorder.tasks()[..] else { panic!("one task is confirmed") };
+    assert_eq!((ordered.body(), ordered.type_name()), (&br#""b.jpg""#[..], Some("import")));
 
-    println!("the handler and the producer work as they should");
+    println!("the jobs and the producer work as they should");
 }

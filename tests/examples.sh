@@ -6,7 +6,7 @@
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-PATIENCE=60 # seconds, for each example
+PATIENCE=180 # seconds, for each example
 
 main() {
     work=$(mktemp -d)
@@ -42,10 +42,12 @@ main() {
         'dead in attempt 1: invalid digit found in string' \
         'dead in attempt 1: the body is not the JSON expected: missing field `width` at line 1 column 18' \
         "dead in attempt 2: this worker does not know the task type 'rotate', only: delete, resize"
+    shows jobs '5 jobs done' '{"a.jpg": 640, "b.jpg": 640}'
+    shows testing 'the jobs and the producer work as they should'
+    shows batch '49950 done, 50 dead, 0 left'
     shows web_service 'GET /health: HTTP/1.1 200 OK' 'POST /orders/17: HTTP/1.1 202 Accepted' \
         'POST /orders/18: HTTP/1.1 202 Accepted' 'DELETE /orders/17: HTTP/1.1 400 Bad Request' \
         '2 tasks done'
-    shows testing 'the handler and the producer work as they should'
     echo "examples: each printed what it has to"
 }
 
