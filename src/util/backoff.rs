@@ -68,7 +68,9 @@ mod tests {
     #[test]
     fn after_a_reset_pauses_are_short_again() {
         let mut backoff = Backoff::up_to(Duration::from_secs(60));
-        (0..10).for_each(|_| drop(backoff.pause_at(0.999)));
+        (0..10).for_each(|_| {
+            let _ = backoff.pause_at(0.999);
+        });
         backoff.reset();
         assert!(backoff.pause_at(0.999) < Duration::from_secs(1));
     }
