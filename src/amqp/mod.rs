@@ -18,6 +18,7 @@ mod outgoing;
 mod property;
 mod publish_events;
 pub(crate) mod reply_text;
+mod socket;
 mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
