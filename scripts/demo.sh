@@ -271,7 +271,7 @@ build() {
     fi
     command -v cargo >/dev/null || give_up "cargo does not exist; install Rust: https://rustup.rs"
     say "Building the commands; the first time takes a minute or two ..."
-    # Without TLS, which needs OpenSSL's headers.
+    # Without TLS: the build is shorter.
     attend cargo build --manifest-path "$root/Cargo.toml" --release --bins --quiet \
         --no-default-features --features cli \
         --message-format json-render-diagnostics >"$scratch/built" 2>"$scratch/build.log" ||

@@ -90,7 +90,7 @@ pub(crate) struct BrokerArgs {
     #[arg(long, global = true, help_heading = BROKER, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The private key of --cert (PEM, PKCS#8)
+    /// The private key of --cert (PEM, without a passphrase)
     #[cfg(feature = "tls")]
     #[arg(long, global = true, help_heading = BROKER, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
