@@ -122,7 +122,7 @@ mod tests {
     use rcgen::{CertificateParams, Issuer, KeyPair};
 
     /// A key for tests, as `openssl genrsa -traditional` writes one: PKCS#1.
-    const RSA: &str = include_str!("test_rsa_key.pem");
+    const RSA: &str = include_str!("../../tests/it/support/rsa_key.pem");
 
     /// What comes before PKCS#1 in the PKCS#8 of such a key, and before SEC1 in that of an ECDSA key.
     const RSA_HEAD: &[u8] =

@@ -3,8 +3,8 @@
 pub(crate) mod address_order;
 pub(crate) mod batch;
 pub(crate) mod broker;
-pub(crate) mod connection_name;
 pub(crate) mod broker_builder;
+pub(crate) mod connection_name;
 pub(crate) mod delays;
 pub(crate) mod error;
 pub(crate) mod failure_record;

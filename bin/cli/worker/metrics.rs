@@ -4,7 +4,7 @@
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, UNIX_EPOCH};
@@ -78,7 +78,7 @@ impl Drop for MetricsFile {
     }
 }
 
-fn write_regularly(metrics: &Metrics, path: &PathBuf, stopped: &Shutdown) {
+fn write_regularly(metrics: &Metrics, path: &Path, stopped: &Shutdown) {
     let mut is_last = false;
     while !is_last {
         is_last = stopped.wait(WRITE_EVERY);

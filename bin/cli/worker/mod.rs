@@ -156,11 +156,13 @@ fn stop_limits(options: &Options, command: Option<&Command>) -> StopLimits {
 
 /// What is called for each event.
 #[derive(Clone, Default)]
-struct Observers(Vec<Arc<dyn Fn(&Event) + Send + Sync>>);
+struct Observers(Vec<Arc<Observer>>);
+
+type Observer = dyn Fn(&Event) + Send + Sync;
 
 impl Observers {
     fn add(&mut self, observer: Option<impl Fn(&Event) + Send + Sync + 'static>) {
-        self.0.extend(observer.map(|it| Arc::new(it) as Arc<dyn Fn(&Event) + Send + Sync>));
+        self.0.extend(observer.map(|it| Arc::new(it) as Arc<Observer>));
     }
 
     fn observe(&self, worker: Worker) -> Worker {
