@@ -89,7 +89,8 @@ struct Ticket {
 /// How many tasks are in flight at a time, and how long each is tried.
 const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
 
-/// How long requests and confirms wait for others, to be dealt with together.
+/// How long requests and confirms wait for others, to be dealt with together. A single one does not
+/// wait: with a prefetch of 1, its thread takes no task before it has the result.
 const BATCH_WAIT: Duration = Duration::from_millis(1);
 
 /// The pause after what failed at once: nothing gets through then, such as without a permission.
@@ -166,7 +167,9 @@ impl RepublisherThread {
                     Some(Err(_) | Ok(None)) => return,
                     Some(Ok(Some(request))) => self.accept(request),
                 }
-                let _ = self.abort.recv_timeout(BATCH_WAIT);
+                if self.publisher.unresolved() > 1 {
+                    let _ = self.abort.recv_timeout(BATCH_WAIT);
+                }
             }
             if self.accept_waiting(requests).is_err() {
                 return;

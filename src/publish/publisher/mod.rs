@@ -269,7 +269,7 @@ impl<T> Publisher<T> {
     }
 
     /// How many tasks it has accepted and not resolved.
-    fn unresolved(&self) -> usize {
+    pub(crate) fn unresolved(&self) -> usize {
         self.backlog.len() + self.link.as_ref().map_or(0, Link::tasks_in_flight)
     }
 
