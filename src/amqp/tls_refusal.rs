@@ -86,8 +86,8 @@ fn of_alert(alert: Alert) -> Option<&'static str> {
             "the broker requires a client certificate; give --cert and --key"
         }
         Alert::HandshakeFailure | Alert::InsufficientSecurity => {
-            "the broker refused the handshake: it requires a client certificate (give --cert and --key), \
-             or ciphers that this program does not have"
+            "the broker refused the handshake: it may require a client certificate (give --cert and \
+             --key), or another one, or ciphers that this program does not have"
         }
         Alert::UnknownCA => {
             "the broker does not trust the authority of the client certificate (--cert)"
