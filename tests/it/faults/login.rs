@@ -102,8 +102,13 @@ fn a_refusal_of_tls_says_what_to_do_and_a_fault_of_the_peer_may_pass() {
         let error = told_of(answer);
         assert!(matches!(&error, Error::Tls { reason, .. } if reason.contains(wanted)), "{error}");
     }
-    let internal_error = told_of(b"\x15\x03\x03\0\x02\x02\x50");
-    assert!(matches!(internal_error, Error::Unreachable { .. }), "{internal_error}");
+    for (name, answer) in [
+        ("internal_error", b"\x15\x03\x03\0\x02\x02\x50"),
+        ("bad_record_mac", b"\x15\x03\x03\0\x02\x02\x14"),
+    ] {
+        let error = told_of(answer);
+        assert!(matches!(error, Error::Unreachable { .. }), "{name}: {error}");
+    }
 }
 
 #[test]

@@ -185,7 +185,11 @@ impl PrivateBroker {
             return false;
         }
         fs::write(&enabled, format!("[{name}].\n")).expect("the list of plugins is written");
-        self.ctl(&["eval", &format!("rabbit_plugins:ensure(\"{}\").", enabled.display())]);
+        let ensure = format!("rabbit_plugins:ensure(\"{}\").", enabled.display());
+        // A node takes connections a little before it takes plugins.
+        poll("the plugin runs", ANSWER_LIMIT, || {
+            self.ctl(&["eval", &ensure]).starts_with("{ok").then_some(())
+        });
         true
     }
 
