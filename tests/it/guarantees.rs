@@ -200,6 +200,17 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "Follow-ups",
+        &[
+            "a_chain_of_three_follow_ups_cut_anywhere_loses_nothing",
+            "a_chain_whose_worker_dies_at_every_step_loses_nothing",
+            "a_chain_whose_worker_is_killed_at_any_moment_loses_nothing",
+            "a_chain_whose_broker_is_killed_loses_nothing",
+            "a_follow_up_that_no_queue_takes_sends_its_task_back_uncounted",
+        ],
+    ),
+    ("Failed tasks have none", &["a_failed_attempt_has_no_follow_ups_however_it_fails"]),
+    (
         "Refused copies",
         &[
             "what_cannot_be_handed_over_goes_back_after_a_pause_uncounted",
