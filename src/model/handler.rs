@@ -216,7 +216,6 @@ impl Delivery {
     ///   derived from the task's id and from the number of the follow-up: its receiver can recognise
     ///   it. For that, ask for the same follow-ups in the same order in each attempt, or give them ids
     ///   of your own ([`Task::with_id`]).
-    /// * The program remembers each distinct `queue` for as long as it runs.
     ///
     /// ```
     /// use rabbit_work::testing::delivery;

@@ -7,7 +7,6 @@ pub(crate) mod census;
 pub(crate) mod declare;
 pub(crate) mod default_type;
 pub(crate) mod durability;
-mod elsewhere;
 pub(crate) mod open;
 pub(crate) mod queue_type;
 pub(crate) mod silent_delays;
@@ -101,11 +100,7 @@ impl DerivedQueues {
             return Some(Err(NotReady::NotDurable(durable_at)));
         }
         // A worker does not create a queue of outcomes: if it does not exist, nobody waits.
-        let is_never_declared = match target {
-            Target::Main | Target::Batch(_) => true,
-            Target::Elsewhere(place) => target.delay().is_none() && place.queue().is_passive(),
-            Target::Delay(_) | Target::Dead => false,
-        };
+        let is_never_declared = matches!(target, Target::Main | Target::Batch(_));
         (is_never_declared || self.is_in_use(target)).then_some(Ok(()))
     }
 
@@ -122,9 +117,6 @@ impl DerivedQueues {
         queue: &Queue,
         target: Target,
     ) -> Result<(), NotReady> {
-        if let Target::Elsewhere(place) = target {
-            return self.prepare_elsewhere(connection, place);
-        }
         if matches!(target, Target::Delay(_)) {
             self.check_target(connection, queue)?;
         }
@@ -233,7 +225,7 @@ impl DerivedQueues {
                 queue.best_declaration(target)
             }
         };
-        if let Some(delay) = target.delay() {
+        if let Target::Delay(delay) = target {
             self.renew(connection, &name, delay)?;
         }
         Ok(declaration)

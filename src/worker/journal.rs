@@ -69,9 +69,7 @@ impl Journal {
         let what = match target {
             Target::Delay(delay) => format!("is tried again in {delay:?}"),
             Target::Main => "is tried again at once".to_string(),
-            Target::Dead | Target::Batch(_) | Target::Elsewhere(_) => {
-                "goes to the dead letters".to_string()
-            }
+            Target::Dead | Target::Batch(_) => "goes to the dead letters".to_string(),
         };
         log_failure(delivery, &what, failure);
         let kind = if target == Target::Dead { EventKind::Dead } else { EventKind::Retried };

@@ -65,6 +65,8 @@ pub(crate) struct RepublishRequest {
 /// One publish.
 pub(crate) struct Publish {
     pub(crate) task: Task,
+    /// Whose target it is; `None` is the worker's own queue.
+    pub(crate) queue: Option<Arc<Queue>>,
     pub(crate) target: Target,
 }
 
@@ -72,12 +74,14 @@ pub(crate) struct Publish {
 pub(crate) struct RepublishResult {
     pub(crate) tag: u64,
     /// Of the publish that was not confirmed, or of the last.
+    pub(crate) queue: Option<Arc<Queue>>,
     pub(crate) target: Target,
     pub(crate) outcome: Outcome,
 }
 
 /// What the publisher returns with each outcome.
 struct Ticket {
+    queue: Option<Arc<Queue>>,
     target: Target,
     /// What is published next.
     next: VecDeque<Publish>,
@@ -211,9 +215,13 @@ impl RepublisherThread {
     /// Begins with the first publish of a request.
     fn accept(&mut self, request: RepublishRequest) {
         let RepublishRequest { publishes: mut next, tag, results } = request;
-        let Some(Publish { task, target }) = next.pop_front() else { return };
-        let ticket = Ticket { target, next, since: Instant::now(), tag, results };
-        self.publisher.accept(task, target, ticket);
+        let Some(Publish { task, queue, target }) = next.pop_front() else { return };
+        let ticket =
+            Ticket { queue: queue.clone(), target, next, since: Instant::now(), tag, results };
+        match queue {
+            Some(queue) => self.publisher.accept_for(queue, task, target, ticket),
+            None => self.publisher.accept(task, target, ticket),
+        }
     }
 
     /// Sends the results of requests, and goes on with those of which more is to be published. Returns
@@ -222,11 +230,11 @@ impl RepublisherThread {
         let mut has_more = false;
         for resolved in self.publisher.take_resolved() {
             let Resolved { task, ticket, outcome, sent } = resolved;
-            let Ticket { target, mut next, since, tag, results } = ticket;
+            let Ticket { queue, target, mut next, since, tag, results } = ticket;
             let outcome = self.note(target, outcome, sent);
             let again = is_tried_again(target, &outcome) && !is_closed(&self.abort);
             if again {
-                next.push_front(Publish { task, target });
+                next.push_front(Publish { task, queue: queue.clone(), target });
             }
             let request = RepublishRequest { publishes: next, tag, results };
             if again && since.elapsed() < LIMITS.timeout {
@@ -236,7 +244,7 @@ impl RepublisherThread {
                 self.accept(request);
             } else {
                 // A consumer that has ended has left the delivery to the broker.
-                let _ = request.results.send(RepublishResult { tag, target, outcome });
+                let _ = request.results.send(RepublishResult { tag, queue, target, outcome });
             }
         }
         has_more

@@ -137,6 +137,20 @@ fn a_follow_up_that_no_queue_takes_sends_its_task_back_uncounted() {
 }
 
 #[test]
+fn a_queue_of_follow_ups_that_was_deleted_is_declared_again() {
+    let (queue, next) = (unique_queue("again"), unique_queue("deleted"));
+    publish(&queue, "1");
+    let working = Working::start(&worker(&queue), pass_on(Queue::new(&next)));
+    working.wait_for(EventKind::Done, SOON);
+    let client = shared_broker().client();
+    client.delete(&next);
+    publish(&queue, "2");
+    assert_eq!(working.wait_for(EventKind::Done, SOON), "2");
+    assert_eq!(texts(&client, &next), ["2"]);
+    working.stop(SOON);
+}
+
+#[test]
 fn a_worker_with_auto_ack_refuses_follow_ups() {
     let (queue, next) = (unique_queue("auto-ack"), unique_queue("refused"));
     publish(&queue, "1");

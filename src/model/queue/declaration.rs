@@ -68,9 +68,11 @@ impl Queue {
             Target::Delay(delay) => vec![self.safe_delay(delay), self.simple_delay(delay)],
             Target::Dead => vec![self.dead_arguments()],
             Target::Batch(_) => vec![batch_arguments()],
-            Target::Elsewhere(place) => return place.queue().declarations(place.target()),
         };
-        let durability = if target == Target::Main { self.durability } else { Durability::Durable };
+        let durability = match target {
+            Target::Main => self.durability,
+            Target::Delay(_) | Target::Dead | Target::Batch(_) => Durability::Durable,
+        };
         let declaration =
             |arguments| QueueDeclaration { name: self.name_of(target), durability, arguments };
         arguments.into_iter().map(declaration).collect()

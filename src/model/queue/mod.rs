@@ -2,7 +2,6 @@
 //! queue. Pure.
 
 mod declaration;
-mod elsewhere;
 mod validate;
 
 use std::time::Duration;
@@ -10,14 +9,13 @@ use std::time::Duration;
 use crate::model::batch::id::BatchId;
 
 pub(crate) use declaration::{Arguments, NO_DELIVERY_LIMIT, QueueDeclaration};
-pub(crate) use elsewhere::Elsewhere;
 
 /// A queue by its name, and how it is declared.
 ///
 /// The default is the queue of RabbitMQ's Work Queues tutorial: durable, classic, no further
 /// argument, so that any other client that follows the tutorial can declare it too
 /// (<https://www.rabbitmq.com/tutorials/tutorial-two-python>).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     name: String,
     durability: Durability,
@@ -27,7 +25,7 @@ pub struct Queue {
     arguments: Vec<(String, Argument)>,
 }
 
-/// Where a task is published to: the queue itself, a queue derived from it, or another queue.
+/// Where a task is published to: the queue itself, or a queue derived from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     /// The queue itself.
@@ -38,13 +36,11 @@ pub(crate) enum Target {
     Dead,
     /// The queue of the outcomes of this batch.
     Batch(BatchId),
-    /// Another queue, or a delay queue of it.
-    Elsewhere(Elsewhere),
 }
 
 /// The value of an argument of a queue's declaration ([`Queue::argument`]), or of a task's header
 /// ([`Task::with_header`](crate::Task::with_header)).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Argument {
     /// A text.
@@ -98,7 +94,7 @@ impl From<bool> for Argument {
 }
 
 /// The queue type, `x-queue-type` (<https://www.rabbitmq.com/docs/queues>).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueueType {
     /// A queue on one node. Declared without an argument, as the tutorial does.
@@ -108,13 +104,13 @@ pub enum QueueType {
     Quorum,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     Durable,
     Transient,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Declaration {
     Declare,
     Passive,
@@ -220,7 +216,6 @@ impl Queue {
             Target::Delay(delay) => format!("{}.retry.{}", self.name, delay.as_millis()),
             Target::Dead => format!("{}.dead", self.name),
             Target::Batch(id) => format!("{}.batch.{id}", self.name),
-            Target::Elsewhere(place) => place.queue().name_of(place.target()),
         }
     }
 

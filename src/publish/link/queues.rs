@@ -14,6 +14,8 @@ use crate::topology::{DerivedQueues, NotReady};
 
 /// The queues by their names. All but a publisher's own are declared when they are needed.
 pub(super) struct Queues {
+    /// The name of the publisher's own.
+    own: String,
     known: HashMap<String, (Arc<Queue>, DerivedQueues)>,
 }
 
@@ -21,7 +23,10 @@ impl Queues {
     /// With a publisher's own queue, which exists.
     pub(super) fn new(queue: &Arc<Queue>, derived: DerivedQueues) -> Queues {
         let known = (Arc::clone(queue), derived);
-        Queues { known: HashMap::from([(queue.name().to_owned(), known)]) }
+        Queues {
+            own: queue.name().to_owned(),
+            known: HashMap::from([(queue.name().to_owned(), known)]),
+        }
     }
 
     /// Whether a task's queue is ready, if that is known; see [`DerivedQueues::known`].
@@ -50,7 +55,10 @@ impl Queues {
 
     /// Has a task's queue declared again before the next publish to it: it did not exist.
     pub(super) fn forget<T>(&mut self, pending: &Pending<T>) {
-        if let Some((_, derived)) = self.known.get_mut(pending.queue.name()) {
+        let name = pending.queue.name();
+        if pending.target == Target::Main && name != self.own {
+            self.known.remove(name);
+        } else if let Some((_, derived)) = self.known.get_mut(name) {
             derived.forget(pending.target);
         }
     }

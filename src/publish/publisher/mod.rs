@@ -105,11 +105,16 @@ impl<T> Publisher<T> {
 
     /// Takes a task to publish.
     pub(crate) fn accept(&mut self, task: Task, target: Target, ticket: T) {
+        self.accept_for(Arc::clone(&self.config.queue), task, target, ticket);
+    }
+
+    /// Takes a task for another queue.
+    pub(crate) fn accept_for(&mut self, queue: Arc<Queue>, task: Task, target: Target, ticket: T) {
         self.process.get_or_insert_with(process::id);
-        let place = (Arc::clone(&self.config.queue), target);
+        let instead = self.silent_delays.avoid(queue.name(), target);
         let deadline = deadline_after(self.config.limits.timeout);
-        let mut pending = Pending::new(task, place, deadline, ticket);
-        pending.target = self.silent_delays.avoid(self.config.queue.name(), target);
+        let mut pending = Pending::new(task, (queue, target), deadline, ticket);
+        pending.target = instead;
         self.backlog.push(pending);
     }
 

@@ -80,14 +80,14 @@ impl Deliveries<'_> {
             _ => to_retry(task, attempt, failure.reason(), context),
         };
         match fitted(task, self.context.connection.largest_frame().min(USUAL_FRAME)) {
-            Fitted::Recorded(task) => Publish { task, target },
+            Fitted::Recorded(task) => Publish { task, queue: None, target },
             Fitted::Truncated(task) => {
                 warn!(
                     "task {}: its headers leave no room for a failure record, so it becomes a \
                      dead letter at once, without one",
                     task.name()
                 );
-                Publish { task, target: Target::Dead }
+                Publish { task, queue: None, target: Target::Dead }
             }
         }
     }
@@ -105,7 +105,7 @@ impl Deliveries<'_> {
         if self.context.republisher.send(Some(request)).is_err() {
             let reason = "the thread that republishes tasks has ended".to_string();
             let outcome = Outcome::Unconfirmed { reason };
-            let _ = self.results.send(RepublishResult { tag, target, outcome });
+            let _ = self.results.send(RepublishResult { tag, queue: None, target, outcome });
         }
     }
 
@@ -121,11 +121,11 @@ impl Deliveries<'_> {
 
     /// Acks a task of which everything is confirmed. Any other stays unacked for a while, to be requeued.
     pub(crate) fn finish_republish(&mut self, result: RepublishResult) -> Result<(), CloseReason> {
-        let RepublishResult { tag, target, outcome } = result;
+        let RepublishResult { tag, queue, target, outcome } = result;
         let Some(event) = self.ledger.take_back(tag) else { return Ok(()) };
         if outcome != Outcome::Confirmed {
             let pause = self.ledger.keep(tag, Instant::now());
-            let queue = self.context.queue.name_of(target);
+            let queue = queue.as_deref().unwrap_or(&self.context.queue).name_of(target);
             let journal = self.journal();
             match (target, event.kind) {
                 (Target::Batch(_), _) => {

@@ -1,10 +1,12 @@
 //! Reports how a task of a batch ended, to the queue of outcomes of its batch.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::model::batch::BatchTask;
 use crate::model::batch::outcome::{BatchOutcome, TYPE, TaskEnd, TaskOutput};
+use crate::model::delays::round_up;
 use crate::model::handler::Delivery;
 use crate::model::program_end::ProgramEnd;
 use crate::model::queue::Target;
@@ -45,7 +47,7 @@ impl Report {
             .with_content_type("application/json")
             .with_correlation_id(of.correlation_id())
             .stamped(now, &mut Ids::new());
-        Publish { task, target: Target::Batch(of.batch) }
+        Publish { task, queue: None, target: Target::Batch(of.batch) }
     }
 
     fn outcome(
@@ -83,8 +85,10 @@ impl Deliveries<'_> {
         let Job { tag, mut delivery } = job;
         let event = self.journal().done_before_ack(&delivery, elapsed);
         let follow_ups = delivery.follow_ups.take().into_iter().map(|(queue, task)| {
-            let target = Target::from(&delivery.queue, &queue, task.delay());
-            Publish { task, target }
+            let delay = task.delay().map(round_up);
+            let target = delay.map_or(Target::Main, Target::Delay);
+            let other = (queue.name() != delivery.queue).then(|| Arc::new(queue));
+            Publish { task, queue: other, target }
         });
         let mut publishes: VecDeque<_> = follow_ups.collect();
         let report = Report::take(&mut delivery, elapsed);
