@@ -91,7 +91,8 @@ fn source() -> PathBuf {
 
 /// Whether this is a module of the library: neither its front page nor a file of unit tests.
 fn is_code(file: &Path) -> bool {
-    !["lib.rs", "property.rs", "tests.rs"].iter().any(|name| file.ends_with(name))
+    let is_rust = file.extension().is_some_and(|it| it == "rs");
+    is_rust && !["lib.rs", "property.rs", "tests.rs"].iter().any(|name| file.ends_with(name))
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
