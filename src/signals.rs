@@ -4,6 +4,8 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::after;
+
 use crate::model::error::Error;
 use crate::util::shutdown::{Shutdown, Trigger, shutdown};
 
@@ -108,7 +110,7 @@ fn unblock_signals() -> Result<(), Error> {
 #[allow(clippy::exit)]
 fn exit_soon() {
     let exit = || {
-        thread::sleep(TIME_TO_END);
+        let _ = after(TIME_TO_END).recv();
         process::exit(INTERRUPTED);
     };
     let _ = thread::Builder::new().name("rw-exit".into()).spawn(exit);
