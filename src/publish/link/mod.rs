@@ -50,6 +50,10 @@ pub(crate) struct Link<T> {
     blocked: Option<String>,
     /// When to warn that no confirm has come.
     slow_confirm_at: Option<Instant>,
+    /// When the last confirm came, or the first of the tasks in flight was published.
+    progress_at: Instant,
+    /// When other tasks may overtake one that waits until nothing is in flight.
+    stuck_at: Option<Instant>,
     /// Whether the broker has answered any publish.
     has_confirmed: bool,
 }
@@ -111,6 +115,8 @@ impl<T> Link<T> {
             protocol_error: None,
             blocked: None,
             slow_confirm_at: None,
+            progress_at: Instant::now(),
+            stuck_at: None,
             has_confirmed: false,
         }
     }
@@ -149,8 +155,9 @@ impl<T> Link<T> {
         aborting: &Signal,
         wake: &Receiver<W>,
     ) -> Woken<W> {
-        let deadlines = [deadline, self.durable_at, self.again_at, self.slow_confirm_at];
-        let deadline = deadlines.into_iter().flatten().min();
+        let due = [self.durable_at, self.again_at, self.slow_confirm_at, self.stuck_at];
+        let deadlines = due.into_iter().chain([deadline]);
+        let deadline = deadlines.flatten().min();
         select_biased! {
             recv(aborting) -> _ => Woken::Time,
             recv(self.answers.confirms()) -> confirm => {
@@ -209,7 +216,8 @@ impl<T> Link<T> {
                 }
             }
         }
-        self.slow_confirm_at = (!self.in_flight.is_empty()).then(|| Instant::now() + SLOW_AFTER);
+        self.progress_at = Instant::now();
+        self.slow_confirm_at = (!self.in_flight.is_empty()).then(|| self.progress_at + SLOW_AFTER);
         // After the others: if one confirm is for both, the return may be of either. A confirmed
         // task that counts as returned runs twice; a returned one that counts as confirmed, never.
         self.in_flight.forget_returns(&given_up);

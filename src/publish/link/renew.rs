@@ -18,45 +18,59 @@ use crate::publish::pending::Pending;
 /// How long a queue may nack all tasks of a channel before another channel is tried.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The queues that have nacked on a channel and not acked since, and when that began.
+/// The queues that have nacked on a channel and not acked since: when first, and when last.
 #[derive(Debug, Default)]
-pub(super) struct NackingQueues(Vec<(String, Instant)>);
+pub(super) struct NackingQueues(Vec<(String, Instant, Instant)>);
 
 impl NackingQueues {
     pub(super) fn acked<T>(&mut self, pending: &Pending<T>) {
         if !self.0.is_empty() {
             let name = pending.name();
-            self.0.retain(|(it, _)| *it != name);
+            self.0.retain(|(it, ..)| *it != name);
         }
     }
 
     pub(super) fn nacked(&mut self, name: String, now: Instant) {
-        if self.0.iter().all(|(it, _)| *it != name) {
-            self.0.push((name, now));
+        match self.0.iter_mut().find(|(it, ..)| *it == name) {
+            Some((_, _, last)) => *last = now,
+            None => self.0.push((name, now, now)),
         }
     }
 
-    fn is_over_patience(&self, now: Instant) -> bool {
-        self.0.iter().any(|(_, since)| now.saturating_duration_since(*since) >= PATIENCE)
+    /// The first queue that has nacked for long.
+    fn over_patience(&self) -> Option<&str> {
+        let mut queues = self.0.iter();
+        queues.find(|(_, first, last)| *last - *first >= PATIENCE).map(|(name, ..)| name.as_str())
     }
 }
 
 impl<T> Link<T> {
-    /// Uses another channel, if a queue has nacked for long and no confirm is due on this one.
-    pub(super) fn renew_channel(&mut self, config: &PublisherConfig) -> Result<(), CloseReason> {
-        if !self.nacking.is_over_patience(Instant::now()) || !self.in_flight.is_all_confirmed() {
+    /// Uses another channel, if a queue has nacked for long and no confirm is due on this one. A broker
+    /// in alarm would not answer, and a lent connection is not ours to lose. Waits for the broker, at
+    /// most for `limit`.
+    pub(super) fn renew_channel(
+        &mut self,
+        config: &PublisherConfig,
+        limit: Duration,
+    ) -> Result<(), CloseReason> {
+        let Some(queue) = self.nacking.over_patience() else { return Ok(()) };
+        let may_ask = self.blocked.is_none() && !self.is_lent();
+        if !may_ask || !self.in_flight.is_all_confirmed() {
             return Ok(());
         }
-        debug!("a queue nacks all tasks; trying another channel");
+        debug!("'{queue}' nacks all tasks; trying another channel");
         let guard = self.connection.call_guard().clone();
-        let (channel, answers) = guard.abort_on(&config.aborting, || {
+        let open = || {
             let channel = self.connection.open_channel()?;
             channel.confirm_publishes().map(|answers| (channel, answers))
-        })?;
+        };
+        let bounded = || guard.with_timeout(limit, "opening another channel", open);
+        let (channel, answers) = guard.abort_on(&config.aborting, bounded)?;
         let old = std::mem::replace(&mut self.channel, channel);
         (self.answers, self.in_flight) = (answers, InFlight::new());
         self.nacking = NackingQueues::default();
-        guard.abort_on(&config.aborting, || old.close())
+        let close = || guard.with_timeout(limit, "closing the channel", || old.close());
+        guard.abort_on(&config.aborting, close)
     }
 }
 
@@ -79,13 +93,12 @@ mod tests {
         let later = now + PATIENCE;
         let (main, dead) = (to(Target::Main), to(Target::Dead));
         nacking.nacked(dead.name(), now);
-        nacking.nacked(main.name(), now);
         nacking.nacked(main.name(), later);
-        assert!(!nacking.is_over_patience(now));
-        assert!(nacking.is_over_patience(later));
+        assert_eq!(nacking.over_patience(), None, "each has nacked once");
+        nacking.nacked(dead.name(), later);
         nacking.acked(&main);
-        assert!(nacking.is_over_patience(later), "the other queue");
+        assert_eq!(nacking.over_patience(), Some("q.dead"));
         nacking.acked(&dead);
-        assert!(!nacking.is_over_patience(later));
+        assert_eq!(nacking.over_patience(), None);
     }
 }

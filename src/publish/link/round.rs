@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Link;
 use crate::amqp::call_timeout::SLOW_AFTER;
@@ -16,6 +16,9 @@ use crate::publish::config::PublisherConfig;
 use crate::publish::pending::{Pending, unconfirmed};
 use crate::publish::refusal::Refusal;
 use crate::topology::NotReady;
+
+/// How long tasks in flight may get no confirm before others overtake a task that waits for them.
+const STUCK_AFTER: Duration = Duration::from_secs(1);
 
 /// What one round has found out.
 struct Round<T> {
@@ -52,8 +55,8 @@ impl<T> Link<T> {
         config: &PublisherConfig,
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
-        if !backlog.is_empty() {
-            self.renew_channel(config)?;
+        if let Some(next) = backlog.front() {
+            self.renew_channel(config, next.call_limit())?;
         }
         let mut round = Round {
             held: Vec::new(),
@@ -62,24 +65,54 @@ impl<T> Link<T> {
             unroutable: HashMap::new(),
         };
         let mut published = Ok(());
-        while published.is_ok() && self.has_room(backlog.front(), config.limits.window) {
+        while published.is_ok() {
+            let Some(next) = backlog.front() else { break };
+            let has_room = self.has_room(next, config.limits.window);
+            let is_held_up = !has_room && self.is_held_up(next, config.limits.window);
+            if !has_room && !is_held_up {
+                break;
+            }
             let Some(pending) = backlog.pop_front() else { break };
-            published = self.deal_with(pending, &mut round, config, backlog);
+            if is_held_up {
+                round.held.push(pending);
+            } else {
+                published = self.deal_with(pending, &mut round, config, backlog);
+            }
         }
         (self.durable_at, self.again_at) = (round.durable_at, round.again_at);
         backlog.put_back(round.held);
+        let stuck_at = self.progress_at + STUCK_AFTER;
+        let waits = self.waits_to_ask(backlog.front()) && stuck_at > Instant::now();
+        self.stuck_at = waits.then_some(stuck_at);
         published
     }
 
-    fn has_room(&self, next: Option<&Pending<T>>, window: usize) -> bool {
-        let Some(next) = next else { return false };
-        // A broker in alarm reads nothing after a publish. It would not answer a question then,
-        // and the connection would be given up before the notice of the alarm is seen.
-        let was_returned = matches!(next.refusal, Some(Refusal::Returned(_)));
-        let need_not_ask = self.queues.known(next).is_some() && !was_returned;
+    fn has_room(&self, next: &Pending<T>, window: usize) -> bool {
         self.blocked.is_none()
             && self.in_flight.len() < window
-            && (self.in_flight.has_room_for(next) && need_not_ask || self.in_flight.is_empty())
+            && (self.in_flight.has_room_for(next) && !self.has_to_ask(next)
+                || self.in_flight.is_empty())
+    }
+
+    /// Whether the broker has to be asked before this task is published. A broker in alarm reads
+    /// nothing after a publish. It would not answer a question then, and the connection would be given
+    /// up before the notice of the alarm is seen. So nothing may be in flight.
+    fn has_to_ask(&self, next: &Pending<T>) -> bool {
+        let was_returned = matches!(next.refusal, Some(Refusal::Returned(_)));
+        was_returned || self.queues.known(next).is_none()
+    }
+
+    fn waits_to_ask(&self, next: Option<&Pending<T>>) -> bool {
+        next.is_some_and(|next| self.has_to_ask(next)) && !self.in_flight.is_empty()
+    }
+
+    /// Whether a task waits to ask while tasks in flight get no confirm. Tasks for other queues then
+    /// overtake it.
+    fn is_held_up(&self, next: &Pending<T>, window: usize) -> bool {
+        self.blocked.is_none()
+            && self.in_flight.len() < window
+            && self.waits_to_ask(Some(next))
+            && self.progress_at.elapsed() >= STUCK_AFTER
     }
 
     /// Publishes, holds or resolves one task. If the connection is lost, the task is held.
@@ -201,7 +234,8 @@ impl<T> Link<T> {
         pending.sent = true;
         (pending.refusal, pending.again_at) = (None, None);
         if self.in_flight.is_empty() {
-            self.slow_confirm_at = Some(Instant::now() + SLOW_AFTER);
+            self.progress_at = Instant::now();
+            self.slow_confirm_at = Some(self.progress_at + SLOW_AFTER);
         }
         self.in_flight.add(pending);
         published
