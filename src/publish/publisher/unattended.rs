@@ -42,20 +42,23 @@ impl<T> Publisher<T> {
         self.backlog.insert(Pending { target, ..pending });
     }
 
-    /// Waits as [`Publisher::wait`], and meanwhile goes on to connect.
+    /// Waits as [`Publisher::wait`], and meanwhile goes on to connect. Says in which state it waits.
     pub(crate) fn wait_or_connect<W>(
         &mut self,
         wake: &Receiver<W>,
+        say: impl FnOnce(ProducerState),
     ) -> Option<Result<W, RecvError>> {
         let deadline = self.oldest_deadline();
         let is_idle = deadline.is_none() && is_closed(&self.config.stopping);
         if self.link.is_some() || is_idle {
+            say(self.state());
             return self.wait(wake);
         }
         self.connect_unasked(deadline);
         if self.link.is_some() {
             return None;
         }
+        say(self.state());
         self.connector.wait(deadline, &self.config.aborting, wake)
     }
 

@@ -5,9 +5,13 @@ mod room;
 pub(crate) mod state;
 mod thread;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use std::{mem, process};
+
+use crossbeam_channel::RecvTimeoutError;
+use log::warn;
 
 use self::pending::Pending;
 use self::room::Room;
@@ -75,6 +79,8 @@ struct Inner {
     stopping: Signal,
     /// The process that has the thread.
     process: u32,
+    /// Whether the thread was told to end.
+    is_ended: AtomicBool,
 }
 
 /// How much longer than its timeout a caller waits for the producer's thread, as a part of the
@@ -105,6 +111,7 @@ impl SharedProducer {
             limits,
             stopping: publisher.stopping().clone(),
             process: process::id(),
+            is_ended: AtomicBool::new(false),
             handle: Some(thread::start(publisher)),
         };
         SharedProducer { inner: Arc::new(inner), queue: Arc::new(queue) }
@@ -122,7 +129,7 @@ impl SharedProducer {
     /// At most for the timeout, and a twentieth of it.
     pub fn publish(&self, task: Task) -> Result<String, Error> {
         self.validate(&task)?;
-        if self.state() == ProducerState::Stopped {
+        if !self.inner.is_inherited() && self.state() == ProducerState::Stopped {
             return Err(Error::Stopped);
         }
         self.submit(task).wait_for_outcome().into_result()
@@ -168,7 +175,7 @@ impl SharedProducer {
     /// Whether it can publish now. For probes: waits for nothing.
     #[must_use]
     pub fn state(&self) -> ProducerState {
-        self.inner.state()
+        if self.inner.is_inherited() { ProducerState::Stopped } else { self.inner.state() }
     }
 
     fn validate(&self, task: &Task) -> Result<(), Error> {
@@ -180,7 +187,8 @@ impl SharedProducer {
     /// not clones are left: these publish nothing more.
     ///
     /// # Blocking
-    /// At most for the timeout, and for the broker's answer to the close.
+    /// At most for the timeout, and for the broker's answer to the close. If the broker does not answer
+    /// a question meanwhile, at most [`Producer::DROP_LIMIT`] longer; a warning then says so.
     pub fn close(self) {
         if !self.inner.is_inherited() {
             self.inner.end_within(self.inner.limits.timeout);
@@ -215,9 +223,17 @@ impl Inner {
     }
 
     fn end_within(&self, limit: Duration) {
+        if self.is_ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
         self.send(Message::End(limit));
-        if let Some(handle) = &self.handle {
-            let _ = handle.ended.recv_timeout(limit + Producer::DROP_LIMIT);
+        let Some(handle) = &self.handle else { return };
+        let ended = handle.ended.recv_timeout(limit.saturating_add(Producer::DROP_LIMIT));
+        if ended == Err(RecvTimeoutError::Timeout) {
+            warn!(
+                "a shared producer is left behind: the broker does not answer, and its last tasks \
+                   may not be confirmed"
+            );
         }
     }
 }

@@ -12,8 +12,9 @@ use crate::publish::pending::unconfirmed;
 use crate::publish::receipt::Receipt;
 use crate::util::deadline::deadline_after;
 
-/// A task that a [`SharedProducer`](crate::SharedProducer) has taken. It is published whether or not
-/// anybody waits for it. If it is dropped, the log says so when the task is not confirmed.
+/// A task that a [`SharedProducer`](crate::SharedProducer) has taken. If you drop this before the
+/// outcome is known, the task is still published, and a warning in the log names it if it is not
+/// confirmed.
 #[derive(Debug)]
 #[must_use = "only `wait` says whether the task was confirmed"]
 pub struct Pending {

@@ -1,5 +1,6 @@
 //! [`Room`]: the window that all callers of a shared producer share.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -17,8 +18,9 @@ pub(super) struct Room {
 struct Used {
     tasks: usize,
     bytes: usize,
-    /// How many callers wait for room.
-    waiting: usize,
+    /// The callers that wait for room, by the numbers that they drew, in this order.
+    waiting: VecDeque<u64>,
+    next_number: u64,
 }
 
 /// The room that one task takes. Dropping it frees the room.
@@ -36,20 +38,28 @@ impl Room {
     /// Takes room for a task of so many bytes, and waits for it; `None` if the deadline comes first.
     pub(super) fn take(self: &Arc<Room>, bytes: usize, deadline: Instant) -> Option<Place> {
         let mut used = self.lock();
-        used.waiting += 1;
-        while !used.has_room_for(bytes, self.window) {
+        let number = used.draw_number();
+        while !used.is_turn_of(number) || !used.has_room_for(bytes, self.window) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                used.waiting -= 1;
+                self.leave(&mut used, number);
                 return None;
             }
             let woken = self.freed.wait_timeout(used, left);
             used = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
-        used.waiting -= 1;
         used.tasks += 1;
         used.bytes += bytes;
+        self.leave(&mut used, number);
         Some(Place { room: Arc::clone(self), bytes })
+    }
+
+    /// Takes a caller out of the line, and gives the next one its turn.
+    fn leave(&self, used: &mut Used, number: u64) {
+        used.waiting.retain(|it| *it != number);
+        if !used.waiting.is_empty() {
+            self.freed.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -58,6 +68,17 @@ impl Room {
 }
 
 impl Used {
+    /// First come, first served: small tasks would otherwise keep a large one waiting for ever.
+    fn draw_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.waiting.push_back(self.next_number);
+        self.next_number
+    }
+
+    fn is_turn_of(&self, number: u64) -> bool {
+        self.waiting.front() == Some(&number)
+    }
+
     /// A single task may be larger than the window.
     fn has_room_for(&self, bytes: usize, window: usize) -> bool {
         self.tasks == 0 || self.tasks < window && self.bytes + bytes <= WINDOW_BYTES
@@ -69,8 +90,8 @@ impl Drop for Place {
         let mut used = self.room.lock();
         used.tasks -= 1;
         used.bytes -= self.bytes;
-        // All of them: the next may be too large for what is free now.
-        if used.waiting > 0 {
+        // All of them: the system does not wake the first one first.
+        if !used.waiting.is_empty() {
             self.room.freed.notify_all();
         }
     }
@@ -98,6 +119,22 @@ mod tests {
         assert!(room.take(1, soon()).is_none());
         drop(places);
         assert!(room.take(WINDOW_BYTES, soon()).is_some());
+    }
+
+    #[test]
+    fn a_large_task_has_its_turn_before_those_that_came_later() {
+        let room = Arc::new(Room::new(10));
+        let place = room.take(1, soon()).expect("room");
+        let far = Instant::now() + Duration::from_secs(60);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| room.take(2 * WINDOW_BYTES, far));
+            while room.lock().waiting.is_empty() {
+                thread::yield_now();
+            }
+            assert!(room.take(1, soon()).is_none(), "it came later");
+            drop(place);
+            assert!(large.join().expect("no panic").is_some());
+        });
     }
 
     #[test]

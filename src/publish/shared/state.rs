@@ -20,6 +20,6 @@ pub enum ProducerState {
         /// The broker's own words.
         reason: String,
     },
-    /// It has no connection, and makes none any more: it was closed, or a stop was asked for.
+    /// It accepts no further task: it was closed, or a stop was asked for while it had no connection.
     Stopped,
 }

@@ -9,9 +9,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use log::{error, warn};
 
 use super::state::ProducerState;
+use crate::model::error::Error;
 use crate::model::outcome::Outcome;
 use crate::publish::Ticket;
-use crate::publish::pending::{Pending, Resolved};
+use crate::publish::pending::{Pending, Resolved, unsent};
 use crate::publish::publisher::{Publisher, Until};
 use crate::publish::shared::pending::warn_unless_confirmed;
 
@@ -65,8 +66,8 @@ impl PublisherThread {
             }
             self.publisher.publish();
             self.send_outcomes();
-            set(&self.state, self.publisher.state());
-            let woken = self.publisher.wait_or_connect(&self.messages);
+            let state = Arc::clone(&self.state);
+            let woken = self.publisher.wait_or_connect(&self.messages, |now| set(&state, now));
             let first = match woken {
                 None => None,
                 Some(Ok(message)) => Some(message),
@@ -84,13 +85,27 @@ impl PublisherThread {
     /// Waits for the tasks that were taken, and closes the connection.
     fn end(mut self, limit: Duration) {
         set(&self.state, ProducerState::Stopped);
+        self.refuse_later_tasks();
         self.publisher.end_within(limit);
         self.publisher.pump(Until::Resolved);
         let unconfirmed = self.send_outcomes();
+        self.refuse_later_tasks();
         if unconfirmed > 0 {
             warn!("a shared producer ended, and {unconfirmed} of its last tasks are not confirmed");
         }
         self.publisher.close();
+    }
+
+    /// Tasks that were submitted after the stop.
+    fn refuse_later_tasks(&self) {
+        for message in self.messages.try_iter() {
+            let Message::Publish(pending) = message else { continue };
+            let stopped = unsent(Error::Stopped.to_string());
+            let Resolved { task, outcome, ticket, .. } = (*pending).resolved(stopped);
+            if let Ticket::Submit(resolver) = ticket {
+                resolver.resolve(task.id().unwrap_or_default(), outcome);
+            }
+        }
     }
 
     /// Gives each task that is resolved its outcome. Returns how many are not confirmed.
