@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::after;
 
 use crate::model::error::Error;
+use crate::util::panic::caught;
 use crate::util::shutdown::{Shutdown, Trigger, shutdown};
 
 /// A second signal this soon is an echo of the first: `timeout` signals its child and then its whole
@@ -58,8 +59,9 @@ pub fn shutdown_on_signals() -> Result<(Trigger, Shutdown), Error> {
 }
 
 /// The same for a program that decides itself how it ends: the third signal is only a
-/// [`kill`](Trigger::kill). Calls `notify` at each signal, with how many there were and the trigger, and
-/// begins the stage after that. So `notify` must not wait.
+/// [`kill`](Trigger::kill). At each signal, calls `notify` with the number of signals so far and the
+/// trigger, and then begins the stage. `notify` must not wait: the stage and later signals would wait
+/// with it.
 ///
 /// # Errors
 /// As [`shutdown_on_signals`].
@@ -77,7 +79,8 @@ pub fn shutdown_on_signals_with(
             return;
         }
         signals = signals.saturating_add(1);
-        notify(signals, &trigger);
+        // First, because the stage may end the program. A panic there must not disable the stages.
+        let _ = caught(|| notify(signals, &trigger));
         match signals {
             1 => trigger.stop(),
             2 => trigger.abort(),

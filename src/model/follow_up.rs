@@ -37,8 +37,15 @@ impl FollowUps {
         self.list().map(|mut list| std::mem::take(&mut *list)).unwrap_or_default()
     }
 
-    /// Adds a follow-up of the task with this id. Returns the id of the follow-up.
-    pub(crate) fn add(&self, of: Option<&str>, queue: &Queue, task: Task) -> Result<String, Error> {
+    /// Adds a follow-up of the task with this id from the queue of this name. Returns the id of the
+    /// follow-up.
+    pub(crate) fn add(
+        &self,
+        of: Option<&str>,
+        from: &str,
+        queue: &Queue,
+        task: Task,
+    ) -> Result<String, Error> {
         let Some(mut list) = self.list() else {
             let reason = "a worker with auto-ack cannot publish one safely; let it ack after the \
                           work, or publish the task with a Producer";
@@ -50,7 +57,7 @@ impl FollowUps {
             queue.validate_for_delays()?;
         }
         let task = match (task.id(), of) {
-            (None, Some(of)) => task.with_id(id_of(of, list.len() + 1)),
+            (None, Some(of)) => task.with_id(id_of(of, from, list.len() + 1)),
             _ => task,
         };
         let task = task.stamped(SystemTime::now(), &mut Ids::new());
@@ -72,9 +79,9 @@ impl FollowUps {
     }
 }
 
-/// The id of the follow-up of this number, from 1.
-fn id_of(task: &str, number: usize) -> String {
-    Uuid::new_v5(&IDS, format!("{number} of {task}").as_bytes()).to_string()
+/// The id of the follow-up of this number, from 1. Tasks of other queues may have the same id.
+fn id_of(task: &str, queue: &str, number: usize) -> String {
+    Uuid::new_v5(&IDS, format!("{number} of {task} in {queue}").as_bytes()).to_string()
 }
 
 #[cfg(test)]
@@ -99,7 +106,7 @@ mod tests {
         let all: BTreeSet<_> = others.into_iter().flatten().chain(first).collect();
         assert_eq!(all.len(), 8, "a task without an id has follow-ups with random ones: {all:?}");
         // Written down, because programs of several versions work side by side.
-        assert_eq!(id_of("17", 1), "1cf7fbb4-81d7-5c7e-a748-0277a1392e7e");
+        assert_eq!(id_of("17", "mails", 1), "e2abc4dd-240d-53b5-9f42-28787601f21b");
     }
 
     #[test]

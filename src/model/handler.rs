@@ -237,7 +237,7 @@ impl Delivery {
     /// [`Error::InvalidSetting`] if the broker would not take the task or the queue, and in a worker
     /// with [`auto_ack`](crate::Worker::auto_ack), where a task cannot come back.
     pub fn follow_up(&self, queue: &Queue, task: Task) -> Result<String, Error> {
-        self.follow_ups.add(self.task.id(), queue, task)
+        self.follow_ups.add(self.task.id(), &self.queue, queue, task)
     }
 
     /// The follow-ups that were asked for so far, with the queue of each. For the tests of handlers.
