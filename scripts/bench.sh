@@ -84,7 +84,7 @@ describe() {
     say "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(getconf _NPROCESSORS_ONLN) processors, $(awk '/^MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' /proc/meminfo), $(uname -sr)"
     say "RabbitMQ $(broker ctl version | tail -n 1), Erlang $(broker ctl eval 'erlang:system_info(otp_release).' | tr -d '"' | tail -n 1), on the same machine, over the loopback"
     say "$(rustc --version | cut -d ' ' -f 1-2), release build; $(versions)"
-    say "durable classic queues, persistent tasks; bodies of 16 bytes where nothing else is said"
+    say "durable classic queues, persistent tasks; bodies of 16 bytes unless stated otherwise"
 }
 
 say() {

@@ -66,8 +66,8 @@
 //! # Guide
 //!
 //! Pages with an example each: [guarantees and retries](guide::guarantees),
-//! [signals](guide::signals), [several queues](guide::queues), [fork and panics](guide::processes), and
-//! [tests](testing).
+//! [shared producers](guide::sharing), [signals](guide::signals), [several queues](guide::queues),
+//! [fork and panics](guide::processes), and [tests](testing).
 //!
 //! # Threads
 //!
@@ -78,8 +78,9 @@
 //!   handler itself.
 //! * `rw-runner-1`, …: call the handler if the prefetch is greater, or while a thread keeps failed
 //!   tasks that are published nowhere yet. They never touch a channel.
-//! * `rw-handover`: publishes copies of failed tasks, while the connection lives. It opens a second
-//!   connection when the first task fails. If none is open within 5 s, it uses the first one.
+//! * `rw-handover`: publishes copies of failed tasks, follow-ups and outcomes, while the connection
+//!   lives. It opens a second connection for the first of them. If none is open within 5 s, it uses
+//!   the first connection.
 //! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.
 //! * `rw-worker-1`, …: with [`Workers`] only. Each supervises one worker, and [`Workers::run`] waits
 //!   for them.
@@ -106,11 +107,12 @@
 //! [`log_filter`].
 //!
 //! The library reads no arguments and no environment, sets up no logger and no signal handler,
-//! prints nothing, and never ends the process. Two exceptions:
+//! prints nothing, and never ends the process. Three exceptions:
 //!
 //! * `Command` finds its program in `PATH`, removes inherited `TASK_*` variables, and passes its output
 //!   on.
 //! * `shutdown_on_signals` sets up signal handlers, and its third signal ends the process.
+//! * `SSL_CERT_FILE` and `SSL_CERT_DIR` say where the system's authorities are, as for OpenSSL.
 //!
 //! # Features
 //!

@@ -119,9 +119,10 @@ impl Broker {
     }
 
     /// Sets the name that RabbitMQ shows for the connections, such as in `rabbitmqctl
-    /// list_connections client_properties` and in its management page. A connection that a worker opens
-    /// beside its first one has the name with its role, such as `mail republish`. Default: the role,
-    /// the queue, the host and the process, such as `worker task_queue@host #4711`.
+    /// list_connections client_properties` and in its management page. The first
+    /// connection of a worker or producer has this name. Other connections add their role, such as
+    /// `mail republish`. Default: the role, the queue, the host and the process id, such as
+    /// `worker task_queue@host #4711`.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Broker {
         self.name.given = Some(name.into());

@@ -196,11 +196,7 @@ impl fmt::Display for Error {
             Error::Unreachable { attempts } => {
                 write!(f, "no broker reached ({})", attempts.join("; "))
             }
-            Error::LoginRefused { address, user } => write!(
-                f,
-                "the broker at {address} refused the login of user '{user}'; check the user and \
-                 the password in the URL, the broker's log says more"
-            ),
+            Error::LoginRefused { address, user } => write!(f, "{}", login_refused(address, user)),
             Error::VhostRefused { vhost, text } => {
                 write!(f, "the broker refused the virtual host '{vhost}': {text}")
             }
@@ -230,6 +226,13 @@ impl fmt::Display for Error {
             Error::NoThread { .. } => write!(f, "the system gave no further thread"),
         }
     }
+}
+
+fn login_refused(address: &str, user: &str) -> String {
+    format!(
+        "the broker at {address} refused the login of user '{user}'; check the user and the password \
+         in the URL, the broker's log says more"
+    )
 }
 
 impl StdError for Error {

@@ -11,7 +11,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Trusts this authority's certificate beside the system's, or every one where the PEM has several.
+    /// Trusts the authorities in this PEM, one or several, and the system's.
     #[must_use]
     pub fn authority(mut self, pem: impl Into<Vec<u8>>) -> Tls {
         self.authority = Some(pem.into());
@@ -19,15 +19,14 @@ impl Tls {
         self
     }
 
-    /// Trusts this authority's certificate, or every one where the PEM has several, and none of the
-    /// system's.
+    /// Trusts the authorities in this PEM, one or several, and none of the system's.
     #[must_use]
     pub fn only_authority(self, pem: impl Into<Vec<u8>>) -> Tls {
         Tls { is_only_authority: true, ..self.authority(pem) }
     }
 
-    /// Shows this certificate to the broker, with those between it and its authority after it in the
-    /// PEM. The key is PKCS#8, PKCS#1 or SEC1, without a passphrase.
+    /// Shows this certificate to the broker. The PEM may also have the intermediate certificates, after
+    /// it. The key is PKCS#8, PKCS#1 or SEC1, without a passphrase.
     #[must_use]
     pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Tls {
         self.identity = Some((certificate.into(), key.into()));

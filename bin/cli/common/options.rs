@@ -54,7 +54,7 @@ pub(crate) struct BrokerArgs {
     )]
     url_file: Option<PathBuf>,
 
-    /// The name that RabbitMQ shows for the connections; default: what each is for, and where
+    /// The connections' name in RabbitMQ; default: role, queue, host and process id
     #[arg(long, global = true, help_heading = BROKER, value_name = "TEXT")]
     name: Option<String>,
 

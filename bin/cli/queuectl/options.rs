@@ -86,7 +86,7 @@ pub(crate) enum Command {
     /// Show, replay or purge dead letters
     #[command(subcommand)]
     Dead(Dead),
-    /// Remove every ready task; tasks that wait for a retry stay
+    /// Remove every ready task, or with --retry every task in a delay queue
     #[command(after_long_help = PURGE)]
     Purge {
         /// Remove the tasks in delay queues instead: those that wait for a retry, deferred ones, and

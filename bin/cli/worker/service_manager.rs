@@ -35,7 +35,7 @@ pub(crate) fn report_to_service_manager(
     let report = move || {
         let is_healthy = || health.iter().all(|it| it.is_healthy(limit));
         report(is_healthy, &shutdown).unwrap_or_else(|error| {
-            warn!("{SOCKET} cannot be written: {error}; the service manager learns nothing more");
+            warn!("{SOCKET} cannot be written: {error}; the service manager gets no further report; check NotifyAccess of the unit");
         });
     };
     thread::Builder::new().name("notify".into()).spawn(report).map(drop).map_err(no_thread)

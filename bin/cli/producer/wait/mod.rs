@@ -264,8 +264,8 @@ fn log_how_to_go_on(what: &str, path: Option<&Path>) {
             path.display()
         ),
         None => warn!(
-            "{what}; workers go on with them. To be able to continue a wait, start it with --outcomes \
-             FILE"
+            "{what}; workers go on with the tasks. A wait can be continued only if it was started with \
+             --outcomes FILE"
         ),
     }
 }
