@@ -86,6 +86,8 @@ fn the_health_file_is_not_kept_fresh_while_the_connection_is_lost() {
     let wait_for_failed_try = || {
         worker.wait_for_stderr_line(|line| line.contains("next try in"), LATER);
     };
+    // At its start the worker tries whether it can write the file, and removes it.
+    worker.wait_for_stderr_line(|line| line.contains("consuming from"), LATER);
     poll("the health file", LATER, || file.exists().then_some(()));
 
     proxy.set_both(Toxic::Down);
