@@ -284,8 +284,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.status.is_none() {
-            self.end();
+        if self.status.is_some() {
+            return;
+        }
+        self.end();
+        if thread::panicking() {
+            let stderr = self.stderr.text();
+            eprintln!("--- stderr of {}:\n{}", self.name, String::from_utf8_lossy(&stderr));
         }
     }
 }
