@@ -44,9 +44,8 @@ start_broker() {
     step "private broker" scripts/broker.sh --dir "$work/broker" start
 }
 
-# They wait more than they compute, so one more than there are processors.
 integration() {
-    step "integration tests" with_broker cargo test --locked --test it -- --test-threads $(($(getconf _NPROCESSORS_ONLN) + 1))
+    step "integration tests" with_broker cargo test --locked --test it
 }
 
 # Alone, because nodes that get no processor time consider each other dead.
