@@ -39,6 +39,7 @@ fn bytes(length: usize) -> Vec<u8> {
 #[test]
 fn an_observer_learns_of_a_session_that_began_and_was_lost() {
     let queue = unique_queue("sessions");
+    shared_broker().client().declare(&queue);
     let proxy = crate::support::proxy::Proxy::start(shared_broker().address());
     let broker: Broker = proxy.url().parse().expect("the proxy's URL is one");
     let (tell, told) = crossbeam_channel::unbounded();
