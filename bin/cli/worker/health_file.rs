@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use log::warn;
-use rabbit_work::{Health, Shutdown, Trigger, Worker, shutdown};
+use rabbit_work::{Shutdown, Trigger, Worker, shutdown};
 
 use crate::cli::common::error::CommandError;
 use crate::cli::common::signals::on_forced_exit;
 use crate::cli::common::stdio::refuse_file_of_a_stream;
+use crate::cli::worker::health::WorkersHealth;
 use crate::cli::worker::options::Options;
 
 /// The file that a thread keeps fresh. Dropping this removes the file.
@@ -27,8 +28,6 @@ pub(crate) struct HealthFile {
 
 /// Well below the 10 s after which the file is stale.
 const TOUCH_EVERY: Duration = Duration::from_secs(2);
-/// How long a command may take to end after its time limit.
-const END_TIMEOUT: Duration = Duration::from_secs(6);
 /// More bytes than a process id and a newline have.
 const LARGEST_FILE: u64 = 16;
 /// How long removing the file may take: its disk may not respond.
@@ -47,14 +46,13 @@ impl HealthFile {
         // The worker is not healthy yet, but a file that cannot be written is an error now.
         refuse_foreign_file(path).and_then(|()| touch(path)).map_err(unusable)?;
         fs::remove_file(path).map_err(unusable)?;
-        let limit = task_limit(options);
         let (stop, stopped) = shutdown();
         let (last, removed) = bounded(0);
-        let health: Vec<Health> = workers.iter().map(Worker::health).collect();
+        let health = WorkersHealth::of(options, workers);
         let path = path.to_path_buf();
         let keep = move || {
             let _last = last;
-            keep_fresh(&path, &health, limit, &stopped);
+            keep_fresh(&path, &health, &stopped);
         };
         thread::Builder::new().name("health".into()).spawn(keep).map_err(unusable)?;
         let file = HealthFile { stop, removed };
@@ -64,15 +62,10 @@ impl HealthFile {
     }
 }
 
-/// How long a healthy worker may have a task.
-pub(crate) fn task_limit(options: &Options) -> Option<Duration> {
-    options.task_timeout.map(|limit| limit.saturating_add(END_TIMEOUT))
-}
-
 /// Touches the file until `stopped`, and then removes it.
-fn keep_fresh(path: &Path, health: &[Health], limit: Option<Duration>, stopped: &Shutdown) {
+fn keep_fresh(path: &Path, health: &WorkersHealth, stopped: &Shutdown) {
     while !stopped.wait(TOUCH_EVERY) {
-        if !health.iter().all(|it| it.is_healthy(limit)) {
+        if !health.is_healthy() {
             continue;
         }
         if let Err(error) = touch(path) {

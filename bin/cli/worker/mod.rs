@@ -2,6 +2,7 @@
 
 mod events;
 mod handler;
+mod health;
 mod health_file;
 mod init;
 mod joblog;

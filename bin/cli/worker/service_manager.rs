@@ -7,11 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use log::warn;
-use rabbit_work::{Health, Shutdown, Worker};
+use rabbit_work::{Shutdown, Worker};
 use sd_notify::{NotifyState, notify, watchdog_enabled};
 
 use crate::cli::common::error::CommandError;
-use crate::cli::worker::health_file::task_limit;
+use crate::cli::worker::health::WorkersHealth;
 use crate::cli::worker::options::Options;
 
 const SOCKET: &str = "NOTIFY_SOCKET";
@@ -30,33 +30,34 @@ pub(crate) fn report_to_service_manager(
         return Ok(());
     }
     let no_thread = |error: io::Error| CommandError::usage(SOCKET, error);
-    let (limit, shutdown) = (task_limit(options), shutdown.clone());
-    let health: Vec<Health> = workers.iter().map(Worker::health).collect();
+    let (health, shutdown) = (WorkersHealth::of(options, workers), shutdown.clone());
     let report = move || {
-        let is_healthy = || health.iter().all(|it| it.is_healthy(limit));
-        report(is_healthy, &shutdown).unwrap_or_else(|error| {
-            warn!("{SOCKET} cannot be written: {error}; the service manager gets no further report; check NotifyAccess of the unit");
+        report(&health, &shutdown).unwrap_or_else(|error| {
+            warn!(
+                "{SOCKET} cannot be written: {error}; the service manager gets no further report; \
+                 check NotifyAccess of the unit"
+            );
         });
     };
     thread::Builder::new().name("notify".into()).spawn(report).map(drop).map_err(no_thread)
 }
 
-fn report(is_healthy: impl Fn() -> bool, shutdown: &Shutdown) -> io::Result<()> {
+fn report(health: &WorkersHealth, shutdown: &Shutdown) -> io::Result<()> {
     let mut stopped = false;
-    while !stopped && !is_healthy() {
+    while !stopped && !health.is_healthy() {
         stopped = shutdown.wait(UNTIL_READY);
     }
     if !stopped {
         notify(&[NotifyState::Ready])?;
-        report_health(is_healthy, shutdown)?;
+        report_health(health, shutdown)?;
     }
     notify(&[NotifyState::Stopping])
 }
 
-fn report_health(is_healthy: impl Fn() -> bool, shutdown: &Shutdown) -> io::Result<()> {
+fn report_health(health: &WorkersHealth, shutdown: &Shutdown) -> io::Result<()> {
     let every = watchdog_enabled().map_or(Duration::MAX, |limit| limit / 2);
     while !shutdown.wait(every) {
-        if is_healthy() {
+        if health.is_healthy() {
             notify(&[NotifyState::Watchdog])?;
         }
     }
