@@ -1,6 +1,7 @@
 //! What one connection knows of the queues that it publishes to, and of those derived from them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,27 +13,33 @@ use crate::publish::pending::Pending;
 use crate::topology::open::open_queue;
 use crate::topology::{DerivedQueues, NotReady};
 
-/// The queues by their names. All but a publisher's own are declared when they are needed.
+/// The publisher's own queue, and others by their names, which are declared when they are needed.
 pub(super) struct Queues {
-    /// The name of the publisher's own.
-    own: String,
-    known: HashMap<String, (Arc<Queue>, DerivedQueues)>,
+    own: KnownQueue,
+    others: HashMap<String, KnownQueue>,
+}
+
+struct KnownQueue {
+    queue: Arc<Queue>,
+    derived: DerivedQueues,
 }
 
 impl Queues {
     /// With a publisher's own queue, which exists.
     pub(super) fn new(queue: &Arc<Queue>, derived: DerivedQueues) -> Queues {
-        let known = (Arc::clone(queue), derived);
-        Queues {
-            own: queue.name().to_owned(),
-            known: HashMap::from([(queue.name().to_owned(), known)]),
-        }
+        let own = KnownQueue { queue: Arc::clone(queue), derived };
+        Queues { own, others: HashMap::new() }
+    }
+
+    fn is_own<T>(&self, pending: &Pending<T>) -> bool {
+        pending.queue.name() == self.own.queue.name()
     }
 
     /// Whether a task's queue is ready, if that is known; see [`DerivedQueues::known`].
     pub(super) fn known<T>(&self, pending: &Pending<T>) -> Option<Result<(), NotReady>> {
-        let (_, derived) = self.known.get(pending.queue.name())?;
-        derived.known(pending.target)
+        let known =
+            if self.is_own(pending) { &self.own } else { self.others.get(pending.queue.name())? };
+        known.derived.known(pending.target)
     }
 
     /// Makes a task's queue ready. Waits for some answers of the broker.
@@ -42,31 +49,39 @@ impl Queues {
         pending: &Pending<T>,
     ) -> Result<(), NotReady> {
         let queue = &pending.queue;
-        if !self.known.contains_key(queue.name()) {
-            let derived = declare(connection, queue)?;
-            self.known.insert(queue.name().to_owned(), (Arc::clone(queue), derived));
-        }
-        let Some((_, derived)) = self.known.get_mut(queue.name()) else { return Ok(()) };
-        match derived.known(pending.target) {
-            Some(known) => known,
-            None => derived.prepare(connection, queue, pending.target),
+        let known = if self.is_own(pending) {
+            &mut self.own
+        } else {
+            match self.others.entry(queue.name().to_owned()) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let derived = declare(connection, queue)?;
+                    place.insert(KnownQueue { queue: Arc::clone(queue), derived })
+                }
+            }
+        };
+        match known.derived.known(pending.target) {
+            Some(ready) => ready,
+            None => known.derived.prepare(connection, queue, pending.target),
         }
     }
 
     /// Has a task's queue declared again before the next publish to it: it did not exist.
     pub(super) fn forget<T>(&mut self, pending: &Pending<T>) {
         let name = pending.queue.name();
-        if pending.target == Target::Main && name != self.own {
-            self.known.remove(name);
-        } else if let Some((_, derived)) = self.known.get_mut(name) {
-            derived.forget(pending.target);
+        if self.is_own(pending) {
+            self.own.derived.forget(pending.target);
+        } else if pending.target == Target::Main {
+            self.others.remove(name);
+        } else if let Some(known) = self.others.get_mut(name) {
+            known.derived.forget(pending.target);
         }
     }
 
     /// The delay whose queue was being asked when the connection was lost, and its queue.
     pub(super) fn probing(&self) -> Option<(Arc<Queue>, Duration)> {
-        let mut known = self.known.values();
-        known.find_map(|(queue, derived)| Some((Arc::clone(queue), derived.probing()?)))
+        let mut known = self.others.values().chain([&self.own]);
+        known.find_map(|it| Some((Arc::clone(&it.queue), it.derived.probing()?)))
     }
 }
 

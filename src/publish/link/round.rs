@@ -65,18 +65,17 @@ impl<T> Link<T> {
             unroutable: HashMap::new(),
         };
         let mut published = Ok(());
-        while published.is_ok() {
+        while published.is_ok() && self.takes_more(config.limits.window) {
             let Some(next) = backlog.front() else { break };
-            let has_room = self.has_room(next, config.limits.window);
-            let is_held_up = !has_room && self.is_held_up(next, config.limits.window);
-            if !has_room && !is_held_up {
+            let has_room = self.has_room(next);
+            if !has_room && !self.is_held_up(next) {
                 break;
             }
             let Some(pending) = backlog.pop_front() else { break };
-            if is_held_up {
-                round.held.push(pending);
-            } else {
+            if has_room {
                 published = self.deal_with(pending, &mut round, config, backlog);
+            } else {
+                round.held.push(pending);
             }
         }
         (self.durable_at, self.again_at) = (round.durable_at, round.again_at);
@@ -87,11 +86,12 @@ impl<T> Link<T> {
         published
     }
 
-    fn has_room(&self, next: &Pending<T>, window: usize) -> bool {
-        self.blocked.is_none()
-            && self.in_flight.len() < window
-            && (self.in_flight.has_room_for(next) && !self.has_to_ask(next)
-                || self.in_flight.is_empty())
+    fn takes_more(&self, window: usize) -> bool {
+        self.blocked.is_none() && self.in_flight.len() < window
+    }
+
+    fn has_room(&self, next: &Pending<T>) -> bool {
+        self.in_flight.has_room_for(next) && !self.has_to_ask(next) || self.in_flight.is_empty()
     }
 
     /// Whether the broker has to be asked before this task is published. A broker in alarm reads
@@ -108,11 +108,8 @@ impl<T> Link<T> {
 
     /// Whether a task waits to ask while tasks in flight get no confirm. Tasks for other queues then
     /// overtake it.
-    fn is_held_up(&self, next: &Pending<T>, window: usize) -> bool {
-        self.blocked.is_none()
-            && self.in_flight.len() < window
-            && self.waits_to_ask(Some(next))
-            && self.progress_at.elapsed() >= STUCK_AFTER
+    fn is_held_up(&self, next: &Pending<T>) -> bool {
+        self.waits_to_ask(Some(next)) && self.progress_at.elapsed() >= STUCK_AFTER
     }
 
     /// Publishes, holds or resolves one task. If the connection is lost, the task is held.
