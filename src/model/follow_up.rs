@@ -51,11 +51,8 @@ impl FollowUps {
                           work, or publish the task with a Producer";
             return Err(Error::setting("follow-up", reason));
         };
-        task.validate()?;
         queue.validate()?;
-        if task.delay().is_some() {
-            queue.validate_for_delays()?;
-        }
+        task.validate_for(queue)?;
         let task = match (task.id(), of) {
             (None, Some(of)) => task.with_id(id_of(of, from, list.len() + 1)),
             _ => task,

@@ -22,10 +22,9 @@ use log::warn;
 
 use crate::model::broker::Broker;
 use crate::model::connection_name::PRODUCER;
-use crate::model::delays::round_up;
 use crate::model::error::Error;
 use crate::model::outcome::Outcome;
-use crate::model::queue::{Queue, Target};
+use crate::model::queue::Queue;
 use crate::model::task::{Ids, Task};
 use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::pending::{Resolved, unsent};
@@ -165,7 +164,7 @@ impl Producer {
     /// of earlier [`send`](Producer::send)s as well, and keeps their receipts for the next
     /// [`flush`](Producer::flush).
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
-        validate(&self.queue, &task)?;
+        task.validate_for(&self.queue)?;
         self.connect()?;
         let stamped = task.stamped(SystemTime::now(), &mut self.ids);
         self.accept(stamped, Ticket::Publish);
@@ -183,7 +182,7 @@ impl Producer {
     /// more if the broker then is slow to answer.
     #[must_use = "a receipt may say that a task was not confirmed"]
     pub fn send(&mut self, task: Task) -> Vec<Receipt> {
-        match validate(&self.queue, &task) {
+        match task.validate_for(&self.queue) {
             Ok(()) if self.publisher.is_stopped() => {
                 let outcome = unsent(Error::Stopped.to_string());
                 self.publisher.refuse(task, outcome, Ticket::Send);
@@ -225,7 +224,7 @@ impl Producer {
     }
 
     fn accept(&mut self, task: Task, ticket: Ticket) {
-        let target = target_of(&task);
+        let target = task.target();
         self.publisher.accept(task, target, ticket);
     }
 
@@ -269,22 +268,6 @@ impl Drop for Producer {
             );
         }
         self.publisher.close();
-    }
-}
-
-/// Whether AMQP can carry a task, and this queue its delay.
-fn validate(queue: &Queue, task: &Task) -> Result<(), Error> {
-    task.validate()?;
-    match task.delay() {
-        Some(_) => queue.validate_for_delays(),
-        None => Ok(()),
-    }
-}
-
-fn target_of(task: &Task) -> Target {
-    match task.delay() {
-        Some(delay) => Target::Delay(round_up(delay)),
-        None => Target::Main,
     }
 }
 

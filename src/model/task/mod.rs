@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(crate) use ids::Ids;
 pub(crate) use properties::{Headers, Properties, Value};
 
-use crate::model::queue::Argument;
+use crate::model::delays::round_up;
+use crate::model::queue::{Argument, Target};
 use crate::util::text::printable;
 
 /// A unit of work: a body of any bytes, and the message properties that travel with it.
@@ -162,6 +163,11 @@ impl Task {
         self.properties.message_id.as_deref()
     }
 
+    /// Where it is published to: its queue, or the queue for its delay.
+    pub(crate) fn target(&self) -> Target {
+        self.delay.map_or(Target::Main, |delay| Target::Delay(round_up(delay)))
+    }
+
     /// Its name in logs: the id, on one line and safe for a terminal.
     pub(crate) fn name(&self) -> String {
         name_of(self.id())
@@ -238,10 +244,6 @@ impl Task {
     /// A task as it was received.
     pub(crate) fn received(body: Vec<u8>, properties: Properties) -> Task {
         Task { body, properties: Box::new(properties), delay: None }
-    }
-
-    pub(crate) fn delay(&self) -> Option<Duration> {
-        self.delay
     }
 
     pub(crate) fn value(&self, name: &str) -> Option<&Value> {

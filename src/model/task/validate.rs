@@ -2,6 +2,7 @@
 
 use crate::model::delays::LONGEST_DELAY;
 use crate::model::error::Error;
+use crate::model::queue::Queue;
 use crate::model::task::properties::size_of_entries;
 use crate::model::task::{Task, Value};
 
@@ -42,6 +43,15 @@ impl Task {
         self.validate_delay()?;
         self.validate_expiration()?;
         self.validate_headers()
+    }
+
+    /// Checks the same, and whether this queue can have a delay queue if the task has a delay.
+    pub(crate) fn validate_for(&self, queue: &Queue) -> Result<(), Error> {
+        self.validate()?;
+        match self.delay {
+            Some(_) => queue.validate_for_delays(),
+            None => Ok(()),
+        }
     }
 
     fn validate_delay(&self) -> Result<(), Error> {
@@ -138,6 +148,6 @@ mod tests {
         assert!(
             Task::new("x").with_delay(LONGEST_DELAY + Duration::from_nanos(1)).validate().is_err()
         );
-        assert_eq!(Task::new("x").with_delay(Duration::ZERO).delay(), None);
+        assert_eq!(Task::new("x").with_delay(Duration::ZERO).delay, None);
     }
 }

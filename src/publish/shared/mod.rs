@@ -24,7 +24,7 @@ use crate::model::task::{Ids, Task};
 use crate::publish::pending::unsent;
 use crate::publish::publisher::Publisher;
 use crate::publish::{self, config::Limits};
-use crate::publish::{Producer, Ticket, target_of, validate};
+use crate::publish::{Producer, Ticket};
 use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Signal, is_closed};
 
@@ -157,7 +157,7 @@ impl SharedProducer {
         };
         let latest = deadline + self.inner.limits.timeout / GRACE;
         let (pending, resolver) = Pending::new(task.clone(), latest, Some(place));
-        let place = (Arc::clone(&self.queue), target_of(&task));
+        let place = (Arc::clone(&self.queue), task.target());
         let accepted =
             publish::pending::Pending::new(task, place, deadline, Ticket::Submit(resolver));
         self.inner.send(Message::Publish(Box::new(accepted)));
@@ -180,7 +180,7 @@ impl SharedProducer {
 
     fn validate(&self, task: &Task) -> Result<(), Error> {
         self.queue.validate()?;
-        validate(&self.queue, task)
+        task.validate_for(&self.queue)
     }
 
     /// Waits until each task that was submitted has its outcome, and closes the connection, whether or

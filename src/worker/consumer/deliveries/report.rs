@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use crate::model::batch::BatchTask;
 use crate::model::batch::outcome::{BatchOutcome, TYPE, TaskEnd, TaskOutput};
-use crate::model::delays::round_up;
 use crate::model::handler::Delivery;
 use crate::model::program_end::ProgramEnd;
 use crate::model::queue::Target;
@@ -85,8 +84,7 @@ impl Deliveries<'_> {
         let Job { tag, mut delivery } = job;
         let event = self.journal().done_before_ack(&delivery, elapsed);
         let follow_ups = delivery.follow_ups.take().into_iter().map(|(queue, task)| {
-            let delay = task.delay().map(round_up);
-            let target = delay.map_or(Target::Main, Target::Delay);
+            let target = task.target();
             let other = (queue.name() != delivery.queue).then(|| Arc::new(queue));
             Publish { task, queue: other, target }
         });
