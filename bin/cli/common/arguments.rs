@@ -23,7 +23,7 @@ pub(crate) fn parse<T: Parser>() -> T {
     if !is_set(URL_FILE_VARIABLE) || has_option("--url") {
         command = command.mut_arg("url_file", |file| file.env(None));
     }
-    // A file is closer to the user's mind than a variable for all programs.
+    // A file of URLs is the more deliberate choice, so it replaces the variable.
     if !is_set(URL_VARIABLE) || is_set(URL_FILE_VARIABLE) || has_option(url_file::OPTION) {
         command = command.mut_arg("url", |url| url.env(None));
     }
