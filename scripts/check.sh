@@ -31,16 +31,25 @@ static_checks() {
     step_if cargo-deny "security advisories" advisories
 }
 
-# Builds. Clippy and rustdoc are nice to steps that wait for a broker beside them.
+# Lints and docs are nice to steps that wait for a broker beside them.
 compiled_checks() {
     step "unit tests" cargo test --locked --lib --bins
     step "doc tests" cargo test --locked --doc
     step "architecture" cargo test --locked --test architecture
-    step "clippy" nice cargo clippy --locked --all-targets -- -D warnings
-    step "clippy, other features" other_features
     step "benchmarks" the_benchmarks
-    step "rustdoc" nice env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+    step "rustdoc" nice -n 19 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
     step "oldest Rust" oldest_rust
+}
+
+lints() {
+    step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
+    step "clippy, other features" other_features
+}
+
+# In one lane, because cargo locks the target folder.
+cargo_lane() {
+    compiled_checks
+    lints
 }
 
 # In the dependencies as a user gets them, and in the library.
@@ -60,15 +69,15 @@ advisories() {
 other_features() {
     local command json signals tls
     for command in "" command; do for json in "" ,json; do for signals in "" ,signals; do for tls in "" ,tls; do
-        nice cargo clippy --locked --lib --no-default-features --features "$command$json$signals$tls" -- -D warnings
+        nice -n 19 cargo clippy --locked --lib --no-default-features --features "$command$json$signals$tls" -- -D warnings
     done; done; done; done
-    nice cargo clippy --locked --lib --bins --no-default-features --features cli -- -D warnings
+    nice -n 19 cargo clippy --locked --lib --bins --no-default-features --features cli -- -D warnings
 }
 
 # Without the async clients, which take minutes to compile: scripts/bench.sh does that.
 the_benchmarks() {
-    nice cargo test --locked --package rabbit-work-bench &&
-        nice cargo clippy --locked --package rabbit-work-bench --all-targets -- -D warnings
+    nice -n 19 cargo test --locked --package rabbit-work-bench &&
+        nice -n 19 cargo clippy --locked --package rabbit-work-bench --all-targets -- -D warnings
 }
 
 # Compiles with the toolchain that Cargo.toml declares.
@@ -76,7 +85,7 @@ oldest_rust() {
     local version
     version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     has_toolchain "$version" || skip "Rust $version is not installed: rustup toolchain install $version" || return
-    nice cargo "+$version" check --locked --lib --bins
+    nice -n 19 cargo "+$version" check --locked --lib --bins
 }
 
 # Asks for the list, because rustup downloads a toolchain that is named and missing.
@@ -125,7 +134,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side static_checks compiled_checks
+    side_by_side static_checks cargo_lane
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

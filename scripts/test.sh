@@ -16,7 +16,7 @@ main() {
 
     side_by_side static_checks build_all start_broker
     share_build
-    side_by_side three_nodes
+    side_by_side three_nodes lints
     side_by_side integration cargo_alone endurance scripts
 }
 
@@ -48,7 +48,7 @@ integration() {
     step "integration tests" with_broker cargo test --locked --test it
 }
 
-# Alone, because nodes that get no processor time consider each other dead.
+# Without other brokers, because nodes that get no processor time consider each other dead.
 three_nodes() {
     step "cluster" tests/cluster.sh
 }
