@@ -1,7 +1,8 @@
 //! `producer`: puts tasks on a RabbitMQ queue from a shell, each one confirmed.
 
-mod cli;
+#[cfg(not(unix))]
+compile_error!("the commands need Unix; on other systems build the library: --lib");
 
 fn main() -> std::process::ExitCode {
-    cli::run("producer")
+    rabbit_work::cli::run("producer")
 }

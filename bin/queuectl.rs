@@ -1,7 +1,8 @@
 //! `queuectl`: inspects a RabbitMQ queue, checks a set-up, shows and replays dead letters.
 
-mod cli;
+#[cfg(not(unix))]
+compile_error!("the commands need Unix; on other systems build the library: --lib");
 
 fn main() -> std::process::ExitCode {
-    cli::run("queuectl")
+    rabbit_work::cli::run("queuectl")
 }

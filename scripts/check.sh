@@ -33,7 +33,7 @@ static_checks() {
 
 # Lints and docs are nice to steps that wait for a broker beside them.
 compiled_checks() {
-    step "unit tests" cargo test --locked --lib --bins
+    step "unit tests" cargo test --locked --lib
     step "doc tests" cargo test --locked --doc
     step "architecture" cargo test --locked --test architecture
     step "benchmarks" the_benchmarks

@@ -5,24 +5,14 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Command;
 use clap::builder::Resettable;
-use clap::{Command, CommandFactory};
 use clap_complete::Shell;
-
-// It reads the definitions of the options, and runs no command.
-#[allow(dead_code)]
-#[path = "../bin/cli/mod.rs"]
-mod cli;
-
-use cli::{producer, queuectl, worker};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from);
     let folder = folder.ok_or("say into which folder")?;
-    write(producer::options::Options::command(), &folder)?;
-    write(queuectl::options::Options::command(), &folder)?;
-    write(worker::options::Options::command(), &folder)?;
-    Ok(())
+    rabbit_work::cli::definitions().into_iter().try_for_each(|command| write(command, &folder))
 }
 
 fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {

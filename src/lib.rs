@@ -135,9 +135,18 @@
     clippy::unwrap_used
 )]
 
+// The commands name the library as every other program does.
+#[cfg(all(unix, feature = "cli"))]
+extern crate self as rabbit_work;
+
 mod admin;
 mod amqp;
 mod batch;
+/// The commands, in the library so that they are compiled once for all programs. No part of its API.
+#[cfg(all(unix, feature = "cli"))]
+#[doc(hidden)]
+#[path = "../bin/cli/mod.rs"]
+pub mod cli;
 #[cfg(all(unix, feature = "command"))]
 mod command;
 mod model;

@@ -21,8 +21,8 @@ pub(crate) enum LogFormat {
 }
 
 /// Logs as RUST_LOG says, default `info`. An error that a command logs explains its exit status: if
-/// RUST_LOG excludes it, it is written as a plain line.
-pub(crate) fn init_logging(format: LogFormat) {
+/// RUST_LOG excludes it, it is written as a plain line that begins with the command's name.
+pub(crate) fn init_logging(command: &str, format: LogFormat) {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Info).parse_default_env();
     builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
@@ -34,8 +34,8 @@ pub(crate) fn init_logging(format: LogFormat) {
         LogFormat::Text => write_text,
         LogFormat::Json => write_json,
     });
-    let logger = Logger(builder.build());
-    log::set_max_level(logger.0.filter().max(LevelFilter::Error));
+    let logger = Logger { command: command.into(), logger: builder.build() };
+    log::set_max_level(logger.logger.filter().max(LevelFilter::Error));
     // No other logger was set.
     let _ = log::set_boxed_logger(Box::new(log_filter(logger)));
 }
@@ -110,18 +110,21 @@ pub(crate) fn with_progress_suspended(write: &mut dyn FnMut()) {
     }
 }
 
-struct Logger(env_logger::Logger);
+struct Logger {
+    command: String,
+    logger: env_logger::Logger,
+}
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata) || is_error_of_command(metadata)
+        self.logger.enabled(metadata) || is_error_of_command(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        let mut write: Box<dyn FnMut()> = if self.0.matches(record) {
-            Box::new(|| self.0.log(record))
+        let mut write: Box<dyn FnMut()> = if self.logger.matches(record) {
+            Box::new(|| self.logger.log(record))
         } else if is_error_of_command(record.metadata()) {
-            Box::new(|| write_plainly(record))
+            Box::new(|| write_plainly(&self.command, record))
         } else {
             return;
         };
@@ -129,21 +132,19 @@ impl Log for Logger {
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.logger.flush();
     }
 }
 
-/// The program's name: its crate, which is the first part of its records' targets.
-fn program() -> &'static str {
-    module_path!().split("::").next().unwrap_or_default()
-}
+/// The targets of what the commands log; the library's other targets are not below it.
+const COMMANDS: &str = "rabbit_work::cli::";
 
 fn is_error_of_command(metadata: &Metadata<'_>) -> bool {
-    metadata.level() == Level::Error && metadata.target().split("::").next() == Some(program())
+    metadata.level() == Level::Error && metadata.target().starts_with(COMMANDS)
 }
 
-fn write_plainly(record: &Record<'_>) {
-    let line = format!("{}: {}\n", program(), record.args());
+fn write_plainly(command: &str, record: &Record<'_>) {
+    let line = format!("{command}: {}\n", record.args());
     // If this cannot be written, the exit status still shows the failure.
     let _ = write_all(OutputStream::Stderr, line.as_bytes());
 }

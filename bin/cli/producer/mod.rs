@@ -33,7 +33,7 @@ use crate::cli::producer::wait::{Waiting, log_stopped_before_publishing, log_sto
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
-    init_logging(options.broker.log_format);
+    init_logging("producer", options.broker.log_format);
     let exit = run(&options).unwrap_or_else(|error| {
         if options.json {
             // If this cannot be written, the error still explains the exit status.

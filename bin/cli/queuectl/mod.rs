@@ -24,7 +24,7 @@ use crate::cli::queuectl::status::Format;
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
-    init_logging(options.broker.log_format);
+    init_logging("queuectl", options.broker.log_format);
     run(&options).unwrap_or_else(log_error).into()
 }
 

@@ -47,7 +47,7 @@ use crate::cli::worker::service_manager::report_to_service_manager;
 
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
-    init_logging(options.broker.log_format);
+    init_logging("worker", options.broker.log_format);
     if !options.command.is_empty() {
         if let Some(status) = status_as_first_process() {
             return status.into();
