@@ -34,7 +34,7 @@ GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; def
                        of docs/performance.md
   --report             only renew the charts and tables from docs/bench/results.csv
 
-RABBIT_WORK_BIN set: what is in that folder is measured, and nothing is built.
+RW_BIN set: what is in that folder is measured, and nothing is built.
 Linux only. Exit: 0 measured, 1 a contender failed, 2 usage, 69 no broker to be had.
 TEXT
 }
@@ -107,7 +107,7 @@ broker() {
 }
 
 build() {
-    bin=${RABBIT_WORK_BIN:-}
+    bin=${RW_BIN:-}
     if [ -z "$bin" ]; then
         ! need_commands || cargo build --locked --release --bins
         cargo build --locked --release --package rabbit-work-bench --features peers

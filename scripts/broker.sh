@@ -67,9 +67,9 @@ start takes the first of these that there is:
      rabbitmq-server with apt-get, without starting the system's broker
   5. otherwise says what to install and exits 69
 
-RABBIT_WORK_QUEUE_TYPE=quorum
+RW_QUEUE_TYPE=quorum
                            what a queue that is declared without a type is on a new broker
-RABBIT_WORK_MANAGEMENT=1   with the management plugin (its URL goes to stderr)
+RW_MANAGEMENT=1            with the management plugin (its URL goes to stderr)
 DIR/extra.conf             settings of your own, appended to the broker's
                            rabbitmq.conf at each start; stop leaves it alone
 Exit: 0 done, 1 failed or not running, 2 usage, 69 nothing to start it with.
@@ -463,7 +463,7 @@ choose_ports() {
     [ -n "$node" ] || node="rw-$port@localhost"
     distribution_port=$(free_port)
     epmd_port=${lent_epmd_port:-$(free_port)}
-    if [ "${RABBIT_WORK_MANAGEMENT:-}" != 1 ]; then
+    if [ "${RW_MANAGEMENT:-}" != 1 ]; then
         management_port=
     elif [ -z "$management_port" ]; then
         management_port=$(free_port)
@@ -583,10 +583,10 @@ has_epmd() {
 
 # A virtual host gets its default when it is made, so that of a new broker is made anew.
 set_queue_type() {
-    if [ "$undo" != wipe ] || [ -z "${RABBIT_WORK_QUEUE_TYPE:-}" ]; then return; fi
+    if [ "$undo" != wipe ] || [ -z "${RW_QUEUE_TYPE:-}" ]; then return; fi
     {
         rabbitmqctl delete_vhost / &&
-            rabbitmqctl add_vhost / --default-queue-type "$RABBIT_WORK_QUEUE_TYPE" &&
+            rabbitmqctl add_vhost / --default-queue-type "$RW_QUEUE_TYPE" &&
             rabbitmqctl set_permissions -p / guest '.*' '.*' '.*'
     } >>"$dir/node/out" 2>&1
 }

@@ -24,7 +24,7 @@ broker and without touching it. Each DIR is one cluster.
   kill N        kill -9 of node N
   pause N       stop node N in its tracks: its sockets stay open, and nobody answers
   resume N      let it go on
-  run COMMAND   start it, run COMMAND with DIR as RABBIT_WORK_TEST_CLUSTER, and stop it
+  run COMMAND   start it, run COMMAND with DIR as RW_TEST_CLUSTER, and stop it
   url [N...]    the URLs of these nodes (all three), in this order, separated by commas
   ctl N ARGS... rabbitmqctl ARGS... against node N
 
@@ -63,7 +63,7 @@ node() {
 become_node() {
     local number=$1
     shift
-    exec env -u AMQP_URL -u RABBIT_WORK_MANAGEMENT "$here/broker.sh" --dir "$cluster/$number" "$@"
+    exec env -u AMQP_URL -u RW_MANAGEMENT "$here/broker.sh" --dir "$cluster/$number" "$@"
 }
 
 start_node() {
@@ -113,7 +113,7 @@ start_all() {
 run() {
     start_all >/dev/null
     undo=yes what=$1
-    RABBIT_WORK_TEST_CLUSTER=$cluster "$@" &
+    RW_TEST_CLUSTER=$cluster "$@" &
     children=$!
     wait "$children"
 }

@@ -35,7 +35,7 @@ broker with scripts/broker.sh and removes it at the end. Needs only Rust and a s
   --fast    shorter tasks, and the first four parts at the same time, for the tests
 
 AMQP_URL         use this broker, with queues of the demo's own, and do not restart it
-RABBIT_WORK_BIN  use the commands in this folder, and build nothing
+RW_BIN           use the commands in this folder, and build nothing
 NO_COLOR         use no colours
 Exit: 0 every claim held, 1 a claim did not hold, 2 usage, 69 no broker.
 TEXT
@@ -264,9 +264,9 @@ prepare() {
 
 # Cargo says where it puts the commands, because many settings can change that.
 build() {
-    if [ -n "${RABBIT_WORK_BIN:-}" ]; then
-        producer=$RABBIT_WORK_BIN/producer
-        worker=$RABBIT_WORK_BIN/worker
+    if [ -n "${RW_BIN:-}" ]; then
+        producer=$RW_BIN/producer
+        worker=$RW_BIN/worker
         return
     fi
     command -v cargo >/dev/null || give_up "cargo does not exist; install Rust: https://rustup.rs"

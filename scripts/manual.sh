@@ -6,7 +6,7 @@
 #   PREFIX/share/zsh/site-functions/_NAME
 #   PREFIX/share/fish/vendor_completions.d/NAME.fish
 # Usage: scripts/manual.sh [FOLDER] | scripts/manual.sh --install [PREFIX]
-# RABBIT_WORK_BIN set: what is built in that folder is used, and nothing is built.
+# RW_BIN set: what is built in that folder is used, and nothing is built.
 set -eu
 
 case "${1:-}" in
@@ -44,8 +44,8 @@ if [ -n "$prefix" ]; then
 	trap 'rm -rf "$folder"' EXIT
 fi
 folder=${folder:-$PWD/target/manual}
-if [ -n "${RABBIT_WORK_BIN:-}" ]; then
-	"$RABBIT_WORK_BIN/examples/manual" "$folder"
+if [ -n "${RW_BIN:-}" ]; then
+	"$RW_BIN/examples/manual" "$folder"
 else
 	cargo run --quiet --example manual -- "$folder"
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Draws docs/tour.svg, the terminal in the README, from a real run of the commands below.
 # Usage: scripts/record.sh [FILE]
-# RABBIT_WORK_BIN set: the commands in that folder are used, and nothing is built.
+# RW_BIN set: the commands in that folder are used, and nothing is built.
 set -eu -o pipefail
 
 COLUMNS_SHOWN=104
@@ -23,10 +23,10 @@ main() {
     local file=${1:-$here/docs/tour.svg}
     work=$(mktemp -d)
     trap finish EXIT
-    if [ -z "${RABBIT_WORK_BIN:-}" ]; then
+    if [ -z "${RW_BIN:-}" ]; then
         cargo build --locked --quiet --manifest-path "$here/Cargo.toml" --bins
     fi
-    PATH=${RABBIT_WORK_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
+    PATH=${RW_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
     unset AMQP_URL
     cp -R "$here/scripts" "$work/"
     write_job "$work/resize"

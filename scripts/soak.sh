@@ -35,7 +35,7 @@ main() {
         esac
     done
     cd "$here"
-    local program=("${RABBIT_WORK_IT:-}")
+    local program=("${RW_IT:-}")
     if [ -z "${program[0]}" ]; then
         cargo build --locked --tests --bins
         program=(cargo test --locked --quiet --test it --)
@@ -45,7 +45,7 @@ main() {
     limit=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 600 }')
     export SOAK_MINUTES=$minutes SOAK_SEED=$seed
     echo "soak: $minutes minutes, seed $seed"
-    export RABBIT_WORK_TEST_RUN=${RABBIT_WORK_TEST_RUN:-soak.$$}
+    export RW_TEST_RUN=${RW_TEST_RUN:-soak.$$}
     # In a process group of its own, which a Ctrl-C does not reach.
     timeout -k 30 "$limit" ${around[@]+"${around[@]}"} "${program[@]}" \
         "$soak" --exact --ignored --nocapture &
@@ -73,7 +73,7 @@ misused() {
 interrupted() {
     kill -TERM "$running" 2>/dev/null || true
     wait "$running" 2>/dev/null || true
-    tests/end.sh "$RABBIT_WORK_TEST_RUN"
+    tests/end.sh "$RW_TEST_RUN"
     exit "$1"
 }
 

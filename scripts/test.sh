@@ -10,7 +10,7 @@ main() {
     [ $# -eq 0 ] || { usage; [ "$*" = --help ] && exit 0 || exit 2; }
     need_tools
     work=$(mktemp -d)
-    export RABBIT_WORK_TEST_RUN=$work
+    export RW_TEST_RUN=$work
     begin_steps
     trap finish EXIT
 
@@ -85,9 +85,9 @@ build() {
 }
 
 share_build() {
-    export RABBIT_WORK_BIN=${CARGO_TARGET_DIR:-$here/target}/debug
-    RABBIT_WORK_IT=$(cat "$work/it")
-    export RABBIT_WORK_IT
+    export RW_BIN=${CARGO_TARGET_DIR:-$here/target}/debug
+    RW_IT=$(cat "$work/it")
+    export RW_IT
 }
 
 # ---- the broker that all steps share that break none ----
@@ -95,7 +95,7 @@ share_build() {
 with_broker() {
     local url
     url=$(broker_url)
-    RABBIT_WORK_TEST_URL=$url "$@"
+    RW_TEST_URL=$url "$@"
 }
 
 # The user's, or ours.

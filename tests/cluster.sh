@@ -5,7 +5,7 @@
 set -eu -o pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-tests=("${RABBIT_WORK_IT:-}")
+tests=("${RW_IT:-}")
 [ -n "${tests[0]}" ] || tests=(cargo test --locked --quiet --test it --)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the examples that end by themselves, and compares what they print, without times and in any
 # order, with what is shown here.
-# Usage: tests/examples.sh; AMQP_URL or RABBIT_WORK_TEST_URL names the broker, or else one is
+# Usage: tests/examples.sh; AMQP_URL or RW_TEST_URL names the broker, or else one is
 # started.
 set -eu -o pipefail
 
@@ -14,12 +14,12 @@ main() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    bin=${RABBIT_WORK_BIN:-}
+    bin=${RW_BIN:-}
     if [ -z "$bin" ]; then
         cargo build --locked --quiet --manifest-path "$here/Cargo.toml" --examples
         bin=${CARGO_TARGET_DIR:-$here/target}/debug
     fi
-    AMQP_URL=${AMQP_URL:-${RABBIT_WORK_TEST_URL:-}}
+    AMQP_URL=${AMQP_URL:-${RW_TEST_URL:-}}
     if [ -z "$AMQP_URL" ]; then
         AMQP_URL=$("$here/scripts/broker.sh" --dir "$work/broker" start)
     fi

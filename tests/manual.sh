@@ -12,10 +12,10 @@ COMMANDS="producer queuectl worker"
 main() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    if [ -z "${RABBIT_WORK_BIN:-}" ]; then
+    if [ -z "${RW_BIN:-}" ]; then
         cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
     fi
-    PATH=${RABBIT_WORK_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
+    PATH=${RW_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
     share=$(cd "$work" && "$here/scripts/manual.sh" --install prefix)
     [ "$share" = "$work/prefix/share" ] || fail "it did not say where it installed them"
     local command

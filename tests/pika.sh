@@ -7,7 +7,7 @@
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-bin=${1:-${RABBIT_WORK_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}}
+bin=${1:-${RW_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}}
 work=$(mktemp -d)
 venv=$here/target/pika
 trap finish EXIT

@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
     several_workers_that_drain_one_queue_all_end_and_tell_of_their_own_dead_letters \
     status_counts_what_is_ready_waits_and_is_dead \
     dead_replay_resets_the_attempts_and_a_second_death_keeps_the_history
-tests=("${RABBIT_WORK_IT:-}")
+tests=("${RW_IT:-}")
 [ -n "${tests[0]}" ] || tests=(cargo test --locked --test it --)
-unset AMQP_URL RABBIT_WORK_TEST_URL
-RABBIT_WORK_QUEUE_TYPE=quorum "${tests[@]}" "$@"
+unset AMQP_URL RW_TEST_URL
+RW_QUEUE_TYPE=quorum "${tests[@]}" "$@"

@@ -173,7 +173,7 @@ check_examples() {
 
 check_management() {
     local command
-    command=$(inline '^RABBIT_WORK_MANAGEMENT=1 ')
+    command=$(inline '^RW_MANAGEMENT=1 ')
     echo "readme: $command"
     bash -c "$command" >"$work/management" 2>&1 || { cat "$work/management" >&2; fail "that failed"; }
     grep -q 'management: http://' "$work/management" || fail "it does not tell the page's address"

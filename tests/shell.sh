@@ -3,7 +3,7 @@
 # the commands of this checkout in PATH and a queue's broker in AMQP_URL. The ```text block that
 # follows is what it has to print. The crontab is run as cron would, and the systemd unit started
 # and stopped as systemd would.
-# Usage: tests/shell.sh [FILE]; AMQP_URL or RABBIT_WORK_TEST_URL names the broker, or else one is
+# Usage: tests/shell.sh [FILE]; AMQP_URL or RW_TEST_URL names the broker, or else one is
 # started.
 set -eu -o pipefail
 
@@ -18,11 +18,11 @@ main() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    if [ -z "${RABBIT_WORK_BIN:-}" ]; then
+    if [ -z "${RW_BIN:-}" ]; then
         cargo build --quiet --manifest-path "$here/Cargo.toml" --bins
     fi
-    PATH=${RABBIT_WORK_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
-    AMQP_URL=${AMQP_URL:-${RABBIT_WORK_TEST_URL:-}}
+    PATH=${RW_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
+    AMQP_URL=${AMQP_URL:-${RW_TEST_URL:-}}
     if [ -z "$AMQP_URL" ]; then
         AMQP_URL=$("$here/scripts/broker.sh" --dir "$work/broker" start)
     fi

@@ -173,8 +173,8 @@ fn drawn<T>(mut cases: Vec<T>, count: usize) -> Vec<T> {
 }
 
 fn random() -> Rng {
-    Rng::with_seed(match std::env::var("RABBIT_WORK_TEST_SEED") {
-        Ok(text) => text.parse().expect("RABBIT_WORK_TEST_SEED is a number"),
+    Rng::with_seed(match std::env::var("RW_TEST_SEED") {
+        Ok(text) => text.parse().expect("RW_TEST_SEED is a number"),
         Err(_) => 1,
     })
 }

@@ -121,8 +121,8 @@ fn note(ledger: &Ledger, receipts: &mut Vec<rabbit_work::Receipt>) {
 
 /// How often a broker is stopped or killed, unless the environment says how often.
 fn rounds(usual: usize) -> usize {
-    match std::env::var("RABBIT_WORK_TEST_ROUNDS") {
-        Ok(text) => text.parse().expect("RABBIT_WORK_TEST_ROUNDS is a number"),
+    match std::env::var("RW_TEST_ROUNDS") {
+        Ok(text) => text.parse().expect("RW_TEST_ROUNDS is a number"),
         Err(_) => usual,
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct QueueCounts {
     pub(crate) consumers: u64,
 }
 
-/// The broker that `RABBIT_WORK_TEST_URL` names, or else one for this process. Fails the test
+/// The broker that `RW_TEST_URL` names, or else one for this process. Fails the test
 /// when there is none to be had.
 pub(crate) fn shared_broker() -> &'static SharedBroker {
     static SHARED: OnceLock<Result<SharedBroker, String>> = OnceLock::new();
@@ -372,7 +372,7 @@ impl PrivateBroker {
 
 impl SharedBroker {
     fn find() -> Result<SharedBroker, String> {
-        if let Ok(url) = std::env::var("RABBIT_WORK_TEST_URL") {
+        if let Ok(url) = std::env::var("RW_TEST_URL") {
             return Ok(SharedBroker { place: Place { url }, _private: None });
         }
         let private = PrivateBroker::try_start("")?;
@@ -382,7 +382,7 @@ impl SharedBroker {
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
 const HOW_TO_GET_ONE: &str = "Install rabbitmq-server 3.10 or later, or run Docker, so that \
-    scripts/broker.sh can start one; or name a broker for tests in RABBIT_WORK_TEST_URL, as \
+    scripts/broker.sh can start one; or name a broker for tests in RW_TEST_URL, as \
     scripts/test.sh does.";
 const LOG_LINES: usize = 100;
 const MESSAGES: &str = "messages";
@@ -411,7 +411,7 @@ impl Guard {
             .arg(dir)
             .env_remove("AMQP_URL")
             // It outlives an interrupted run, to clean up.
-            .env_remove("RABBIT_WORK_TEST_RUN")
+            .env_remove("RW_TEST_RUN")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -453,5 +453,5 @@ fn script(dir: &Path, arguments: &[&str]) -> Output {
 fn command(dir: &Path, arguments: &[&str]) -> Command {
     let dir = dir.to_string_lossy();
     let arguments = [&["--dir", &*dir], arguments].concat();
-    Command::program(SCRIPT, &arguments).env("RABBIT_WORK_TEST_RUN", "")
+    Command::program(SCRIPT, &arguments).env("RW_TEST_RUN", "")
 }

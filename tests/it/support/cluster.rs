@@ -8,7 +8,7 @@ use super::broker::poll;
 use super::client::Client;
 use super::command::{Command, Output};
 
-/// The cluster whose folder `RABBIT_WORK_TEST_CLUSTER` names.
+/// The cluster whose folder `RW_TEST_CLUSTER` names.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     dir: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) fn cluster() -> MutexGuard<'static, Option<Cluster>> {
 
 impl Cluster {
     fn find() -> Cluster {
-        let dir = std::env::var_os("RABBIT_WORK_TEST_CLUSTER");
+        let dir = std::env::var_os("RW_TEST_CLUSTER");
         let dir = dir.expect("tests/cluster.sh starts a cluster and names its folder");
         Cluster { dir: dir.into() }
     }

@@ -74,9 +74,14 @@ impl Command {
     /// Any other program, with empty input.
     pub(crate) fn program(program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
         let mut command = std::process::Command::new(program);
+        let options = std::env::vars_os().map(|(name, _)| name);
+        for name in options.filter(|name| name.as_encoded_bytes().starts_with(b"RABBIT_WORK_")) {
+            command.env_remove(name);
+        }
         command
             .args(arguments)
             .env_remove("AMQP_URL")
+            .env_remove("AMQP_URL_FILE")
             .env_remove("RUST_LOG")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
