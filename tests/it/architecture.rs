@@ -70,6 +70,34 @@ fn only_the_floor_topology_declares_queues() {
     assert_eq!(declaring, ["topology::declare"]);
 }
 
+/// The commands are compiled in the library, where private names could be used.
+#[test]
+fn the_commands_use_only_the_public_names_of_the_library() {
+    for file in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("bin/cli")) {
+        let code = code(&file);
+        for path in paths_in(&code) {
+            assert!(path.starts_with("cli::"), "{} uses `crate::{path}`", file.display());
+        }
+        for name in names_of_the_library(&code) {
+            let is_public = name.starts_with(char::is_uppercase) || !name.contains("::");
+            let is_module = name.starts_with("testing::") || name.starts_with("cli::");
+            assert!(is_public || is_module, "{} uses {name}", file.display());
+        }
+    }
+}
+
+/// What is used of `rabbit_work::`, one name or several in braces.
+fn names_of_the_library(code: &str) -> Vec<&str> {
+    let names = code.split("rabbit_work::").skip(1).flat_map(|rest| {
+        let end = rest.find(|it: char| !it.is_alphanumeric() && it != '_' && it != ':');
+        match rest.strip_prefix('{') {
+            Some(rest) => rest[..rest.find('}').unwrap_or(rest.len())].split(',').collect(),
+            None => vec![&rest[..end.unwrap_or(rest.len())]],
+        }
+    });
+    names.map(str::trim).filter(|name| !name.is_empty()).collect()
+}
+
 /// Each module by its path, with the modules that it uses.
 fn modules() -> BTreeMap<String, BTreeSet<String>> {
     let source = source();

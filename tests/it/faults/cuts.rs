@@ -67,7 +67,9 @@ impl Cut {
 
     /// Whether it comes later, or after one of every few bytes.
     fn is_of_a_sample_before(self, handshake: [u64; 2]) -> bool {
-        let (Toxic::ResetAfter(offset) | Toxic::LimitData(offset)) = self.toxic else { return true };
+        let (Toxic::ResetAfter(offset) | Toxic::LimitData(offset)) = self.toxic else {
+            return true;
+        };
         offset > handshake[self.direction as usize] || offset % HANDSHAKE_STEP as u64 == 0
     }
 
