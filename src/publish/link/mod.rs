@@ -1,6 +1,6 @@
-//! [`Link`]: a publisher's connection and channel: sends tasks, handles confirms, returns and
-//! blocked notices.
+//! [`Link`]: a publisher's connection and channel: sends tasks, handles confirms and returns.
 
+mod blocked;
 mod queues;
 mod renew;
 mod round;
@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, TryRecvError, at, never, select_biased};
-use log::{info, warn};
 
 use self::queues::Queues;
 use self::renew::NackingQueues;
@@ -128,11 +127,6 @@ impl<T> Link<T> {
 
     pub(crate) fn has_confirmed(&self) -> bool {
         self.has_confirmed
-    }
-
-    /// Why the broker blocks publishers at present, if it does.
-    pub(crate) fn blocked(&self) -> Option<&str> {
-        self.blocked.as_deref()
     }
 
     pub(crate) fn is_lent(&self) -> bool {
@@ -272,44 +266,6 @@ impl<T> Link<T> {
             }
         }
         backlog.insert(pending);
-    }
-
-    /// Records that the broker blocks publishers, or does so no longer.
-    pub(crate) fn note(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Blocked(reason) => {
-                warn!("the broker blocks publishers: {reason}; publishing waits");
-                self.blocked = Some(reason.clone());
-            }
-            Notice::Unblocked => {
-                info!("the broker takes publishes again");
-                self.blocked = None;
-                self.slow_confirm_at = Some(Instant::now() + SLOW_AFTER);
-            }
-        }
-    }
-
-    /// Warns once, if no confirm has come for some time.
-    pub(crate) fn warn_slow_confirm(&mut self) {
-        if self.slow_confirm_at.is_none_or(|at| Instant::now() < at) {
-            return;
-        }
-        self.slow_confirm_at = None;
-        let count = self.in_flight.len();
-        if count > 0 && self.blocked.is_none() {
-            warn!(
-                "no confirm for {SLOW_AFTER:?}: {count} tasks are unconfirmed (is the broker in alarm?)"
-            );
-        }
-    }
-
-    /// What the tasks wait for.
-    pub(crate) fn what_is_awaited(&self) -> String {
-        match (&self.blocked, self.durable_at) {
-            (Some(reason), _) => format!("the broker blocks publishers: {reason}"),
-            (None, Some(_)) => "its queue is new, and durable only a moment later".into(),
-            (None, None) => "the broker sends no confirm (does the queue have a leader?)".into(),
-        }
     }
 
     /// Resolves the tasks in flight that `which` picks. They may arrive all the same.

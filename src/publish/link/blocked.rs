@@ -1,0 +1,54 @@
+//! A broker that blocks publishers, or sends no confirm: what a link records of it, and logs.
+
+use std::time::Instant;
+
+use log::{info, warn};
+
+use super::Link;
+use crate::amqp::call_timeout::SLOW_AFTER;
+use crate::amqp::connection::Notice;
+
+impl<T> Link<T> {
+    /// Records that the broker blocks publishers, or does so no longer.
+    pub(crate) fn note(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Blocked(reason) => {
+                warn!("the broker blocks publishers: {reason}; publishing waits");
+                self.blocked = Some(reason.clone());
+            }
+            Notice::Unblocked => {
+                info!("the broker takes publishes again");
+                self.blocked = None;
+                self.slow_confirm_at = Some(Instant::now() + SLOW_AFTER);
+            }
+        }
+    }
+
+    /// Why the broker blocks publishers at present, if it does.
+    pub(crate) fn blocked(&self) -> Option<&str> {
+        self.blocked.as_deref()
+    }
+
+    /// Warns once, if no confirm has come for some time.
+    pub(crate) fn warn_slow_confirm(&mut self) {
+        if self.slow_confirm_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        self.slow_confirm_at = None;
+        let count = self.in_flight.len();
+        if count > 0 && self.blocked.is_none() {
+            warn!(
+                "no confirm for {SLOW_AFTER:?}: {count} tasks are unconfirmed (is the broker in alarm?)"
+            );
+        }
+    }
+
+    /// What the tasks wait for.
+    pub(crate) fn what_is_awaited(&self) -> String {
+        match (&self.blocked, self.durable_at) {
+            (Some(reason), _) => format!("the broker blocks publishers: {reason}"),
+            (None, Some(_)) => "its queue is new, and durable only a moment later".into(),
+            (None, None) => "the broker sends no confirm (does the queue have a leader?)".into(),
+        }
+    }
+}
