@@ -98,6 +98,40 @@ fn names_of_the_library(code: &str) -> Vec<&str> {
     names.map(str::trim).filter(|name| !name.is_empty()).collect()
 }
 
+#[test]
+fn a_file_has_at_most_400_lines_and_a_function_40() {
+    for folder in ["src", "bin", "bench/src", "examples"] {
+        for file in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)) {
+            let lines = lines_of_code(&file);
+            assert!(lines.len() <= 400, "{} has {} lines", file.display(), lines.len());
+            for (name, length) in functions(&lines) {
+                assert!(length <= 40, "{}: {name} has {length} lines", file.display());
+            }
+        }
+    }
+}
+
+/// Without the unit tests.
+fn lines_of_code(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).expect("the file can be read");
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    code.lines().map(str::to_owned).collect()
+}
+
+/// Each function's first line and length, as rustfmt indents it.
+fn functions(lines: &[String]) -> Vec<(&str, usize)> {
+    let starts = lines.iter().enumerate().filter(|(_, line)| {
+        let words = ["pub(crate) ", "pub(super) ", "pub ", "const "];
+        let code = words.iter().fold(line.trim_start(), |it, word| it.trim_start_matches(word));
+        code.starts_with("fn ") && !line.ends_with(['}', ';'])
+    });
+    let length = |start: usize, line: &str| {
+        let end = format!("{}}}", &line[..line.len() - line.trim_start().len()]);
+        lines[start..].iter().position(|it| *it == end).map_or(0, |it| it + 1)
+    };
+    starts.map(|(number, line)| (line.as_str(), length(number, line))).collect()
+}
+
 /// Each module by its path, with the modules that it uses.
 fn modules() -> BTreeMap<String, BTreeSet<String>> {
     let source = source();
