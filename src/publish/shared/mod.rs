@@ -120,18 +120,13 @@ impl SharedProducer {
     /// Publishes one task and waits until the broker has confirmed it. Returns its id.
     ///
     /// # Errors
-    /// [`Error::NotConfirmed`] with the task and its id, when it was not confirmed in time. Its outcome
-    /// says why, such as [`Outcome::Unsent`] without a connection. [`Error::InvalidSetting`] for a task
-    /// that AMQP cannot carry. [`Error::Stopped`] after [`close`](SharedProducer::close), and after a
-    /// stop if it has no connection.
+    /// [`Error::NotConfirmed`] with the task and its id. Its outcome says why: [`Outcome::Unsent`] if there
+    /// was no connection in time, or after a stop or [`close`](SharedProducer::close);
+    /// [`Outcome::Refused`] for a task that AMQP cannot carry; or what the broker answered.
     ///
     /// # Blocking
     /// At most for the timeout, and a twentieth of it.
     pub fn publish(&self, task: Task) -> Result<String, Error> {
-        self.validate(&task)?;
-        if !self.inner.is_inherited() && self.state() == ProducerState::Stopped {
-            return Err(Error::Stopped);
-        }
         self.submit(task).wait_for_outcome().into_result()
     }
 
@@ -144,10 +139,10 @@ impl SharedProducer {
         if self.inner.is_inherited() {
             return resolved(task, unsent(PARENTS));
         }
+        let task = task.stamped(SystemTime::now(), &mut self.inner.ids());
         if let Err(error) = self.validate(&task) {
             return resolved(task, Outcome::Refused { reason: error.to_string() });
         }
-        let task = task.stamped(SystemTime::now(), &mut self.inner.ids());
         if self.state() == ProducerState::Stopped {
             return resolved(task, unsent(Error::Stopped.to_string()));
         }
