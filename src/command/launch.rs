@@ -136,9 +136,10 @@ pub(crate) fn variables(delivery: &Delivery) -> Vec<(String, String)> {
     named.chain(headers).chain(trace).filter(|(_, value)| !value.contains('\0')).collect()
 }
 
-/// Whether a program does not inherit this variable of ours: it would describe another task.
-pub(crate) fn describes_a_task(variable: &OsStr) -> bool {
-    variable.as_bytes().starts_with(b"TASK_")
+/// Whether a program does not inherit this variable of ours: it would describe another task, or is an
+/// option of a worker, which is not meant for the commands in its programs.
+pub(crate) fn is_not_inherited(variable: &OsStr) -> bool {
+    [&b"TASK_"[..], b"RABBIT_WORK_"].iter().any(|it| variable.as_bytes().starts_with(it))
         || TRACE_CONTEXT.iter().any(|(name, _)| variable == *name)
 }
 
@@ -255,6 +256,6 @@ mod tests {
         assert_eq!(value("TASK_PRIORITY"), None);
         assert_eq!(value("TRACEPARENT"), Some("00-a-b-01"));
         assert_eq!(value("BAGGAGE"), None);
-        assert!(found.iter().all(|(name, _)| describes_a_task(OsStr::new(name))));
+        assert!(found.iter().all(|(name, _)| is_not_inherited(OsStr::new(name))));
     }
 }

@@ -28,7 +28,7 @@ use crate::command::cancel::{CancelPipes, KILL_AFTER};
 use crate::command::defer_file::{DeferFile, DeferFolder};
 use crate::command::kept::{Kept, OutputFiles};
 use crate::command::launch::{
-    describes_a_task, filled_in, find, input, is_being_written, is_not_executable, not_started,
+    filled_in, find, input, is_being_written, is_not_executable, is_not_inherited, not_started,
     variables,
 };
 use crate::command::output::{BackgroundPipes, OutputMode, OutputStream, Sink};
@@ -63,7 +63,8 @@ use crate::util::text::printable;
 /// up to 64 KiB, to this program's own, and the last 4 KiB of it become part of a failure's
 /// reason.
 ///
-/// The environment is this program's own without its `TASK_` variables and its trace, and with `TASK_ID`,
+/// The environment is this program's own without its `TASK_` and `RABBIT_WORK_` variables and its
+/// trace, and with `TASK_ID`,
 /// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_DEFERRALS`, `TASK_REDELIVERED` (0 or 1),
 /// `TASK_CONTENT_TYPE`, `TASK_CONTENT_ENCODING`, `TASK_TYPE`, `TASK_PRIORITY`, `TASK_ENQUEUED_AT`
 /// (Unix seconds), `TASK_CORRELATION_ID`, `TASK_REPLY_TO`, `TASK_WORKER` (the number of the worker thread) and
@@ -142,7 +143,7 @@ impl Command {
         let name = program.into();
         let path = find(&name)?;
         let variables = env::vars_os().map(|(name, _)| name);
-        let not_inherited = variables.filter(|name| describes_a_task(name));
+        let not_inherited = variables.filter(|name| is_not_inherited(name));
         Ok(Command {
             path,
             name,

@@ -42,5 +42,6 @@ mod testing;
 mod threads;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls;
+mod variables;
 mod worker;
 mod worker_api;

@@ -1,6 +1,7 @@
 //! Parses a command line with clap, without showing a login in an error, and the values of options.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -10,26 +11,19 @@ use clap::{Arg, Parser};
 
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
-use crate::cli::common::options::{URL_FILE_VARIABLE, URL_VARIABLE};
-use crate::cli::common::url_file;
+use crate::cli::common::variables::{explain, with_variables};
 
-/// The parsed command line; ends the process on an error, or after --help and --version. An error
+/// The parsed command line, completed by variables; ends the process on an error, or after --help and --version. An error
 /// that repeats a URL shows it without its login.
 #[allow(clippy::exit)]
 pub(crate) fn parse<T: Parser>() -> T {
-    let mut command = T::command();
-    // An empty variable counts as not set: files of variables cannot unset one.
-    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    if !is_set(URL_FILE_VARIABLE) || has_option("--url") {
-        command = command.mut_arg("url_file", |file| file.env(None));
-    }
-    // A file of URLs is the more deliberate choice, so it replaces the variable.
-    if !is_set(URL_VARIABLE) || is_set(URL_FILE_VARIABLE) || has_option(url_file::OPTION) {
-        command = command.mut_arg("url", |url| url.env(None));
-    }
+    let words: Vec<OsString> = env::args_os().collect();
+    let command = with_variables(T::command(), &words);
     let runs_a_command = command.get_positionals().any(Arg::is_last_set);
-    let parsed = command.try_get_matches().and_then(|matches| T::from_arg_matches(&matches));
+    let matches = command.try_get_matches_from(words);
+    let parsed = matches.and_then(|matches| T::from_arg_matches(&matches));
     parsed.unwrap_or_else(|mut error| {
+        explain(&mut error);
         if runs_a_command {
             hint_at_dashes(&mut error);
         }
@@ -62,15 +56,6 @@ fn without_logins(text: &str) -> String {
         }
     }
     shown
-}
-
-/// Whether the command line has this option, before a `--`.
-fn has_option(option: &str) -> bool {
-    let words = env::args_os().take_while(|word| word != "--");
-    words.into_iter().any(|word| {
-        let rest = word.to_str().and_then(|word| word.strip_prefix(option)).map(str::as_bytes);
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'=')))
-    })
 }
 
 /// Whether the command line has a `--`, even if nothing follows: `-- $JOB` with an empty JOB.

@@ -6,6 +6,7 @@ use log::error;
 use rabbit_work::Error;
 
 use crate::cli::common::exit::Exit;
+use crate::cli::common::variables::named;
 
 /// Why a command ends early.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl From<Error> for CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CommandError::Usage { what, reason } => write!(f, "{what}: {reason}"),
+            CommandError::Usage { what, reason } => write!(f, "{}: {reason}", named(what)),
             CommandError::Library(error) => f.write_str(&error.chain()),
         }
     }

@@ -23,10 +23,16 @@ Delivery limit:
   classic  a classic queue does not count deliveries
 
 Environment:
+  RABBIT_WORK_<OPTION>  the value of an option: RABBIT_WORK_MAX_PRIORITY=9 is
+                  --max-priority 9. The command line counts first: a variable is
+                  ignored if its option is there, or one that excludes it; so is
+                  an empty one. An option without a value takes true or false;
+                  one that may be repeated, a value on each line. --yes has none
   AMQP_URL        the broker's URL if --url is missing; an empty value is
                   ignored. Default: amqp://guest:guest@localhost:5672
   AMQP_URL_FILE   a file with the broker's URLs, as --url-file; AMQP_URL is then
-                  ignored
+                  ignored. RABBIT_WORK_URL_FILE and RABBIT_WORK_URL come before
+                  both
   RUST_LOG        what is logged on standard error: off, error, warn, info (the
                   default), debug or trace. The error that ends the command is
                   always printed

@@ -12,3 +12,4 @@ pub(crate) mod signals;
 pub(crate) mod stdio;
 pub(crate) mod text;
 pub(crate) mod url_file;
+pub(crate) mod variables;

@@ -16,9 +16,6 @@ use crate::cli::common::error::CommandError;
 use crate::cli::common::logging::LogFormat;
 use crate::cli::common::url_file;
 
-pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
-pub(crate) const URL_FILE_VARIABLE: &str = "AMQP_URL_FILE";
-
 /// The tutorial's queue: only here a command guesses what an empty command line means.
 pub(crate) const TUTORIAL_QUEUE: &str = "task_queue";
 
@@ -35,8 +32,6 @@ pub(crate) struct BrokerArgs {
         global = true,
         help_heading = BROKER,
         value_name = "URL",
-        env = URL_VARIABLE,
-        hide_env_values = true,
         hide_default_value = true,
         default_value = "amqp://guest:guest@localhost:5672"
     )]
@@ -48,8 +43,6 @@ pub(crate) struct BrokerArgs {
         global = true,
         help_heading = BROKER,
         value_name = "FILE",
-        env = URL_FILE_VARIABLE,
-        hide_env_values = true,
         conflicts_with = "url"
     )]
     url_file: Option<PathBuf>,

@@ -8,7 +8,7 @@ use log::warn;
 
 use crate::cli::common::error::CommandError;
 
-pub(crate) const OPTION: &str = "--url-file";
+const OPTION: &str = "--url-file";
 
 /// The URLs in a file: one on each line, or separated by commas.
 pub(crate) fn read(path: &Path) -> Result<Vec<String>, CommandError> {

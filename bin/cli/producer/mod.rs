@@ -23,6 +23,7 @@ use crate::cli::common::exit::Exit;
 use crate::cli::common::logging::init_logging;
 use crate::cli::common::signals::{StopLimits, is_interrupted, stop_on_signals};
 use crate::cli::common::stdio::print_line;
+use crate::cli::common::variables::warn_of_unknown_variables;
 use crate::cli::producer::input::{Bodies, End, Piece};
 use crate::cli::producer::options::Options;
 use crate::cli::producer::publishing::{Plain, Publishing, Sent};
@@ -34,6 +35,7 @@ use crate::cli::producer::wait::{Waiting, log_stopped_before_publishing, log_sto
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
     init_logging("producer", options.broker.log_format);
+    warn_of_unknown_variables();
     let exit = run(&options).unwrap_or_else(|error| {
         if options.json {
             // If this cannot be written, the error still explains the exit status.

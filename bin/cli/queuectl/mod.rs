@@ -16,6 +16,7 @@ use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::common::logging::init_logging;
+use crate::cli::common::variables::warn_of_unknown_variables;
 use crate::cli::queuectl::dead::Form;
 use crate::cli::queuectl::letter::printable;
 use crate::cli::queuectl::options::{Command, Dead, Options};
@@ -25,6 +26,7 @@ use crate::cli::queuectl::status::Format;
 pub(crate) fn main() -> ExitCode {
     let options: Options = parse();
     init_logging("queuectl", options.broker.log_format);
+    warn_of_unknown_variables();
     run(&options).unwrap_or_else(log_error).into()
 }
 

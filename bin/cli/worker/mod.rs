@@ -33,6 +33,7 @@ use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::common::logging::init_logging;
 use crate::cli::common::signals::{StopLimits, stop_on_signals};
+use crate::cli::common::variables::warn_of_unknown_variables;
 use crate::cli::worker::events::EventLog;
 use crate::cli::worker::handler::{CommandHandler, TutorialHandler, command_of};
 use crate::cli::worker::health_file::HealthFile;
@@ -53,6 +54,7 @@ pub(crate) fn main() -> ExitCode {
             return status.into();
         }
     }
+    warn_of_unknown_variables();
     let output = Output::default();
     let exit = run(&options, &output).unwrap_or_else(|error| {
         print_summary(&options, &output, None);
