@@ -8,6 +8,7 @@ use amiquip::{AmqpValue, ConsumerOptions, FieldTable, QueueDeclareOptions, Queue
 
 use crate::amqp::call_timeout::CallGuard;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
+use crate::amqp::consumer_tag;
 use crate::amqp::outbox::{Added, Publishes};
 pub(crate) use crate::amqp::publish_events::{PublishEvents, Reach, Returned, Verdict};
 use crate::amqp::reply_text::is_invalid_argument;
@@ -118,7 +119,7 @@ impl Channel {
         name: &str,
         most: u16,
     ) -> Result<Vec<(Unsettled, Received)>, CloseReason> {
-        let Left { arrived, ended } = self.consume(name, most, Acks::Manual)?.leave();
+        let Left { arrived, ended } = self.consume(name, most, Acks::Manual, None)?.leave();
         ended.map_or(Ok(arrived), Err)
     }
 
@@ -134,16 +135,20 @@ impl Channel {
         self.ask("purging a queue", |inner| inner.queue_purge(name)).map(u64::from)
     }
 
-    /// Starts a subscription with at most `prefetch` unsettled deliveries; 0 is no limit.
+    /// Starts a subscription with at most `prefetch` unsettled deliveries; 0 is no limit. Without a
+    /// tag, the broker makes one.
     pub(crate) fn consume(
         &self,
         queue: &str,
         prefetch: u16,
         acks: Acks,
+        tag: Option<&str>,
     ) -> Result<Subscription<'_>, CloseReason> {
         self.ask("setting the prefetch", |inner| inner.qos(0, prefetch, false))?;
         let no_ack = acks == Acks::Automatic;
-        let options = ConsumerOptions { no_ack, ..ConsumerOptions::default() };
+        let tag = tag.map(|tag| (consumer_tag::ARGUMENT.into(), AmqpValue::LongString(tag.into())));
+        let arguments = tag.into_iter().collect();
+        let options = ConsumerOptions { no_ack, arguments, ..ConsumerOptions::default() };
         let inner = self.ask("starting to consume", |inner| inner.basic_consume(queue, options))?;
         Ok(Subscription::new(inner, &self.guard))
     }

@@ -34,6 +34,8 @@ pub(crate) struct Connection {
     peer_state: Arc<PeerState>,
     outbox: Arc<Outbox>,
     address: String,
+    /// What RabbitMQ shows as its name.
+    name: String,
     /// The IP address and the port.
     peer: String,
     failures: Failures,
@@ -78,6 +80,7 @@ impl Connection {
             peer_state,
             outbox,
             address: address.to_string(),
+            name: broker.connection_name(),
             peer,
             failures: broker.failures().clone(),
             limits,
@@ -103,6 +106,7 @@ impl Connection {
             peer_state: Arc::clone(&self.peer_state),
             outbox: Arc::clone(&self.outbox),
             address: self.address.clone(),
+            name: self.name.clone(),
             peer: self.peer.clone(),
             failures: self.failures.clone(),
             limits: self.limits,
@@ -148,6 +152,11 @@ impl Connection {
 
     pub(crate) fn heartbeat(&self) -> &Heartbeat {
         &self.heartbeat
+    }
+
+    /// What RabbitMQ shows as its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// How long a call may wait for the broker.

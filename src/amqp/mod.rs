@@ -6,6 +6,7 @@ mod client_properties;
 pub(crate) mod close_reason;
 pub(crate) mod connect;
 pub(crate) mod connection;
+pub(crate) mod consumer_tag;
 mod encode;
 pub(crate) mod ended_channels;
 pub(crate) mod guard;

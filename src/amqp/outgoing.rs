@@ -1,5 +1,5 @@
 //! What is written to a broker: the client library's frames, and the publishes of an [`Outbox`],
-//! each batch in the place of a mark among those frames.
+//! each batch in the place of a mark among those frames. A consume gets its tag.
 //!
 //! The mark is an ack of everything on a channel that publishes, and that never consumes. It wakes
 //! the client library's thread, and keeps the order of the channel's frames.
@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use crate::amqp::client_properties::Opening;
+use crate::amqp::consumer_tag::with_tag;
 use crate::amqp::outbox::Outbox;
 
 /// Follows the frames that the client library writes.
@@ -17,11 +18,12 @@ pub(crate) struct Outgoing {
     pub(crate) outbox: Arc<Outbox>,
     /// How many bytes of the client library's present frame are still to be written.
     rest: usize,
-    /// The publishes for the mark that comes next, and how much of them is written.
+    /// What is written in the place of the frame that comes next: the publishes for a mark, or a
+    /// consume; and how much of it is written.
     batch: Vec<u8>,
     written: usize,
-    /// Whether the batch was taken for this mark.
-    has_batch: bool,
+    /// The length of that frame, once the batch was taken for it.
+    replaces: Option<usize>,
 }
 
 /// A frame's type, channel and size, and what follows its payload.
@@ -35,28 +37,35 @@ const METHOD: u8 = 1;
 const MARK_LENGTH: usize = 3 + MARK.len();
 
 impl Outgoing {
-    /// Writes the next bytes to `line`, and returns how many of them are done. A mark is done when
-    /// its whole batch is written: until then the caller waits for room, and offers it again.
+    /// Writes the next bytes to `line`, and returns how many of them are done. A frame is done when
+    /// all that replaces it is written: until then the caller waits for room, and offers it again.
     pub(crate) fn write(&mut self, bytes: &[u8], line: &mut impl Write) -> io::Result<usize> {
         if !self.opening.is_over() {
             return self.opening.write(bytes, line);
         }
-        if self.rest == 0 && self.takes_mark(bytes) {
+        if let Some(replaced) = self.replaced(bytes) {
             self.write_batch(line)?;
-            return Ok(MARK_LENGTH);
+            return Ok(replaced);
         }
-        let length = line.write(&bytes[..self.before_next_mark(bytes)])?;
+        let length = line.write(&bytes[..self.before_next_replaced(bytes)])?;
         self.rest = self.rest_after(&bytes[..length], bytes);
         Ok(length)
     }
 
-    /// Whether these bytes begin with the mark of a channel that publishes.
-    fn takes_mark(&mut self, bytes: &[u8]) -> bool {
-        let Some(channel) = marked(bytes) else { return false };
-        if !self.has_batch {
-            (self.has_batch, self.written) = (self.outbox.take(channel, &mut self.batch), 0);
+    /// The length of the frame that these bytes begin with, if it is to be replaced: the mark of a
+    /// channel that publishes, or a consume.
+    fn replaced(&mut self, bytes: &[u8]) -> Option<usize> {
+        if self.rest == 0 && self.replaces.is_none() {
+            self.written = 0;
+            self.replaces = match marked(bytes) {
+                Some(channel) => self.outbox.take(channel, &mut self.batch).then_some(MARK_LENGTH),
+                None => with_tag(bytes).map(|(frame, length)| {
+                    self.batch = frame;
+                    length
+                }),
+            };
         }
-        self.has_batch
+        self.replaces
     }
 
     fn write_batch(&mut self, line: &mut impl Write) -> io::Result<()> {
@@ -66,16 +75,16 @@ impl Outgoing {
                 length => self.written += length,
             }
         }
-        self.has_batch = false;
+        self.replaces = None;
         Ok(())
     }
 
-    /// How many bytes come before the next mark. One at the beginning is of a channel that does not
-    /// publish, and is an ack.
-    fn before_next_mark(&self, bytes: &[u8]) -> usize {
+    /// How many bytes come before the next frame that may be replaced. A mark at the beginning is of a
+    /// channel that does not publish, and is an ack.
+    fn before_next_replaced(&self, bytes: &[u8]) -> usize {
         let mut end = if self.rest > 0 { self.rest } else { frame_length(bytes) };
         while let Some(left) = bytes.get(end..).filter(|left| !left.is_empty()) {
-            if marked(left).is_some() {
+            if marked(left).is_some() || with_tag(left).is_some() {
                 return end;
             }
             end += frame_length(left);
@@ -109,6 +118,7 @@ fn frame_length(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amqp::consumer_tag::tests::consume_with_a_tag;
     use crate::amqp::outbox::{Added, Publishes};
     use crate::model::task::{Properties, Task};
 
@@ -208,6 +218,23 @@ mod tests {
         assert_eq!(line.taken, published("first"));
         write_all(&mut outgoing, &offered, &mut line);
         assert_eq!(line.taken, [published("first"), published("second")].concat());
+    }
+
+    #[test]
+    fn a_consume_gets_its_tag_however_little_room_the_line_has() {
+        let (asked, tagged) = consume_with_a_tag();
+        for room in 1..60 {
+            let mut outgoing = opened();
+            let publishes = Publishes::new(&outgoing.outbox, 4096);
+            let _ = publishes.add(1, "q", &task("one"));
+            let mut line = Line { taken: Vec::new(), room, is_full: false };
+            // What looks like a consume inside a frame is none.
+            let inside = frame(&asked);
+            let offered = [&*inside, &asked, &mark(1), &asked, &inside].concat();
+            write_all(&mut outgoing, &offered, &mut line);
+            let wanted = [&*inside, &tagged, &published("one"), &tagged, &inside].concat();
+            assert_eq!(line.taken, wanted, "{room}");
+        }
     }
 
     #[test]

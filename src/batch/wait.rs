@@ -132,7 +132,7 @@ impl Wait<'_> {
         has_consumed: &mut bool,
     ) -> Result<End, CloseReason> {
         let channel = open_batch_queue(connection, self.queue, self.batch)?;
-        let subscription = channel.consume(&self.name(), self.prefetch, Acks::Manual)?;
+        let subscription = channel.consume(&self.name(), self.prefetch, Acks::Manual, None)?;
         *has_consumed = true;
         let taken = self.take_all(&channel, &subscription, ledger, each);
         // What has arrived and is not acked is requeued when the channel closes.

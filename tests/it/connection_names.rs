@@ -61,6 +61,47 @@ fn a_name_that_is_given_is_shown_and_says_what_other_connections_are_for() {
     worker.wait(SOON).assert_code(0);
 }
 
+/// The tags of a queue's consumers, in their order.
+fn tags(broker: &PrivateBroker, queue: &str, number: usize) -> Vec<String> {
+    poll("the consumers", SOON, || {
+        let listed = broker.ctl(&["list_consumers", "queue_name", "consumer_tag"]);
+        let of_queue = listed.lines().filter_map(|line| line.strip_prefix(&format!("{queue}\t")));
+        let mut tags: Vec<String> = of_queue.map(String::from).collect();
+        tags.sort();
+        (tags.len() == number).then_some(tags)
+    })
+}
+
+#[test]
+fn rabbitmq_shows_whose_thread_each_consumer_is() {
+    let broker = breakable_broker();
+    let queue = unique_queue("tags");
+    let to = ["--url", broker.url(), "--queue", &queue];
+    let run = |name: &[&str]| {
+        let worker = Command::worker(&to).args(&["--threads", "2"]).args(name);
+        worker.args(&["--", "cat"]).start()
+    };
+    let named = run(&["--name", "mail"]);
+    assert_eq!(tags(&broker, &queue, 2), ["mail.1", "mail.2"]);
+    // A tag that the broker did not make leads its deliveries to their consumer.
+    let mut producer = Command::producer(&to).args(&["--lines"]).open_stdin().start();
+    for task in ["one", "two", "three"] {
+        producer.write(format!("{task}\n").as_bytes());
+        named.wait_for_stdout_line(|line| line == task, SOON);
+    }
+    producer.end_input();
+    producer.wait(SOON).assert_code(0);
+    named.signal("TERM");
+    named.wait(SOON).assert_code(0);
+
+    let unnamed = run(&[]);
+    let (tags, number) = (tags(&broker, &queue, 2), unnamed.id());
+    assert!(tags[0].starts_with(&format!("worker {queue}@")), "{tags:?}");
+    assert!(tags[0].ends_with(&format!(" #{number}.1")), "{tags:?}");
+    unnamed.signal("TERM");
+    unnamed.wait(SOON).assert_code(0);
+}
+
 #[test]
 fn the_address_comes_from_a_file_before_the_environment() {
     let queue = unique_queue("file");

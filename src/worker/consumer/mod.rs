@@ -15,6 +15,7 @@ use log::{debug, info, warn};
 
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::CloseReason;
+use crate::amqp::consumer_tag::tag_of_thread;
 use crate::util::shutdown::is_closed;
 use crate::worker::consumer::context::{ConsumerContext, ConsumerEnd, Report};
 use crate::worker::consumer::event_loop::{ConsumerLoop, Exit};
@@ -152,12 +153,13 @@ impl Consumer {
         consumer_loop: &mut ConsumerLoop<'_>,
     ) -> ConsumerEnd {
         let settings = &self.context.run.settings;
+        let tag = tag_of_thread(self.context.connection.name(), self.slot.number);
         loop {
             let Some(prefetch) = self.context.claim(settings.prefetch) else {
                 return consumer_loop.close_unsubscribed();
             };
             let queue = self.context.queue.name();
-            let subscription = match channel.consume(queue, prefetch, settings.acks) {
+            let subscription = match channel.consume(queue, prefetch, settings.acks, Some(&tag)) {
                 Ok(subscription) => subscription,
                 Err(cause) => return consumer_loop.abandon(cause),
             };
