@@ -12,25 +12,31 @@ use clap_complete::Shell;
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from);
     let folder = folder.ok_or("say into which folder")?;
-    rabbit_work::cli::definitions().into_iter().try_for_each(|command| write(command, &folder))
+    rabbit_work::cli::definitions().try_for_each(|command| write(command, &folder))
 }
 
+/// The pages and completions of a program.
 fn write(mut command: Command, folder: &Path) -> Result<(), Box<dyn Error>> {
     let name = command.get_name().to_string();
     let (pages, completions) = (folder.join("man"), folder.join("completions"));
     fs::create_dir_all(&pages)?;
     fs::create_dir_all(&completions)?;
-    let sections = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     // One for each subcommand, too: the command's own page names them.
     clap_mangen::generate_to(without_sections(command.clone()), &pages)?;
     command.build();
     correct_synopses(&mut command, &name, &pages)?;
-    for page in pages_of(&command, &name) {
-        add_sections(&pages.join(format!("{page}.1")), &as_roff(&sections))?;
-    }
+    add_sections(&command, &name, "", &pages)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut command, &name, &completions)?;
     }
+    correct_labels(&completions.join(format!("{name}.bash")), &name)
+}
+
+/// clap_complete 4.6 jumps to other labels than it sets if the name has a hyphen (clap issue 6421).
+fn correct_labels(completions: &Path, name: &str) -> Result<(), Box<dyn Error>> {
+    let text = fs::read_to_string(completions)?;
+    let [given, looked_for] = ["__subcmd__", "__"].map(|it| format!(" {}", name.replace('-', it)));
+    fs::write(completions, text.replace(&given, &looked_for))?;
     Ok(())
 }
 
@@ -38,15 +44,25 @@ fn without_sections(command: Command) -> Command {
     command.after_long_help(Resettable::Reset).mut_subcommands(without_sections)
 }
 
-/// The command's own page, and those of its subcommands.
-fn pages_of(command: &Command, page: &str) -> Vec<String> {
-    let subcommands = command.get_subcommands().filter(|it| it.get_name() != "help");
-    let below = subcommands.flat_map(|it| pages_of(it, &format!("{page}-{}", it.get_name())));
-    [page.to_string()].into_iter().chain(below).collect()
+/// A page has the sections of the command that has an exit status for all of its subcommands.
+fn add_sections(
+    command: &Command,
+    page: &str,
+    above: &str,
+    pages: &Path,
+) -> Result<(), Box<dyn Error>> {
+    let own = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    let sections = if above.starts_with("Exit status") { above } else { &own };
+    add_to_page(&pages.join(format!("{page}.1")), &as_roff(sections))?;
+    for subcommand in command.get_subcommands().filter(|it| it.get_name() != "help") {
+        let page = format!("{page}-{}", subcommand.get_name());
+        add_sections(subcommand, &page, sections, pages)?;
+    }
+    Ok(())
 }
 
 /// Puts them before the last section, the version.
-fn add_sections(page: &Path, sections: &str) -> Result<(), Box<dyn Error>> {
+fn add_to_page(page: &Path, sections: &str) -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(page)?;
     let end = text.find(".SH VERSION\n").unwrap_or(text.len());
     fs::write(page, format!("{}{sections}{}", &text[..end], &text[end..]))?;

@@ -7,7 +7,7 @@
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-COMMANDS="producer queuectl worker"
+PROGRAMS="producer queuectl rabbit-work worker"
 
 main() {
     work=$(mktemp -d)
@@ -18,10 +18,13 @@ main() {
     PATH=${RW_BIN:-${CARGO_TARGET_DIR:-$here/target}/debug}:$PATH
     share=$(cd "$work" && "$here/scripts/manual.sh" --install prefix)
     [ "$share" = "$work/prefix/share" ] || fail "it did not say where it installed them"
-    local command
-    for command in $COMMANDS; do
-        check_pages "$command"
-        check_completions "$command"
+    local program command
+    for program in $PROGRAMS; do
+        check_pages "$program"
+    done
+    for command in producer queuectl worker "rabbit-work producer" "rabbit-work queue" "rabbit-work worker"; do
+        # shellcheck disable=SC2086 # Words.
+        check_completions $command
     done
     check_events
     check_references
@@ -45,7 +48,10 @@ check_pages() {
     for option in $options; do
         grep -qE "^(-[a-zA-Z], )?$option( |\[|$)" "$work/page" || fail "$name.1 has no $option"
     done
-    for section in "EXIT STATUS" DURATIONS ENVIRONMENT FILES EXAMPLES "SEE ALSO"; do
+    # The page of all commands leaves to their pages what they share.
+    local sections=("EXIT STATUS" DURATIONS ENVIRONMENT FILES EXAMPLES "SEE ALSO")
+    [ "$name" != rabbit-work ] || sections=(NAMES EXAMPLES "SEE ALSO")
+    for section in "${sections[@]}"; do
         grep -qxF ".SH \"$section\"" "$page" || fail "$name.1 has no section $section"
     done
     [ ! -e "${page%.1}-help.1" ] || fail "$name-help.1 is a page about help"
@@ -57,12 +63,14 @@ check_pages() {
 
 # As src/worker/event.rs names them, but for those of sessions, which --events leaves out.
 check_events() {
-    local kind kinds
+    local kind kinds page
     kinds=$(sed -nE 's/^ *EventKind::[A-Z][a-z]+ => "([a-z]+)",$/\1/p' "$here/src/worker/event.rs" |
         grep -vx 'connected\|disconnected')
     [ -n "$kinds" ] || fail "src/worker/event.rs names no kinds of event"
     for kind in $kinds; do
-        grep -qxF "\\fB$kind\\fR" "$share/man/man1/worker.1" || fail "worker.1 has no event $kind"
+        for page in worker rabbit-work-worker; do
+            grep -qxF "\\fB$kind\\fR" "$share/man/man1/$page.1" || fail "$page.1 has no event $kind"
+        done
     done
 }
 
@@ -75,17 +83,18 @@ check_references() {
     done <"$work/references"
 }
 
+# The words of a command are the arguments.
 check_completions() {
     local file=$share/bash-completion/completions/$1
     bash -n "$file"
     # As the shell asks for what may follow `COMMAND --queue-t`.
     # shellcheck disable=SC2016 # It is for the shell that has them loaded.
-    local ask='. "$1"; read -r _ _ function _ < <(complete -p "$2" | sed "s/.* -F /- - /")
-        COMP_WORDS=("$2" --queue-t) COMP_CWORD=1
-        "$function" "$2" --queue-t "$2"; echo "${COMPREPLY[@]}"'
+    local ask='. "$1"; shift; read -r _ _ function _ < <(complete -p "$1" | sed "s/.* -F /- - /")
+        COMP_WORDS=("$@" --queue-t) COMP_CWORD=$#
+        "$function" "$1" --queue-t "${!#}"; echo "${COMPREPLY[@]}"'
     local offered
-    offered=$(bash --norc -eu -c "$ask" ask "$file" "$1")
-    [ "$offered" = --queue-type ] || fail "bash offers '$offered' for $1 --queue-t"
+    offered=$(bash --norc -eu -c "$ask" ask "$file" "$@")
+    [ "$offered" = --queue-type ] || fail "bash offers '$offered' for $* --queue-t"
     [ -e "$share/zsh/site-functions/_$1" ] || fail "there are no completions of $1 for zsh"
     [ -e "$share/fish/vendor_completions.d/$1.fish" ] || fail "there are none of $1 for fish"
 }

@@ -17,6 +17,7 @@ mod follow_ups;
 mod guarantees;
 mod heartbeats;
 mod hostile_broker;
+mod one_program;
 mod own_thread;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod own_tls;

@@ -9,16 +9,15 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Parser};
 
+use crate::cli::call::Call;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::common::variables::{explain, with_variables};
 
-/// The parsed command line, completed by variables; ends the process on an error, or after --help and --version. An error
-/// that repeats a URL shows it without its login.
-#[allow(clippy::exit)]
-pub(crate) fn parse<T: Parser>() -> T {
-    let words: Vec<OsString> = env::args_os().collect();
-    let command = with_variables(T::command(), &words);
+/// The parsed command line, completed by variables; ends the process on an error, or after --help and --version.
+pub(crate) fn parse<T: Parser>(call: &Call) -> T {
+    let words: Vec<OsString> = call.words().collect();
+    let command = with_variables(call.define(T::command()), &words);
     let runs_a_command = command.get_positionals().any(Arg::is_last_set);
     let matches = command.try_get_matches_from(words);
     let parsed = matches.and_then(|matches| T::from_arg_matches(&matches));
@@ -27,13 +26,20 @@ pub(crate) fn parse<T: Parser>() -> T {
         if runs_a_command {
             hint_at_dashes(&mut error);
         }
-        if !error.use_stderr() {
-            // --help and --version repeat nothing that was given.
-            error.exit();
-        }
-        let _ = write!(io::stderr(), "{}", without_logins(&error.render().to_string()));
-        std::process::exit(i32::from(Exit::Usage.status()))
+        exit_with(&error)
     })
+}
+
+/// Ends the process with this error, or after what --help and --version print. An error that repeats a
+/// URL shows it without its login.
+#[allow(clippy::exit)]
+pub(crate) fn exit_with(error: &clap::Error) -> ! {
+    if !error.use_stderr() {
+        // --help and --version repeat nothing that was given.
+        error.exit();
+    }
+    let _ = write!(io::stderr(), "{}", without_logins(&error.render().to_string()));
+    std::process::exit(i32::from(Exit::Usage.status()))
 }
 
 /// A word that is no option is most likely the command.

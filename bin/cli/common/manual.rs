@@ -2,9 +2,46 @@
 //! colon begins a section. An indented line has a term, two blanks or more, and its meaning; the
 //! lines that continue a meaning are indented further.
 
+use clap::Command;
+use clap::builder::StyledStr;
+
 /// The sections of a command: its own, and those that all commands have.
 pub(crate) fn sections(own: &str, environment: &str, last: &str) -> String {
     [own, SHARED, environment, last].concat().trim_end().to_string()
+}
+
+/// The definition of a command whose texts name the commands as subcommands of `rabbit-work`.
+pub(crate) fn with_long_names(mut command: Command) -> Command {
+    let long = |text: Option<&StyledStr>| text.map(|text| long_names(&text.to_string()));
+    if let Some(about) = long(command.get_about()) {
+        command = command.about(about);
+    }
+    if let Some(about) = long(command.get_long_about()) {
+        command = command.long_about(about);
+    }
+    if let Some(sections) = long(command.get_after_long_help()) {
+        command = command.after_long_help(sections);
+    }
+    command.mut_subcommands(with_long_names)
+}
+
+/// In examples and references, as `producer` and `worker` are also words of the text.
+fn long_names(text: &str) -> String {
+    let mut is_example = false;
+    let mut long = String::new();
+    for line in text.split_inclusive('\n') {
+        is_example = line.starts_with("Example") || is_example && !line.trim().is_empty();
+        let mut line = line.replace("queuectl(1)", "rabbit-work-queue(1)");
+        for name in ["producer", "worker"] {
+            line = line.replace(&format!("{name}(1)"), &format!("rabbit-work-{name}(1)"));
+            for before in ["  ", "| "].iter().filter(|_| is_example) {
+                let short = format!("{before}{name}");
+                line = line.replace(&short, &format!("{before}rabbit-work {name}"));
+            }
+        }
+        long += &line.replace("queuectl", "rabbit-work queue");
+    }
+    long
 }
 
 /// Ends with the section Environment, which a command may continue.

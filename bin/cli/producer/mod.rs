@@ -17,6 +17,7 @@ use std::time::Duration;
 use log::warn;
 use rabbit_work::{Broker, Producer, Queue, Shutdown};
 
+use crate::cli::call::Call;
 use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
@@ -32,9 +33,9 @@ use crate::cli::producer::source::Source;
 use crate::cli::producer::summary::Totals;
 use crate::cli::producer::wait::{Waiting, log_stopped_before_publishing, log_stopped_before_wait};
 
-pub(crate) fn main() -> ExitCode {
-    let options: Options = parse();
-    init_logging("producer", options.broker.log_format);
+pub(crate) fn main(call: &Call) -> ExitCode {
+    let options: Options = parse(call);
+    init_logging(call.name(), options.broker.log_format);
     warn_of_unknown_variables();
     let exit = run(&options).unwrap_or_else(|error| {
         if options.json {

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use rabbit_work::{DeadLetters, Inspector};
 
+use crate::cli::call::Call;
 use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
@@ -23,9 +24,9 @@ use crate::cli::queuectl::options::{Command, Dead, Options};
 use crate::cli::queuectl::output::{log_error, print, report_purged};
 use crate::cli::queuectl::status::Format;
 
-pub(crate) fn main() -> ExitCode {
-    let options: Options = parse();
-    init_logging("queuectl", options.broker.log_format);
+pub(crate) fn main(call: &Call) -> ExitCode {
+    let options: Options = parse(call);
+    init_logging(call.name(), options.broker.log_format);
     warn_of_unknown_variables();
     run(&options).unwrap_or_else(log_error).into()
 }

@@ -28,6 +28,7 @@ use rabbit_work::{
     Command, Event, Handler, QueueSummary, StopReason, Worker, Workers, WorkersSummary,
 };
 
+use crate::cli::call::Call;
 use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
@@ -46,9 +47,9 @@ use crate::cli::worker::progress::Progress;
 use crate::cli::worker::records::Records;
 use crate::cli::worker::service_manager::report_to_service_manager;
 
-pub(crate) fn main() -> ExitCode {
-    let options: Options = parse();
-    init_logging("worker", options.broker.log_format);
+pub(crate) fn main(call: &Call) -> ExitCode {
+    let options: Options = parse(call);
+    init_logging(call.name(), options.broker.log_format);
     if !options.command.is_empty() {
         if let Some(status) = status_as_first_process() {
             return status.into();

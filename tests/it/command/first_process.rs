@@ -29,9 +29,18 @@ struct First {
 
 impl First {
     fn start(bench: &Bench, options: &[&str], command: &[&str]) -> Option<First> {
-        let worker = env!("CARGO_BIN_EXE_worker");
-        let address = [worker, "--url", bench.broker.url(), "--queue", &bench.queue];
-        let words = [&apart()?[..], &address, options, &["--"], command].concat();
+        First::start_program(&[env!("CARGO_BIN_EXE_worker")], bench, options, command)
+    }
+
+    /// The worker that these words start.
+    fn start_program(
+        worker: &[&str],
+        bench: &Bench,
+        options: &[&str],
+        command: &[&str],
+    ) -> Option<First> {
+        let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
+        let words = [&apart()?[..], worker, &address, options, &["--"], command].concat();
         let unshare = Command::program("unshare", &words).current_dir(bench.dir.path()).start();
         unshare.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
         let id = children(unshare.id()).pop().expect("the first process");
@@ -80,4 +89,19 @@ fn signals_and_statuses_go_through_the_first_process() {
     first.signal("INT");
     first.unshare.wait(SOON).assert_code(130);
     assert_eq!(bench.left().len(), 1);
+}
+
+#[test]
+fn the_one_program_is_a_worker_also_in_the_second_process() {
+    let bench = Bench::new("firstone");
+    let (program, link) = (env!("CARGO_BIN_EXE_rabbit-work"), bench.path("worker"));
+    std::os::unix::fs::symlink(program, &link).expect("a link");
+    for worker in [&[program, "worker"][..], &[link.to_str().expect("a path in UTF-8")]] {
+        bench.publish(&[b"x"]);
+        let options = ["--threads", "1", "--max-tasks", "1", "--json"];
+        let Some(first) = First::start_program(worker, &bench, &options, &["true"]) else { return };
+        let output = first.unshare.wait(SOON);
+        output.assert_code(0);
+        assert_eq!(counts(&output.stdout()), [1, 0, 0, 0], "{worker:?}");
+    }
 }
