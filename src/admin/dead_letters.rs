@@ -263,8 +263,7 @@ impl DeadLetters {
         });
         match worked {
             Ok(done) => {
-                // Everything is settled and answered: an error of the close changes nothing.
-                let _ = connection.close();
+                connection.close();
                 done.transpose()
             }
             Err(cause) => self.no_letters_or_error(connection, cause).map(|()| None),

@@ -10,7 +10,6 @@ pub(crate) mod walk;
 use std::fmt;
 
 use crossbeam_channel::never;
-use log::debug;
 
 use crate::amqp::channel::{Channel, Count};
 use crate::amqp::close_reason::CloseReason;
@@ -253,9 +252,8 @@ impl Inspector {
 impl Drop for Inspector {
     /// Closes the connection, and waits for the broker's answer, at most for the close timeout.
     fn drop(&mut self) {
-        let Some(connection) = self.connection.take() else { return };
-        if let Err(cause) = connection.close() {
-            debug!("the connection did not close in order: {cause}");
+        if let Some(connection) = self.connection.take() {
+            connection.close();
         }
     }
 }

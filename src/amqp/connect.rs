@@ -322,7 +322,7 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
 }
 
 fn log_skipped(failed: &str) {
-    warn!("passed over {failed}");
+    warn!("skipped {failed}");
 }
 
 /// The text of an error of this address, with the address in it once.

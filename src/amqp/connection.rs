@@ -196,17 +196,20 @@ impl Connection {
     /// Closes a live connection in order. Every channel must have been closed before: the client
     /// library discards without an error what is still queued on one (amiquip 0.4.2
     /// io_loop/mod.rs:768).
-    /// Waits for the broker, at most the close limit.
-    pub(crate) fn close(self) -> Result<(), CloseReason> {
-        let Some(inner) = self.take() else { return Ok(()) };
+    /// Waits for the broker, at most the close limit. Only logs if that fails: everything is answered.
+    pub(crate) fn close(self) {
+        let Some(inner) = self.take() else { return };
         let guard = &self.guard;
         let closed =
             guard.with_timeout(self.limits.close, "closing the connection", || inner.close());
         self.shut_for_all();
-        if closed.is_ok() {
-            let _ = self.peer_state.closed_in_order.set(());
+        match closed {
+            Ok(()) => drop(self.peer_state.closed_in_order.set(())),
+            Err(error) => {
+                let cause = guard.cause().unwrap_or_else(|| error.into());
+                debug!("the connection was not closed cleanly: {cause}");
+            }
         }
-        closed.map_err(|error| guard.cause().unwrap_or_else(|| error.into()))
     }
 
     /// Ends a connection on which something failed: closes it after a channel error, and aborts it
@@ -214,9 +217,7 @@ impl Connection {
     pub(crate) fn end(self, cause: Option<CloseReason>) -> CloseReason {
         match cause {
             Some(cause) if cause.is_channel_error() => {
-                if let Err(unclosed) = self.close() {
-                    debug!("the connection did not close in order: {unclosed}");
-                }
+                self.close();
                 cause
             }
             cause => self.abort(cause),

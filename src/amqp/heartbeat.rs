@@ -1,10 +1,8 @@
-//! Judges whether heartbeats were missed, and counts the bytes that the broker sent. A process
-//! that was
-//! stopped (SIGSTOP, a frozen container) must not go on as if no time had passed: by then the
-//! broker
-//! has requeued its tasks. A drain has to know whether something is still arriving. A suspended
-//! machine
-//! is not noticed, because its clock stops with it.
+//! Judges whether heartbeats were missed, and counts the bytes that the broker sent.
+//!
+//! A process that was stopped (SIGSTOP, a frozen container) must not go on as if no time had passed: by
+//! then the broker has requeued its tasks. A suspended machine is not noticed, because its clock stops
+//! with it. The bytes tell a drain whether something is still arriving.
 
 use std::io;
 use std::sync::Arc;
@@ -64,8 +62,8 @@ impl Heartbeat {
     pub(crate) fn record_read(&self, bytes: usize) -> io::Result<()> {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.is_stale() {
-            let text = "nothing was heard for two heartbeats: the broker, or this process, stood \
-                        still";
+            let text = "the broker sent nothing for two heartbeats: the broker or this process was \
+                        stopped";
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         if self.heard.load(Ordering::Acquire) > 0 {

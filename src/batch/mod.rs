@@ -230,7 +230,7 @@ impl Batch {
         let address = connection.address().to_string();
         match self.prepare_queue(&connection) {
             Ok(durable_at) => {
-                let _ = connection.close();
+                connection.close();
                 let _ = self.stopping.recv_deadline(durable_at);
                 self.state = State::Ready;
                 Ok(())

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, at, never, select_biased};
-use log::{debug, warn};
+use log::warn;
 
 use crate::amqp::channel::{
     Acks, Channel, Incoming, Received, Settlement, Subscription, Unsettled,
@@ -112,9 +112,7 @@ impl Wait<'_> {
         let address = connection.address().to_string();
         match self.take_from(&connection, ledger, each, has_consumed) {
             Ok(end) => {
-                if let Err(cause) = connection.close() {
-                    debug!("the connection did not close in order: {cause}");
-                }
+                connection.close();
                 Ok(end)
             }
             Err(cause) => {

@@ -1,7 +1,7 @@
 //! Forwards the output of a task's program in whole lines, unchanged or with a tag before each
 //! line, and keeps the end of its standard error for the failure's reason.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, read};
 
 use crate::command::kept::TAIL;
+use crate::util::stream::write_all;
 
 /// One of the two streams that a program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -213,39 +214,6 @@ impl Pipe {
     }
 }
 
-/// Any program that shares our stream can make it non-blocking: then this waits for room, as if it
-/// were not.
-fn write_all(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match when_writable(&mut out, |out| out.write(bytes))? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            count => bytes = &bytes[count..],
-        }
-    }
-    when_writable(&mut out, Write::flush)
-}
-
-fn when_writable<O: AsFd, T>(
-    out: &mut O,
-    write: impl Fn(&mut O) -> io::Result<T>,
-) -> io::Result<T> {
-    loop {
-        match write(out) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_room(out)?,
-            written => return written,
-        }
-    }
-}
-
-/// Returns also when all readers are gone: the next write fails then.
-fn wait_for_room(out: &impl AsFd) -> io::Result<()> {
-    match poll(&mut [PollFd::new(out, PollFlags::OUT)], None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// The lines, each with the tag before it; the last one ended, if need be.
 fn tagged(tag: &[u8], lines: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(lines.len() + tag.len());
@@ -272,6 +240,8 @@ mod tests {
     use std::sync::Mutex;
 
     use rustix::pipe::{PipeFlags, pipe_with};
+
+    use std::io::Write;
 
     use super::*;
 

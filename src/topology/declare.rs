@@ -84,7 +84,7 @@ impl Declared {
     /// Logs that the queue of this name is used as it is, if it is.
     pub(crate) fn log_use(&self, name: &str) {
         if let Declared::UsedAsItIs { refusal } = self {
-            info!("'{name}' cannot be declared: {refusal}; it is there, and used as it is");
+            info!("'{name}' cannot be declared: {refusal}; the existing queue is used as it is");
         }
     }
 }

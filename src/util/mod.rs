@@ -6,4 +6,6 @@ pub(crate) mod host;
 pub(crate) mod log_filter;
 pub(crate) mod panic;
 pub(crate) mod shutdown;
+#[cfg(all(unix, feature = "command"))]
+pub(crate) mod stream;
 pub(crate) mod text;

@@ -6,7 +6,7 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// Whether it moves the cursor, begins a line, or changes how its neighbours are shown.
-fn acts_on_a_terminal(letter: char) -> bool {
+pub(crate) fn acts_on_a_terminal(letter: char) -> bool {
     letter.is_control()
         || matches!(
             letter,

@@ -219,7 +219,7 @@ fn unknown(why: &str) -> String {
 /// Says what the worker waits for, without a count, which changes from check to check.
 fn awaited(waiting: &[DelayQueue]) -> String {
     let longest = waiting.iter().map(|it| it.delay).max().unwrap_or_default();
-    format!("waits for delayed tasks, the last of them due in at most {}", in_words(longest))
+    format!("waiting for delayed tasks; the last one is due within {}", in_words(longest))
 }
 
 /// A delay in its largest whole unit.

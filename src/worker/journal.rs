@@ -123,8 +123,8 @@ impl Journal {
     ) {
         let (thread, task) = (event.thread, name_of_event(&event));
         warn!(
-            "thread {thread}: task {task} could not be published to '{queue}' and goes back to its \
-             queue in {pause:?} or later, its failure uncounted: {outcome}"
+            "thread {thread}: task {task} could not be published to '{queue}': {outcome}; it is requeued \
+             in {pause:?} or later, and the failure is not counted"
         );
         self.tally.failed();
         self.notify_now(Event { kind: EventKind::Failed, ..event });

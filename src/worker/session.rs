@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::channel::Channel;
@@ -164,15 +164,13 @@ impl Session<'_> {
             return if is_exhausted() { SessionEnd::Exhausted } else { SessionEnd::Stopped };
         }
         let address = connection.address().to_string();
-        if let Err(cause) = connection.close() {
-            debug!("the connection did not close in order: {cause}");
-        }
+        connection.close();
         match own_end {
             Some(OwnEnd::Drained { taken: before }) if taken <= before => SessionEnd::Drained,
             _ if is_exhausted() => SessionEnd::Exhausted,
             _ if is_stopped => SessionEnd::Stopped,
             Some(OwnEnd::Drained { .. }) => {
-                info!("tasks arrived during the drain: works on");
+                info!("tasks arrived during the drain; the worker continues");
                 SessionEnd::Again
             }
             // Each consumer has taken its share of the budget, and some of that was not run.

@@ -372,7 +372,7 @@ fn log_loss(cause: &CloseReason) {
             warn!("a consumer was lost: {advice}");
         }
         info!(
-            "the other threads have {FINISH_AFTER_LOSS:?} to end what they run, then all begin anew"
+            "the other threads have {FINISH_AFTER_LOSS:?} to finish their tasks; then the worker reconnects"
         );
     }
 }

@@ -467,7 +467,7 @@ fn row_43_a_delivery_timeout_of_a_real_broker_has_the_task_run_again_and_acked_o
     let running = worker(&broker, &queue, &arguments);
     running.wait_for_stdout_line(|line| line == "begun", SOON);
 
-    let told = running.wait_for_stderr_line(|line| line.contains("its consumer was lost"), SOON);
+    let told = running.wait_for_stderr_line(|line| line.contains("lost its consumer"), SOON);
     broker.restore_consumer_timeout();
     std::fs::write(&go_on, "").expect("the task is told");
     running.wait_for_stderr_line(|line| line.contains("may run twice"), SOON);

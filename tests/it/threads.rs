@@ -74,7 +74,7 @@ fn a_drain_says_that_it_drained_and_meanwhile_what_it_waits_for() {
     let drained = Command::worker(&to).args(&["--drain", "--json", "--", "true"]).run(SOON);
     drained.assert_code(0);
     let stderr = drained.stderr();
-    let told = "waits for delayed tasks, the last of them due in at most 10 s";
+    let told = "waiting for delayed tasks; the last one is due within 10 s";
     assert_eq!(stderr.matches(told).count(), 1, "{stderr}");
     let stdout = drained.stdout();
     assert!(stdout.contains("\"ended\":\"drained\""), "{stdout}");

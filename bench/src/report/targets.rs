@@ -1,4 +1,4 @@
-//! What issues 17 and 19 hold rabbit-work to, and whether it is reached.
+//! The ratios to other clients that rabbit-work is to reach, and whether it does.
 
 use self::Limit::{AtLeast, AtMost};
 use super::tables::markdown;

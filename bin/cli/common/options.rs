@@ -73,7 +73,7 @@ pub(crate) struct BrokerArgs {
     )]
     pub(crate) log_format: LogFormat,
 
-    /// Trust the certificates of these authorities (PEM) for amqps:// addresses
+    /// Trust the certificate authorities in FILE (PEM) for amqps:// addresses, besides the system's
     #[cfg(feature = "tls")]
     #[arg(long, global = true, help_heading = BROKER, value_name = "FILE")]
     ca: Option<PathBuf>,

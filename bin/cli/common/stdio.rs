@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,9 +11,9 @@ use std::path::Path;
 use rabbit_work::OutputStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
-use rustix::io::Errno;
 
 use crate::cli::common::error::CommandError;
+use crate::util::stream;
 
 /// How long the first byte of an input may take.
 const FIRST_BYTE_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -28,43 +28,11 @@ pub(crate) fn write_out(bytes: &[u8]) -> io::Result<()> {
     write_all(OutputStream::Stdout, bytes)
 }
 
-/// Writes all bytes to a stream. Any program that shares the stream can make it non-blocking: then
-/// this waits for room, as if it were not.
+/// Writes all bytes to a stream.
 pub(crate) fn write_all(stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
     match stream {
-        OutputStream::Stdout => write_and_flush(io::stdout().lock(), bytes),
-        OutputStream::Stderr => write_and_flush(io::stderr().lock(), bytes),
-    }
-}
-
-fn write_and_flush(mut out: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match when_writable(&mut out, |out| out.write(bytes))? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            count => bytes = &bytes[count..],
-        }
-    }
-    when_writable(&mut out, Write::flush)
-}
-
-fn when_writable<O: Write + AsFd, T>(
-    out: &mut O,
-    write: impl Fn(&mut O) -> io::Result<T>,
-) -> io::Result<T> {
-    loop {
-        match write(out) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_until_writable(out)?,
-            written => return written,
-        }
-    }
-}
-
-/// Returns also when all readers are gone: the next write fails then.
-fn wait_until_writable(out: &impl AsFd) -> io::Result<()> {
-    match poll(&mut [PollFd::new(out, PollFlags::OUT)], None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
+        OutputStream::Stdout => stream::write_all(io::stdout().lock(), bytes),
+        OutputStream::Stderr => stream::write_all(io::stderr().lock(), bytes),
     }
 }
 

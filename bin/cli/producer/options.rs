@@ -203,7 +203,7 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
 
 const MANUAL: &str = "\
 Exit status:
-  0    every task is confirmed and routed; with --wait: and done
+  0    every task is confirmed and routed; with --wait, also done
   1    a task is not confirmed, or the input was not read to its end; or
        standard output could not be written, or the system started no thread;
        with --wait: or a task is a dead letter

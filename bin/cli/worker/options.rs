@@ -37,8 +37,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "1")]
     prefetch: u16,
 
-    /// Ack on delivery, so at most once, for comparison: a worker that stops LOSES the tasks that it
-    /// has received and not run
+    /// Ack each task on delivery (at most once): a worker that stops LOSES the tasks that it has
+    /// received and not run
     #[arg(long)]
     pub(crate) auto_ack: bool,
 

@@ -52,8 +52,8 @@ impl QueueDeclaration {
 }
 
 /// How long an unused queue of outcomes stays, and how much longer than its delay an unused delay
-/// queue. A quorum queue counts the time
-/// during which its broker is down, and expires with all tasks in it.
+/// queue. A quorum queue counts the time during which its broker is down, and expires with all tasks in
+/// it.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The delivery limit of queues that we only look into: looking requeues, and by default a quorum

@@ -326,7 +326,7 @@ impl<T> Link<T> {
         let Link { connection, channel, in_flight, .. } = self;
         // A broker that owes confirms may not answer a close either.
         if in_flight.is_all_confirmed() {
-            let _ = connection.close();
+            connection.close();
         } else {
             drop(connection);
         }

@@ -226,8 +226,8 @@ impl Inner {
         let ended = handle.ended.recv_timeout(limit.saturating_add(Producer::DROP_LIMIT));
         if ended == Err(RecvTimeoutError::Timeout) {
             warn!(
-                "a shared producer is left behind: the broker does not answer, and its last tasks \
-                   may not be confirmed"
+                "closed a shared producer without waiting longer, because the broker does not answer; \
+                 its last tasks may not be confirmed"
             );
         }
     }

@@ -58,7 +58,7 @@ impl Consumer {
             let channel = match self.open_another() {
                 Ok(channel) => channel,
                 Err(lost) => {
-                    debug!("thread {}: no channel in its place: {lost}", self.slot.number);
+                    debug!("thread {}: cannot open another channel: {lost}", self.slot.number);
                     return ConsumerEnd::Lost(cause);
                 }
             };
@@ -103,9 +103,9 @@ impl Consumer {
         let number = self.slot.number;
         self.context.run.late_tasks.mark_late(number);
         warn!(
-            "thread {number}: its consumer was lost: {cause}. Its tasks may run twice. If a task ran \
-             longer than consumer_timeout, raise that in rabbitmq.conf, or make the task shorter. \
-             The thread consumes again after its task"
+            "thread {number}: lost its consumer: {cause}; its tasks may run twice, and it consumes again \
+             after its task. If a task ran longer than consumer_timeout, raise consumer_timeout in \
+             rabbitmq.conf or make the task shorter"
         );
     }
 

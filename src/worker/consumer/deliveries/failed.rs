@@ -175,8 +175,8 @@ impl Deliveries<'_> {
         match stage {
             StallLogged::Nothing => {}
             StallLogged::GoesOn => info!(
-                "thread {number}: keeps up to {MOST_KEPT} tasks whose copies are not confirmed, or \
-                 that still run here, and takes other tasks"
+                "thread {number}: takes other tasks while it keeps up to {MOST_KEPT} tasks that still \
+                 run or whose copies are not confirmed"
             ),
             StallLogged::Full => warn!(
                 "thread {number}: keeps {kept} tasks whose copies are not confirmed, or that still \
