@@ -19,14 +19,19 @@ const BEFORE_QUEUE: usize = HEAD + 6;
 
 const FRAME_END: u8 = 0xCE;
 
-/// The tag of a worker's thread, for a connection of this name.
-pub(crate) fn tag_of_thread(name: &str, thread: usize) -> String {
-    let thread = format!(".{thread}");
-    let mut length = name.len().min(LONGEST - thread.len());
+/// The tag of a worker's thread, on a connection of this name. A channel's subscriptions count from 1.
+/// No two have the same tag: RabbitMQ counts the prefetch by it, so that an ack of what an earlier
+/// subscription received would let a later one receive more.
+pub(crate) fn tag_of_thread(name: &str, thread: usize, subscription: usize) -> String {
+    let end = match subscription {
+        1 => format!(".{thread}"),
+        _ => format!(".{thread}.{subscription}"),
+    };
+    let mut length = name.len().min(LONGEST - end.len());
     while !name.is_char_boundary(length) {
         length -= 1;
     }
-    format!("{}{thread}", &name[..length])
+    format!("{}{end}", &name[..length])
 }
 
 /// The consume that is first in these bytes with its tag in place, and the length of what it replaces.
@@ -110,9 +115,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_name_that_is_too_long_is_cut_between_characters() {
-        assert_eq!(tag_of_thread("mail@host #7", 12), "mail@host #7.12");
-        let tag = tag_of_thread(&"é".repeat(200), 1);
+    fn a_tag_names_its_thread_and_a_name_that_is_too_long_is_cut() {
+        assert_eq!(tag_of_thread("mail@host #7", 12, 1), "mail@host #7.12");
+        assert_eq!(tag_of_thread("mail@host #7", 12, 2), "mail@host #7.12.2");
+        let tag = tag_of_thread(&"é".repeat(200), 1, 1);
         assert_eq!(tag, format!("{}.1", "é".repeat(126)));
     }
 

@@ -79,7 +79,7 @@ fn rabbitmq_shows_whose_thread_each_consumer_is() {
     let to = ["--url", broker.url(), "--queue", &queue];
     let run = |name: &[&str]| {
         let worker = Command::worker(&to).args(&["--threads", "2"]).args(name);
-        worker.args(&["--", "cat"]).start()
+        worker.args(&["--", "sh", "-c", "cat; echo"]).start()
     };
     let named = run(&["--name", "mail"]);
     assert_eq!(tags(&broker, &queue, 2), ["mail.1", "mail.2"]);

@@ -153,11 +153,14 @@ impl Consumer {
         consumer_loop: &mut ConsumerLoop<'_>,
     ) -> ConsumerEnd {
         let settings = &self.context.run.settings;
-        let tag = tag_of_thread(self.context.connection.name(), self.slot.number);
+        let mut subscriptions = 0;
         loop {
             let Some(prefetch) = self.context.claim(settings.prefetch) else {
                 return consumer_loop.close_unsubscribed();
             };
+            subscriptions += 1;
+            let name = self.context.connection.name();
+            let tag = tag_of_thread(name, self.slot.number, subscriptions);
             let queue = self.context.queue.name();
             let subscription = match channel.consume(queue, prefetch, settings.acks, Some(&tag)) {
                 Ok(subscription) => subscription,
