@@ -11,7 +11,8 @@ use crate::model::connection_name::ConnectionName;
 use crate::model::error::Error;
 #[cfg(feature = "tls")]
 use crate::model::tls::Tls;
-use crate::model::url::{Address, invalid, parse_addresses};
+use crate::model::url::{Address, parse_addresses};
+use crate::model::url_parts::invalid;
 
 /// One RabbitMQ: one or more addresses, and the limits of each wait for it.
 ///

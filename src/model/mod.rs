@@ -24,3 +24,4 @@ pub(crate) mod task;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 pub(crate) mod url;
+pub(crate) mod url_parts;

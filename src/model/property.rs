@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -10,6 +10,7 @@ use crate::model::broker::Broker;
 use crate::model::delays::{LONGEST_DELAY, all_delays, round_up};
 use crate::model::handler::Failure;
 use crate::model::retry::{Decision, RetryPolicy};
+use crate::model::url_parts::UrlParts;
 
 /// A password that no other part of a URL contains by chance.
 const PASSWORD: &str = "S3kr1t";
@@ -82,6 +83,31 @@ proptest! {
         let shown = format!("{:?}", url.parse::<Broker>().expect("a URL"));
         let parts = format!("{user}@{host}:{port}/{vhost}");
         prop_assert!(shown.contains(&parts), "{} in {}", parts, shown);
+    }
+
+    #[test]
+    fn the_parts_of_a_url_are_those_that_the_crate_url_finds(
+        login in "([a-z%40:-]{0,6}@)?", host in "[a-z][a-z0-9.-]{0,6}|\\[::[0-9a-f]{0,4}\\]",
+        port in "(:[0-9]{0,5})?", path in "(/[a-z0-9%2f~-]{0,6})?", query in "(\\?[a-z0-9=&;/%2d-]{0,9})?",
+    ) {
+        let text = format!("amqp://{login}{host}{port}{path}{query}");
+        match (UrlParts::of(&text), url::Url::parse(&text)) {
+            (Ok(ours), Ok(theirs)) => {
+                let (user, password) = ours.login.unwrap_or_default();
+                // It encodes more of them.
+                let bytes = |text| percent_decode_str(text).collect::<Vec<_>>();
+                prop_assert_eq!(bytes(user), bytes(theirs.username()));
+                let password = password.unwrap_or_default();
+                prop_assert_eq!(bytes(password), bytes(theirs.password().unwrap_or_default()));
+                let host = ours.host.unwrap_or_default();
+                let host = if host.contains(':') { format!("[{host}]") } else { host };
+                prop_assert_eq!(Some(&*host), theirs.host_str());
+                prop_assert_eq!(ours.port, theirs.port());
+                prop_assert_eq!(ours.vhost, theirs.path().trim_start_matches('/'));
+                prop_assert_eq!(ours.query, theirs.query().unwrap_or_default());
+            }
+            (ours, theirs) => prop_assert_eq!(ours.is_ok(), theirs.is_ok(), "{}", text),
+        }
     }
 
     #[test]

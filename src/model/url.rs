@@ -6,10 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-use url::Url;
-
 use crate::model::error::Error;
+use crate::model::url_parts::{SCHEMES, UrlParts, decoded, invalid};
 
 /// One address with the login that belongs to it.
 #[derive(Clone)]
@@ -64,80 +62,45 @@ pub(crate) fn parse_addresses(urls: &[&str]) -> Result<Vec<Address>, Error> {
 }
 
 fn parse_address(text: &str) -> Result<Address, Error> {
-    let url = Url::parse(text).map_err(|error| invalid(error.to_string()))?;
-    let (transport, default_port) = match url.scheme() {
+    let parts = UrlParts::of(text)?;
+    let (transport, default_port) = match &*parts.scheme.to_ascii_lowercase() {
         "amqp" => (Transport::Plain, 5672),
         "amqps" if cfg!(feature = "tls") => (Transport::Tls, 5671),
         "amqps" => return Err(invalid("this build has no TLS, so amqps:// cannot be used")),
-        _ => return Err(invalid("the scheme is neither amqp:// nor amqps://")),
+        _ => return Err(invalid(SCHEMES)),
     };
-    refuse_misplaced_login(&url, text)?;
+    let (user, password) = login(&parts)?;
     let mut address = Address {
-        host: host(&url),
-        port: url.port().unwrap_or(default_port),
-        vhost: vhost(&url)?,
-        user: decoded_or("guest", url.username(), "user")?,
-        password: password(&url, text)?,
+        port: parts.port.unwrap_or(default_port),
+        vhost: vhost(&parts)?,
+        user,
+        password,
         login: Login::Plain,
         transport,
         heartbeat: None,
         connect_timeout: None,
+        host: parts.host.clone().unwrap_or_else(|| "localhost".into()),
     };
-    for (key, value) in url.query_pairs() {
+    for parameter in parts.parameters() {
+        let (key, value) = parameter?;
         apply_parameter(&mut address, &key, &value)?;
     }
     Ok(address)
 }
 
-/// Refuses a URL in which a part of the login would be read as a port or a virtual host: logs show
-/// those.
-fn refuse_misplaced_login(url: &Url, text: &str) -> Result<(), Error> {
-    let misplaced = "// is missing after the scheme, or a # is not written as %23";
-    let Some((_, rest)) = text.split_once("://") else { return Err(invalid(misplaced)) };
-    if url.cannot_be_a_base() || url.fragment().is_some() {
-        return Err(invalid(misplaced));
-    }
-    if rest.starts_with('/') && rest.contains('@') {
-        return Err(invalid("a third / stands before the login, or an @ is not written as %40"));
-    }
-    if rest.split_once(['/', '?', '#']).is_some_and(|(_, after)| after.contains('@')) {
-        return Err(invalid("an @ after a / or a ? must be written as %40"));
-    }
-    Ok(())
+/// The user and the password. An empty password stays empty; only an absent one is `guest`.
+fn login(parts: &UrlParts<'_>) -> Result<(String, String), Error> {
+    let (user, password) = parts.login.unwrap_or_default();
+    let user = if user.is_empty() { "guest" } else { user };
+    Ok((decoded(user, "user")?, decoded(password.unwrap_or("guest"), "password")?))
 }
 
-/// The password. An empty one stays empty; only an absent one is `guest`. The parsed URL does not
-/// tell these two apart.
-fn password(url: &Url, text: &str) -> Result<String, Error> {
-    let authority = text.split_once("//").map_or("", |(_, rest)| rest);
-    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
-    let login = authority.rsplit_once('@').map_or("", |(login, _)| login);
-    let default = if login.contains(':') { "" } else { "guest" };
-    decoded_or(default, url.password().unwrap_or(""), "password")
-}
-
-fn host(url: &Url) -> String {
-    match url.host_str() {
-        None | Some("") => "localhost".into(),
-        Some(host) => host.trim_start_matches('[').trim_end_matches(']').into(),
-    }
-}
-
-fn vhost(url: &Url) -> Result<String, Error> {
-    let path = url.path().trim_start_matches('/');
-    if path.contains('/') {
+fn vhost(parts: &UrlParts<'_>) -> Result<String, Error> {
+    if parts.vhost.contains('/') {
         return Err(invalid("the virtual host has a '/' in it; write that as %2F"));
     }
-    let vhost = decoded_or("/", path, "virtual host")?;
-    within_shortstr(vhost, "virtual host")
-}
-
-fn decoded_or(default: &str, text: &str, what: &str) -> Result<String, Error> {
-    if text.is_empty() {
-        return Ok(default.into());
-    }
-    let decoded = percent_decode_str(text).decode_utf8();
-    Ok(decoded.map_err(|_| invalid(format!("the {what} is not UTF-8")))?.into_owned())
+    let vhost = if parts.vhost.is_empty() { "/" } else { parts.vhost };
+    within_shortstr(decoded(vhost, "virtual host")?, "virtual host")
 }
 
 fn within_shortstr(text: String, what: &str) -> Result<String, Error> {
@@ -169,10 +132,6 @@ fn apply_parameter(address: &mut Address, key: &str, value: &str) -> Result<(), 
         }
     }
     Ok(())
-}
-
-pub(crate) fn invalid(reason: impl Into<String>) -> Error {
-    Error::InvalidUrl { reason: reason.into() }
 }
 
 #[cfg(test)]
@@ -231,6 +190,7 @@ mod tests {
             "amqp://u:s3cret",
             "amqp://u:s3cret@host/a/b",
             "amqp://u:s3cret@host?frame_max=1",
+            "amqp://u:s3cret@host?s3cret=1",
             "amqp://u:s3cret@host?heartbeat=s3cret",
             "amqp://u:s3cret@host?auth_mechanism=s3cret",
             "amqp://u:s3cret%ff@host",

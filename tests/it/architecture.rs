@@ -56,6 +56,15 @@ fn only_the_floor_amqp_names_the_client_library() {
     }
 }
 
+/// amiquip parses URLs with url 2, whose Unicode tables are 21 crates. It gets none from us, so that
+/// the version of idna_adapter without tables is enough for what is built here.
+#[test]
+fn no_unicode_tables_are_built() {
+    let lock = fs::read_to_string("Cargo.lock").expect("the lock file");
+    let pin = "cargo update -p idna_adapter --precise 1.0.0";
+    assert!(!lock.contains("name = \"icu_"), "after an update run: {pin}");
+}
+
 #[test]
 fn only_the_floor_topology_declares_queues() {
     let may_declare = ["amqp", "topology"];
