@@ -17,7 +17,7 @@ use crate::amqp::connection::Connection;
 use crate::amqp::handshake::{Handshake, Refused};
 use crate::amqp::socket::{connect, look_up};
 #[cfg(feature = "tls")]
-use crate::amqp::tls_config::Connector;
+use crate::amqp::tls_config::Connectors;
 use crate::model::address_order::Failure;
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
@@ -50,7 +50,7 @@ struct Progress {
 struct AddressLoop {
     broker: Broker,
     #[cfg(feature = "tls")]
-    connector: Option<Connector>,
+    connectors: Connectors,
     /// When the last address should have its turn.
     deadline: Instant,
     progress: Arc<Mutex<Progress>>,
@@ -78,7 +78,7 @@ impl ConnectAttempt {
         let address_loop = AddressLoop {
             broker: broker.clone(),
             #[cfg(feature = "tls")]
-            connector: Connector::for_broker(broker)?,
+            connectors: Connectors::for_broker(broker)?,
             deadline: deadline_after(budget),
             progress: Arc::clone(&progress),
             cancelled,
@@ -251,7 +251,7 @@ impl AddressLoop {
         let handshake = Handshake {
             broker: &self.broker,
             #[cfg(feature = "tls")]
-            connector: self.connector.as_ref(),
+            connector: self.connectors.of(address),
             address,
             limits: Limits { handshake: within(limits.handshake, deadline), ..limits },
         };
@@ -420,7 +420,7 @@ mod tests {
         let (_wanted, cancelled) = closer();
         let address_loop = AddressLoop {
             #[cfg(feature = "tls")]
-            connector: None,
+            connectors: Connectors::default(),
             broker: broker.clone().in_order(),
             deadline: deadline_after(Duration::from_secs(2)),
             progress: Arc::default(),

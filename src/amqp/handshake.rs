@@ -57,7 +57,7 @@ const CLIENT_LIMIT_SLACK: Duration = Duration::from_secs(5);
 
 pub(crate) struct Handshake<'a> {
     pub(crate) broker: &'a Broker,
-    /// `None` if no address has TLS.
+    /// `None` if the address has no TLS.
     #[cfg(feature = "tls")]
     pub(crate) connector: Option<&'a Connector>,
     pub(crate) address: &'a Address,
@@ -110,7 +110,8 @@ impl Handshake<'_> {
     fn stream(&self, socket: TcpStream) -> Result<Stream, Refused> {
         #[cfg(feature = "tls")]
         if let (Transport::Tls, Some(connector)) = (self.address.transport, self.connector) {
-            let stream = Stream::tls(socket, connector, &self.address.host, self.heartbeat());
+            let host = self.address.tls.server_name.as_ref().unwrap_or(&self.address.host);
+            let stream = Stream::tls(socket, connector, host, self.heartbeat());
             return stream.map_err(|failure| CloseReason::from(failure).into());
         }
         match self.address.transport {

@@ -1,5 +1,8 @@
-//! What TLS trusts and shows: the certificates and the key of a [`Tls`], read from PEM.
+//! What TLS trusts and shows: the certificates and the key of a [`Tls`], or of the files that a URL
+//! names, read from PEM.
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use log::debug;
@@ -11,21 +14,60 @@ use rustls::{ClientConfig, Error as TlsError, RootCertStore};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::tls::Tls;
-use crate::model::url::Transport;
+use crate::model::tls_parameters::TlsParameters;
+use crate::model::url::{Address, Transport};
 
 /// Makes the TLS connections of one attempt to connect.
 #[derive(Clone, Debug)]
 pub(crate) struct Connector(Arc<ClientConfig>);
 
-impl Connector {
-    /// Reads the certificates anew, because those of the system change while a program runs. `None` if
-    /// no address has TLS.
-    pub(crate) fn for_broker(broker: &Broker) -> Result<Option<Connector>, Error> {
-        let mut addresses = broker.addresses_in_turn().into_iter();
-        let has_tls = addresses.any(|it| it.transport == Transport::Tls);
-        has_tls.then(|| Connector::new(broker.certificates())).transpose()
+/// Those for the addresses of a broker.
+#[derive(Debug, Default)]
+pub(crate) struct Connectors(Vec<(TlsParameters, Connector)>);
+
+impl Connectors {
+    /// Reads the certificates anew, because those of the system and of a URL's files change while a
+    /// program runs.
+    pub(crate) fn for_broker(broker: &Broker) -> Result<Connectors, Error> {
+        let mut connectors = Connectors::default();
+        for address in broker.addresses_in_turn() {
+            if address.transport == Transport::Tls && connectors.of(address).is_none() {
+                let tls = with_files(broker.certificates(), &address.tls)?;
+                connectors.0.push((address.tls.clone(), Connector::new(&tls)?));
+            }
+        }
+        Ok(connectors)
     }
 
+    /// `None` if the address has no TLS.
+    pub(crate) fn of(&self, address: &Address) -> Option<&Connector> {
+        let mut same = self.0.iter().filter(|(parameters, _)| *parameters == address.tls);
+        same.next().filter(|_| address.transport == Transport::Tls).map(|(_, connector)| connector)
+    }
+}
+
+/// The certificates, and in their place those in the files that a URL names.
+fn with_files(tls: &Tls, parameters: &TlsParameters) -> Result<Tls, Error> {
+    let mut tls = tls.clone();
+    if let Some(file) = &parameters.authority {
+        tls = tls.only_authority(read("cacertfile", file)?);
+    }
+    if let Some(file) = &parameters.certificate {
+        let key = parameters.key.as_ref().map_or(Ok(None), |key| read("keyfile", key).map(Some))?;
+        let certificate = read("certfile", file)?;
+        tls = tls.identity(certificate.clone(), key.unwrap_or(certificate));
+    }
+    Ok(tls)
+}
+
+fn read(parameter: &str, file: &Path) -> Result<Vec<u8>, Error> {
+    let unreadable = |error| Error::Tls {
+        reason: format!("{parameter} {} of the URL: {error}", file.display()),
+    };
+    fs::read(file).map_err(unreadable)
+}
+
+impl Connector {
     pub(crate) fn new(tls: &Tls) -> Result<Connector, Error> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -33,7 +75,7 @@ impl Connector {
             .with_root_certificates(trusted(tls)?);
         let config = match &tls.identity {
             Some((certificate, key)) => {
-                let chain = certificates("the client certificate (--cert)", certificate)?;
+                let chain = certificates("the client certificate (--cert, certfile)", certificate)?;
                 config.with_client_auth_cert(chain, private_key(key)?).map_err(explain_identity)?
             }
             None => config.with_no_client_auth(),
@@ -68,7 +110,7 @@ fn trusted(tls: &Tls) -> Result<RootCertStore, Error> {
     Ok(trusted)
 }
 
-const AUTHORITY: &str = "the authority (--ca)";
+const AUTHORITY: &str = "the authority (--ca, cacertfile)";
 
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let read = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
@@ -88,7 +130,7 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, Error> {
     })
 }
 
-const KEY: &str = "the client certificate's key (--key)";
+const KEY: &str = "the client certificate's key (--key, keyfile)";
 
 /// rustls-pki-types shows lines as lists of numbers.
 fn in_words(error: &pem::Error) -> &'static str {
@@ -103,9 +145,11 @@ fn in_words(error: &pem::Error) -> &'static str {
 fn explain_identity(error: TlsError) -> Error {
     match error {
         TlsError::InconsistentKeys(_) => {
-            unusable(KEY, "it is not the key of the certificate (--cert)")
+            unusable(KEY, "it is not the key of the certificate (--cert, certfile)")
         }
-        TlsError::InvalidCertificate(error) => unusable("the client certificate (--cert)", error),
+        TlsError::InvalidCertificate(error) => {
+            unusable("the client certificate (--cert, certfile)", error)
+        }
         _ => unusable(KEY, "it is not RSA of 2048 to 8192 bits, ECDSA P-256 or P-384, or Ed25519"),
     }
 }
@@ -180,12 +224,15 @@ mod tests {
         let cut = &key[..key.len() - 30];
         let odd = key.replacen('M', "*", 1);
         for (key, wanted) in [
-            (other.serialize_pem(), "(--key) cannot be used: it is not the key of the certificate"),
-            (certificate.clone(), "(--key) cannot be used: its PEM has no private key"),
+            (
+                other.serialize_pem(),
+                "(--key, keyfile) cannot be used: it is not the key of the certificate",
+            ),
+            (certificate.clone(), "(--key, keyfile) cannot be used: its PEM has no private key"),
             (key.replace("PRIVATE", "ENCRYPTED PRIVATE"), "or only one with a passphrase"),
-            (cut.into(), "(--key) cannot be used: its PEM is cut off"),
-            (odd, "(--key) cannot be used: its PEM has characters that"),
-            (RSA.replace("RSA", "EC"), "(--key) cannot be used: it is not RSA of 2048"),
+            (cut.into(), "(--key, keyfile) cannot be used: its PEM is cut off"),
+            (odd, "(--key, keyfile) cannot be used: its PEM has characters that"),
+            (RSA.replace("RSA", "EC"), "(--key, keyfile) cannot be used: it is not RSA of 2048"),
         ] {
             let told = refused(&trusting().identity(&*certificate, key));
             assert!(told.contains(wanted), "{told}");
@@ -205,9 +252,15 @@ mod tests {
             (&garbled, "cannot be used"),
         ] {
             let told = refused(&Tls::default().authority(pem));
-            assert!(told.contains("the authority (--ca)") && told.contains(wanted), "{told}");
+            assert!(
+                told.contains("the authority (--ca, cacertfile)") && told.contains(wanted),
+                "{told}"
+            );
             let told = refused(&trusting().identity(pem, &*key));
-            assert!(told.contains("certificate (--cert)") && told.contains(wanted), "{told}");
+            assert!(
+                told.contains("certificate (--cert, certfile)") && told.contains(wanted),
+                "{told}"
+            );
         }
     }
 

@@ -88,6 +88,13 @@ impl Broker {
     /// The query parameters are `heartbeat` (seconds), `connection_timeout` (milliseconds) and
     /// `auth_mechanism=external` (<https://www.rabbitmq.com/docs/uri-spec>).
     ///
+    /// An `amqps://` URL may also name files in PEM, in the place of what [`tls`](Broker::tls) sets:
+    /// `cacertfile`, the only authorities to trust; `certfile`, the client certificate; and `keyfile`,
+    /// its key, if that is not in the same file. They are read at every connect, so that renewed ones
+    /// are used. `server_name_indication` is the name that the broker's certificate must be for;
+    /// default: the host's. The certificate is always verified: `verify=verify_none` is refused
+    /// (<https://www.rabbitmq.com/docs/uri-query-parameters>).
+    ///
     /// # Errors
     /// [`Error::InvalidUrl`] for the first URL that cannot be read, or for an empty list.
     pub fn new<U: AsRef<str>>(urls: impl IntoIterator<Item = U>) -> Result<Broker, Error> {

@@ -23,5 +23,7 @@ pub(crate) mod router;
 pub(crate) mod task;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+#[cfg(feature = "tls")]
+pub(crate) mod tls_parameters;
 pub(crate) mod url;
 pub(crate) mod url_parts;

@@ -7,6 +7,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::model::error::Error;
+#[cfg(feature = "tls")]
+use crate::model::tls_parameters::{self, TlsParameters};
 use crate::model::url_parts::{SCHEMES, UrlParts, decoded, invalid};
 
 /// One address with the login that belongs to it.
@@ -21,6 +23,8 @@ pub(crate) struct Address {
     pub(crate) transport: Transport,
     pub(crate) heartbeat: Option<Duration>,
     pub(crate) connect_timeout: Option<Duration>,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: TlsParameters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +83,16 @@ fn parse_address(text: &str) -> Result<Address, Error> {
         transport,
         heartbeat: None,
         connect_timeout: None,
+        #[cfg(feature = "tls")]
+        tls: TlsParameters::default(),
         host: parts.host.clone().unwrap_or_else(|| "localhost".into()),
     };
     for parameter in parts.parameters() {
         let (key, value) = parameter?;
         apply_parameter(&mut address, &key, &value)?;
     }
+    #[cfg(feature = "tls")]
+    address.tls.check()?;
     Ok(address)
 }
 
@@ -125,9 +133,19 @@ fn apply_parameter(address: &mut Address, key: &str, value: &str) -> Result<(), 
         ("auth_mechanism", _) => {
             return Err(invalid("the parameter 'auth_mechanism' takes plain or external"));
         }
+        #[cfg(feature = "tls")]
+        (name, value) if tls_parameters::NAMES.contains(&name) => {
+            if address.transport == Transport::Plain {
+                return Err(invalid(format!(
+                    "the parameter '{name}' needs amqps://; nothing would be encrypted"
+                )));
+            }
+            address.tls.set(name, value)?;
+        }
         _ => {
             return Err(invalid(
-                "a parameter is unknown; use heartbeat, connection_timeout or auth_mechanism",
+                "a parameter is unknown; use heartbeat, connection_timeout, auth_mechanism, \
+                 cacertfile, certfile, keyfile, verify or server_name_indication",
             ));
         }
     }
@@ -174,6 +192,35 @@ mod tests {
             ("amqp://h:5672/a:%40b", "guest"),
         ] {
             assert_eq!(address(url).password, password, "{url}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn parameters_for_tls_are_read_as_rabbitmq_documents_them() {
+        let it = address(
+            "amqps://h?cacertfile=/a%20b/ca+1.pem&certfile=c.pem&keyfile=k.pem&verify=verify_peer\
+             &server_name_indication=rabbit",
+        );
+        let wanted = TlsParameters {
+            authority: Some("/a b/ca+1.pem".into()),
+            certificate: Some("c.pem".into()),
+            key: Some("k.pem".into()),
+            server_name: Some("rabbit".into()),
+        };
+        assert_eq!(it.tls, wanted);
+        assert_eq!(address("amqps://h").tls, TlsParameters::default());
+        for (url, reason) in [
+            ("amqps://h?verify=verify_none", "verify=verify_none would take any certificate"),
+            ("amqps://h?verify=s3cret", "the parameter 'verify' takes verify_peer"),
+            ("amqps://h?server_name_indication=disable", "server_name_indication=disable would"),
+            ("amqps://h?keyfile=k", "the parameter 'keyfile' needs 'certfile'"),
+            ("amqps://h?cacertfile=", "the parameter 'cacertfile' is empty"),
+            ("amqp://h?cacertfile=s3cret", "the parameter 'cacertfile' needs amqps://"),
+            ("amqps://h?password=s3cret", "a parameter is unknown"),
+        ] {
+            let error = parse_address(url).expect_err(url).to_string();
+            assert!(error.contains(reason) && !error.contains("s3cret"), "{url}: {error}");
         }
     }
 

@@ -43,6 +43,8 @@ mod testing;
 mod threads;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+mod tls_urls;
 mod variables;
 mod worker;
 mod worker_api;
