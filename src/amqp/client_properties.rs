@@ -332,4 +332,34 @@ mod tests {
             }
         }
     }
+
+    mod property {
+        use super::*;
+        use proptest::prelude::*;
+
+        proptest! {
+            #[test]
+            fn a_damaged_start_ok_passes_or_waits_and_what_follows_stays(
+                place in 0..200_usize, byte: u8, cut in 1..100_usize, room in 1..100_usize,
+            ) {
+                let mut first = start_ok(&of_amiquip());
+                let place = place % first.len();
+                first[place] = byte;
+                let sent = [PROTOCOL, &first, &behind()].concat();
+                let (begun, rest) = sent.split_at(cut);
+                let written = written(&[begun, rest], room);
+                // The frame may be longer now than what came.
+                prop_assert!(sent.starts_with(&written) || written.ends_with(&behind()), "{:?}", written);
+            }
+
+            #[test]
+            fn any_bytes_pass_or_wait(
+                bytes in proptest::collection::vec(any::<u8>(), 0..100), is_a_method: bool,
+            ) {
+                let head: &[u8] = if is_a_method { &METHOD_ON_CHANNEL_0 } else { &[] };
+                let sent = [PROTOCOL, head, &bytes].concat();
+                prop_assert!(sent.starts_with(&written(&[&sent], 7)));
+            }
+        }
+    }
 }
