@@ -147,6 +147,20 @@ fn a_wrong_name_is_reported_with_the_nearest_and_those_of_other_commands_are_not
 }
 
 #[test]
+fn commands_of_a_worker_see_nothing_of_an_address_in_a_file() {
+    let (broker, queue) = (shared_broker(), unique_queue("hidden"));
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("url");
+    fs::write(&file, broker.url()).expect("a file");
+    Command::producer(&["--url", broker.url(), "--queue", &queue, "x"]).run(SOON).assert_code(0);
+    let worker = Command::worker(&["--queue", &queue, "--drain", "--", "env"]);
+    let inherited = worker.env("AMQP_URL_FILE", &file).run(SOON).success();
+    let (_, address) = broker.url().split_once("://").expect("a URL");
+    assert!(inherited.contains("TASK_ID=") && !inherited.contains(address), "{inherited}");
+    broker.client().delete(&queue);
+}
+
+#[test]
 fn commands_of_a_worker_do_not_get_its_options() {
     let (broker, queue) = (shared_broker(), unique_queue("inherit"));
     let to = ["--url", broker.url(), "--queue", &queue];
