@@ -131,6 +131,9 @@ impl Broker {
     /// connection of a worker or producer has this name. Other connections add their role, such as
     /// `mail republish`. Default: the role, the queue, the host and the process id, such as
     /// `worker task_queue@host #4711`.
+    ///
+    /// The tag of a consumer is the name with the number of its thread, such as `mail.1`. A further
+    /// number follows when the thread subscribes again.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Broker {
         self.name.given = Some(name.into());
