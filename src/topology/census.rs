@@ -27,8 +27,8 @@ pub(crate) enum Left {
     Ready(u64),
     /// Tasks that wait in delay queues.
     Delayed(Vec<DelayQueue>),
-    /// A task that its delay queue does not count: the queue had no leader when it was counted.
-    Hidden(Duration),
+    /// What is in this queue is not known: the queue had no leader when it was counted.
+    Hidden(Target),
 }
 
 /// Counts one queue, again and again.
@@ -67,7 +67,8 @@ impl Census {
         self.count_delays(channels, all_delays().collect())
     }
 
-    /// What is left to do; `None` if the queue does not exist.
+    /// What is left to do for a session that consumes from the queue; `None` if the queue does not
+    /// exist.
     pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, CloseReason> {
         self.left_in(channels, Census::delayed)
     }
@@ -94,9 +95,9 @@ impl Census {
         channels: &dyn Channels,
         delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<DelayQueue>, CloseReason>,
     ) -> Result<Option<Left>, CloseReason> {
-        let Some(ready) = self.ready(channels)? else { return Ok(None) };
-        if ready > 0 {
-            return Ok(Some(Left::Ready(ready)));
+        let ready = self.left_in_queue(channels)?;
+        if ready != Some(Left::Nothing) {
+            return Ok(ready);
         }
         let mut waiting = delayed(self, channels)?;
         waiting.retain(|it| it.tasks > 0);
@@ -104,15 +105,22 @@ impl Census {
             return Ok(Some(Left::Delayed(waiting)));
         }
         if let Some(delay) = self.find_hidden(channels)? {
-            return Ok(Some(Left::Hidden(delay)));
+            return Ok(Some(Left::Hidden(Target::Delay(delay))));
         }
         // Counted last: a task that left a delay queue in the meantime is in the queue now.
-        let left = |ready| if ready > 0 { Left::Ready(ready) } else { Left::Nothing };
-        Ok(self.ready(channels)?.map(left))
+        self.left_in_queue(channels)
     }
 
-    fn ready(&mut self, channels: &dyn Channels) -> Result<Option<u64>, CloseReason> {
-        Ok(self.count(channels, Target::Main)?.map(|count| count.ready))
+    /// What is left in the queue itself. The session consumes from it, so a count without a consumer
+    /// is none: that is what RabbitMQ reports of a quorum queue whose leader does not answer within
+    /// 0.25 s (measured on RabbitMQ 3.10.8, 4.0.5 and 4.3.6).
+    fn left_in_queue(&mut self, channels: &dyn Channels) -> Result<Option<Left>, CloseReason> {
+        let count = self.count(channels, Target::Main)?;
+        Ok(count.map(|count| match count.ready {
+            _ if count.is_unused() => Left::Hidden(Target::Main),
+            0 => Left::Nothing,
+            ready => Left::Ready(ready),
+        }))
     }
 
     fn count_delays(

@@ -198,7 +198,7 @@ impl DrainCheck {
         match left {
             Ok(Some(Left::Nothing | Left::Ready(_))) => None,
             Ok(Some(Left::Delayed(waiting))) => Some((Level::Info, awaited(&waiting))),
-            Ok(Some(Left::Hidden(delay))) => Some((Level::Warn, self.hidden(delay))),
+            Ok(Some(Left::Hidden(target))) => Some((Level::Warn, self.hidden(target))),
             Ok(None) => Some((Level::Warn, unknown("the queue does not exist"))),
             // The session logs the loss of the connection.
             Err(cause) if !cause.is_channel_error() => None,
@@ -206,9 +206,15 @@ impl DrainCheck {
         }
     }
 
-    fn hidden(&self, delay: Duration) -> String {
-        let name = self.queue.name_of(Target::Delay(delay));
-        format!("waits for '{name}', which does not report its tasks (no leader?)")
+    fn hidden(&self, target: Target) -> String {
+        let name = self.queue.name_of(target);
+        match target {
+            Target::Main => format!(
+                "waits for '{name}', which does not report this worker as a consumer, so its count \
+                 of 0 tasks may be wrong (no leader?)"
+            ),
+            _ => format!("waits for '{name}', which does not report its tasks (no leader?)"),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use crate::support::command::Command;
 
 /// Twice as long as it takes to notice.
 const FREEZE: Duration = Duration::from_secs(40);
+/// Longer than a queue has no leader then.
+const ELECTED: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_secs(60);
 
 /// All that the first address has made there is gone meanwhile: what waits for its next attempt
@@ -82,6 +84,40 @@ fn a_node_stands_still_whether_it_is_the_first_address_or_another() {
     client.delete(&queue);
     first.finish().assert_survived();
     last.finish().assert_survived();
+}
+
+/// Its broker reports no tasks meanwhile (RabbitMQ 3.10.8 to 4.3.6), and gives none until another node
+/// leads.
+#[test]
+#[ignore = "tests/cluster.sh runs it"]
+fn a_drain_does_not_take_a_queue_for_empty_whose_leader_stands_still() {
+    let cluster = cluster();
+    let cluster = cluster.as_ref().expect("a cluster");
+    let queue = unique_queue("drained");
+    let options = ["--queue", &queue, "--queue-type", "quorum"];
+    let lines: String = (0..100).map(|number| format!("{number}\n")).collect();
+    let producer = Command::producer(&["--url", &cluster.url(&[1]), "--lines"]).args(&options);
+    producer.stdin(lines).run(SOON).assert_code(0);
+    cluster.wait_for_leader(&queue, 1);
+    let drain = ["--drain", "--threads", "1", "--prefetch", "1", "--", "sleep", "0.1"];
+    let worker = Command::worker(&["--url", &cluster.url(&[2])]).args(&options).args(&drain);
+    let worker = worker.start();
+    worker.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+
+    cluster.freeze(1);
+    let hidden = "does not report this worker as a consumer";
+    worker.wait_for_stderr_line(|line| line.contains(hidden), SOON);
+    thread::sleep(ELECTED);
+    cluster.thaw(1);
+    let output = worker.wait(SOON);
+
+    output.assert_code(0);
+    let stderr = output.stderr();
+    assert_eq!(stderr.matches("its delay queues are empty").count(), 1, "{stderr}");
+    assert!(stderr.contains(" 100 tasks done,"), "{stderr}");
+    let client = cluster.client(2);
+    assert_eq!(client.count(&queue), 0);
+    client.delete(&queue);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::support::client::unique_queue;
 use crate::support::command::{Command, Running};
 use crate::support::proxy::Proxy;
 use crate::support::scripted::ScriptedBroker;
-use crate::support::wire::{Call, Delivery as WireDelivery};
+use crate::support::wire::{Arguments, Call, Delivery as WireDelivery};
 
 /// A line that stands still holds up what was delivered, and not what another line tells.
 #[test]
@@ -133,6 +133,36 @@ fn what_comes_at_the_end_of_a_drain_with_auto_ack_is_told_as_lost() {
 
     output.assert_code(1);
     assert!(output.stderr().contains(" 1 lost,"), "{}", output.stderr());
+}
+
+/// So RabbitMQ counts a quorum queue whose leader does not answer.
+#[test]
+fn a_count_without_the_own_consumer_ends_no_drain() {
+    let broker = ScriptedBroker::start(|session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        // It looks into no delay queue meanwhile, as it does before it ends.
+        for _ in 0..4 {
+            let count = session.expect_declare();
+            let Call::QueueDeclare { queue, .. } = &count.call else { unreachable!() };
+            assert_eq!(*queue, consumer.queue);
+            let nothing = Arguments::default().short(queue).u32(0).u32(0);
+            session.send(count.channel, 50, 11, nothing);
+        }
+        deliver(session, &consumer, 1);
+        let acked = session.answer_rpcs().expect("it is acked");
+        assert!(matches!(acked.call, Call::Ack { .. }), "{acked:?}");
+        let _ = session.answer_rpcs();
+    });
+
+    let arguments = ["--url", &broker.url(), "--threads", "1", "--drain", "--", "true"];
+    let output = Command::worker(&arguments).run(SOON);
+
+    output.assert_code(0);
+    let told = output.stderr();
+    assert_eq!(told.matches("does not report this worker as a consumer").count(), 1, "{told}");
+    assert!(told.contains(" 1 tasks done,"), "{told}");
+    broker.finish(SOON);
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl Session {
             Call::ExchangeDeclare { no_wait, .. } => (*no_wait, 40, 11, none),
             Call::QueueDeclare { queue, no_wait, .. } => {
                 let queue = self.named(queue, "amq.gen");
-                (*no_wait, 50, 11, none.short(queue).u32(0).u32(0))
+                // It is empty and has a consumer.
+                (*no_wait, 50, 11, none.short(queue).u32(0).u32(1))
             }
             Call::QueueBind { no_wait, .. } => (*no_wait, 50, 21, none),
             Call::QueuePurge { no_wait, .. } => (*no_wait, 50, 31, none.u32(0)),
