@@ -97,9 +97,8 @@ fn what_may_pass_is_transient() {
     let timeout = Duration::from_secs(3);
     let unreachable = Producer::new(&nowhere(), &Queue::new("q")).timeout(timeout);
     let full = unique_queue("full");
-    let queue = Queue::new(&full).argument("x-max-length", 1);
-    let mut full_queue =
-        Producer::new(&broker(), &queue.argument("x-overflow", "reject-publish")).timeout(timeout);
+    shared_broker().client().declare_bounded(&full, 1);
+    let mut full_queue = Producer::new(&broker(), &Queue::new(&full).passive()).timeout(timeout);
     full_queue.publish(Task::new("fills it")).expect("confirmed");
     let missing = Queue::new(unique_queue("missing")).passive();
     let missing_queue = Producer::new(&broker(), &missing).timeout(timeout);

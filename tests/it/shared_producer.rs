@@ -192,8 +192,8 @@ fn an_error_returns_the_task_with_its_id() {
     let missing = Queue::new(unique_queue("missing"));
     let broker: Broker = shared_broker().url().parse().expect("a URL");
     let full = unique_queue("full");
-    let bounded = Queue::new(&full).argument("x-max-length", 1);
-    let bounded = bounded.argument("x-overflow", "reject-publish");
+    shared_broker().client().declare_bounded(&full, 1);
+    let bounded = Queue::new(&full).passive();
     let timeout = Duration::from_secs(3);
     let mut own = Producer::new(&broker, &bounded).timeout(timeout);
     own.publish(Task::new("fills it")).expect("confirmed");
@@ -420,7 +420,6 @@ fn publish_until(over: &AtomicBool, thread: usize, producer: &SharedProducer, le
 fn nothing_is_lost_when_the_broker_is_killed_while_eight_threads_publish() {
     let broker = breakable_broker();
     let queue = unique_queue("killed");
-    broker.client().declare(&queue);
     let dir = tempfile::tempdir().expect("a directory");
     let ledger = Ledger::open(&dir.path().join("ledger"));
     let shared = producer(broker.url(), &queue).timeout(Duration::from_secs(300)).shared();

@@ -98,6 +98,8 @@ fn a_worker_answers_no_forged_reply_to() {
     let client = shared_broker().client();
     let of_victim = format!("{victim}.batch.{id}");
     [&victim, &of_victim].into_iter().for_each(|it| client.declare(it));
+    // The worker of a quorum queue declares the queue of its dead letters ahead.
+    client.declare_classic(&queue);
     let broker: Broker = url.parse().expect("a URL");
     let mut producer = Producer::new(&broker, &Queue::new(&queue));
     let forged = [

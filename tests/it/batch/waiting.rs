@@ -127,9 +127,9 @@ fn a_signal_before_the_input_ends_exits_with_4_and_the_next_run_goes_on() {
     let arguments = ["--url", url, "--queue", &queue, "--lines", "-", "--wait"];
     let outcomes_to = ["--outcomes", text(&file)];
     let command = || Command::producer(&[&arguments[..], &outcomes_to].concat());
+    shared_broker().client().declare(&queue);
     let mut running = command().open_stdin().start();
     running.write(lines(5).as_bytes());
-    shared_broker().client().declare(&queue);
     shared_broker().client().wait_for_count(&queue, 5, SOON);
     poll("the confirms are noted", SOON, || {
         fs::read_to_string(&file).is_ok_and(|it| it.contains("\"read\":5")).then_some(())
