@@ -78,7 +78,7 @@
 //!   handler itself.
 //! * `rw-runner-1`, …: call the handler if the prefetch is greater, or while a thread keeps failed
 //!   tasks that are published nowhere yet. They never touch a channel.
-//! * `rw-handover`: publishes copies of failed tasks, follow-ups and outcomes, while the connection
+//! * `rw-republisher`: publishes copies of failed tasks, follow-ups and outcomes, while the connection
 //!   lives. It opens a second connection for the first of them. If none is open within 5 s, it uses
 //!   the first connection.
 //! * `rw-drain`: with [`Worker::drain`] only. It counts the queues once a second.

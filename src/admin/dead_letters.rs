@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::admin::dead_letter_filter::DeadLetterFilter;
 use crate::admin::peek_safety::{RequeueBy, refuse_harmful_peek};
-use crate::admin::walk::{MANY, Walk};
+use crate::admin::walk::{LETTERS_AT_ONCE, Walk};
 use crate::admin::{Inspector, missing};
 use crate::amqp::channel::{Channel, Settlement, Unsettled};
 use crate::amqp::close_reason::CloseReason;
@@ -58,7 +58,7 @@ pub struct PurgeSummary {
 }
 
 /// One at a time: however a replay ends, at most one task is both on its queue and a dead letter.
-const LIMITS: Limits = Limits { window: 1, timeout: Duration::from_secs(30) };
+const REPLAY_LIMITS: Limits = Limits { window: 1, timeout: Duration::from_secs(30) };
 
 impl DeadLetter {
     /// The task, with all its headers.
@@ -109,7 +109,9 @@ impl DeadLetters {
         let how = self.refuse_harmful_peek()?;
         let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
-            let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
+            let Some(walk) = Walk::begin(channel, dead, selection, LETTERS_AT_ONCE)? else {
+                return Ok(None);
+            };
             walk.go(|_, task| Ok(visit(DeadLetter { task }))).map(|missing| Some(Ok(missing)))
         })?;
         Ok(walked.unwrap_or_else(|| all_ids(selection)))
@@ -133,7 +135,7 @@ impl DeadLetters {
         // Without reading ahead, each letter is acked before the next one is taken.
         let (mut at_once, mut how) = (1, RequeueBy::Nack);
         if selection.needs_content() {
-            (at_once, how) = (MANY, self.refuse_harmful_peek()?);
+            (at_once, how) = (LETTERS_AT_ONCE, self.refuse_harmful_peek()?);
         }
         // Counts what was replayed before the queue was deleted or the session lost.
         let mut replay = ReplaySummary::default();
@@ -149,7 +151,7 @@ impl DeadLetters {
                 ..PublisherConfig::new(
                     &self.broker.for_role("replay", self.queue.name()),
                     &self.queue,
-                    LIMITS,
+                    REPLAY_LIMITS,
                 )
             });
             if let Err(error) = publisher.connect() {
@@ -186,7 +188,9 @@ impl DeadLetters {
         let mut purge = PurgeSummary::default();
         let walked = self.with_channel(how, |_, channel| {
             let dead = self.queue.name_of(Target::Dead);
-            let Some(walk) = Walk::begin(channel, dead, selection, MANY)? else { return Ok(None) };
+            let Some(walk) = Walk::begin(channel, dead, selection, LETTERS_AT_ONCE)? else {
+                return Ok(None);
+            };
             let missing = walk.go(|unsettled, _| {
                 channel.settle(unsettled, Settlement::Ack)?;
                 purge.purged += 1;

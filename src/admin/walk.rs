@@ -22,7 +22,7 @@ pub(crate) struct Walk<'a> {
 }
 
 /// The most letters that are taken at once if a peek does no harm: all are in memory together.
-pub(crate) const MANY: u16 = 32;
+pub(crate) const LETTERS_AT_ONCE: u16 = 32;
 
 /// The most bytes they may have together, estimated by the largest of the letters before.
 const MAX_BYTES_TOGETHER: usize = 4 * 1024 * 1024;

@@ -191,7 +191,7 @@ impl AddressLoop {
                 }
                 Err(refused) => {
                     let text = self.note_failed(&candidate, refused, &mut failed);
-                    failed.log(text, &candidate, warned, left.is_empty());
+                    failed.log(text, &candidate, warned, left.len());
                 }
             }
         }
@@ -308,9 +308,9 @@ struct Failed {
 impl Failed {
     /// Logs at once what the log already said to be slow. That one target of a host name fails is
     /// usual, and not logged: localhost often has two, and a broker listens on one.
-    fn log(&mut self, text: String, candidate: &Candidate<'_>, warned: Warned, is_last: bool) {
+    fn log(&mut self, text: String, candidate: &Candidate<'_>, warned: Warned, left: usize) {
         match warned {
-            Warned::Yes if !is_last => log_skipped(&text),
+            Warned::Yes if left > 0 => log_skipped(&text),
             Warned::No if candidate.target_among_several().is_none() => self.unlogged.push(text),
             Warned::Yes | Warned::No => {}
         }

@@ -365,8 +365,8 @@ impl Batch {
             batch: self.id,
             sent: self.sent,
             prefetch: match self.outputs {
-                Outputs::Ignored => wait::MANY,
-                Outputs::Returned => wait::FEW,
+                Outputs::Ignored => wait::OUTCOMES_AT_ONCE,
+                Outputs::Returned => wait::OUTPUTS_AT_ONCE,
             },
             deadline: limit.map(deadline_after),
             stopping: shutdown.stopping(),

@@ -57,8 +57,8 @@ struct Group {
 
 /// How many outcomes are taken together: without output each has some hundred bytes, with output
 /// up to several hundred KiB.
-pub(crate) const MANY: u16 = 1000;
-pub(crate) const FEW: u16 = 16;
+pub(crate) const OUTCOMES_AT_ONCE: u16 = 1000;
+pub(crate) const OUTPUTS_AT_ONCE: u16 = 16;
 
 /// After this many sessions in a row that received bytes that cannot be parsed, the queue holds a
 /// message of which each session dies.

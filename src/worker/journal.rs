@@ -258,16 +258,16 @@ impl Journal {
 pub(crate) struct RedeliveryLog(AtomicUsize);
 
 impl RedeliveryLog {
-    const MOST: usize = 10;
+    const MOST_LOGGED: usize = 10;
 
     pub(crate) fn note(&self, thread: usize, task: &Task) {
         let task = task.name();
         match self.0.fetch_add(1, Ordering::Relaxed) {
-            logged if logged < Self::MOST => info!(
+            logged if logged < Self::MOST_LOGGED => info!(
                 "thread {thread}: task {task} was delivered before: its worker died, lost its \
                  connection, or gave it back"
             ),
-            Self::MOST => {
+            Self::MOST_LOGGED => {
                 info!("more tasks were delivered before; the log names them at level debug")
             }
             _ => debug!("thread {thread}: task {task} was delivered before"),

@@ -91,7 +91,7 @@ struct Ticket {
 }
 
 /// How many tasks are in flight at a time, and how long each is tried.
-const LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
+const COPY_LIMITS: Limits = Limits { window: 1000, timeout: Duration::from_secs(30) };
 
 /// How long requests and confirms wait for others, to be dealt with together. A single one does not
 /// wait: with a prefetch of 1, its thread takes no task before it has the result.
@@ -118,7 +118,11 @@ impl Republisher {
             delays: run.settings.policy.series(),
             on_refusal: OnRefusal::GiveUp,
             has_connected: true,
-            ..PublisherConfig::new(&run.broker.for_role("republish", queue.name()), queue, LIMITS)
+            ..PublisherConfig::new(
+                &run.broker.for_role("republish", queue.name()),
+                queue,
+                COPY_LIMITS,
+            )
         });
         let mut republisher = RepublisherThread {
             tally: run.journal.tally(),
@@ -129,7 +133,7 @@ impl Republisher {
             missing: None,
         };
         thread::Builder::new()
-            .name("rw-handover".into())
+            .name("rw-republisher".into())
             .spawn(move || {
                 let alive: Sender<Infallible> = alive;
                 republisher.work(&inbox);
@@ -237,7 +241,7 @@ impl RepublisherThread {
                 next.push_front(Publish { task, queue: queue.clone(), target });
             }
             let request = RepublishRequest { publishes: next, tag, results };
-            if again && since.elapsed() < LIMITS.timeout {
+            if again && since.elapsed() < COPY_LIMITS.timeout {
                 self.failed_at_once.push(request);
             } else if again || outcome == Outcome::Confirmed && !request.publishes.is_empty() {
                 has_more = true;

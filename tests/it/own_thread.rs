@@ -209,7 +209,7 @@ fn publishing_thread(worker: &Running) -> Option<PathBuf> {
     let name = |thread: &PathBuf| fs::read_to_string(thread.join("comm")).unwrap_or_default();
     threads
         .filter_map(|thread| Some(thread.ok()?.path()))
-        .find(|it| name(it).trim_end() == "rw-handover")
+        .find(|it| name(it).trim_end() == "rw-republisher")
 }
 
 #[test]

@@ -44,7 +44,12 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
         Command::Purge { retry, yes } => {
             let queue = options.one_queue()?;
             let which = if *retry { "delayed" } else { "ready" };
-            require_yes(*yes, "purge", &format!("every {which} task of '{}'", queue.name()))?;
+            if !yes {
+                return Err(needs_yes(
+                    "purge",
+                    &format!("every {which} task of '{}'", queue.name()),
+                ));
+            }
             let mut inspector = Inspector::new(&broker, &queue);
             let purged = if *retry { inspector.purge_delayed()? } else { inspector.purge()? };
             Ok(report_purged(purged, &[]))
@@ -53,7 +58,7 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
             let mut inspector = Inspector::new(&broker, &options.one_queue()?);
             if !yes {
                 let queues: Vec<_> = inspector.queues()?.iter().map(with_count).collect();
-                require_yes(*yes, "delete", &queues.join(", "))?;
+                return Err(needs_yes("delete", &queues.join(", ")));
             }
             Ok(print(inspector.delete()?.iter().map(with_count)))
         }
@@ -74,7 +79,9 @@ fn run_dead(command: &Dead, letters: &DeadLetters, queue: &str) -> Result<Exit, 
         Dead::Replay { filter, dry_run: false } => dead::replay(letters, &filter.filter()?),
         Dead::Purge { filter, yes } => {
             let filter = filter.filter()?;
-            require_yes(*yes, "purge", &format!("dead letters of '{queue}'"))?;
+            if !yes {
+                return Err(needs_yes("purge", &format!("dead letters of '{queue}'")));
+            }
             dead::purge(letters, &filter)
         }
     }
@@ -85,10 +92,6 @@ fn with_count((queue, tasks): &(String, u64)) -> String {
     format!("'{}' with {tasks} tasks", printable(queue, 256))
 }
 
-fn require_yes(yes: bool, command: &'static str, what: &str) -> Result<(), CommandError> {
-    if yes {
-        return Ok(());
-    }
-    let reason = format!("this would remove {what} for good; add --yes to do it");
-    Err(CommandError::usage(command, reason))
+fn needs_yes(command: &'static str, what: &str) -> CommandError {
+    CommandError::usage(command, format!("this would remove {what} for good; add --yes to do it"))
 }

@@ -52,10 +52,10 @@ const OUTLIVED: &str = "it was held longer than the broker waits for an ack (con
 /// How many results make a batch: half of what the broker sends without an ack, so that it always
 /// has something to send. With a prefetch of 1, no result waits for another.
 fn batch_size(prefetch: u16) -> usize {
-    const MOST: usize = 64;
+    const LARGEST_BATCH: usize = 64;
     match prefetch {
-        0 => MOST,
-        n => usize::from(n).div_ceil(2).min(MOST),
+        0 => LARGEST_BATCH,
+        n => usize::from(n).div_ceil(2).min(LARGEST_BATCH),
     }
 }
 

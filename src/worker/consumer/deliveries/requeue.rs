@@ -14,7 +14,7 @@ use crate::worker::job::{Finished, Job, JobResult};
 /// How many deliveries the threads of a session requeue one by one at most. RabbitMQ needs the
 /// square of their number for that (30,000: 23 to 59 s on 3.10.8), and a moment for any number that
 /// one nack covers.
-const FEW: usize = 1000;
+const MOST_SINGLE_NACKS: usize = 1000;
 
 impl Deliveries<'_> {
     /// Receives when paused or deferred tasks are due.
@@ -42,7 +42,7 @@ impl Deliveries<'_> {
 
     /// Nacks what is to be requeued, as far as a few nacks can.
     pub(crate) fn nack_requeued(&mut self) -> Result<(), CloseReason> {
-        while let Some(nack) = self.ledger.next_nack(FEW / self.context.consumers) {
+        while let Some(nack) = self.ledger.next_nack(MOST_SINGLE_NACKS / self.context.consumers) {
             let settled = nack.duty.map_or(Ok(()), |duty| self.channel.settle(duty, nack.how));
             self.context.in_flight.add_settled(nack.count);
             settled?;
