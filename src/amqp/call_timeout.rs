@@ -153,16 +153,16 @@ impl CallGuard {
         }
     }
 
-    /// Runs `call`; when it has not returned after `patience`, logs once that `doing` takes longer,
-    /// unless `unwanted` has closed.
+    /// Runs `call`; if it does not return within `after`, logs once that `doing` takes longer,
+    /// unless `unless` has closed.
     pub(crate) fn warn_after<T>(
         &self,
-        patience: Duration,
-        unwanted: &Signal,
+        after: Duration,
+        unless: &Signal,
         doing: &str,
         call: impl FnOnce() -> T,
     ) -> (T, Warned) {
-        let warning = Warning::new(patience, unwanted, doing);
+        let warning = Warning::new(after, unless, doing);
         match self.shared.run(Watch::Warning(warning), call) {
             (result, Some(Watch::Warning(warning))) => (result, warning.warned),
             (result, _) => (result, Warned::No),
@@ -423,7 +423,7 @@ mod tests {
     fn a_slow_call_is_logged_unless_nobody_wants_to_know() {
         let watchdog = Watchdog::start().expect("a thread");
         let guard = watchdog.call_guard();
-        let (unwanting, unwanted) = closer();
+        let (ending, unless) = closer();
         let soon = Duration::from_millis(20);
         let is_due = || guard.shared.lock().watches.values().any(|it| it.deadline().is_some());
         let slow = || {
@@ -431,10 +431,10 @@ mod tests {
                 thread::yield_now();
             }
         };
-        assert_eq!(guard.warn_after(soon, &unwanted, "waiting", slow), ((), Warned::Yes));
-        assert_eq!(guard.warn_after(SLOW_AFTER, &unwanted, "adding", || 1 + 1), (2, Warned::No));
-        unwanting.close();
-        assert_eq!(guard.warn_after(soon, &unwanted, "waiting", slow), ((), Warned::No));
+        assert_eq!(guard.warn_after(soon, &unless, "waiting", slow), ((), Warned::Yes));
+        assert_eq!(guard.warn_after(SLOW_AFTER, &unless, "adding", || 1 + 1), (2, Warned::No));
+        ending.close();
+        assert_eq!(guard.warn_after(soon, &unless, "waiting", slow), ((), Warned::No));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Logs in over a connected socket, and tells a refusal that a person has to act on from a failure
-//! that may pass.
+//! Logs in over a connected socket, and distinguishes a refusal that a person has to act on from a
+//! failure that may pass.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -75,21 +75,22 @@ pub(crate) struct Established {
 impl Handshake<'_> {
     /// Waits for the broker, at most the handshake limit.
     pub(crate) fn run(&self, socket: TcpStream, guard: &CallGuard) -> Result<Established, Refused> {
-        let mut heard = None;
+        let mut stream_state = None;
         let limit = self.limits.handshake;
         let opened = guard.with_timeout(limit, "waiting for the handshake", || {
             let mut stream = self.stream(socket)?;
             stream.set_name(self.broker.connection_name());
-            heard = Some((stream.peer_state(), stream.heartbeat(), stream.outbox()));
+            stream_state = Some((stream.peer_state(), stream.heartbeat(), stream.outbox()));
             self.open(stream)
         });
-        match (opened, heard) {
+        match (opened, stream_state) {
             (Ok(inner), Some((peer_state, heartbeat, outbox))) => {
                 Ok(Established { inner, heartbeat, peer_state, outbox })
             }
             (Err(Refused::Lasting(error)), _) => Err(Refused::Lasting(error)),
-            (Err(Refused::Transient(cause)), heard) => {
-                let peer_state = heard.map(|(peer_state, ..)| peer_state).unwrap_or_default();
+            (Err(Refused::Transient(cause)), stream_state) => {
+                let peer_state =
+                    stream_state.map(|(peer_state, ..)| peer_state).unwrap_or_default();
                 // The client library takes a close that it does not expect for a protocol error.
                 let closed = peer_state.closed.get().map(CloseReason::closed_with);
                 Err(self.classify(closed.or(guard.cause()).unwrap_or(cause), &peer_state))

@@ -2,7 +2,7 @@
 //!
 //! A process that was stopped (SIGSTOP, a frozen container) must not go on as if no time had passed: by
 //! then the broker has requeued its tasks. A suspended machine is not noticed, because its clock stops
-//! with it. The bytes tell a drain whether something is still arriving.
+//! with it. The bytes show a drain whether something is still arriving.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) struct Heartbeat {
     /// The longest silence that heartbeats allow, in milliseconds; 0 without heartbeats.
     limit: Arc<AtomicU64>,
     /// In milliseconds from `begun`; 0 until silence counts.
-    heard: Arc<AtomicU64>,
+    last_read: Arc<AtomicU64>,
     bytes: Arc<AtomicU64>,
 }
 
@@ -32,7 +32,7 @@ impl Heartbeat {
         Heartbeat {
             begun: Instant::now(),
             limit: Arc::new(AtomicU64::new(limit_of(heartbeat))),
-            heard: Arc::default(),
+            last_read: Arc::default(),
             bytes: Arc::default(),
         }
     }
@@ -44,7 +44,7 @@ impl Heartbeat {
 
     /// Silence counts from now on: heartbeats have been agreed on.
     pub(crate) fn start(&self) {
-        self.heard.store(self.now(), Ordering::Release);
+        self.last_read.store(self.now(), Ordering::Release);
     }
 
     /// Two heartbeats; `None` without any.
@@ -66,7 +66,7 @@ impl Heartbeat {
                         stopped";
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
-        if self.heard.load(Ordering::Acquire) > 0 {
+        if self.last_read.load(Ordering::Acquire) > 0 {
             self.start();
         }
         Ok(())
@@ -74,10 +74,10 @@ impl Heartbeat {
 
     /// Whether the silence has been too long.
     pub(crate) fn is_stale(&self) -> bool {
-        let heard = self.heard.load(Ordering::Acquire);
-        let silence = self.now().saturating_sub(heard);
+        let last_read = self.last_read.load(Ordering::Acquire);
+        let silence = self.now().saturating_sub(last_read);
         let limit = self.limit.load(Ordering::Relaxed);
-        heard > 0 && limit > 0 && silence > limit
+        last_read > 0 && limit > 0 && silence > limit
     }
 
     fn now(&self) -> u64 {

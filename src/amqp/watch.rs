@@ -36,7 +36,7 @@ pub(super) struct Warning {
     at: Option<Instant>,
     line: String,
     /// Nobody wants the line after this has closed.
-    unwanted: Signal,
+    unless: Signal,
     pub(super) warned: Warned,
 }
 
@@ -103,11 +103,11 @@ impl Limit {
 }
 
 impl Warning {
-    pub(super) fn new(patience: Duration, unwanted: &Signal, doing: &str) -> Warning {
+    pub(super) fn new(after: Duration, unless: &Signal, doing: &str) -> Warning {
         Warning {
-            at: Some(deadline_after(patience)),
-            line: format!("{doing} takes longer than {patience:?}"),
-            unwanted: unwanted.clone(),
+            at: Some(deadline_after(after)),
+            line: format!("{doing} takes longer than {after:?}"),
+            unless: unless.clone(),
             warned: Warned::No,
         }
     }
@@ -115,7 +115,7 @@ impl Warning {
     /// The line, when it is time to log it.
     pub(super) fn due(&mut self, now: Instant) -> Option<String> {
         self.at.take_if(|at| *at <= now)?;
-        if is_closed(&self.unwanted) {
+        if is_closed(&self.unless) {
             return None;
         }
         self.warned = Warned::Yes;
@@ -151,15 +151,15 @@ mod tests {
 
     #[test]
     fn a_warning_is_due_once_and_only_while_it_is_wanted() {
-        let (unwanting, unwanted) = closer();
-        let mut warning = Warning::new(LIMIT, &unwanted, "waiting");
+        let (ending, unless) = closer();
+        let mut warning = Warning::new(LIMIT, &unless, "waiting");
         let at = warning.at.expect("a moment");
         assert_eq!(warning.due(at - Duration::from_millis(1)), None);
         assert_eq!(warning.due(at).as_deref(), Some("waiting takes longer than 10s"));
         assert_eq!((warning.due(at), warning.warned), (None, Warned::Yes));
 
-        let mut warning = Warning::new(LIMIT, &unwanted, "waiting");
-        unwanting.close();
+        let mut warning = Warning::new(LIMIT, &unless, "waiting");
+        ending.close();
         assert_eq!((warning.due(at + LIMIT), warning.warned), (None, Warned::No));
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct Connector {
 const OWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a caller that need not wait gives a new attempt to connect.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const WAIT_FOR_A_NEW_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// And how long it gives a connected broker to answer what a channel for publishing is set up with.
 const SETUP_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,20 +69,20 @@ impl Connector {
         self.connect_now(config, deadline, deadline, interrupt)
     }
 
-    /// Goes on to connect, for a caller that need not wait: it waits for a new attempt for `patience`,
+    /// Goes on to connect, for a caller that need not wait: it waits for a new attempt for `wait`,
     /// and neither for one that is under way nor for a pause.
     pub(crate) fn connect_meanwhile<T>(
         &mut self,
         config: &PublisherConfig,
         deadline: Instant,
-        patience: Duration,
+        wait: Duration,
         interrupt: &Signal,
     ) -> Result<Option<Link<T>>, Error> {
         let now = Instant::now();
         if self.retry_at.is_some_and(|retry_at| now < retry_at) {
             return Ok(None);
         }
-        let until = if self.attempt.is_some() { now } else { now + patience };
+        let until = if self.attempt.is_some() { now } else { now + wait };
         self.connect_now(config, deadline, until.min(deadline), interrupt)
     }
 

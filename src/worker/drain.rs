@@ -119,7 +119,7 @@ fn check_until_over(
         let settled = in_flight.all_settled().filter(|_| is_quiet);
         let before = quiet.filter(|before| Some(before.taken) == settled);
         quiet = match settled {
-            Some(taken) => check.look(taken, before, seat, over),
+            Some(taken) => check.run(taken, before, seat, over),
             None => None,
         };
         if settled.is_some() {
@@ -154,14 +154,14 @@ fn wait_for_lost_connection(until: Instant, over: &Signal) -> Option<()> {
 impl DrainCheck {
     /// Checks once, when so many deliveries were taken and are settled. `before` is what the checks
     /// before found with the same deliveries.
-    fn look(
+    fn run(
         &mut self,
         taken: u64,
         before: Option<Quiet>,
         seat: &DrainSeat,
         over: &Signal,
     ) -> Option<Quiet> {
-        let counts_all = before.is_some() && seat.is_last_look();
+        let counts_all = before.is_some() && seat.is_last_check();
         let begun = Instant::now();
         let ask = if counts_all { Census::left } else { Census::left_in_known };
         if !self.is_empty(ask, over) {

@@ -25,13 +25,13 @@ struct DrainGroup(Mutex<Vec<Seat>>);
 /// What is known of one queue.
 #[derive(Debug)]
 struct Seat {
-    look: Look,
+    state: SeatState,
     /// Receives how many deliveries the present session had taken when all queues were empty.
     done: Option<Sender<u64>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum SeatState {
     /// It has tasks, or may have.
     Busy,
     Quiet(Quiet),
@@ -54,14 +54,14 @@ pub(crate) struct Quiet {
 impl DrainSeat {
     /// The seats of a group of so many queues.
     pub(crate) fn group(size: usize) -> Vec<DrainSeat> {
-        let seat = || Seat { look: Look::Busy, done: None };
+        let seat = || Seat { state: SeatState::Busy, done: None };
         let group = Arc::new(DrainGroup(Mutex::new((0..size).map(|_| seat()).collect())));
         (0..size).map(|number| DrainSeat { group: Arc::clone(&group), number }).collect()
     }
 
     /// Begins anew with a session of this queue.
     pub(crate) fn begin(&self, done: &Sender<u64>) {
-        self.lock()[self.number] = Seat { look: Look::Busy, done: Some(done.clone()) };
+        self.lock()[self.number] = Seat { state: SeatState::Busy, done: Some(done.clone()) };
     }
 
     /// Notes what the session with this `done` found last; `None` if tasks are left, or may be.
@@ -70,37 +70,37 @@ impl DrainSeat {
         let mut seats = self.lock();
         let seat = &mut seats[self.number];
         let is_present = seat.done.as_ref().is_some_and(|it| it.same_channel(done));
-        if !is_present || seat.look == Look::Ended {
+        if !is_present || seat.state == SeatState::Ended {
             return;
         }
-        seat.look = quiet.map_or(Look::Busy, Look::Quiet);
+        seat.state = quiet.map_or(SeatState::Busy, SeatState::Quiet);
         end_if_empty(&mut seats);
     }
 
     /// Whether to count all delay queues: only that is left to be known.
-    pub(crate) fn is_last_look(&self) -> bool {
+    pub(crate) fn is_last_check(&self) -> bool {
         let seats = self.lock();
-        let needs = |seat: &Seat| match (seat.look, latest_since(&seats)) {
-            (Look::Quiet(quiet), Some(latest)) => quiet.counted_all < Some(latest),
+        let needs = |seat: &Seat| match (seat.state, latest_since(&seats)) {
+            (SeatState::Quiet(quiet), Some(latest)) => quiet.counted_all < Some(latest),
             _ => false,
         };
-        !seats.iter().any(|seat| seat.look == Look::Busy) && needs(&seats[self.number])
+        !seats.iter().any(|seat| seat.state == SeatState::Busy) && needs(&seats[self.number])
     }
 
     /// Notes that the broker refuses the queue. Returns whether all that its worker could wait for
     /// has ended.
     pub(crate) fn refuse(&self) -> bool {
         let mut seats = self.lock();
-        seats[self.number].look = Look::Refused;
+        seats[self.number].state = SeatState::Refused;
         end_if_empty(&mut seats);
-        let is_active = |seat: &Seat| matches!(seat.look, Look::Busy | Look::Quiet(_));
-        !seats.iter().any(is_active) && seats.iter().any(|seat| seat.look == Look::Ended)
+        let is_active = |seat: &Seat| matches!(seat.state, SeatState::Busy | SeatState::Quiet(_));
+        !seats.iter().any(is_active) && seats.iter().any(|seat| seat.state == SeatState::Ended)
     }
 
     /// Notes that the queue is worked no more.
     pub(crate) fn end(&self) {
         let mut seats = self.lock();
-        seats[self.number].look = Look::Ended;
+        seats[self.number].state = SeatState::Ended;
         end_if_empty(&mut seats);
     }
 
@@ -118,8 +118,8 @@ impl Default for DrainSeat {
 
 /// When the last of the quiet queues became quiet.
 fn latest_since(seats: &[Seat]) -> Option<Instant> {
-    let since = |seat: &Seat| match seat.look {
-        Look::Quiet(quiet) => Some(quiet.since),
+    let since = |seat: &Seat| match seat.state {
+        SeatState::Quiet(quiet) => Some(quiet.since),
         _ => None,
     };
     seats.iter().filter_map(since).max()
@@ -127,17 +127,17 @@ fn latest_since(seats: &[Seat]) -> Option<Instant> {
 
 fn end_if_empty(seats: &mut [Seat]) {
     let latest = latest_since(seats);
-    let was_empty_then = |seat: &Seat| match seat.look {
-        Look::Busy => false,
-        Look::Quiet(quiet) => quiet.counted_all >= latest,
-        Look::Refused | Look::Ended => true,
+    let was_empty_then = |seat: &Seat| match seat.state {
+        SeatState::Busy => false,
+        SeatState::Quiet(quiet) => quiet.counted_all >= latest,
+        SeatState::Refused | SeatState::Ended => true,
     };
     if !seats.iter().all(was_empty_then) {
         return;
     }
     for seat in seats {
-        let Look::Quiet(Quiet { taken, .. }) = seat.look else { continue };
-        seat.look = Look::Ended;
+        let SeatState::Quiet(Quiet { taken, .. }) = seat.state else { continue };
+        seat.state = SeatState::Ended;
         // A session that has ended needs to know nothing.
         let _ = seat.done.as_ref().map(|done| done.try_send(taken));
     }
@@ -190,7 +190,7 @@ mod tests {
     fn one_queue_is_drained_at_its_second_check() {
         let (zero, queues) = sessions(1);
         queues[0].empty(zero, 1, None);
-        assert!(queues[0].seat.is_last_look());
+        assert!(queues[0].seat.is_last_check());
         assert!(!queues[0].is_drained());
         queues[0].empty(zero, 1, Some(2));
         assert!(queues[0].is_drained());
@@ -202,9 +202,9 @@ mod tests {
         queues[0].empty(zero, 1, Some(2));
         assert!(!queues[0].is_drained(), "the other one may publish to it");
         queues[1].empty(zero, 3, None);
-        assert!(queues[0].seat.is_last_look(), "it was counted before the other one was empty");
+        assert!(queues[0].seat.is_last_check(), "it was counted before the other one was empty");
         queues[1].empty(zero, 3, Some(4));
-        assert!(!queues[1].seat.is_last_look());
+        assert!(!queues[1].seat.is_last_check());
         assert!(!queues[0].is_drained() && !queues[1].is_drained());
         queues[0].empty(zero, 1, Some(5));
         assert!(queues[0].is_drained() && queues[1].is_drained());
@@ -216,7 +216,7 @@ mod tests {
         queues[0].empty(zero, 1, Some(2));
         queues[1].empty(zero, 3, None);
         queues[0].busy();
-        assert!(!queues[1].seat.is_last_look());
+        assert!(!queues[1].seat.is_last_check());
         queues[1].empty(zero, 3, Some(4));
         assert!(!queues[0].is_drained() && !queues[1].is_drained());
         queues[0].empty(zero, 6, Some(7));

@@ -130,7 +130,7 @@ impl Journal {
         self.notify_now(Event { kind: EventKind::Failed, ..event });
     }
 
-    /// Tells the observer of an event that was prepared earlier.
+    /// Notifies the observer of an event that was prepared earlier.
     fn notify_now(&self, event: Event) {
         self.observer.notify(|| Event { time: SystemTime::now(), ..event });
     }

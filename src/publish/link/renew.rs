@@ -16,7 +16,7 @@ use crate::publish::in_flight::InFlight;
 use crate::publish::pending::Pending;
 
 /// How long a queue may nack all tasks of a channel before another channel is tried.
-const PATIENCE: Duration = Duration::from_secs(2);
+const NACKING_FOR: Duration = Duration::from_secs(2);
 
 /// The queues that have nacked on a channel and not acked since: when first, and when last.
 #[derive(Debug, Default)]
@@ -40,7 +40,9 @@ impl NackingQueues {
     /// The first queue that has nacked for long.
     fn over_patience(&self) -> Option<&str> {
         let mut queues = self.0.iter();
-        queues.find(|(_, first, last)| *last - *first >= PATIENCE).map(|(name, ..)| name.as_str())
+        queues
+            .find(|(_, first, last)| *last - *first >= NACKING_FOR)
+            .map(|(name, ..)| name.as_str())
     }
 }
 
@@ -90,7 +92,7 @@ mod tests {
     #[test]
     fn only_a_queue_that_acks_nothing_for_long_is_over() {
         let (now, mut nacking) = (Instant::now(), NackingQueues::default());
-        let later = now + PATIENCE;
+        let later = now + NACKING_FOR;
         let (main, dead) = (to(Target::Main), to(Target::Dead));
         nacking.nacked(dead.name(), now);
         nacking.nacked(main.name(), later);

@@ -21,7 +21,7 @@ use crate::publish::config::PublisherConfig;
 use crate::publish::in_flight::WINDOW_BYTES;
 use crate::publish::link::{Link, LinkEnd, Woken};
 use crate::publish::pending::{Pending, Resolved, unconfirmed};
-use crate::publish::reconnect::{Connector, PATIENCE};
+use crate::publish::reconnect::{Connector, WAIT_FOR_A_NEW_ATTEMPT};
 use crate::topology::silent_delays::SilentDelays;
 use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Shutdown, is_closed};
@@ -259,7 +259,8 @@ impl<T> Publisher<T> {
     fn connect_meanwhile(&mut self) -> bool {
         let Some(deadline) = self.oldest_deadline() else { return false };
         let Publisher { connector, config, .. } = self;
-        let connected = connector.connect_meanwhile(config, deadline, PATIENCE, &config.aborting);
+        let connected =
+            connector.connect_meanwhile(config, deadline, WAIT_FOR_A_NEW_ATTEMPT, &config.aborting);
         self.link = connected.ok().flatten();
         // The error may be one for which no further try is of use.
         self.give_up_expired();

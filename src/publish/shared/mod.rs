@@ -79,7 +79,7 @@ struct Inner {
     stopping: Signal,
     /// The process that has the thread.
     process: u32,
-    /// Whether the thread was told to end.
+    /// Whether the thread was asked to end.
     is_ended: AtomicBool,
 }
 
