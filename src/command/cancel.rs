@@ -10,9 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::command::pipe::pipe;
 use crate::model::handler::Delivery;
 use crate::util::shutdown::is_closed;
 
@@ -73,8 +73,8 @@ impl CancelPipe {
         cancelled: &Receiver<Infallible>,
         killed: &Receiver<Infallible>,
     ) -> io::Result<CancelPipe> {
-        let (cancel, cancel_writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (kill, kill_writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (cancel, cancel_writer) = pipe()?;
+        let (kill, kill_writer) = pipe()?;
         let (_alive, dropped) = bounded(0);
         let groups = Arc::<ProcessGroups>::default();
         let watcher = Watcher {

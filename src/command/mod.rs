@@ -6,6 +6,7 @@ mod defer_file;
 mod kept;
 mod launch;
 pub(crate) mod output;
+mod pipe;
 mod process;
 mod status;
 mod zombies;

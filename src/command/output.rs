@@ -237,11 +237,8 @@ fn keep_tail(tail: &mut Vec<u8>, new: &[u8]) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::sync::Mutex;
-
-    use rustix::pipe::{PipeFlags, pipe_with};
-
     use std::io::Write;
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -259,7 +256,7 @@ mod tests {
     }
 
     fn pipe(mode: &OutputMode) -> (Pipe, File) {
-        let (end, other) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+        let (end, other) = crate::command::pipe::pipe().expect("a pipe");
         (Pipe::new(end, OutputStream::Stdout, mode, 5), File::from(other))
     }
 

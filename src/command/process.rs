@@ -10,12 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, test_kill_process_group, waitid};
 
 use crate::command::cancel::{CancelPipe, KILL_AFTER, RegisteredGroup, signal_group};
 use crate::command::kept::Kept;
 use crate::command::output::{BackgroundPipes, Flow, OutputMode, OutputStream, Pipe};
+use crate::command::pipe::pipe;
 use crate::command::zombies::only_zombies;
 use crate::model::program_end::ProgramEnd;
 
@@ -336,7 +336,7 @@ fn end_notice(process: Pid) -> io::Result<OwnedFd> {
 }
 
 fn end_notice_by_thread(process: Pid) -> io::Result<OwnedFd> {
-    let (end, held) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (end, held) = pipe()?;
     thread::Builder::new().name("rw-waiter".into()).spawn(move || {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         while matches!(waitid(WaitId::Pid(process), options), Err(Errno::INTR)) {}
