@@ -114,6 +114,32 @@ mod tests {
     }
 
     #[test]
+    fn an_option_is_explained_in_two_lines() {
+        definitions().for_each(|it| check_options(&it));
+    }
+
+    fn check_options(command: &clap::Command) {
+        for option in command.get_arguments() {
+            let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            assert!(lines(&help) <= 2, "{} {option}: {help}", command.get_name());
+        }
+        command.get_subcommands().for_each(check_options);
+    }
+
+    /// On a terminal of 100 columns.
+    fn lines(text: &str) -> usize {
+        let (mut lines, mut length) = (1, 0);
+        for word in text.split_whitespace() {
+            length += 1 + word.len();
+            if length > 91 {
+                (lines, length) = (lines + 1, 1 + word.len());
+            }
+        }
+        lines
+    }
+
+    #[test]
     fn a_subcommand_speaks_of_the_program_that_has_it() {
         let help = |name: &str| {
             let mut program = definition();
