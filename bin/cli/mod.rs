@@ -122,7 +122,8 @@ mod tests {
         for option in command.get_arguments() {
             let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
             let help = help.unwrap_or_default();
-            assert!(lines(&help) <= 2, "{} {option}: {help}", command.get_name());
+            let (command, option) = (command.get_name(), option.get_id());
+            assert!(lines(&help) <= 2, "{command} --{option}: {help}");
         }
         command.get_subcommands().for_each(check_options);
     }

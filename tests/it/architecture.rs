@@ -200,7 +200,7 @@ fn code(file: &Path) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).collect()
 }
 
-/// All that stands behind `crate::`.
+/// The paths after `crate::`. A part of a module may use the module by `super::`, which does not count.
 fn paths_in(code: &str) -> Vec<&str> {
     let is_of_a_path = |it: char| it.is_alphanumeric() || it == '_' || it == ':';
     let ends = |path: &str| path.find(|it| !is_of_a_path(it)).unwrap_or(path.len());
