@@ -85,7 +85,8 @@
 //! * `rw-worker-1`, …: with [`Workers`] only. Each supervises one worker, and [`Workers::run`] waits
 //!   for them.
 //! * `rw-publisher`: with a [`SharedProducer`] only. It publishes for all its clones.
-//! * `rw-watchdog` and two threads of the client library: for each connection.
+//! * `rw-watchdog`, and `rw-io` and a timer of the client library: for each connection. Without the
+//!   feature `command`, or on another system than Linux, `rw-io` is called `amiquip-io`.
 //! * Short-lived threads whose names begin with `rw-`: while a connection is opened, for the log
 //!   line of a slow call, and for the output of the programs of a `Command`.
 //!

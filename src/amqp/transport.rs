@@ -25,6 +25,8 @@ pub(crate) struct Stream {
     line: MaybeTlsStream,
     inbound: InboundFilter,
     outgoing: Outgoing,
+    /// Whether the thread that reads has its name.
+    is_named: bool,
 }
 
 #[derive(Debug)]
@@ -87,7 +89,8 @@ impl Stream {
     }
 
     fn over(line: MaybeTlsStream, heartbeat: u16) -> Stream {
-        Stream { line, inbound: InboundFilter::new(heartbeat), outgoing: Outgoing::default() }
+        let inbound = InboundFilter::new(heartbeat);
+        Stream { line, inbound, outgoing: Outgoing::default(), is_named: false }
     }
 
     /// Sets the name that the connection announces.
@@ -123,8 +126,19 @@ fn polled(socket: std::net::TcpStream) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
+/// The client library calls its thread `amiquip-io`. Names serve whoever lists the threads, so a
+/// failure changes nothing.
+fn name_thread() {
+    #[cfg(all(target_os = "linux", feature = "command"))]
+    let _ = rustix::thread::set_name(c"rw-io");
+}
+
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.is_named {
+            name_thread();
+            self.is_named = true;
+        }
         match &mut self.line {
             MaybeTlsStream::Plain(socket) => self.inbound.read(socket, buffer),
             #[cfg(feature = "tls")]

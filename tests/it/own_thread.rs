@@ -213,6 +213,23 @@ fn publishing_thread(worker: &Running) -> Option<PathBuf> {
 }
 
 #[test]
+fn every_thread_has_a_name_of_ours() {
+    let (queue, client) = queue_of("names", &[]);
+    let running = Command::worker(&["--url", shared_broker().url(), "--queue", &queue]).start();
+    running.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
+
+    let threads = fs::read_dir(format!("/proc/{}/task", running.id())).expect("its threads");
+    let comm = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm"));
+    let names: Vec<String> = threads.flatten().filter_map(|it| comm(it).ok()).collect();
+
+    let is_ours = |name: &str| name.starts_with("rw-") || ["worker", "ctrl-c"].contains(&name);
+    assert!(names.iter().all(|name| is_ours(name.trim_end())), "{names:?}");
+    running.signal("TERM");
+    running.wait(SOON).assert_code(0);
+    client.delete(&queue);
+}
+
+#[test]
 fn a_lost_session_ends_whole_before_the_next_while_its_handler_runs() {
     let (cut, is_cut) = bounded::<()>(1);
     let (go_on, waits) = bounded::<()>(1);
