@@ -96,10 +96,12 @@ as_cron() {
         /bin/sh -c "$command" </dev/null >"$work/mail" 2>&1
 }
 
-# Its command line, with what stands in for the paths of a system; SIGTERM to the worker alone.
+# That it is the one of packaging/. Its command line, with what stands in for the paths of a system; SIGTERM to
+# the worker alone.
 check_unit() {
-    echo "shell: worker@.service"
+    echo "shell: rabbit-work@.service"
     awk '/^```ini$/ { unit = 1; next } /^```/ { unit = 0 } unit' "$1" >"$work/unit"
+    diff "$work/unit" "$here/packaging/rabbit-work@.service" >&2 || fail "the unit is not that of packaging/"
     if command -v systemd-analyze >/dev/null; then
         systemd-analyze verify --man=no "$work/unit" 2>&1 | grep -i 'unknown' >&2 && fail "the unit is not understood"
     fi
@@ -108,8 +110,8 @@ check_unit() {
     start=$(sed -n 's/^ExecStart=//p' "$work/unit" | sed 's/%i/mail/g')
     printf '#!/bin/sh\necho begun >mail.begun; sleep 2; echo finished >mail.finished\n' >mail
     chmod +x mail
-    start=${start//\/usr\/local\/bin\//}
-    start=${start//\/usr\/local\/lib\/worker\//./}
+    start=${start//\/usr\/bin\//}
+    start=${start//\/usr\/local\/lib\/rabbit-work\//./}
     producer --queue mail hello >/dev/null 2>&1
     # shellcheck disable=SC2086 # Its words are systemd's too.
     $start >"$work/unit.log" 2>&1 &
