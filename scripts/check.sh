@@ -25,7 +25,7 @@ TEXT
 # Builds nothing.
 static_checks() {
     step "formats" cargo fmt --all --check
-    step_if shellcheck "shell scripts" shellcheck scripts/*.sh tests/*.sh .ci/run
+    step_if shellcheck "shell scripts" shellcheck scripts/*.sh tests/*.sh packaging/prerm .ci/run
     step "no async runtime, no sleep" no_async_runtime
     step_if cargo-deny "dependencies" cargo deny --offline check bans licenses sources
     step_if cargo-deny "security advisories" advisories
