@@ -206,6 +206,10 @@ impl Broker {
         self
     }
 
+    pub(crate) fn has_several_addresses(&self) -> bool {
+        self.addresses.len() > 1
+    }
+
     /// The addresses, in the order in which to try them now.
     pub(crate) fn addresses_in_turn(&self) -> Vec<&Address> {
         let mut addresses: Vec<_> = match &self.order {

@@ -9,6 +9,7 @@ use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
 use crate::support::proxy::{Direction, Proxy, Toxic};
+use crate::support::scripted::ScriptedBroker;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -149,4 +150,31 @@ fn a_task_is_tried_once_more_just_before_its_time_ends() {
         assert!(receipts.iter().all(|it| it.outcome == Outcome::Confirmed), "{receipts:?}");
         assert_eq!(receipts.len(), 1);
     }
+}
+
+/// So does a channel of RabbitMQ 4.0 to 4.3 that publishes for the first time while a quorum queue has no
+/// leader. A new channel asks the next leader.
+#[test]
+fn a_connection_that_confirms_nothing_is_left_once_for_another() {
+    let silent = || {
+        ScriptedBroker::start(|session, number| {
+            session.handshake();
+            session.read_publish();
+            session.report(format!("published on {number}"));
+            session.beat_until_closed();
+        })
+    };
+    let (first, second) = (silent(), silent());
+    let urls = format!("{},{}", first.url(), second.url());
+    let to = ["--url", &urls, "--url-order", "given", "--timeout", "24s"];
+    let producer = Command::producer(&to).arg("task").start();
+
+    first.wait("published on 0", SOON);
+    second.wait("published on 0", SOON);
+    let output = producer.wait(SOON);
+
+    output.assert_code(1);
+    let stderr = output.stderr();
+    assert_eq!(stderr.matches("no confirm for 10s on a new connection").count(), 1, "{stderr}");
+    assert!(stderr.contains("no confirm within 24s"), "{stderr}");
 }

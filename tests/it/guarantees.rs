@@ -293,6 +293,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
             "a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since",
             "a_letter_that_is_confirmed_when_its_consumer_is_gone_counts",
             "a_drain_tells_of_a_letter_that_may_be_there",
+            "a_count_without_the_own_consumer_ends_no_drain",
         ],
     ),
     (
@@ -425,6 +426,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
         "Frozen node",
         &["a_frozen_node_is_left_before_a_task_s_time_is_up_whatever_heartbeat_the_url_asks_for"],
     ),
+    ("Silent channel", &["a_connection_that_confirms_nothing_is_left_once_for_another"]),
     ("Last try", &["a_task_is_tried_once_more_just_before_its_time_ends"]),
     (
         "Spread",

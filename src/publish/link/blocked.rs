@@ -19,7 +19,8 @@ impl<T> Link<T> {
             Notice::Unblocked => {
                 info!("the broker takes publishes again");
                 self.blocked = None;
-                self.slow_confirm_at = Some(Instant::now() + SLOW_AFTER);
+                self.progress_at = Instant::now();
+                self.slow_confirm_at = Some(self.progress_at + SLOW_AFTER);
             }
         }
     }

@@ -49,7 +49,8 @@ pub(crate) struct Link<T> {
     blocked: Option<String>,
     /// When to warn that no confirm has come.
     slow_confirm_at: Option<Instant>,
-    /// When the last confirm came, or the first of the tasks in flight was published.
+    /// When the last confirm came, the first of the tasks in flight was published, or publishers were
+    /// unblocked.
     progress_at: Instant,
     /// When other tasks may overtake one that waits until nothing is in flight.
     stuck_at: Option<Instant>,
@@ -308,7 +309,11 @@ impl<T> Link<T> {
         let address = connection.address().to_string();
         // A closed channel gives its reason once, to the first call that fails.
         let known = known.filter(|cause| *cause != CloseReason::Disconnected);
-        let cause = connection.end(known.or_else(|| channel.close_reason()));
+        let cause = match known {
+            // Before the channel, whose end waits for the broker.
+            Some(known) => connection.end(Some(known)),
+            None => connection.end(channel.close_reason()),
+        };
         let is_malformed = matches!(cause, CloseReason::Malformed(_));
         let silent_delay = silent_delay.or(probing.filter(|_| is_malformed));
         LinkEnd { address, cause, silent_delay }

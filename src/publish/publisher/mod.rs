@@ -3,6 +3,7 @@
 //! failed tasks and the replay of dead letters share it.
 
 mod unattended;
+mod unconfirmed;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub(crate) struct Publisher<T> {
     connector: Connector,
     backlog: Backlog<T>,
     silent_delays: SilentDelays,
+    /// Whether it has left a connection that confirmed nothing, and nothing was confirmed since.
+    has_left: bool,
     /// The process that uses it. A child of that has none of our threads.
     process: Option<u32>,
 }
@@ -56,6 +59,7 @@ impl<T> Publisher<T> {
             link: None,
             backlog: Backlog::new(),
             silent_delays: SilentDelays::default(),
+            has_left: false,
             process: None,
         }
     }
@@ -201,7 +205,7 @@ impl<T> Publisher<T> {
     /// Waits for the next event, or until `aborting` closes. If it came from `wake`, returns what it
     /// was.
     pub(crate) fn wait<W>(&mut self, wake: &Receiver<W>) -> Option<Result<W, RecvError>> {
-        let deadline = self.oldest_deadline();
+        let (deadline, leaves_at) = (self.oldest_deadline(), self.leaves_at());
         let Some(link) = &mut self.link else {
             let Some(deadline) = deadline else {
                 return select_biased! {
@@ -212,7 +216,8 @@ impl<T> Publisher<T> {
             self.reconnect(deadline);
             return None;
         };
-        match link.wait(deadline, &self.config.aborting, wake) {
+        let until = deadline.into_iter().chain(leaves_at).min();
+        match link.wait(until, &self.config.aborting, wake) {
             Woken::Confirm(verdict) => {
                 if let Err(cause) = link.apply(verdict, &self.config, &mut self.backlog) {
                     self.lose_link(Some(cause));
@@ -220,7 +225,10 @@ impl<T> Publisher<T> {
             }
             Woken::Notice(notice) => link.note(&notice),
             Woken::Lost => self.lose_link(None),
-            Woken::Time => link.warn_slow_confirm(),
+            Woken::Time => {
+                link.warn_slow_confirm();
+                self.leave_unconfirmed();
+            }
             Woken::Wake(woken) => return Some(woken),
         }
         None
@@ -300,6 +308,7 @@ impl<T> Publisher<T> {
         let protocol_error = link.collect_last(&self.config, &mut self.backlog);
         if link.has_confirmed() {
             self.connector.reset_pauses();
+            self.has_left = false;
         }
         let in_flight = link.take_in_flight();
         let (again, was_lent) = (in_flight.len(), link.is_lent());
