@@ -13,7 +13,7 @@ use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::manual::sections;
 use crate::cli::common::options::{BrokerArgs, QueueArgs};
 use crate::cli::producer::trace::with_trace;
-use crate::cli::producer::wait::args::WaitArgs;
+use crate::cli::producer::wait::args::{OF_A_WAIT, WaitArgs};
 
 /// Put tasks on a RabbitMQ queue, each persistent, mandatory and confirmed by the broker.
 #[derive(Debug, Parser)]
@@ -120,11 +120,11 @@ pub(crate) struct TaskArgs {
     kind: Option<String>,
 
     /// The AMQP correlation id of each task, which links an answer to it
-    #[arg(long, value_name = "ID", value_parser = not_empty(), conflicts_with = "wait")]
+    #[arg(long, value_name = "ID", value_parser = not_empty(), conflicts_with = "wait", conflicts_with_all = OF_A_WAIT)]
     correlation_id: Option<String>,
 
     /// The queue that an answer should go to
-    #[arg(long, value_name = "QUEUE", value_parser = not_empty(), conflicts_with = "wait")]
+    #[arg(long, value_name = "QUEUE", value_parser = not_empty(), conflicts_with = "wait", conflicts_with_all = OF_A_WAIT)]
     reply_to: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use rabbit_work::{Broker, RetryPolicy, Worker, Workers};
 
 use crate::cli::common::arguments::parse_duration;
@@ -14,6 +14,11 @@ use crate::cli::common::options::BrokerArgs;
 use crate::cli::worker::queues::{NamedQueue, QueuesArgs};
 use crate::cli::worker::rate::Rate;
 
+/// The options that say how a command runs, and what becomes of its output and exit status. Each requires
+/// one. --print excludes each: clap waives what is required if a given option excludes it.
+const OF_A_COMMAND: [&str; 6] =
+    ["defer_delay", "max_defers", "task_timeout", "tag", "joblog", "results"];
+
 /// Run COMMAND for each task of a RabbitMQ queue, with the task's body on its standard input.
 ///
 /// Without a COMMAND, print each task and sleep a second for each dot in its body.
@@ -22,6 +27,7 @@ use crate::cli::worker::rate::Rate;
 /// the queue NAME.dead, which queuectl shows and replays.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, after_long_help = sections(MANUAL, ENVIRONMENT, LAST))]
+#[command(group = ArgGroup::new("of_a_command").args(OF_A_COMMAND).multiple(true).requires("command"))]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) broker: BrokerArgs,
@@ -61,11 +67,11 @@ pub(crate) struct Options {
     max_retry_delay: Duration,
 
     /// The delay of a task whose command exits with 75 ("not now"); rounded up, see Durations
-    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration, requires = "command")]
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration)]
     defer_delay: Duration,
 
     /// After this many deferrals (status 75), the next one makes the task a dead letter
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..), requires = "command")]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_defers: u32,
 
     /// Start at most N tasks a second, minute or hour, spread evenly; each worker process has its
@@ -86,20 +92,20 @@ pub(crate) struct Options {
     pub(crate) grace: Duration,
 
     /// How long a command may run; then its process group gets SIGTERM, and SIGKILL 5 s later
-    #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "command")]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub(crate) task_timeout: Option<Duration>,
 
     /// Put thread and task id before each line that commands write; splits lines longer than 64 KiB
-    #[arg(long, requires = "command")]
+    #[arg(long)]
     pub(crate) tag: bool,
 
     /// Append a line for each run of COMMAND to FILE, in the format of GNU parallel's --joblog
-    #[arg(long, value_name = "FILE", requires = "command")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) joblog: Option<PathBuf>,
 
     /// Write each command's output and exit status to DIR/ID or to FILE.jsonl, not to the worker's
     /// output; see Files
-    #[arg(long, value_name = "DIR", requires = "command", conflicts_with = "tag")]
+    #[arg(long, value_name = "DIR", conflicts_with = "tag")]
     pub(crate) results: Option<PathBuf>,
 
     /// Exit when the broker cannot be reached or the connection is lost
@@ -124,7 +130,7 @@ pub(crate) struct Options {
 
     /// Print the tasks and ack them, as the tutorial does. Without a COMMAND, any queue but
     /// task_queue needs this
-    #[arg(long, conflicts_with = "command")]
+    #[arg(long, conflicts_with = "command", conflicts_with_all = OF_A_COMMAND)]
     pub(crate) print: bool,
 
     /// The command to run for each task, and its arguments; {} in an argument is the body
@@ -277,7 +283,7 @@ Dispatch:
 
 const ENVIRONMENT: &str = "  PATH            where COMMAND is looked up, unless it has a /
   TMPDIR          holds bodies of 64 KiB or more while their commands run, and
-                  the folder of TASK_DEFER_FILE; /tmp by default
+                  the files of TASK_DEFER_FILE; /tmp by default
 ";
 
 const LAST: &str = "
@@ -343,6 +349,15 @@ mod tests {
             ("--max-dead 1 --auto-ack -- true", "--max-dead: --auto-ack makes no dead letters"),
             ("--defer-delay 5s", "required arguments were not provided"),
             ("--max-defers 5", "required arguments were not provided"),
+            ("--print --defer-delay 5s", "'--print' cannot be used with '--defer-delay <DUR>'"),
+            ("--print --max-defers 5", "'--print' cannot be used with '--max-defers <N>'"),
+            ("--print --task-timeout 5s", "'--print' cannot be used with '--task-timeout <DUR>'"),
+            ("--print --tag", "'--print' cannot be used with '--tag'"),
+            ("--print --joblog f", "'--print' cannot be used with '--joblog <FILE>'"),
+            ("--print --results d", "'--print' cannot be used with '--results <DIR>'"),
+            ("--joblog f --results d --print", "'--joblog <FILE>' cannot be used with '--print'"),
+            ("--joblog f --results d -- true", ""),
+            ("--print", ""),
             ("--threads 2 --queue a=1", "--threads: each --queue NAME=N has threads of its own"),
             ("--threads 2 --queue a=1 --queue b=1", "--threads: each --queue NAME=N"),
             ("--threads 2 --queue a=1 --queue b", ""),

@@ -36,6 +36,11 @@ fn options_of_a_wait_need_it() {
         &["--wait", "--output", "--json"],
         &["--wait", "--reply-to", "answers"],
         &["--wait", "--correlation-id", "1"],
+        &["--outcomes", "f", "--reply-to", "answers"],
+        &["--wait-timeout", "1s", "--correlation-id", "1"],
+        &["--output", "--reply-to", "answers"],
+        &["--keep-order", "--reply-to", "answers"],
+        &["--wait", "--keep-order", "--json"],
     ] {
         refused(options, "error: ");
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use crate::cli::common::arguments::{parse_duration, refuse_dash};
 use crate::cli::common::error::CommandError;
@@ -11,9 +11,14 @@ use crate::cli::common::stdio::refuse_file_of_a_stream;
 use crate::cli::producer::options::Options;
 use crate::cli::producer::source::{Source, is_same_file};
 
+/// The options that say how to wait. What excludes --wait excludes each of them: clap waives what is
+/// required if a given option excludes it.
+pub(crate) const OF_A_WAIT: [&str; 4] = ["outcomes", "output", "keep_order", "wait_timeout"];
+
 /// Whether and how to wait for the tasks.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Waiting")]
+#[command(group = ArgGroup::new("of_a_wait").args(OF_A_WAIT).multiple(true).requires("wait"))]
 pub(crate) struct WaitArgs {
     /// Wait until every task is done or a dead letter, on whatever machine; see Waiting
     #[arg(long, conflicts_with_all = ["correlation_id", "reply_to"])]
