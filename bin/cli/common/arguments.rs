@@ -71,8 +71,22 @@ pub(crate) fn has_two_dashes() -> bool {
 
 /// Refuses `-`, which users write for standard output, and which would become a file of that name.
 pub(crate) fn refuse_dash(option: &'static str, path: &Path) -> Result<(), CommandError> {
+    let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
+    refuse_dash_because(reason, option, path)
+}
+
+/// The same for an option that writes to no stream.
+pub(crate) fn refuse_dash_for_file(option: &'static str, path: &Path) -> Result<(), CommandError> {
+    let reason = "it cannot be standard output; name a file, or write ./- for one of that name";
+    refuse_dash_because(reason, option, path)
+}
+
+fn refuse_dash_because(
+    reason: &str,
+    option: &'static str,
+    path: &Path,
+) -> Result<(), CommandError> {
     if path == Path::new("-") {
-        let reason = "for standard output write /dev/stdout, and for a file of that name ./-";
         return Err(CommandError::usage(option, reason));
     }
     Ok(())

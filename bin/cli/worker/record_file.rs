@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::cli::common::arguments::refuse_dash;
+use crate::cli::common::arguments::refuse_dash_for_file;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::stdio::refuse_file_of_a_stream;
 
@@ -30,7 +30,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 impl RecordFile {
     pub(crate) fn open(option: &'static str, path: &Path) -> Result<RecordFile, CommandError> {
         let unusable = |error| CommandError::usage(option, format!("{}: {error}", path.display()));
-        refuse_dash(option, path)?;
+        refuse_dash_for_file(option, path)?;
         refuse_file_of_a_stream(option, path)?;
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(unusable(io::Error::other("it is not a regular file; take another one")));

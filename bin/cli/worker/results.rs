@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::cli::common::arguments::refuse_dash;
+use crate::cli::common::arguments::refuse_dash_for_file;
 use crate::cli::common::base64::set_text_or_base64;
 use crate::cli::common::error::CommandError;
 use crate::cli::worker::options::Options;
@@ -69,7 +69,7 @@ const LONGEST_OUTPUT: u64 = 1024 * 1024;
 
 impl Results {
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Results, CommandError> {
-        refuse_dash("--results", path)?;
+        refuse_dash_for_file("--results", path)?;
         if path.extension().is_some_and(|it| it == "jsonl") {
             return Lines::open(path, options).map(Results::Lines);
         }

@@ -50,7 +50,10 @@ fn options_of_a_wait_need_it() {
 fn a_file_of_something_else_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
-    refused(&["--wait", "--outcomes", "-"], "for a file of that name ./-");
+    refused(
+        &["--wait", "--outcomes", "-"],
+        "--outcomes: it cannot be standard output; name a file",
+    );
     refused(&["--wait", "--outcomes", text(dir.path())], "--outcomes: ");
     let of_other = r#"{"type":"rabbit-work.batch","batch":"00","queue":"other"}"#;
     let no_id = r#"{"type":"rabbit-work.batch","batch":"00","queue":"q"}"#;

@@ -152,7 +152,7 @@ fn what_is_no_log_is_not_written_to() {
     for (options, expected) in [
         (&["--joblog", "other"][..], "its first line is not the heading of a job log"),
         (&["--joblog", "."], "it is not a regular file"),
-        (&["--joblog", "-"], "for standard output write /dev/stdout"),
+        (&["--joblog", "-"], "it cannot be standard output; name a file"),
         (&["--joblog", "no/such/folder"], "No such file or directory"),
         (&["--joblog", "same", "--events", "./same"], "--events names the same file"),
     ] {

@@ -217,7 +217,7 @@ fn results_that_have_no_place_are_refused_before_a_task_is_taken() {
     for (options, expected) in [
         (&["--results", "file"][..], "--results: file: File exists"),
         (&["--results", "folder.jsonl"], "it is not a regular file"),
-        (&["--results", "-"], "for standard output write /dev/stdout"),
+        (&["--results", "-"], "it cannot be standard output; name a file"),
         (&["--results", "out", "--tag"], "cannot be used with"),
         (&["--results", "l.jsonl", "--joblog", "l.jsonl"], "--results names the same file"),
     ] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 
-use crate::cli::common::arguments::{parse_duration, refuse_dash};
+use crate::cli::common::arguments::{parse_duration, refuse_dash_for_file};
 use crate::cli::common::error::CommandError;
 use crate::cli::common::stdio::refuse_file_of_a_stream;
 use crate::cli::producer::options::Options;
@@ -26,19 +26,19 @@ pub(crate) struct WaitArgs {
 
     /// Append a line of JSON to FILE for each task that has ended. If FILE exists, continue its wait:
     /// publish the rest, wait for missing outcomes
-    #[arg(long, value_name = "FILE", requires = "wait")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) outcomes: Option<PathBuf>,
 
     /// Print the standard output of each task's command, up to 64 KiB, as the tasks end
-    #[arg(long, requires = "wait", conflicts_with = "json")]
+    #[arg(long, conflicts_with = "json")]
     pub(crate) output: bool,
 
     /// With --output: print in the order of the input
-    #[arg(long, requires = "output")]
+    #[arg(long, requires = "output", conflicts_with = "json")]
     pub(crate) keep_order: bool,
 
     /// How long to wait, from when all tasks are published [default: no limit]
-    #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "wait")]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub(crate) wait_timeout: Option<Duration>,
 }
 
@@ -70,7 +70,7 @@ impl WaitArgs {
 }
 
 fn check_file(path: &Path, options: &Options, source: &Source) -> Result<(), CommandError> {
-    refuse_dash("--outcomes", path)?;
+    refuse_dash_for_file("--outcomes", path)?;
     refuse_file_of_a_stream("--outcomes", path)?;
     let others = [source.path(), options.failed.as_deref()];
     if others.into_iter().flatten().any(|other| other == path || is_same_file(other, path)) {
