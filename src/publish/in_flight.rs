@@ -47,6 +47,10 @@ impl<T> InFlight<T> {
         self.confirms.is_empty()
     }
 
+    pub(crate) fn outstanding(&self) -> impl Iterator<Item = &Pending<T>> {
+        self.confirms.outstanding()
+    }
+
     /// Whether the bytes of one more task fit.
     pub(crate) fn has_room_for(&self, next: &Pending<T>) -> bool {
         self.bytes + next.task.size_on_the_wire() <= WINDOW_BYTES

@@ -7,6 +7,8 @@ use log::{info, warn};
 use super::Link;
 use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::connection::Notice;
+use crate::model::queue::Target;
+use crate::publish::pending::Pending;
 
 impl<T> Link<T> {
     /// Records that the broker blocks publishers, or does so no longer.
@@ -30,17 +32,28 @@ impl<T> Link<T> {
         self.blocked.as_deref()
     }
 
-    /// Warns once, if no confirm has come for some time.
+    /// Warns once, if no confirm has come for some time. That a blocked broker has tasks wait was
+    /// logged; outcomes are named in any case, because nothing else says that their tasks wait.
     pub(crate) fn warn_slow_confirm(&mut self) {
         if self.slow_confirm_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
         self.slow_confirm_at = None;
-        let count = self.in_flight.len();
-        if count > 0 && self.blocked.is_none() {
+        let is_outcome = |it: &&Pending<T>| matches!(it.target, Target::Batch(_));
+        let outcomes = self.in_flight.outstanding().filter(is_outcome).count();
+        let tasks = self.in_flight.len() - outcomes;
+        let alarm = match &self.blocked {
+            Some(reason) => format!("the broker blocks publishers: {reason}"),
+            None => "is the broker in alarm?".into(),
+        };
+        if outcomes > 0 {
             warn!(
-                "no confirm for {SLOW_AFTER:?}: {count} tasks are unconfirmed (is the broker in alarm?)"
+                "no confirm for {SLOW_AFTER:?}: {outcomes} outcomes of batches are unconfirmed, and \
+                 their tasks stay unacked ({alarm})"
             );
+        }
+        if tasks > 0 && self.blocked.is_none() {
+            warn!("no confirm for {SLOW_AFTER:?}: {tasks} tasks are unconfirmed ({alarm})");
         }
     }
 
