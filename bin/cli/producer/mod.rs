@@ -69,7 +69,7 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
     let producer = producer(options, &broker, &queue, &shutdown);
     let mut plain = Plain { producer, task: &options.task };
     if let Err(error) = plain.connect() {
-        return not_connected(error, &mut bodies, &shutdown, report);
+        return not_connected(error, &plain, &mut bodies, &shutdown, report);
     }
     let end = publish_all(&mut plain, &mut bodies, &shutdown, &mut report)?;
     Ok(report.close(&end))
@@ -85,7 +85,8 @@ fn publish_and_wait(
     warn_of_ignored_priority(options, &options.queue.queue());
     if let Err(error) = waiting.connect() {
         let was_stopped = shutdown.is_stopping();
-        let exit = not_connected(error, bodies, shutdown, report)?;
+        report.note_ended(waiting.summary());
+        let exit = not_connected(error, &waiting, bodies, shutdown, report)?;
         if was_stopped {
             log_stopped_before_publishing(options);
         }
@@ -97,9 +98,7 @@ fn publish_and_wait(
         End::Finished => Some(waiting.wait(options, shutdown)),
         _ => None,
     };
-    if let Some(Ok(waited)) = &waited {
-        report.note_ended(waited.summary);
-    }
+    report.note_ended(waiting.summary());
     report.print_summary(&end);
     Ok(match (waited, &end) {
         (Some(Ok(waited)), _) => waited.exit_after(report.exit(&end)),
@@ -152,20 +151,22 @@ fn producer(options: &Options, broker: &Broker, queue: &Queue, shutdown: &Shutdo
         .shutdown(shutdown)
 }
 
-/// Nothing was published: the whole input is not confirmed.
+/// This run has published nothing: the input is not confirmed, except for what an earlier run has
+/// published.
 fn not_connected(
     error: CommandError,
+    publishing: &dyn Publishing,
     bodies: &mut Bodies,
     shutdown: &Shutdown,
     mut report: Report,
 ) -> Result<Exit, CommandError> {
     report.end_progress();
     if shutdown.is_stopping() {
-        report.note_unsent(bodies.read_ahead());
+        report.note_unsent(bodies.read_ahead(), publishing);
         return Ok(report.close(&End::Stopped));
     }
     let exit = error.log();
-    let end = report.keep_rest(bodies, shutdown, End::GaveUp);
+    let end = report.keep_rest(bodies, publishing, shutdown, End::GaveUp);
     if report.has_failed_file() {
         report.flush_failed();
         report.log_end(&end);
@@ -185,9 +186,9 @@ fn publish_all(
     report.note_held(&publishing.take_held());
     Ok(match end {
         End::Finished => end,
-        End::GaveUp => report.keep_rest(bodies, shutdown, end),
+        End::GaveUp => report.keep_rest(bodies, publishing, shutdown, end),
         End::Stopped | End::Unreadable(_) => {
-            report.note_unsent(bodies.read_ahead());
+            report.note_unsent(bodies.read_ahead(), publishing);
             end
         }
     })
@@ -240,9 +241,9 @@ fn publish_piece(
         }
         Piece::TooLong(start) => {
             report.note(&publishing.skip(&start)?);
-            report.note_unsent([Piece::TooLong(start)].into_iter());
+            report.note_unsent([Piece::TooLong(start)].into_iter(), publishing);
         }
-        rest @ Piece::Rest(_) => report.note_unsent([rest].into_iter()),
+        rest @ Piece::Rest(_) => report.note_unsent([rest].into_iter(), publishing),
     }
     Ok(())
 }
@@ -265,6 +266,10 @@ mod tests {
     impl Publishing for Holding {
         fn connect(&mut self) -> Result<(), CommandError> {
             Ok(())
+        }
+
+        fn has_published(&self, _: u64) -> bool {
+            false
         }
 
         fn send(&mut self, body: Vec<u8>) -> Result<Sent, CommandError> {

@@ -18,6 +18,7 @@ use crate::cli::producer::input::{Bodies, End, LONGEST_BODY, Piece, show};
 use crate::cli::producer::options::Options;
 use crate::cli::producer::position::Position;
 use crate::cli::producer::progress::Progress;
+use crate::cli::producer::publishing::Publishing;
 use crate::cli::producer::source::{Source, is_same_file};
 use crate::cli::producer::summary::Totals;
 
@@ -130,16 +131,27 @@ impl Report {
         }
     }
 
-    /// Counts what was read and is not published, and writes it to --failed.
-    pub(crate) fn note_unsent(&mut self, pieces: impl Iterator<Item = Piece>) {
+    /// Counts what was read and is not published, and writes it to --failed. What an earlier run has
+    /// published is neither.
+    pub(crate) fn note_unsent(
+        &mut self,
+        pieces: impl Iterator<Item = Piece>,
+        publishing: &dyn Publishing,
+    ) {
         for piece in pieces {
             match &piece {
                 Piece::Body(body) => {
-                    self.note_one_unsent(body);
-                    self.write_failed(self.failed_end);
+                    self.note_read();
+                    if publishing.has_published(self.position.read()) {
+                        self.position.note_resolved(1);
+                    } else {
+                        self.note_unconfirmed(body);
+                        self.write_failed(self.failed_end);
+                    }
                 }
                 Piece::TooLong(start) => {
-                    self.note_one_unsent(start);
+                    self.note_read();
+                    self.note_unconfirmed(start);
                     self.log_too_long();
                 }
                 Piece::Rest(more) => self.write_failed(more),
@@ -155,11 +167,6 @@ impl Report {
         }
     }
 
-    fn note_one_unsent(&mut self, bytes: &[u8]) {
-        self.note_read();
-        self.note_unconfirmed(bytes);
-    }
-
     fn note_unconfirmed(&mut self, bytes: &[u8]) {
         self.totals.unconfirmed += 1;
         self.write_failed(bytes);
@@ -173,21 +180,27 @@ impl Report {
     }
 
     /// Reads the rest of the input for --failed, if there is such a file.
-    pub(crate) fn keep_rest(&mut self, bodies: &mut Bodies, shutdown: &Shutdown, why: End) -> End {
+    pub(crate) fn keep_rest(
+        &mut self,
+        bodies: &mut Bodies,
+        publishing: &dyn Publishing,
+        shutdown: &Shutdown,
+        why: End,
+    ) -> End {
         if self.failed.is_some() && !shutdown.is_stopping() {
             warn!("the rest of the input goes to --failed and is not published");
         }
         while self.failed.is_some() {
             match bodies.next(shutdown) {
-                Ok(piece) => self.note_unsent([piece].into_iter()),
+                Ok(piece) => self.note_unsent([piece].into_iter(), publishing),
                 Err(End::Finished) => return why,
                 Err(end) => {
-                    self.note_unsent(bodies.read_ahead());
+                    self.note_unsent(bodies.read_ahead(), publishing);
                     return end;
                 }
             }
         }
-        self.note_unsent(bodies.read_ahead());
+        self.note_unsent(bodies.read_ahead(), publishing);
         why
     }
 

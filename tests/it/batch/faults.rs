@@ -1,16 +1,18 @@
 //! Batches under faults, by ledger: no task lost, no outcome counted twice, none missing.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rabbit_work::{Batch, Broker, Delivery, Producer, Queue, Task, Worker, shutdown};
+use serde_json::Value;
 
 use super::{SOON, assert_all_done, ended, noting, runs, scripted_worker, text, waiting};
 use crate::support::broker::{breakable_broker, poll, shared_broker};
 use crate::support::client::unique_queue;
-use crate::support::command::Running;
+use crate::support::command::{Output, Running};
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
@@ -89,6 +91,36 @@ fn a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait() {
     assert!(output.stderr().contains("nobody waits for batch"), "{}", output.stderr());
     let runs = runs(&ledger);
     assert_eq!((runs.len(), runs.values().sum()), (COUNT, COUNT));
+}
+
+/// The second run finds the queue missing before it waits.
+#[test]
+fn a_deleted_queue_of_outcomes_leaves_a_summary_of_what_is_confirmed_and_has_not_ended() {
+    let (url, queue) = (shared_broker().url(), unique_queue("deleted-summary"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, failed) = (dir.path().join("file"), dir.path().join("failed"));
+    let options = ["--outcomes", text(&file), "--failed", text(&failed), "--json"];
+    let running = waiting(url, &queue, 5, &options).start();
+    running.wait_for_stderr_line(|line| line.contains("5 tasks confirmed and 0 not"), SOON);
+    let header = std::fs::read_to_string(&file).expect("a file");
+    let header: Value = serde_json::from_str(header.lines().next().expect("a line")).expect("JSON");
+    let outcomes = format!("{queue}.batch.{}", header["batch"].as_str().expect("an id"));
+    shared_broker().client().wait_for_consumers(&outcomes, 1, SOON);
+    shared_broker().client().delete(&outcomes);
+
+    let counts = |output: &Output| {
+        output.assert_code(2);
+        let summary: Value = serde_json::from_str(&output.stdout()).expect("JSON");
+        ["confirmed", "unconfirmed", "done", "dead", "left"].map(|key| summary[key].as_u64())
+    };
+    assert_eq!(counts(&running.wait(SOON)), [5, 0, 0, 0, 5].map(Some));
+
+    // Tasks 6 and 7 are new, and not published.
+    let again = waiting(url, &queue, 7, &options).run(SOON);
+    assert_eq!(counts(&again), [0, 2, 0, 0, 5].map(Some));
+    assert_eq!(std::fs::read_to_string(&failed).expect("a file"), "6\n7\n");
+    assert_eq!(shared_broker().client().count(&queue), 5);
+    shared_broker().client().delete(&queue);
 }
 
 #[test]

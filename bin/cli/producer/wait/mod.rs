@@ -46,11 +46,8 @@ pub(crate) struct Waiting<'a> {
     prints_earlier: bool,
 }
 
-/// How a wait ended.
-pub(crate) struct Waited {
-    pub(crate) summary: BatchSummary,
-    exit: Exit,
-}
+/// The exit status of a wait.
+pub(crate) struct Waited(Exit);
 
 impl<'a> Waiting<'a> {
     /// Opens the batch: a new one, or the one of the file of --outcomes.
@@ -106,6 +103,11 @@ impl<'a> Waiting<'a> {
         file.note_published(numbers, self.position);
     }
 
+    /// How the tasks stand.
+    pub(crate) fn summary(&self) -> BatchSummary {
+        self.batch.summary()
+    }
+
     /// Waits until each published task has ended.
     pub(crate) fn wait(
         &mut self,
@@ -113,7 +115,7 @@ impl<'a> Waiting<'a> {
         shutdown: &Shutdown,
     ) -> Result<Waited, CommandError> {
         if self.file.as_ref().is_some_and(|file| !file.is_writable()) {
-            return Ok(Waited { summary: self.batch.summary(), exit: Exit::Failed });
+            return Ok(Waited(Exit::Failed));
         }
         let started = Instant::now();
         if self.printer.is_on() {
@@ -125,7 +127,7 @@ impl<'a> Waiting<'a> {
         self.printer.finish();
         let summary = waited?;
         log_summary(summary, started.elapsed());
-        Ok(Waited { summary, exit: self.exit(summary, options.wait.outcomes.as_deref()) })
+        Ok(Waited(self.exit(summary, options.wait.outcomes.as_deref())))
     }
 
     /// Prints the outputs of the tasks that have ended in earlier runs, so that this one prints all.
@@ -191,6 +193,10 @@ impl Publishing for Waiting<'_> {
         }
     }
 
+    fn has_published(&self, n: u64) -> bool {
+        self.batch.is_published(n)
+    }
+
     fn send(&mut self, body: Vec<u8>) -> Result<Sent, CommandError> {
         self.position.add(&body);
         let n = self.position.read;
@@ -237,7 +243,7 @@ impl Publishing for Waiting<'_> {
 impl Waited {
     /// The exit status, if that of publishing is this.
     pub(crate) fn exit_after(&self, published: Exit) -> Exit {
-        match (published, self.exit) {
+        match (published, self.0) {
             (Exit::Success | Exit::Failed, Exit::Unfinished) => Exit::Unfinished,
             (Exit::Success, exit) => exit,
             (published, _) => published,
