@@ -270,7 +270,7 @@ fn assert_one_done(running: Running) {
 /// that publishes the outcome, and the one that acks the task.
 #[test]
 fn a_cut_after_every_few_bytes_of_an_outcome_leaves_none_missing_and_none_twice() {
-    let whole = work_one(|_| {});
+    let whole = work_two(|_| {});
     let cuts: Vec<u64> = (1..whole.max(400)).step_by(STEP).collect();
     assert!(cuts.len() > 20, "{whole}");
     let next = AtomicUsize::new(0);
@@ -282,7 +282,7 @@ fn a_cut_after_every_few_bytes_of_an_outcome_leaves_none_missing_and_none_twice(
                         0 => Toxic::ResetAfter(*bytes),
                         _ => Toxic::LimitData(*bytes),
                     };
-                    work_one(|proxy| {
+                    work_two(|proxy| {
                         // The main connection, and the one for the outcome.
                         proxy.heal_at(3);
                         proxy.set(Direction::ToBroker, toxic);
@@ -297,19 +297,26 @@ const STEP: usize = 23;
 /// Each of them mostly waits for a backoff.
 const SWEEPERS: usize = 16;
 
-/// Works a batch of one task. Returns how many bytes went to the broker after the task.
-fn work_one(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
+/// Works a batch of two tasks. The second waits until the outcome of the first has come, whatever
+/// fault that met: an outcome that came again would come before the last one, and count. Returns how
+/// many bytes went to the broker after the first task.
+fn work_two(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
     let (url, queue) = (shared_broker().url(), unique_queue("cut-outcome"));
     let direct: Broker = url.parse().expect("a URL");
     let mut batch = Batch::new(&direct, &Queue::new(&queue));
-    let _ = batch.send(Task::new("x")).expect("sent");
+    for body in ["first", "second"] {
+        let _ = batch.send(Task::new(body)).expect("sent");
+    }
     let proxy = Arc::new(Proxy::start(shared_broker().address()));
     let through: Broker = proxy.url().parse().expect("a URL");
     let (is_done, done) = crossbeam_channel::bounded::<()>(0);
     let (go_on, may_go_on) = crossbeam_channel::bounded::<()>(0);
+    let (count_first, first_counts) = crossbeam_channel::bounded::<Infallible>(0);
     let first = AtomicBool::new(true);
-    let handler = move |_: &Delivery| {
-        if first.swap(false, Ordering::SeqCst) {
+    let handler = move |delivery: &Delivery| {
+        if delivery.body() == b"second" {
+            let _ = first_counts.recv_timeout(SOON);
+        } else if first.swap(false, Ordering::SeqCst) {
             let _ = is_done.send(());
             let _ = may_go_on.recv_timeout(SOON);
         }
@@ -323,14 +330,15 @@ fn work_one(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
     go_on.send(()).expect("the handler waits");
 
     let (_trigger, shutdown) = shutdown();
-    let mut outcomes = 0;
+    let (mut outcomes, mut count_first) = (Vec::new(), Some(count_first));
     let summary = batch.wait_each(Some(SOON), &shutdown, |group| {
-        outcomes += group.len();
+        outcomes.extend(group.iter().map(|it| it.n));
+        drop(count_first.take());
         std::ops::ControlFlow::Continue(())
     });
 
     let summary = summary.expect("waited");
-    assert_eq!((summary.done, summary.left, outcomes), (1, 0, 1));
+    assert_eq!((summary.done, summary.left, &outcomes[..]), (2, 0, &[1, 2][..]));
     working.stop(SOON);
     let client = shared_broker().client();
     client.wait_for_count(&queue, 0, Duration::from_secs(30));
