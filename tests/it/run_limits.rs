@@ -55,6 +55,10 @@ fn eight_threads_start_five_tasks_a_second_and_spread_them_evenly() {
     println!("50 starts at 5/s took {took:?}");
     // A start may be seen late, and then the next one seems to be early.
     assert!(took > 9 * SECOND, "{took:?}");
+    // A busy machine delays some starts, and each of them those that follow, but not most by half.
+    let mut pauses: Vec<_> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    pauses.sort();
+    assert!(pauses[pauses.len() / 2] < SECOND * 3 / 10, "{pauses:?}");
     for (first, start) in starts.iter().enumerate() {
         let in_a_second = starts[first..].iter().filter(|it| **it - *start < SECOND).count();
         assert!(in_a_second <= 7, "{in_a_second} starts within a second of number {first}");
@@ -81,7 +85,7 @@ fn a_stop_while_tasks_wait_for_their_start_is_immediate_and_requeues_them() {
         let begun = Instant::now();
         let summary = working.stop(SOON);
 
-        assert!(begun.elapsed() < SOON / 4, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
         assert_eq!((summary.done, summary.ended), (1, StopReason::Stopped));
         assert_eq!(summary.returned, u64::from(held));
         client.wait_for_count(&queue, 19, SOON);
