@@ -56,6 +56,9 @@ impl Options {
 pub(crate) enum Command {
     /// Show the number of ready, delayed and dead tasks, and of consumers
     ///
+    /// retry counts all tasks in delay queues: failed ones that wait for a retry, deferred ones, and those
+    /// published with a delay.
+    ///
     /// AMQP does not report unacked tasks (null in JSON), nor how many tasks come and go. change/s is by
     /// how many tasks a second ready grows (+) or shrinks (-).
     #[command(after_long_help = STATUS)]
