@@ -1,13 +1,16 @@
 //! What `producer --wait` waits for, says and leaves behind.
 
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 
+use rabbit_work::{Broker, Delivery, EventKind, Failure, Queue, Worker};
 use serde_json::Value;
 
 use super::{SOON, ended, lines, noting, outcomes, runs, scripted_worker, text, waiting};
 use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
+use crate::support::working::Working;
 
 #[test]
 fn each_task_ends_once_done_or_dead_and_retries_report_nothing() {
@@ -186,24 +189,57 @@ fn messages_that_are_no_outcomes_are_ignored() {
     drop(worker);
 }
 
-/// 16 MiB of bodies, and an outcome for each.
+/// 12 MB of bodies, and an outcome for each with a reason of 1 KiB. All but one are there when the
+/// second producer begins to wait. The last comes after its peak is read.
 #[test]
 fn a_wait_needs_little_memory() {
-    const COUNT: usize = 20_000;
+    const COUNT: usize = 15_000;
     let (url, queue) = (shared_broker().url(), unique_queue("memory"));
-    let arguments = ["--url", url, "--queue", &queue, "--threads", "4", "--prefetch", "100"];
-    let worker = Command::worker(&arguments).stdout(std::process::Stdio::null()).start();
-    let mut running = waiting(url, &queue, 0, &[]).open_stdin().start();
-    let line = format!("{}\n", "x".repeat(800));
-    running.write(line.repeat(COUNT).as_bytes());
-    running.end_input();
-    let confirmed = format!("{COUNT} tasks confirmed and 0 not");
-    running.wait_for_stderr_line(|line| line.contains(&confirmed), SOON);
-    let peak = running.peak_memory();
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("file");
+    let input = format!("{}\n", "x".repeat(800)).repeat(COUNT - 1) + "last\n";
+    let start = || {
+        let options = ["--outcomes", text(&file)];
+        let mut running = waiting(url, &queue, 0, &options).open_stdin().start();
+        running.write(input.as_bytes());
+        running.end_input();
+        running.wait_for_stderr_line(|line| line.contains(" tasks confirmed and 0 not"), SOON);
+        running
+    };
+    let publishing = start();
+    let peak_of_publishing = publishing.peak_memory();
+    publishing.signal("INT");
+    publishing.wait(SOON).assert_code(4);
 
-    let output = running.wait(SOON);
+    let (release, is_released) = crossbeam_channel::bounded::<()>(0);
+    let handler = move |delivery: &Delivery| {
+        if delivery.body() == b"last" {
+            let _ = is_released.recv_timeout(SOON);
+        }
+        Err(Failure::reject("x".repeat(1024)))
+    };
+    let broker: Broker = url.parse().expect("a URL");
+    let worker = Worker::new(&broker, &Queue::new(&queue)).threads(1).prefetch(1000);
+    let working = Working::start(&worker, handler);
+    (1..COUNT).for_each(|_| drop(working.wait_for(EventKind::Dead, SOON)));
+    let mut end_of_file = fs::File::open(&file).expect("opened");
+    end_of_file.seek(SeekFrom::End(0)).expect("at its end");
+    let running = start();
+    let mut ended_now = 0;
+    poll("all but one have ended", SOON, || {
+        let mut lines = Vec::new();
+        end_of_file.read_to_end(&mut lines).expect("read");
+        ended_now += lines.iter().filter(|byte| **byte == b'\n').count();
+        (ended_now == COUNT - 1).then_some(())
+    });
+    let peak_of_waiting = running.peak_memory();
+    drop(release);
 
-    output.assert_code(0);
-    assert!(peak < 30 << 20, "{peak}");
-    drop(worker);
+    running.wait(SOON).assert_code(1);
+    assert_eq!(ended(&file), COUNT);
+    let peaks = [peak_of_publishing, peak_of_waiting];
+    println!("peaks of publishing and waiting: {peaks:?}");
+    assert!(peaks.iter().all(|peak| *peak < 30 << 20), "{peaks:?}");
+    working.stop(SOON);
+    shared_broker().client().delete(&format!("{queue}.dead"));
 }
