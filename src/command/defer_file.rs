@@ -2,46 +2,46 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf, absolute};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use log::warn;
-use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::model::handler::{Delivery, Failure};
 use crate::util::text::printable;
 
-/// The folder of these files, which only this user may enter. It is empty as long as no command
-/// writes one.
+/// Names these files. Only their names are made here: a command that writes none leaves nothing, even
+/// if we are killed.
 #[derive(Debug, Default)]
-pub(super) struct DeferFolder {
-    folder: Mutex<Option<TempDir>>,
-    files: AtomicU64,
+pub(super) struct DeferFiles {
     warned: OnceLock<()>,
 }
 
 /// The file of one run of a command, which the command may write. Dropping this removes it.
 pub(super) struct DeferFile<'f> {
-    folder: &'f DeferFolder,
-    /// `None` if the folder cannot be made.
+    files: &'f DeferFiles,
+    /// `None` if there is no folder for it.
     path: Option<PathBuf>,
 }
 
 /// No delay is written in more bytes.
 const LONGEST_TEXT: u64 = 100;
 
-impl DeferFolder {
+impl DeferFiles {
     /// The name of a new file.
     pub(super) fn file(&self) -> DeferFile<'_> {
-        let number = self.files.fetch_add(1, Ordering::Relaxed);
-        let path = self.path().map(|folder| folder.join(number.to_string()));
-        let path = path.inspect_err(|error| {
-            self.warn_once(&format!("commands have no TASK_DEFER_FILE: {error}"));
-        });
-        DeferFile { folder: self, path: path.ok() }
+        let folder = absolute(env::temp_dir()).ok().filter(|folder| folder.is_dir());
+        if folder.is_none() {
+            let folder = env::temp_dir();
+            let folder = folder.display();
+            self.warn_once(&format!("commands have no TASK_DEFER_FILE: {folder} is not a folder"));
+        }
+        // Random, and new for each run: others may write to the folder, and must not guess the name.
+        let path = folder.map(|it| it.join(format!("worker-defer-{}", Uuid::now_v7())));
+        DeferFile { files: self, path }
     }
 
     /// One log line, however many tasks it is about.
@@ -49,17 +49,6 @@ impl DeferFolder {
         if self.warned.set(()).is_ok() {
             warn!("{text}");
         }
-    }
-
-    /// Makes the folder, again if a program that tidies up has removed it.
-    fn path(&self) -> io::Result<PathBuf> {
-        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(folder) = folder.as_ref().filter(|folder| folder.path().is_dir()) {
-            return Ok(folder.path().to_path_buf());
-        }
-        let made =
-            tempfile::Builder::new().prefix("worker-").tempdir_in(absolute(env::temp_dir())?);
-        Ok(folder.insert(made?).path().to_path_buf())
     }
 }
 
@@ -87,7 +76,7 @@ impl DeferFile<'_> {
         let delay = parse_delay(text.trim());
         if delay.is_none() {
             let (task, text) = (delivery.task().name(), printable(text.trim()));
-            self.folder.warn_once(&format!(
+            self.files.warn_once(&format!(
                 "task {task}: its command wrote '{text}' to TASK_DEFER_FILE, which is not a delay \
                  (write 120 or 2m); the task waits for the default delay"
             ));
@@ -144,10 +133,10 @@ mod tests {
 
     #[test]
     fn only_a_deferral_without_a_delay_gets_that_of_the_file() {
-        let folder = DeferFolder::default();
+        let files = DeferFiles::default();
         let delivery = test_delivery(Task::new(""));
         let deferred = || Failure::defer("busy", None);
-        let file = folder.file();
+        let file = files.file();
         let path = file.path().expect("a folder").to_path_buf();
         assert_eq!(file.with_delay(deferred(), &delivery), deferred(), "nothing is written");
         for (written, delay) in [("2m\n", Some(120)), (" \n", None), ("soon", None)] {
@@ -160,22 +149,18 @@ mod tests {
         assert_eq!(file.with_delay(Failure::retry("no"), &delivery), Failure::retry("no"));
         drop(file);
         assert!(!path.exists(), "it is removed");
-        assert_ne!(folder.file().path(), Some(path.as_path()), "each run has its own");
+        assert_ne!(files.file().path(), Some(path.as_path()), "each run has its own");
     }
 
     #[test]
-    fn what_is_no_file_is_not_read_and_a_folder_that_vanished_is_made_again() {
-        let folder = DeferFolder::default();
+    fn what_is_no_file_is_not_read() {
+        let files = DeferFiles::default();
         let delivery = test_delivery(Task::new(""));
+        let file = files.file();
+        let path = file.path().expect("a folder");
+        fs::create_dir(path).expect("made");
         let deferred = || Failure::defer("busy", None);
-        let first = folder.file();
-        let place = first.path().expect("a folder").parent().expect("a folder").to_path_buf();
-        fs::create_dir(first.path().expect("a path")).expect("made");
-        assert_eq!(first.with_delay(deferred(), &delivery), deferred());
-        fs::remove_dir_all(place).expect("removed");
-        let second = folder.file();
-        fs::write(second.path().expect("a path"), "1").expect("its folder exists");
-        let expected = Failure::defer("busy", Duration::from_secs(1));
-        assert_eq!(second.with_delay(deferred(), &delivery), expected);
+        assert_eq!(file.with_delay(deferred(), &delivery), deferred());
+        fs::remove_dir(path).expect("removed");
     }
 }

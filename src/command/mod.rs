@@ -26,7 +26,7 @@ use log::debug;
 use rustix::io::Errno;
 
 use crate::command::cancel::{CancelPipes, KILL_AFTER};
-use crate::command::defer_file::{DeferFile, DeferFolder};
+use crate::command::defer_file::{DeferFile, DeferFiles};
 use crate::command::kept::{Kept, OutputFiles};
 use crate::command::launch::{
     filled_in, find, input, is_being_written, is_not_executable, is_not_inherited, not_started,
@@ -75,7 +75,8 @@ use crate::util::text::printable;
 ///
 /// `TASK_DEFER_FILE` names a file that does not exist yet. Before it exits with 75, the program may
 /// write there how long the task is to wait: `120` for seconds, or `2m`. Anything else is ignored,
-/// with one warning. The file is in the folder for temporary files, and removed after the task.
+/// with one warning. More than 42 days count as 42. The file is in the folder for temporary files. It may
+/// also be moved there. It is removed after the task.
 ///
 /// The program leads a process group of its own, so a Ctrl-C in a terminal does not reach it.
 /// At the time limit, and when a stop is out of patience, the whole group gets SIGTERM, and
@@ -112,7 +113,7 @@ pub struct Command {
     /// The names of our own variables that are not passed on.
     not_inherited: Vec<OsString>,
     cancel: CancelPipes,
-    defer_folder: DeferFolder,
+    defer_files: DeferFiles,
     background: BackgroundPipes,
 }
 
@@ -153,7 +154,7 @@ impl Command {
             lines: Lines::Plain,
             not_inherited: not_inherited.collect(),
             cancel: CancelPipes::default(),
-            defer_folder: DeferFolder::default(),
+            defer_files: DeferFiles::default(),
             background: BackgroundPipes::default(),
         })
     }
@@ -217,7 +218,7 @@ impl Command {
             return Err(Failure::requeue(STOPPED_BEFORE_START));
         }
         let cancel = self.cancel.of(delivery).map_err(|error| not_started(&error))?;
-        let defer_file = self.defer_folder.file();
+        let defer_file = self.defer_files.file();
         let (started, since) = (SystemTime::now(), Instant::now());
         let process = self.start(delivery, &defer_file, files)?;
         let mut ended = process.wait(&cancel, &self.background).map_err(|error| {

@@ -227,7 +227,7 @@ Command:
   status 65       the task can never succeed: it becomes a dead letter at once
   status 75       not now: the task is deferred, uncounted. It waits for
                   --defer-delay, or for the delay that the command writes to
-                  the file TASK_DEFER_FILE (120 or 2m)
+                  the file TASK_DEFER_FILE (120 or 2m; at most 42d)
   any other       another status, a signal, or running past --task-timeout: the
                   task is tried again later
   environment     TASK_ID TASK_QUEUE TASK_ATTEMPT TASK_MAX_ATTEMPTS
