@@ -15,6 +15,7 @@ use crate::support::broker::{poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
 use crate::support::ledger::Ledger;
+use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::{Event, ScriptedBroker, Session};
 use crate::support::wire::{Call, Delivery as WireDelivery};
 use crate::support::working::Working;
@@ -219,6 +220,70 @@ fn a_deferred_task_is_acked_after_the_confirm_at_whatever_step_its_worker_dies()
         running.wait(SOON);
         broker.finish(SOON);
     }
+}
+
+/// Its connection loses what goes to the broker after the command has run: the confirm comes on
+/// another one, and the ack does not arrive.
+#[test]
+fn killed_between_the_confirm_and_the_ack_a_worker_loses_nothing_and_counts_no_attempt() {
+    let queue = unique_queue("deferral-unacked");
+    publish(&queue, &["1"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    let (runs, go_on, events) = (path("runs"), path("go-on"), path("events"));
+    let note = format!("echo \"$TASK_ATTEMPT $TASK_DEFERRALS\" >>'{}'", runs.display());
+    let proxy = Proxy::start(shared_broker().address());
+    let to = ["--url", &proxy.url(), "--queue", &queue, "--threads", "1"];
+    let options = ["--defer-delay", "2s", "--events", events.to_str().expect("a path")];
+    let script =
+        format!("{note}; until [ -e '{}' ]; do sleep 0.05; done; exit 75", go_on.display());
+    let command = ["--", "sh", "-c", &script];
+    let running = Command::worker(&[&to[..], &options, &command].concat()).start();
+    let lines = |file: &Path| fs::read_to_string(file).unwrap_or_default();
+    poll("its command runs", SOON, || (lines(&runs) == "1 0\n").then_some(()));
+    proxy.only(1);
+    proxy.set(Direction::ToBroker, Toxic::Timeout);
+    fs::write(&go_on, "").expect("written");
+    poll("the worker has acked", SOON, || {
+        lines(&events).contains(r#""event":"deferred""#).then_some(())
+    });
+    running.kill();
+    running.wait(SOON);
+    proxy.cut();
+
+    fs::remove_file(&runs).expect("removed");
+    worker(&queue, &["--drain"], &note).run(SOON).assert_code(0);
+
+    let runs = lines(&runs);
+    assert!(runs.contains("1 0\n") && runs.contains("1 1\n"), "it and its copy: {runs}");
+    assert!(runs.lines().all(|run| run.starts_with("1 ")), "no attempt is counted: {runs}");
+}
+
+#[test]
+fn a_killed_worker_leaves_nothing_in_the_folder_for_temporary_files() {
+    let queue = unique_queue("deferral-tmp");
+    publish(&queue, &["1", "2"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let tmp = dir.path().join("tmp");
+    fs::create_dir(&tmp).expect("made");
+    let ran = dir.path().join("ran");
+    // By a rename, as a program does that writes a file as a whole.
+    let script = format!(
+        "echo 1h >'{0}.new'; mv '{0}.new' \"$TASK_DEFER_FILE\"; echo >>'{0}'; exit 75",
+        ran.display()
+    );
+    let running = worker(&queue, &[], &script).env("TMPDIR", &tmp).start();
+    let mut inspector = Inspector::new(&broker(), &Queue::new(&queue));
+    poll("both are deferred, as long as they said", SOON, || {
+        let status = inspector.status().expect("a status");
+        let waits = |it: &&rabbit_work::DelayQueue| it.delay == Duration::from_secs(3600);
+        (status.delayed.iter().filter(waits).map(|it| it.tasks).sum::<u64>() == 2).then_some(())
+    });
+
+    running.kill();
+    running.wait(SOON);
+
+    assert!(is_empty(&tmp));
 }
 
 /// Each task is deferred twice, and then done.

@@ -204,7 +204,7 @@ fn carry(
 ) -> bool {
     let mut left = bytes;
     while !left.is_empty() && !link.has_ended() {
-        let setting = shared.setting(direction);
+        let setting = shared.setting(link, direction);
         match meter.step(setting, read_at, left.len()) {
             Step::Swallow => return true,
             Step::Hold => shared.hold(link, direction, setting.version, None),
@@ -247,7 +247,7 @@ fn write(link: &Link, mut target: &TcpStream, bytes: &[u8]) -> bool {
 /// A blackhole keeps the end of the stream too, for as long as it is one.
 fn wait_out_blackhole(shared: &Shared, link: &Link, direction: Direction) {
     loop {
-        let setting = shared.setting(direction);
+        let setting = shared.setting(link, direction);
         if setting.toxic != Toxic::Timeout || link.has_ended() {
             return;
         }

@@ -92,6 +92,12 @@ impl Proxy {
         self.shared.state().heals_at = Some(connection);
     }
 
+    /// Keeps the faults to the connection of this number; the first is 1. Everything passes on the
+    /// others, unless a fault ends connections at once.
+    pub(crate) fn only(&self, connection: usize) {
+        self.shared.state().only = Some(connection);
+    }
+
     /// Closes all current connections; new ones are welcome.
     pub(crate) fn cut(&self) {
         let ended = self.shared.end_all(Ending::Close);
@@ -154,6 +160,8 @@ struct State {
     accepted: usize,
     /// At which connection the faults end.
     heals_at: Option<usize>,
+    /// The connection that the faults are kept to.
+    only: Option<usize>,
     slots: BTreeMap<usize, Slot>,
 }
 
@@ -182,6 +190,7 @@ impl Shared {
                 forwarded: [0; 2],
                 accepted: 0,
                 heals_at: None,
+                only: None,
                 slots: BTreeMap::new(),
             }),
             changed: Condvar::new(),
@@ -192,8 +201,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn setting(&self, direction: Direction) -> Setting {
-        self.state().settings[direction as usize]
+    fn setting(&self, link: &Link, direction: Direction) -> Setting {
+        let state = self.state();
+        let setting = state.settings[direction as usize];
+        let is_spared = state.only.is_some_and(|connection| connection != link.number + 1);
+        if is_spared { Setting { toxic: Toxic::Pass, ..setting } } else { setting }
     }
 
     fn is_down(&self) -> bool {
