@@ -79,9 +79,11 @@ need_tools() {
 # Paths of this machine are no part of the program. Only ring has parts in C, which use no libc: so any
 # compiler for this architecture will do, also one for another libc.
 build() {
-    local cargo_home=${CARGO_HOME:-$HOME/.cargo} compiler=CC_${target//-/_}
-    env "$compiler=${!compiler:-cc}" CARGO_PROFILE_RELEASE_STRIP=symbols \
-        RUSTFLAGS="--remap-path-prefix=$here=rabbit-work --remap-path-prefix=$cargo_home=cargo" \
+    local compiler=CC_${target//-/_} folder flags=
+    for folder in "$here=rabbit-work" "${CARGO_HOME:-$HOME/.cargo}=cargo" ${CARGO_TARGET_DIR:+"$CARGO_TARGET_DIR=target"}; do
+        flags=$flags${flags:+$'\x1f'}--remap-path-prefix=$folder
+    done
+    env "$compiler=${!compiler:-cc}" CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_ENCODED_RUSTFLAGS="$flags" \
         cargo build --locked --release --target "$target" --bin rabbit-work
     program=${CARGO_TARGET_DIR:-$here/target}/$target/release/rabbit-work
     "$program" --version | grep -qx "rabbit-work $version"
