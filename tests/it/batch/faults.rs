@@ -2,11 +2,11 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rabbit_work::{Batch, Broker, Delivery, Producer, Queue, Task, Worker, shutdown};
+use rabbit_work::{Batch, Broker, Delivery, EventKind, Producer, Queue, Task, Worker, shutdown};
 use serde_json::Value;
 
 use super::{SOON, assert_all_done, ended, noting, runs, scripted_worker, text, waiting};
@@ -266,41 +266,59 @@ fn assert_one_done(running: Running) {
     assert!(output.stderr().contains(" 1 tasks done, 0 retried,"), "{}", output.stderr());
 }
 
-/// Each connection of the worker is cut after so many bytes, from when its task is done: the one
-/// that publishes the outcome, and the one that acks the task.
+/// From when a task is done, one connection of the worker is cut after so many bytes: the one that
+/// publishes the outcome, also before all of its confirm has come, or the one that acks the task.
 #[test]
 fn a_cut_after_every_few_bytes_of_an_outcome_leaves_none_missing_and_none_twice() {
     let whole = work_two(|_| {});
-    let cuts: Vec<u64> = (1..whole.max(400)).step_by(STEP).collect();
-    assert!(cuts.len() > 20, "{whole}");
-    let next = AtomicUsize::new(0);
+    let cuts = |connection, direction, until, step| {
+        (1..until).step_by(step).map(move |bytes| (connection, direction, bytes))
+    };
+    let of_outcomes = cuts(OUTCOMES, Direction::ToBroker, whole.to_broker, 31);
+    let of_confirms = cuts(OUTCOMES, Direction::ToClient, whole.to_client, SHORTER_THAN_A_CONFIRM);
+    let of_acks = cuts(MAIN, Direction::ToBroker, 22, 4);
+    let cuts: Vec<_> = of_acks.chain(of_confirms).chain(of_outcomes).collect();
+    assert!(cuts.len() > 60, "{}", cuts.len());
+    let (next, outcomes_again) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..SWEEPERS {
             scope.spawn(|| {
-                while let Some(bytes) = cuts.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let toxic = match bytes / STEP as u64 % 2 {
-                        0 => Toxic::ResetAfter(*bytes),
-                        _ => Toxic::LimitData(*bytes),
+                while let Some(cut) = cuts.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let (connection, direction, bytes) = *cut;
+                    let toxic = match bytes % 2 {
+                        0 => Toxic::ResetAfter(bytes),
+                        _ => Toxic::LimitData(bytes),
                     };
-                    work_two(|proxy| {
-                        // The main connection, and the one for the outcome.
+                    let worked = work_two(|proxy| {
+                        proxy.only(connection);
                         proxy.heal_at(3);
-                        proxy.set(Direction::ToBroker, toxic);
+                        proxy.set(direction, toxic);
                     });
+                    outcomes_again.fetch_add(worked.runs_of_first - 1, Ordering::SeqCst);
                 }
             });
         }
     });
+    assert!(outcomes_again.into_inner() > 0, "the cuts made no outcome come twice");
 }
 
-const STEP: usize = 23;
+/// The connections of a worker: the first, and the one that it opens for the first outcome.
+const MAIN: usize = 1;
+const OUTCOMES: usize = 2;
+const SHORTER_THAN_A_CONFIRM: usize = 17;
 /// Each of them mostly waits for a backoff.
 const SWEEPERS: usize = 16;
 
+/// What happened while a batch of two tasks was worked, from when the first was done.
+struct Worked {
+    to_broker: u64,
+    to_client: u64,
+    runs_of_first: usize,
+}
+
 /// Works a batch of two tasks. The second waits until the outcome of the first has come, whatever
-/// fault that met: an outcome that came again would come before the last one, and count. Returns how
-/// many bytes went to the broker after the first task.
-fn work_two(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
+/// fault that met: an outcome that came again would come before the last one, and count.
+fn work_two(fault: impl Fn(&Proxy) + Send + Sync) -> Worked {
     let (url, queue) = (shared_broker().url(), unique_queue("cut-outcome"));
     let direct: Broker = url.parse().expect("a URL");
     let mut batch = Batch::new(&direct, &Queue::new(&queue));
@@ -312,11 +330,12 @@ fn work_two(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
     let (is_done, done) = crossbeam_channel::bounded::<()>(0);
     let (go_on, may_go_on) = crossbeam_channel::bounded::<()>(0);
     let (count_first, first_counts) = crossbeam_channel::bounded::<Infallible>(0);
-    let first = AtomicBool::new(true);
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
     let handler = move |delivery: &Delivery| {
         if delivery.body() == b"second" {
             let _ = first_counts.recv_timeout(SOON);
-        } else if first.swap(false, Ordering::SeqCst) {
+        } else if counted.fetch_add(1, Ordering::SeqCst) == 0 {
             let _ = is_done.send(());
             let _ = may_go_on.recv_timeout(SOON);
         }
@@ -326,7 +345,8 @@ fn work_two(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
     let working = Working::start(&worker, handler);
     done.recv_timeout(SOON).expect("the task runs");
     fault(&proxy);
-    let before = proxy.bytes(Direction::ToBroker);
+    let bytes = || [Direction::ToBroker, Direction::ToClient].map(|it| proxy.bytes(it));
+    let before = bytes();
     go_on.send(()).expect("the handler waits");
 
     let (_trigger, shutdown) = shutdown();
@@ -339,9 +359,16 @@ fn work_two(fault: impl Fn(&Proxy) + Send + Sync) -> u64 {
 
     let summary = summary.expect("waited");
     assert_eq!((summary.done, summary.left, &outcomes[..]), (2, 0, &[1, 2][..]));
+    // Stopped before the confirm of an outcome, it would requeue the task.
+    while !working.wait_for(EventKind::Done, SOON).ends_with("-2") {}
     working.stop(SOON);
     let client = shared_broker().client();
     client.wait_for_count(&queue, 0, Duration::from_secs(30));
     client.delete(&queue);
-    proxy.bytes(Direction::ToBroker) - before
+    let after = bytes();
+    Worked {
+        to_broker: after[0] - before[0],
+        to_client: after[1] - before[1],
+        runs_of_first: runs.load(Ordering::SeqCst),
+    }
 }

@@ -130,6 +130,25 @@ fn a_proxy_that_heals_lets_everything_pass_from_that_connection_on() {
 }
 
 #[test]
+fn a_fault_that_is_kept_to_one_connection_spares_the_others() {
+    let echo = Echo::start();
+    let proxy = echo.proxy();
+    proxy.only(2);
+    proxy.set(Direction::ToBroker, Toxic::Timeout);
+    let streams: Vec<_> = (1..=3)
+        .map(|number| {
+            let stream = connect(&proxy);
+            proxy.wait_for_connections(number, SOON);
+            stream
+        })
+        .collect();
+    streams.iter().for_each(|stream| send(stream, b"x"));
+    assert_eq!(receive(&streams[0], 1), b"x");
+    assert_eq!(receive(&streams[2], 1), b"x");
+    assert_silent(&streams[1]);
+}
+
+#[test]
 fn down_refuses_and_pass_listens_again_at_the_same_place() {
     let echo = Echo::start();
     let proxy = echo.proxy();
