@@ -138,6 +138,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
             "a_task_deferred_fifty_times_and_then_failing_twice_has_two_attempts",
             "a_command_says_how_long_its_task_waits_and_frees_its_thread",
             "a_deferred_task_is_acked_after_the_confirm_at_whatever_step_its_worker_dies",
+            "killed_between_the_confirm_and_the_ack_a_worker_loses_nothing_and_counts_no_attempt",
             "killed_in_the_middle_of_deferrals_a_worker_loses_nothing",
             "one_deferral_too_many_is_a_dead_letter_that_says_so",
         ],
@@ -353,7 +354,10 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     ),
     (
         "Deleted queue of outcomes",
-        &["a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait"],
+        &[
+            "a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait",
+            "a_deleted_queue_of_outcomes_leaves_a_summary_of_what_is_confirmed_and_has_not_ended",
+        ],
     ),
     ("Forged replies", &["a_worker_answers_no_forged_reply_to"]),
     ("Foreign messages", &["messages_that_are_no_outcomes_are_ignored"]),
