@@ -83,7 +83,8 @@ fn ten_jobs_are_logged_as_gnu_parallel_logs_them_and_its_readers_go_on_from_ther
         return;
     };
     assert_eq!(without_times(&bench.read("theirs")), TEN_JOBS, "{}", theirs.stderr());
-    let resume = ["--will-cite", "--resume-failed", "--joblog", "log", "echo", "again"];
+    let resume =
+        ["--will-cite", "--keep-order", "--resume-failed", "--joblog", "log", "echo", "again"];
     let again = parallel(bench.dir.path(), &resume, &input).expect("it is there").success();
     assert_eq!(again, "again 3\nagain 5\nagain 7\nagain 8\nagain 9\n");
     let retry = ["--will-cite", "--retry-failed", "--joblog", "log", "--dry-run"];
