@@ -189,11 +189,11 @@ fn messages_that_are_no_outcomes_are_ignored() {
     drop(worker);
 }
 
-/// 12 MB of bodies, and an outcome for each with a reason of 1 KiB. All but one are there when the
+/// 8 MB of bodies, and an outcome for each with a reason of 1 KiB. All but one are there when the
 /// second producer begins to wait. The last comes after its peak is read.
 #[test]
 fn a_wait_needs_little_memory() {
-    const COUNT: usize = 15_000;
+    const COUNT: usize = 10_000;
     let (url, queue) = (shared_broker().url(), unique_queue("memory"));
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
