@@ -69,6 +69,7 @@ start takes the first of these that there is:
 
 RW_QUEUE_TYPE=quorum
                            what a queue that is declared without a type is on a new broker
+RW_ERL_ARGS                further arguments of an installed broker's Erlang, at each start
 RW_MANAGEMENT=1            with the management plugin (its URL goes to stderr)
 DIR/extra.conf             settings of your own, appended to the broker's
                            rabbitmq.conf at each start; stop leaves it alone
@@ -528,7 +529,7 @@ as_node() {
         RABBITMQ_CONFIG_FILES="$dir/node/conf.d" RABBITMQ_ADVANCED_CONFIG_FILE="$dir/node/advanced.config" \
         RABBITMQ_CONF_ENV_FILE="$dir/node/environment.conf" \
         RABBITMQ_ENABLED_PLUGINS_FILE="$dir/node/plugins" \
-        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 2:2 -kernel inet_dist_use_interface {127,0,0,1} -rw_broker $node " \
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 2:2 -kernel inet_dist_use_interface {127,0,0,1} -rw_broker $node ${RW_ERL_ARGS:-} " \
         RABBITMQ_ALLOW_INPUT=1 "$@"
 }
 

@@ -31,18 +31,21 @@ static_checks() {
     step_if cargo-deny "security advisories" advisories
 }
 
-# Lints and docs are nice to steps that wait for a broker beside them.
 compiled_checks() {
     step "unit tests" cargo test --locked --lib
     step "doc tests" cargo test --locked --doc
     step "architecture" cargo test --locked --test architecture
+}
+
+# These are nice to steps that wait for a broker beside them.
+lints() {
+    step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
     step "benchmarks" the_benchmarks
     step "rustdoc" nice -n 19 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
     step "oldest Rust" oldest_rust
 }
 
-lints() {
-    step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
+features() {
     step "clippy, other features" other_features
 }
 
@@ -65,9 +68,11 @@ advisories() {
     cargo deny --offline check advisories
 }
 
-# Every combination of features but all of them, which the step before checks. `cli` includes `command`.
+# Every combination of features but all of them, which the step clippy checks. `cli` includes `command`. In a
+# folder of their own, so that no other step waits for its lock.
 other_features() {
     local command json signals tls
+    local -x CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/features
     for command in "" command; do for json in "" ,json; do for signals in "" ,signals; do for tls in "" ,tls; do
         nice -n 19 cargo clippy --locked --lib --no-default-features --features "$command$json$signals$tls" -- -D warnings
     done; done; done; done
@@ -134,7 +139,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side static_checks cargo_lane
+    side_by_side static_checks cargo_lane features
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

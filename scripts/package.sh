@@ -132,9 +132,11 @@ pack_debian() {
     rm "$root/usr/bin/worker"
     as_debian_wants_it "$root/usr/share"
     install -D -m 644 packaging/rabbit-work@.service "$root/usr/lib/systemd/system/rabbit-work@.service"
-    install -D -m 600 packaging/rabbit-work.env "$root/etc/rabbit-work/rabbit-work.env"
+    # Its files have passwords, also those that the administrator adds.
+    install -d -m 700 "$root/etc/rabbit-work"
+    install -m 600 packaging/rabbit-work.env "$root/etc/rabbit-work/rabbit-work.env"
     echo /etc/rabbit-work/rabbit-work.env >"$root/DEBIAN/conffiles"
-    install -m 755 packaging/prerm "$root/DEBIAN/prerm"
+    install -m 755 packaging/prerm packaging/postrm "$root/DEBIAN/"
     control "$root" >"$root/DEBIAN/control"
     (cd "$root" && find usr etc -type f -print0 | sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
     as_of_then "$root"

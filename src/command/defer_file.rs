@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use log::warn;
+use rustix::fs::{Access, access};
 use uuid::Uuid;
 
 use crate::model::handler::{Delivery, Failure};
@@ -33,11 +34,12 @@ const LONGEST_TEXT: u64 = 100;
 impl DeferFiles {
     /// The name of a new file.
     pub(super) fn file(&self) -> DeferFile<'_> {
-        let folder = absolute(env::temp_dir()).ok().filter(|folder| folder.is_dir());
+        let folder = absolute(env::temp_dir()).ok();
+        let folder = folder.filter(|it| access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok());
         if folder.is_none() {
             let folder = env::temp_dir();
             let folder = folder.display();
-            self.warn_once(&format!("commands have no TASK_DEFER_FILE: {folder} is not a folder"));
+            self.warn_once(&format!("commands have no TASK_DEFER_FILE: cannot write to {folder}"));
         }
         // Random, and new for each run: others may write to the folder, and must not guess the name.
         let path = folder.map(|it| it.join(format!("worker-defer-{}", Uuid::now_v7())));

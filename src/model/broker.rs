@@ -60,6 +60,8 @@ pub(crate) struct Limits {
     pub(crate) call: Duration,
     pub(crate) close: Duration,
     pub(crate) heartbeat: Duration,
+    /// How long a new connection may confirm nothing, if there are other nodes.
+    pub(crate) first_confirm: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -70,6 +72,7 @@ impl Default for Limits {
             call: Duration::from_secs(20),
             close: Duration::from_secs(2),
             heartbeat: HEARTBEAT,
+            first_confirm: None,
         }
     }
 }
@@ -80,6 +83,10 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The longest heartbeat if there are several addresses: a frozen node is left before a task's time is
 /// up. RabbitMQ advises against less (<https://www.rabbitmq.com/docs/heartbeats>).
 const HEARTBEAT_AMONG_SEVERAL: Duration = Duration::from_secs(5);
+
+/// How long a new connection may confirm nothing, if there are other nodes: as long as it takes to elect
+/// another leader of a quorum queue.
+pub(crate) const FIRST_CONFIRM: Duration = Duration::from_secs(10);
 
 impl Broker {
     /// A broker by its URLs. Each may itself be a comma-separated list. In a user, a password or a
@@ -206,10 +213,6 @@ impl Broker {
         self
     }
 
-    pub(crate) fn has_several_addresses(&self) -> bool {
-        self.addresses.len() > 1
-    }
-
     /// The addresses, in the order in which to try them now.
     pub(crate) fn addresses_in_turn(&self) -> Vec<&Address> {
         let mut addresses: Vec<_> = match &self.order {
@@ -250,6 +253,7 @@ impl Broker {
         Limits {
             connect: address.connect_timeout.unwrap_or(self.limits.connect),
             heartbeat,
+            first_confirm: (!is_only_one).then_some(FIRST_CONFIRM),
             ..self.limits
         }
     }

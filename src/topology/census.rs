@@ -22,13 +22,14 @@ pub struct DelayQueue {
 /// What is left to do in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
-    Nothing,
+    /// The queue has so many consumers.
+    Nothing { consumers: u64 },
     /// Tasks that wait for a worker.
     Ready(u64),
     /// Tasks that wait in delay queues.
     Delayed(Vec<DelayQueue>),
-    /// What is in this queue is not known: the queue had no leader when it was counted.
-    Hidden(Target),
+    /// A task that its delay queue does not count: the queue had no leader when it was counted.
+    Hidden(Duration),
 }
 
 /// Counts one queue, again and again.
@@ -67,8 +68,7 @@ impl Census {
         self.count_delays(channels, all_delays().collect())
     }
 
-    /// What is left to do for a session that consumes from the queue; `None` if the queue does not
-    /// exist.
+    /// What is left to do; `None` if the queue does not exist.
     pub(crate) fn left(&mut self, channels: &dyn Channels) -> Result<Option<Left>, CloseReason> {
         self.left_in(channels, Census::delayed)
     }
@@ -96,7 +96,7 @@ impl Census {
         delayed: fn(&mut Census, &dyn Channels) -> Result<Vec<DelayQueue>, CloseReason>,
     ) -> Result<Option<Left>, CloseReason> {
         let ready = self.left_in_queue(channels)?;
-        if ready != Some(Left::Nothing) {
+        if !matches!(ready, Some(Left::Nothing { .. })) {
             return Ok(ready);
         }
         let mut waiting = delayed(self, channels)?;
@@ -105,20 +105,16 @@ impl Census {
             return Ok(Some(Left::Delayed(waiting)));
         }
         if let Some(delay) = self.find_hidden(channels)? {
-            return Ok(Some(Left::Hidden(Target::Delay(delay))));
+            return Ok(Some(Left::Hidden(delay)));
         }
         // Counted last: a task that left a delay queue in the meantime is in the queue now.
         self.left_in_queue(channels)
     }
 
-    /// What is left in the queue itself. The session consumes from it, so a count without a consumer
-    /// is none: that is what RabbitMQ reports of a quorum queue whose leader does not answer within
-    /// 0.25 s (measured on RabbitMQ 3.10.8, 4.0.5 and 4.3.6).
     fn left_in_queue(&mut self, channels: &dyn Channels) -> Result<Option<Left>, CloseReason> {
         let count = self.count(channels, Target::Main)?;
         Ok(count.map(|count| match count.ready {
-            _ if count.is_unused() => Left::Hidden(Target::Main),
-            0 => Left::Nothing,
+            0 => Left::Nothing { consumers: count.consumers },
             ready => Left::Ready(ready),
         }))
     }

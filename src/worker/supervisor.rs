@@ -86,6 +86,7 @@ fn start_helpers(
             let traffic = Traffic {
                 in_flight: Arc::clone(in_flight),
                 heartbeat: connection.heartbeat().clone(),
+                health: run.health.clone(),
                 broker_holds_until,
             };
             Some(Drain::start(connection.lend(), queue, traffic, &run.drain)?)
@@ -170,6 +171,8 @@ impl<'a> Supervisor<'a> {
         slot: &RunnerSlot,
         run: impl FnOnce(&Consumer) -> ConsumerEnd + Send + 'static,
     ) {
+        // The consumer before may still be in a late handler.
+        self.context.run.health.consumes_no_more(slot.number);
         let consumer = Consumer::new(&self.context, slot);
         let call = consumer.handler_call();
         let consume = move || {

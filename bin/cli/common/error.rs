@@ -6,7 +6,7 @@ use log::error;
 use rabbit_work::Error;
 
 use crate::cli::common::exit::Exit;
-use crate::cli::common::variables::named;
+use crate::cli::common::variables::{named, tip};
 
 /// Why a command ends early.
 #[derive(Debug)]
@@ -42,7 +42,12 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CommandError::Usage { what, reason } => write!(f, "{}: {reason}", named(what)),
-            CommandError::Library(error) => f.write_str(&error.chain()),
+            CommandError::Library(error) => {
+                f.write_str(&error.chain())?;
+                let is_of_an_option =
+                    matches!(error, Error::InvalidUrl { .. } | Error::InvalidSetting { .. });
+                tip().filter(|_| is_of_an_option).map_or(Ok(()), |tip| write!(f, " ({tip})"))
+            }
         }
     }
 }

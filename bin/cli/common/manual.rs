@@ -61,10 +61,11 @@ Delivery limit:
 
 Environment:
   RABBIT_WORK_<OPTION>  the value of an option: RABBIT_WORK_MAX_PRIORITY=9 is
-                  --max-priority 9. The command line counts first: a variable is
-                  ignored if its option is there, or one that excludes it; so is
-                  an empty one. An option without a value takes true or false;
-                  one that may be repeated, a value on each line. --yes has none
+                  --max-priority 9. A variable is ignored if it is empty, or if
+                  the command line has its option or one that excludes it. For
+                  an option without a value, write true or false; for one that
+                  may be repeated, a value on each line. Of the options of
+                  queuectl's subcommands, only --json has a variable
   AMQP_URL        the broker's URL if --url is missing; an empty value is
                   ignored. Default: amqp://guest:guest@localhost:5672
   AMQP_URL_FILE   a file with the broker's URLs, as --url-file; AMQP_URL is then

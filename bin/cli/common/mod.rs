@@ -4,6 +4,7 @@ pub(crate) mod arguments;
 pub(crate) mod base64;
 pub(crate) mod error;
 pub(crate) mod exit;
+pub(crate) mod first_process;
 pub(crate) mod logging;
 pub(crate) mod manual;
 pub(crate) mod options;

@@ -15,6 +15,8 @@ use rabbit_work::{Argument, Broker, Queue, QueueType};
 use crate::cli::common::error::CommandError;
 use crate::cli::common::logging::LogFormat;
 use crate::cli::common::url_file;
+#[cfg(feature = "tls")]
+use crate::cli::common::variables::is_from_variable;
 
 /// The tutorial's queue: only here a command guesses what an empty command line means.
 pub(crate) const TUTORIAL_QUEUE: &str = "task_queue";
@@ -194,7 +196,9 @@ impl BrokerArgs {
     fn tls(&self, urls: &[String]) -> Result<Tls, CommandError> {
         let options = [("--ca", &self.ca), ("--cert", &self.cert)];
         let given = options.into_iter().find(|(_, file)| file.is_some());
-        if let Some((option, _)) = given.filter(|_| !has_encrypted_address(urls)) {
+        let is_asked = |option: &str| !is_from_variable(option.trim_start_matches('-'));
+        let is_unused = |(option, _): &(&str, _)| is_asked(option) && !has_encrypted_address(urls);
+        if let Some((option, _)) = given.filter(is_unused) {
             let reason = "no address begins with amqps://, so nothing would be encrypted; use an \
                           amqps:// address";
             return Err(CommandError::usage(option, reason));

@@ -16,8 +16,12 @@ use crate::cli::{producer, queuectl, worker};
 
 const PREFIX: &str = "RABBIT_WORK_";
 
-/// Options without a variable. `--yes` confirms one command, not each that follows.
-const WITHOUT: [&str; 3] = ["help", "version", "yes"];
+/// Options without a variable.
+const WITHOUT: [&str; 2] = ["help", "version"];
+
+/// The only option of subcommands that has one. The others say what one call acts on, or confirm it, which
+/// must not hold for each call that follows.
+const OF_SUBCOMMANDS: &str = "json";
 
 /// Where the broker's address comes from: the first of these that is set. A file is the more deliberate
 /// choice.
@@ -43,13 +47,22 @@ static SETTINGS: OnceLock<Vec<Setting>> = OnceLock::new();
 pub(crate) fn with_variables(command: Command, words: &[OsString]) -> Command {
     let given = command.clone().ignore_errors(true).try_get_matches_from(words).ok();
     let mut settings = Vec::new();
-    let command = with_settings(command, given.as_ref(), &mut settings);
+    let command = with_settings(command, given.as_ref(), has_variable, &mut settings);
     let _ = SETTINGS.set(settings);
     command
 }
 
-fn with_settings(command: Command, given: Option<&ArgMatches>, all: &mut Vec<Setting>) -> Command {
-    let settings = settings(&command, given);
+fn has_variable(option: &str) -> bool {
+    !WITHOUT.contains(&option)
+}
+
+fn with_settings(
+    command: Command,
+    given: Option<&ArgMatches>,
+    has_variable: fn(&str) -> bool,
+    all: &mut Vec<Setting>,
+) -> Command {
+    let settings = settings(&command, given, has_variable);
     let command = command.mut_args(|arg| {
         let setting = settings.iter().find(|it| arg.get_long() == Some(&it.option));
         setting.map_or(arg.clone(), |it| from_variable(arg, &it.variable))
@@ -57,7 +70,7 @@ fn with_settings(command: Command, given: Option<&ArgMatches>, all: &mut Vec<Set
     all.extend(settings);
     command.mut_subcommands(|subcommand| {
         match given.and_then(|it| it.subcommand_matches(subcommand.get_name())) {
-            Some(given) => with_settings(subcommand, Some(given), all),
+            Some(given) => with_settings(subcommand, Some(given), |it| it == OF_SUBCOMMANDS, all),
             None => subcommand,
         }
     })
@@ -65,7 +78,11 @@ fn with_settings(command: Command, given: Option<&ArgMatches>, all: &mut Vec<Set
 
 /// The options of this command that take their values from variables. Those of its subcommands have
 /// their own.
-fn settings(command: &Command, given: Option<&ArgMatches>) -> Vec<Setting> {
+fn settings(
+    command: &Command,
+    given: Option<&ArgMatches>,
+    has_variable: fn(&str) -> bool,
+) -> Vec<Setting> {
     let is_given = |arg: &&Arg| {
         let source = given.and_then(|it| it.value_source(arg.get_id().as_str()));
         source == Some(ValueSource::CommandLine)
@@ -85,7 +102,7 @@ fn settings(command: &Command, given: Option<&ArgMatches>) -> Vec<Setting> {
             true => address.filter(|(name, _)| *name == option)?.1.into(),
             false => variable_of(option),
         };
-        let counts = !WITHOUT.contains(&option) && is_set(arg, &variable);
+        let counts = has_variable(option) && is_set(arg, &variable);
         counts.then(|| Setting { option: option.into(), variable })
     };
     free.iter().filter_map(setting).collect()
@@ -99,7 +116,8 @@ fn variable_of(option: &str) -> String {
 /// one of an option without a value.
 fn is_set(arg: &Arg, variable: &str) -> bool {
     let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else { return false };
-    let is_false = || ["0", "false", "no", "off"].iter().any(|it| value.eq_ignore_ascii_case(it));
+    let words = ["0", "false", "no", "off", "n", "f"];
+    let is_false = || words.iter().any(|it| value.eq_ignore_ascii_case(it));
     !(is_flag(arg) && is_false())
 }
 
@@ -112,9 +130,14 @@ fn from_variable(arg: Arg, variable: &str) -> Arg {
     let arg = arg.env(OsString::from(variable)).hide_env_values(true);
     match arg.get_action() {
         ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
-        ArgAction::Append => arg.value_delimiter('\n'),
+        ArgAction::Append if has_several_lines(variable) => arg.value_delimiter('\n'),
         _ => arg,
     }
+}
+
+/// Not if it only ends with a line break, as the contents of a file do.
+fn has_several_lines(variable: &str) -> bool {
+    env::var(variable).is_ok_and(|value| value.trim_end().contains('\n'))
 }
 
 /// Names the variables whose values an error is about.
@@ -131,12 +154,21 @@ pub(crate) fn explain(error: &mut clap::Error) {
     }
     // These say nothing of the option that needs another, or whose value it is.
     if [ErrorKind::MissingRequiredArgument, ErrorKind::InvalidUtf8].contains(&error.kind()) {
-        let set: Vec<_> = all().iter().map(|it| it.variable.as_str()).collect();
-        if !set.is_empty() {
-            let tip = format!("options are also in the environment: {}", set.join(", ")).into();
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+        if let Some(tip) = tip() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
         }
     }
+}
+
+/// Names all variables in use, for an error that cannot say which of them it is about.
+pub(crate) fn tip() -> Option<String> {
+    let set: Vec<_> = all().iter().map(|it| it.variable.as_str()).collect();
+    (!set.is_empty()).then(|| format!("options are also in the environment: {}", set.join(", ")))
+}
+
+/// Whether an option has its value from a variable, which may be of all commands of a machine.
+pub(crate) fn is_from_variable(option: &str) -> bool {
+    all().iter().any(|it| it.option == option)
 }
 
 /// The name of what an error is about, with the variable if an option has its value from one.
@@ -159,7 +191,7 @@ pub(crate) fn warn_of_unknown_variables() {
     let ours = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in ours.filter(|name| name.starts_with(PREFIX) && !known.contains(name)) {
         let option = option_of(&name);
-        if WITHOUT.contains(&&*option) {
+        if of_one_call(&option) {
             warn!("{name} is ignored: --{option} counts only on the command line");
         } else if let Some(other) = nearest(&option, &options) {
             let other = variable_of(&other);
@@ -185,8 +217,16 @@ fn options() -> BTreeSet<String> {
 
 fn collect_options(command: &Command, options: &mut BTreeSet<String>) {
     let long = command.get_arguments().filter_map(Arg::get_long);
-    options.extend(long.filter(|it| !WITHOUT.contains(it)).map(String::from));
-    command.get_subcommands().for_each(|it| collect_options(it, options));
+    options.extend(long.filter(|it| has_variable(it)).map(String::from));
+}
+
+/// Whether this is an option that has no variable.
+fn of_one_call(option: &str) -> bool {
+    fn has_option(command: &Command, option: &str) -> bool {
+        command.get_arguments().any(|it| it.get_long() == Some(option))
+            || command.get_subcommands().any(|it| has_option(it, option))
+    }
+    WITHOUT.contains(&option) || has_option(&queuectl::options::Options::command(), option)
 }
 
 fn option_of(variable: &str) -> String {
@@ -198,7 +238,8 @@ fn option_of(variable: &str) -> String {
 fn nearest(option: &str, options: &BTreeSet<String>) -> Option<String> {
     let known = options.iter().map(|it| Arg::new(it.clone()).long(it.clone()));
     let words = [String::new(), format!("--{option}")];
-    let error = Command::new("").args(known).try_get_matches_from(words).err()?;
+    let command = Command::new("").args(known).disable_help_flag(true);
+    let error = command.try_get_matches_from(words).err()?;
     match error.get(ContextKind::SuggestedArg)? {
         ContextValue::String(option) => option.strip_prefix("--").map(String::from),
         _ => None,
@@ -216,16 +257,17 @@ mod tests {
         let nearest = |name: &str| nearest(&option_of(&format!("{PREFIX}{name}")), &options);
         assert_eq!(nearest("PREFTCH").as_deref(), Some("prefetch"));
         assert_eq!(nearest("QUEUES").as_deref(), Some("queue"));
-        assert_eq!(nearest("OLDR").as_deref(), Some("older"), "of a subcommand");
+        assert_eq!(nearest("OLDR"), None, "of a subcommand");
+        assert!(of_one_call("older") && of_one_call("yes") && !of_one_call("prefetch"));
         assert_eq!(nearest("XYZZY"), None);
         assert_eq!(nearest(""), None);
         assert_eq!(nearest("É"), None);
     }
 
     #[test]
-    fn every_option_has_a_variable_unless_it_confirms() {
+    fn every_option_has_a_variable_unless_it_is_of_one_call() {
         let options = options();
-        for option in ["url", "url-file", "header", "wait", "drain", "json", "id", "dry-run"] {
+        for option in ["url", "url-file", "header", "wait", "drain", "json", "id"] {
             assert!(options.contains(option), "{option}");
         }
         assert!(!options.contains("yes") && !options.contains("help"), "{options:?}");

@@ -16,6 +16,7 @@ use crate::cli::call::Call;
 use crate::cli::common::arguments::parse;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
+use crate::cli::common::first_process::status_as_first_process;
 use crate::cli::common::logging::init_logging;
 use crate::cli::common::variables::warn_of_unknown_variables;
 use crate::cli::queuectl::dead::Form;
@@ -27,6 +28,9 @@ use crate::cli::queuectl::status::Format;
 pub(crate) fn main(call: &Call) -> ExitCode {
     let options: Options = parse(call);
     init_logging(call.name(), options.broker.log_format);
+    if let Some(status) = status_as_first_process() {
+        return status.into();
+    }
     warn_of_unknown_variables();
     run(&options).unwrap_or_else(log_error).into()
 }

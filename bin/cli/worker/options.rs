@@ -11,6 +11,7 @@ use crate::cli::common::arguments::parse_duration;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::manual::sections;
 use crate::cli::common::options::BrokerArgs;
+use crate::cli::common::variables::is_from_variable;
 use crate::cli::worker::queues::{NamedQueue, QueuesArgs};
 use crate::cli::worker::rate::Rate;
 
@@ -148,12 +149,13 @@ impl Options {
     }
 
     fn refuse_what_has_no_effect(&self) -> Result<(), CommandError> {
-        if self.auto_ack && self.max_dead.is_some() {
+        if self.auto_ack && self.max_dead.is_some() && !is_from_variable("max-dead") {
             let reason =
                 "--auto-ack makes no dead letters: a failed task is lost; leave out one of both";
             return Err(CommandError::usage("--max-dead", reason));
         }
-        if self.threads.is_some() && self.queues.named().iter().all(|it| it.threads.is_some()) {
+        let is_unused = self.queues.named().iter().all(|it| it.threads.is_some());
+        if self.threads.is_some() && is_unused && !is_from_variable("threads") {
             let reason = "each --queue NAME=N has threads of its own; leave out --threads, or =N";
             return Err(CommandError::usage("--threads", reason));
         }

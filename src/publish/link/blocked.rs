@@ -65,4 +65,11 @@ impl<T> Link<T> {
             (None, None) => "the broker sends no confirm (does the queue have a leader?)".into(),
         }
     }
+
+    /// Until when the first confirm has to come, if tasks wait for it. Not while publishers are blocked.
+    pub(crate) fn first_confirm_until(&self) -> Option<Instant> {
+        let is_due = !self.has_confirmed && self.blocked.is_none() && !self.in_flight.is_empty();
+        let limit = self.connection.first_confirm_limit().filter(|_| is_due)?;
+        Some(self.progress_at + limit)
+    }
 }

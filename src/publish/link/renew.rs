@@ -74,12 +74,6 @@ impl<T> Link<T> {
         let close = || guard.with_timeout(limit, "closing the channel", || old.close());
         guard.abort_on(&config.aborting, close)
     }
-
-    /// Since when tasks wait for the first confirm of this connection, unless publishers are blocked.
-    pub(crate) fn unconfirmed_since(&self) -> Option<Instant> {
-        let is_due = !self.has_confirmed && self.blocked.is_none() && !self.in_flight.is_empty();
-        is_due.then_some(self.progress_at)
-    }
 }
 
 #[cfg(test)]

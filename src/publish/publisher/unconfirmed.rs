@@ -4,27 +4,24 @@
 //! published to the queue for the first time before waits for the frozen node until that is declared dead,
 //! after 65 s. A new channel asks the new leader (measured on RabbitMQ 4.0.5 and 4.3.6).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Publisher;
 use crate::amqp::close_reason::CloseReason;
-
-/// As long as it takes to elect a leader.
-const CONFIRMS_WITHIN: Duration = Duration::from_secs(10);
+use crate::model::broker::FIRST_CONFIRM;
 
 impl<T> Publisher<T> {
     /// When to leave the connection. Once until something is confirmed: a broker that is only slow gets
     /// each task twice at most. A lent connection is not ours to leave.
     pub(super) fn leaves_at(&self) -> Option<Instant> {
         let link = self.link.as_ref().filter(|link| !link.is_lent() && !self.has_left)?;
-        let since = link.unconfirmed_since().filter(|_| self.config.broker.has_several_addresses());
-        since.map(|since| since + CONFIRMS_WITHIN)
+        link.first_confirm_until()
     }
 
     pub(super) fn leave_unconfirmed(&mut self) {
         if self.leaves_at().is_some_and(|at| at <= Instant::now()) {
             self.has_left = true;
-            let text = format!("no confirm for {CONFIRMS_WITHIN:?} on a new connection");
+            let text = format!("no confirm for {FIRST_CONFIRM:?} on a new connection");
             self.lose_link(Some(CloseReason::Lost(text)));
         }
     }

@@ -121,7 +121,7 @@ impl SharedProducer {
     ///
     /// # Errors
     /// [`Error::NotConfirmed`] with the task and its id. Its outcome says why: [`Outcome::Unsent`] if there
-    /// was no connection in time, or after a stop or [`close`](SharedProducer::close);
+    /// was no connection or no room in time, or after a stop or [`close`](SharedProducer::close);
     /// [`Outcome::Refused`] for a task that AMQP cannot carry; or what the broker answered.
     ///
     /// # Blocking

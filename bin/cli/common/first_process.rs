@@ -1,5 +1,5 @@
-//! The worker as the first process of a container, which must reap processes that commands leave
-//! behind, and the delivery of SIGCHLD.
+//! A command as the first process of a container, which no signal without a handler ends, and which must
+//! reap processes that others leave behind; and the delivery of SIGCHLD.
 
 use std::env;
 use std::fs;
@@ -35,7 +35,9 @@ pub(crate) fn status_as_first_process() -> Option<u8> {
     match Init::start() {
         Ok(init) => Some(init.wait_for_child()),
         Err(error) => {
-            warn!("background processes of commands stay as zombies: {error}");
+            warn!(
+                "as the first process, this one reaps no others, and signals may not end it: {error}"
+            );
             None
         }
     }
