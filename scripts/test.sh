@@ -19,7 +19,7 @@ main() {
 
     side_by_side static_checks build_all start_broker
     share_build
-    side_by_side three_nodes lints features
+    side_by_side three_nodes lints features_without_tls
     side_by_side integration cargo_alone endurance scripts
 }
 

@@ -99,18 +99,46 @@ fn a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since(
     assert_eq!((&summary["done"], &summary["returned"]), (&1.into(), &0.into()), "{summary}");
 }
 
+/// Its thread takes nothing from the queue before the task has ended.
+#[test]
+fn a_drain_whose_only_thread_is_late_ends_when_another_worker_has_done_its_task() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = dir.path().join("first");
+    let once = format!("if mkdir {}; then sleep 600; fi", first.display());
+    let (queue, options) = (unique_queue("late"), ["--grace", "1s", "--threads", "1"]);
+    let (running, proxy) = draining_a_task_of(&queue, &options, "heartbeat=1", &once);
+    poll("the task has begun", SOON, || first.exists().then_some(()));
+
+    proxy.cut();
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--drain", "--", "true"];
+    Command::worker(&to).run(SOON).assert_code(0);
+    let output = running.wait(SOON);
+
+    let told = output.stderr();
+    assert!(told.contains("its delay queues are empty"), "{told}");
+    assert!(!told.contains("does not report this worker"), "{told}");
+}
+
 /// A worker that drains a queue with one task, through a proxy, and has begun with it.
 fn draining_a_task(options: &[&str], parameter: &str, command: &str) -> (Running, Proxy) {
-    let queue = unique_queue("drained");
+    draining_a_task_of(&unique_queue("drained"), options, parameter, command)
+}
+
+fn draining_a_task_of(
+    queue: &str,
+    options: &[&str],
+    parameter: &str,
+    command: &str,
+) -> (Running, Proxy) {
     let mut client = shared_broker().client();
-    client.declare(&queue);
-    client.publish_id(&queue, "1");
+    client.declare(queue);
+    client.publish_id(queue, "1");
     let proxy = Proxy::start(shared_broker().address());
     let url = format!("{}?{parameter}", proxy.url());
-    let to = ["--url", &url, "--queue", &queue, "--drain", "--json"];
+    let to = ["--url", &url, "--queue", queue, "--drain", "--json"];
     let command = ["--", "sh", "-c", command];
     let running = Command::worker(&[&to[..], options, &command].concat()).start();
-    poll("the task is taken", SOON, || (client.count(&queue) == 0).then_some(()));
+    poll("the task is taken", SOON, || (client.count(queue) == 0).then_some(()));
     (running, proxy)
 }
 
