@@ -1,5 +1,5 @@
 //! The commands. The library compiles them once, as a hidden module, for all programs in `bin/`. They use
-//! only its public names.
+//! its public names, and `util`.
 
 mod call;
 pub(crate) mod common;
@@ -92,8 +92,9 @@ fn definition() -> clap::Command {
 
 const MANUAL: &str = "\
 Names:
-  producer  is rabbit-work producer: as a program of its own, or as a link to
-            rabbit-work. Likewise worker; and queuectl is rabbit-work queue
+  producer  the same as rabbit-work producer
+  worker    the same as rabbit-work worker
+  queuectl  the same as rabbit-work queue
 
 Examples:
   rabbit-work producer First message.

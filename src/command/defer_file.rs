@@ -39,7 +39,9 @@ impl DeferFiles {
         if folder.is_none() {
             let folder = env::temp_dir();
             let folder = folder.display();
-            self.warn_once(&format!("commands have no TASK_DEFER_FILE: cannot write to {folder}"));
+            self.warn_once(&format!(
+                "cannot write to {folder}, so commands have no TASK_DEFER_FILE; set TMPDIR"
+            ));
         }
         // Random, and new for each run: others may write to the folder, and must not guess the name.
         let path = folder.map(|it| it.join(format!("worker-defer-{}", Uuid::now_v7())));

@@ -75,8 +75,8 @@ use crate::util::text::printable;
 ///
 /// `TASK_DEFER_FILE` names a file that does not exist yet. Before it exits with 75, the program may
 /// write there how long the task is to wait: `120` for seconds, or `2m`. Anything else is ignored,
-/// with one warning. More than 42 days count as 42. The file is in the folder for temporary files. It may
-/// also be moved there. It is removed after the task.
+/// with one warning. More than 42 days count as 42. The path is in the folder for temporary files. The
+/// program may also move a file there. The file is removed after the task.
 ///
 /// The program leads a process group of its own, so a Ctrl-C in a terminal does not reach it.
 /// At the time limit, and when a stop is out of patience, the whole group gets SIGTERM, and

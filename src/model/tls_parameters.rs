@@ -41,8 +41,8 @@ impl TlsParameters {
             ("verify", "verify_peer") => {}
             ("verify", "verify_none") => {
                 return Err(invalid(
-                    "verify=verify_none would take any certificate, and show the password to whoever \
-                     has one; leave it out, and name the broker's authority with cacertfile",
+                    "verify=verify_none would take any certificate, and send the password to any \
+                     server; leave it out, and name the broker's authority with cacertfile",
                 ));
             }
             _ => return Err(invalid("the parameter 'verify' takes verify_peer")),

@@ -36,7 +36,8 @@ pub(crate) fn status_as_first_process() -> Option<u8> {
         Ok(init) => Some(init.wait_for_child()),
         Err(error) => {
             warn!(
-                "as the first process, this one reaps no others, and signals may not end it: {error}"
+                "cannot run as the first process of a container: {error}; zombies may stay, and \
+                 signals may be ignored; start the container with --init"
             );
             None
         }

@@ -112,8 +112,8 @@ fn variable_of(option: &str) -> String {
     format!("{PREFIX}{}", option.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// An empty variable counts as not set, because files of variables cannot unset one; so does a false
-/// one of an option without a value.
+/// An empty variable counts as not set, because files of variables cannot unset one. So does the value
+/// `false` for an option without a value.
 fn is_set(arg: &Arg, variable: &str) -> bool {
     let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else { return false };
     let words = ["0", "false", "no", "off", "n", "f"];

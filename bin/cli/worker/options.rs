@@ -237,8 +237,8 @@ Command:
                   and what the task has of TASK_TYPE TASK_CONTENT_TYPE
                   TASK_CONTENT_ENCODING TASK_PRIORITY TASK_ENQUEUED_AT
                   TASK_CORRELATION_ID TASK_REPLY_TO TASK_HEADER_<NAME>
-                  TRACEPARENT TRACESTATE BAGGAGE; the worker's own of these
-                  names, and RABBIT_WORK_<OPTION>, are not passed on
+                  TRACEPARENT TRACESTATE BAGGAGE. The worker does not pass on
+                  its own variables of these names, nor RABBIT_WORK_<OPTION>
   background      processes that a command leaves behind must not write to
                   standard error for long: the pipe is closed when the worker
                   exits, or earlier. As the first process of a container, the

@@ -19,7 +19,7 @@ impl<T> Link<T> {
                 self.blocked = Some(reason.clone());
             }
             Notice::Unblocked => {
-                info!("the broker takes publishes again");
+                info!("the broker accepts publishes again");
                 self.blocked = None;
                 self.progress_at = Instant::now();
                 self.slow_confirm_at = Some(self.progress_at + SLOW_AFTER);
@@ -61,7 +61,7 @@ impl<T> Link<T> {
     pub(crate) fn what_is_awaited(&self) -> String {
         match (&self.blocked, self.durable_at) {
             (Some(reason), _) => format!("the broker blocks publishers: {reason}"),
-            (None, Some(_)) => "its queue is new, and durable only a moment later".into(),
+            (None, Some(_)) => "its queue is new and not yet durable".into(),
             (None, None) => "the broker sends no confirm (does the queue have a leader?)".into(),
         }
     }

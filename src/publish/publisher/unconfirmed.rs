@@ -1,8 +1,8 @@
-//! Leaves a new connection that confirms nothing for another one.
+//! Replaces a new connection that confirms nothing.
 //!
-//! If the node freezes that leads a quorum queue, another node leads it after about 10 s. A channel that
-//! published to the queue for the first time before waits for the frozen node until that is declared dead,
-//! after 65 s. A new channel asks the new leader (measured on RabbitMQ 4.0.5 and 4.3.6).
+//! If the node that leads a quorum queue freezes, another node leads it after about 10 s. A channel whose
+//! first publish to the queue came before that waits until the frozen node is declared dead, after 65 s. A
+//! channel that is opened later asks the new leader (measured on RabbitMQ 4.0.5 and 4.3.6).
 
 use std::time::Instant;
 
