@@ -6,9 +6,6 @@ set -eu -o pipefail
 # shellcheck source=scripts/check.sh
 . "$(dirname "${BASH_SOURCE[0]}")/check.sh"
 
-# Twice as many integration tests at a time as there are processors: most of them wait.
-at_a_time=$((2 * $(getconf _NPROCESSORS_ONLN)))
-
 main() {
     [ $# -eq 0 ] || { usage; [ "$*" = --help ] && exit 0 || exit 2; }
     need_tools
@@ -48,7 +45,7 @@ start_broker() {
 }
 
 integration() {
-    step "integration tests" with_broker cargo test --locked --test it -- --test-threads "$at_a_time"
+    step "integration tests" with_broker cargo test --locked --test it
 }
 
 # Without other brokers, because nodes that get no processor time consider each other dead.

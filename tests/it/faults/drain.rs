@@ -104,7 +104,7 @@ fn a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since(
 fn a_drain_whose_only_thread_is_late_ends_when_another_worker_has_done_its_task() {
     let dir = tempfile::tempdir().expect("a directory");
     let first = dir.path().join("first");
-    let once = format!("if mkdir {}; then sleep 600; fi", first.display());
+    let once = format!("if mkdir {}; then sleep 12; fi", first.display());
     let (queue, options) = (unique_queue("late"), ["--grace", "1s", "--threads", "1"]);
     let (running, proxy) = draining_a_task_of(&queue, &options, "heartbeat=1", &once);
     poll("the task has begun", SOON, || first.exists().then_some(()));

@@ -390,7 +390,7 @@ const READY: &str = "messages_ready";
 const UNACKED: &str = "messages_unacknowledged";
 const CONSUMERS: &str = "consumers";
 /// How many nodes are lent: as many as tests run at a time on two processors.
-const BREAKABLE: usize = 4;
+const BREAKABLE: usize = 2;
 const LENT_WITHIN: Duration = Duration::from_secs(400);
 /// After a crash, RabbitMQ tries again to move a delayed task after this time, and by default after 3
 /// minutes (docs/failures.md).
