@@ -35,13 +35,13 @@ compiled_checks() {
     step "unit tests" cargo test --locked --lib
     step "doc tests" cargo test --locked --doc
     step "architecture" cargo test --locked --test architecture
+    step "benchmarks" the_benchmarks
+    step "rustdoc" nice -n 19 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 }
 
 # These are nice to steps that wait for a broker beside them.
 lints() {
     step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
-    step "benchmarks" the_benchmarks
-    step "rustdoc" nice -n 19 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
     step "clippy, features with TLS" other_features tls
     step "oldest Rust" oldest_rust
 }
