@@ -14,7 +14,8 @@ use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
 use crate::cli::common::variables::{explain, with_variables};
 
-/// The parsed command line, completed by variables; ends the process on an error, or after --help and --version.
+/// The parsed command line, completed by variables; ends the process on an error, or after --help and
+/// --version.
 pub(crate) fn parse<T: Parser>(call: &Call) -> T {
     let words: Vec<OsString> = call.words().collect();
     let command = with_variables(call.define(T::command()), &words);

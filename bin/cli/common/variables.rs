@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
 use log::warn;
 
-use crate::cli::{producer, queuectl, worker};
+use crate::cli::{definitions, queuectl};
 
 const PREFIX: &str = "RABBIT_WORK_";
 
@@ -186,11 +186,16 @@ fn all() -> &'static [Setting] {
 
 /// Warns of variables that no option of any command has: most likely a name is wrong.
 pub(crate) fn warn_of_unknown_variables() {
+    let names = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let ours: Vec<String> = names.filter(|name| name.starts_with(PREFIX)).collect();
+    // As a rule, so that the definitions of all commands are not made for nothing at each start.
+    if ours.is_empty() {
+        return;
+    }
     let options = options();
     let known: HashSet<String> = options.iter().map(|it| variable_of(it)).collect();
-    let ours = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for name in ours.filter(|name| name.starts_with(PREFIX) && !known.contains(name)) {
-        let option = option_of(&name);
+    for name in ours.iter().filter(|name| !known.contains(*name)) {
+        let option = option_of(name);
         if of_one_call(&option) {
             warn!("{name} is ignored: --{option} counts only on the command line");
         } else if let Some(other) = nearest(&option, &options) {
@@ -205,19 +210,11 @@ pub(crate) fn warn_of_unknown_variables() {
 /// The options of all commands that have a variable: a machine sets those of several commands.
 fn options() -> BTreeSet<String> {
     let mut options = BTreeSet::new();
-    for command in [
-        producer::options::Options::command(),
-        worker::options::Options::command(),
-        queuectl::options::Options::command(),
-    ] {
-        collect_options(&command, &mut options);
+    for command in definitions() {
+        let long = command.get_arguments().filter_map(Arg::get_long);
+        options.extend(long.filter(|it| has_variable(it)).map(String::from));
     }
     options
-}
-
-fn collect_options(command: &Command, options: &mut BTreeSet<String>) {
-    let long = command.get_arguments().filter_map(Arg::get_long);
-    options.extend(long.filter(|it| has_variable(it)).map(String::from));
 }
 
 /// Whether this is an option that has no variable.
