@@ -28,8 +28,8 @@ pub(crate) enum Left {
     Ready(u64),
     /// Tasks that wait in delay queues.
     Delayed(Vec<DelayQueue>),
-    /// A task that its delay queue does not count: the queue had no leader when it was counted.
-    Hidden(Duration),
+    /// A task that its queue does not count: the queue had no leader when it was counted.
+    Hidden(Target),
 }
 
 /// Counts one queue, again and again.
@@ -105,7 +105,7 @@ impl Census {
             return Ok(Some(Left::Delayed(waiting)));
         }
         if let Some(delay) = self.find_hidden(channels)? {
-            return Ok(Some(Left::Hidden(delay)));
+            return Ok(Some(Left::Hidden(Target::Delay(delay))));
         }
         // Counted last: a task that left a delay queue in the meantime is in the queue now.
         self.left_in_queue(channels)

@@ -186,16 +186,21 @@ impl DrainCheck {
         if left.is_err() {
             self.census.channel().forget();
         }
-        let is_empty =
-            matches!(left, Ok(Some(Left::Nothing { consumers })) if !self.is_hidden(consumers));
+        let left = left.map(|left| left.map(|it| self.without_false_zero(it)));
+        let is_empty = matches!(left, Ok(Some(Left::Nothing { .. })));
         self.log_once(self.describe(left), over);
         is_empty
     }
 
-    /// Whether a count of 0 tasks means nothing, because it leaves out this worker: so RabbitMQ counts a
-    /// quorum queue whose leader does not answer within 0.25 s (measured on 3.10.8, 4.0.5 and 4.3.6).
-    fn is_hidden(&self, consumers: u64) -> bool {
-        consumers == 0 && self.health.consuming() > 0
+    /// A count of 0 tasks means nothing if it leaves out this worker: so RabbitMQ counts a quorum queue
+    /// whose leader does not answer within 0.25 s (measured on 3.10.8, 4.0.5 and 4.3.6).
+    fn without_false_zero(&self, left: Left) -> Left {
+        match left {
+            Left::Nothing { consumers: 0 } if self.health.consuming() > 0 => {
+                Left::Hidden(Target::Main)
+            }
+            left => left,
+        }
     }
 
     fn log_once(&mut self, line: Option<(Level, String)>, over: &Signal) {
@@ -209,15 +214,9 @@ impl DrainCheck {
     /// What to log about the tasks that are left.
     fn describe(&self, left: Result<Option<Left>, CloseReason>) -> Option<(Level, String)> {
         match left {
-            Ok(Some(Left::Nothing { consumers })) if self.is_hidden(consumers) => {
-                let name = self.queue.name();
-                let why = "which does not report this worker as a consumer, so its count of 0 tasks \
-                           may be wrong (no leader?)";
-                Some((Level::Warn, format!("waits for '{name}', {why}")))
-            }
             Ok(Some(Left::Nothing { .. } | Left::Ready(_))) => None,
             Ok(Some(Left::Delayed(waiting))) => Some((Level::Info, awaited(&waiting))),
-            Ok(Some(Left::Hidden(delay))) => Some((Level::Warn, self.hidden(delay))),
+            Ok(Some(Left::Hidden(target))) => Some((Level::Warn, self.hidden(target))),
             Ok(None) => Some((Level::Warn, unknown("the queue does not exist"))),
             // The session logs the loss of the connection.
             Err(cause) if !cause.is_channel_error() => None,
@@ -225,9 +224,15 @@ impl DrainCheck {
         }
     }
 
-    fn hidden(&self, delay: Duration) -> String {
-        let name = self.queue.name_of(Target::Delay(delay));
-        format!("waits for '{name}', which does not report its tasks (no leader?)")
+    fn hidden(&self, target: Target) -> String {
+        let name = self.queue.name_of(target);
+        match target {
+            Target::Main => format!(
+                "waits for '{name}', which does not report this worker as a consumer, so its count of 0 \
+                 tasks may be wrong (no leader?)"
+            ),
+            _ => format!("waits for '{name}', which does not report its tasks (no leader?)"),
+        }
     }
 }
 
