@@ -64,8 +64,7 @@ Environment:
                   --max-priority 9. A variable is ignored if it is empty, or if
                   the command line has its option or one that excludes it. For
                   an option without a value, write true or false; for one that
-                  may be repeated, a value on each line. Of the options of
-                  queuectl's subcommands, only --json has a variable
+                  may be repeated, a value on each line
   AMQP_URL        the broker's URL if --url is missing; an empty value is
                   ignored. Default: amqp://guest:guest@localhost:5672
   AMQP_URL_FILE   a file with the broker's URLs, as --url-file; AMQP_URL is then

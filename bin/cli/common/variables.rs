@@ -9,19 +9,15 @@ use std::sync::OnceLock;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use log::warn;
 
-use crate::cli::{definitions, queuectl};
+use crate::cli::definitions;
 
 const PREFIX: &str = "RABBIT_WORK_";
 
 /// Options without a variable.
 const WITHOUT: [&str; 2] = ["help", "version"];
-
-/// The only option of subcommands that has one. The others say what one call acts on, or confirm it, which
-/// must not hold for each call that follows.
-const OF_SUBCOMMANDS: &str = "json";
 
 /// Where the broker's address comes from: the first of these that is set. A file is the more deliberate
 /// choice.
@@ -47,7 +43,7 @@ static SETTINGS: OnceLock<Vec<Setting>> = OnceLock::new();
 pub(crate) fn with_variables(command: Command, words: &[OsString]) -> Command {
     let given = command.clone().ignore_errors(true).try_get_matches_from(words).ok();
     let mut settings = Vec::new();
-    let command = with_settings(command, given.as_ref(), has_variable, &mut settings);
+    let command = with_settings(command, given.as_ref(), &mut settings);
     let _ = SETTINGS.set(settings);
     command
 }
@@ -59,10 +55,9 @@ fn has_variable(option: &str) -> bool {
 fn with_settings(
     command: Command,
     given: Option<&ArgMatches>,
-    has_variable: fn(&str) -> bool,
     all: &mut Vec<Setting>,
 ) -> Command {
-    let settings = settings(&command, given, has_variable);
+    let settings = settings(&command, given);
     let command = command.mut_args(|arg| {
         let setting = settings.iter().find(|it| arg.get_long() == Some(&it.option));
         setting.map_or(arg.clone(), |it| from_variable(arg, &it.variable))
@@ -70,7 +65,7 @@ fn with_settings(
     all.extend(settings);
     command.mut_subcommands(|subcommand| {
         match given.and_then(|it| it.subcommand_matches(subcommand.get_name())) {
-            Some(given) => with_settings(subcommand, Some(given), |it| it == OF_SUBCOMMANDS, all),
+            Some(given) => with_settings(subcommand, Some(given), all),
             None => subcommand,
         }
     })
@@ -78,11 +73,7 @@ fn with_settings(
 
 /// The options of this command that take their values from variables. Those of its subcommands have
 /// their own.
-fn settings(
-    command: &Command,
-    given: Option<&ArgMatches>,
-    has_variable: fn(&str) -> bool,
-) -> Vec<Setting> {
+fn settings(command: &Command, given: Option<&ArgMatches>) -> Vec<Setting> {
     let is_given = |arg: &&Arg| {
         let source = given.and_then(|it| it.value_source(arg.get_id().as_str()));
         source == Some(ValueSource::CommandLine)
@@ -195,10 +186,7 @@ pub(crate) fn warn_of_unknown_variables() {
     let options = options();
     let known: HashSet<String> = options.iter().map(|it| variable_of(it)).collect();
     for name in ours.iter().filter(|name| !known.contains(*name)) {
-        let option = option_of(name);
-        if of_one_call(&option) {
-            warn!("{name} is ignored: --{option} counts only on the command line");
-        } else if let Some(other) = nearest(&option, &options) {
+        if let Some(other) = nearest(&option_of(name), &options) {
             let other = variable_of(&other);
             warn!("{name} is no option, and is ignored; did you mean {other}?");
         } else {
@@ -209,21 +197,14 @@ pub(crate) fn warn_of_unknown_variables() {
 
 /// The options of all commands that have a variable: a machine sets those of several commands.
 fn options() -> BTreeSet<String> {
-    let mut options = BTreeSet::new();
-    for command in definitions() {
+    fn add(command: &Command, options: &mut BTreeSet<String>) {
         let long = command.get_arguments().filter_map(Arg::get_long);
         options.extend(long.filter(|it| has_variable(it)).map(String::from));
+        command.get_subcommands().for_each(|it| add(it, options));
     }
+    let mut options = BTreeSet::new();
+    definitions().for_each(|it| add(&it, &mut options));
     options
-}
-
-/// Whether this is an option that has no variable.
-fn of_one_call(option: &str) -> bool {
-    fn has_option(command: &Command, option: &str) -> bool {
-        command.get_arguments().any(|it| it.get_long() == Some(option))
-            || command.get_subcommands().any(|it| has_option(it, option))
-    }
-    WITHOUT.contains(&option) || has_option(&queuectl::options::Options::command(), option)
 }
 
 fn option_of(variable: &str) -> String {
@@ -254,20 +235,19 @@ mod tests {
         let nearest = |name: &str| nearest(&option_of(&format!("{PREFIX}{name}")), &options);
         assert_eq!(nearest("PREFTCH").as_deref(), Some("prefetch"));
         assert_eq!(nearest("QUEUES").as_deref(), Some("queue"));
-        assert_eq!(nearest("OLDR"), None, "of a subcommand");
-        assert!(of_one_call("older") && of_one_call("yes") && !of_one_call("prefetch"));
+        assert_eq!(nearest("OLDR").as_deref(), Some("older"), "of a subcommand");
         assert_eq!(nearest("XYZZY"), None);
         assert_eq!(nearest(""), None);
         assert_eq!(nearest("É"), None);
     }
 
     #[test]
-    fn every_option_has_a_variable_unless_it_is_of_one_call() {
+    fn every_option_has_a_variable_of_its_own() {
         let options = options();
-        for option in ["url", "url-file", "header", "wait", "drain", "json", "id"] {
+        for option in ["url", "url-file", "header", "wait", "drain", "json", "id", "older", "yes"] {
             assert!(options.contains(option), "{option}");
         }
-        assert!(!options.contains("yes") && !options.contains("help"), "{options:?}");
+        assert!(!options.contains("help"), "{options:?}");
         let variables: HashSet<_> = options.iter().map(|it| variable_of(it)).collect();
         assert_eq!(variables.len(), options.len());
     }
