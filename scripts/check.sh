@@ -35,13 +35,16 @@ compiled_checks() {
     step "unit tests" cargo test --locked --lib
     step "doc tests" cargo test --locked --doc
     step "architecture" cargo test --locked --test architecture
-    step "benchmarks" the_benchmarks
+    step "bench, the program" the_benchmarks
     step "rustdoc" nice -n 19 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 }
 
 # These are nice to steps that wait for a broker beside them.
 lints() {
     step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
+}
+
+other_compilations() {
     step "clippy, features with TLS" other_features tls
     step "oldest Rust" oldest_rust
 }
@@ -56,6 +59,7 @@ features_without_tls() {
 cargo_lane() {
     compiled_checks
     lints
+    other_compilations
 }
 
 # In the dependencies as a user gets them, and in the library.
@@ -72,10 +76,10 @@ advisories() {
 }
 
 # Each feature, each pair of features and none, as far as they have this one. The step clippy checks all at once.
-# `cli` includes `command`, and needs no TLS.
+# `cli` includes `command` and `signals`.
 other_features() {
-    local with=$1 features others=",command ,json ,signals"
-    [ -n "$with" ] || others="$others ,command,json ,command,signals ,json,signals ,cli"
+    local with=$1 features others=",command ,json ,signals ,cli"
+    [ -n "$with" ] || others="$others ,command,json ,command,signals ,json,signals ,cli,json"
     for features in "" $others; do
         nice -n 19 cargo clippy --locked --lib --no-default-features --features "$with$features" -- -D warnings
     done

@@ -72,6 +72,7 @@ scripts() {
 cargo_alone() {
     compiled_checks
     step "README" tests/readme.sh
+    other_compilations
 }
 
 # ---- built once for all steps ----
