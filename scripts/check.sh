@@ -81,7 +81,7 @@ other_features() {
     local with=$1 features others=",command ,json ,signals ,cli"
     [ -n "$with" ] || others="$others ,command,json ,command,signals ,json,signals ,cli,json"
     for features in "" $others; do
-        nice -n 19 cargo clippy --locked --lib --no-default-features --features "$with$features" -- -D warnings
+        nice -n 19 cargo clippy --locked --lib --bins --no-default-features --features "$with$features" -- -D warnings
     done
 }
 
