@@ -180,6 +180,39 @@ mod tests {
         }
     }
 
+    fn read_to_the_end(peer: &mut Peer) -> Vec<u8> {
+        let mut read = Vec::new();
+        while !read.ends_with(b"end") {
+            let mut buffer = [0; 4096];
+            let length = peer.read(&mut buffer).expect("what was sent");
+            assert!(length > 0, "{} bytes, and the end", read.len());
+            read.extend_from_slice(&buffer[..length]);
+        }
+        read
+    }
+
+    /// Calls `stuck` whenever the socket takes no more at present.
+    fn write_all(
+        stream: &mut TlsStream,
+        waiter: &Waiter,
+        mut left: &[u8],
+        mut stuck: impl FnMut(),
+    ) {
+        while !left.is_empty() {
+            match stream.write(left) {
+                Ok(length) => {
+                    assert!(!stream.connection.wants_write(), "the socket has all of it");
+                    left = &left[length..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stuck();
+                    waiter.wait(Ready::writable());
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     #[test]
     fn bytes_that_are_done_arrive_without_a_further_write() {
         let (go, may_read) = bounded::<()>(1);
@@ -188,39 +221,22 @@ mod tests {
             // Until then the buffers of the sockets fill.
             peer.flush().expect("the handshake");
             may_read.recv().expect("the client is stuck");
-            let mut read = Vec::new();
-            while !read.ends_with(b"end") {
-                let mut buffer = [0; 4096];
-                let length = peer.read(&mut buffer).expect("what was sent");
-                assert!(length > 0, "{} bytes, and the end", read.len());
-                read.extend_from_slice(&buffer[..length]);
-            }
-            tell.send(read).expect("the test waits");
+            tell.send(read_to_the_end(&mut peer)).expect("the test waits");
         });
         let waiter = Waiter::new(&stream);
         let (mut sent, mut is_stuck) = (Vec::new(), false);
         for number in 0_u32.. {
+            let is_last = is_stuck;
             let piece = number.to_be_bytes().repeat(10_000);
-            let piece = if is_stuck { b"end".to_vec() } else { piece };
-            let mut left = &*piece;
-            while !left.is_empty() {
-                match stream.write(left) {
-                    Ok(length) => {
-                        assert!(!stream.connection.wants_write(), "the socket has all of it");
-                        left = &left[length..];
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if !is_stuck {
-                            go.send(()).expect("the peer waits");
-                        }
-                        is_stuck = true;
-                        waiter.wait(Ready::writable());
-                    }
-                    Err(error) => panic!("{error}"),
+            let piece = if is_last { b"end".to_vec() } else { piece };
+            write_all(&mut stream, &waiter, &piece, || {
+                if !is_stuck {
+                    go.send(()).expect("the peer waits");
                 }
-            }
+                is_stuck = true;
+            });
             sent.extend_from_slice(&piece);
-            if piece == b"end" {
+            if is_last {
                 break;
             }
         }

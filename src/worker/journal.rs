@@ -329,9 +329,8 @@ mod tests {
 
     const NO_TIME: Duration = Duration::ZERO;
 
-    #[test]
-    fn each_fate_is_counted_once_and_observed_once() {
-        let (journal, events) = journal();
+    /// Has a task meet each fate.
+    fn record_each_fate(journal: &Journal) {
         let (delivery, failure) = (delivery(), Failure::retry("broken"));
         let failed = |target| journal.failed(&delivery, &failure, target, NO_TIME);
         let refused = Outcome::Refused { reason: "full".into() };
@@ -354,6 +353,13 @@ mod tests {
         journal.republished(journal.done_before_ack(&delivery, NO_TIME));
         let unreported = journal.done_before_ack(&delivery, NO_TIME);
         journal.not_published(unreported, "outcome", "q.batch.1", &refused, NO_TIME);
+    }
+
+    #[test]
+    fn each_fate_is_counted_once_and_observed_once() {
+        let (journal, events) = journal();
+
+        record_each_fate(&journal);
 
         let summary = journal.sum_up(0, NO_TIME, StopReason::Stopped);
         let counts =

@@ -122,6 +122,21 @@ fn a_file_has_at_most_400_lines_and_a_function_40() {
     }
 }
 
+#[test]
+fn the_length_of_each_function_is_known_whatever_its_visibility() {
+    let starts = [
+        "fn a() {",
+        "    pub(in crate::a) async fn b() {",
+        "pub const fn c(",
+        "pub(crate) fn d() {",
+    ];
+    for start in starts {
+        let end = start.replace(start.trim_start(), "}");
+        let lines = [start, "        // fn no_function() {", &end].map(str::to_owned);
+        assert_eq!(functions(&lines), [(start, 3)]);
+    }
+}
+
 /// Without the unit tests.
 fn lines_of_code(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).expect("the file can be read");
@@ -131,10 +146,11 @@ fn lines_of_code(file: &Path) -> Vec<String> {
 
 /// Each function's first line and length, as rustfmt indents it.
 fn functions(lines: &[String]) -> Vec<(&str, usize)> {
+    let words = ["pub", "const", "async"];
+    let may_precede = |it: &str| words.contains(&it) || it.starts_with("pub(") || it.ends_with(')');
     let starts = lines.iter().enumerate().filter(|(_, line)| {
-        let words = ["pub(crate) ", "pub(super) ", "pub ", "const "];
-        let code = words.iter().fold(line.trim_start(), |it, word| it.trim_start_matches(word));
-        code.starts_with("fn ") && !line.ends_with(['}', ';'])
+        let before = line.split_once("fn ").map(|(before, _)| before.split_whitespace());
+        before.is_some_and(|mut it| it.all(may_precede)) && !line.ends_with(['}', ';'])
     });
     let length = |start: usize, line: &str| {
         let end = format!("{}}}", &line[..line.len() - line.trim_start().len()]);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt;
 use lapin::options::{
@@ -10,8 +10,11 @@ use lapin::options::{
     ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, PublisherConfirm};
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties, Consumer, PublisherConfirm,
+};
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use rabbit_work_bench::Error;
 use rabbit_work_bench::job::{Job, Work};
@@ -111,7 +114,7 @@ async fn consume_on(
     meter: &Arc<Meter>,
     schedule: Option<Arc<Schedule>>,
 ) -> Result<(), Error> {
-    let (done, mut last) = tokio::sync::mpsc::unbounded_channel();
+    let (done, mut last) = unbounded_channel();
     let mut consumers = Vec::new();
     for _ in 0..job.threads {
         let channel = connection.create_channel().await?;
@@ -120,31 +123,38 @@ async fn consume_on(
         let (queue, options) = (job.queue.as_str(), BasicConsumeOptions::default());
         let consumer =
             channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
-        let (meter, schedule) = (Arc::clone(meter), schedule.clone());
-        let (done, task) = (done.clone(), job.task);
         consumers.push(channel);
-        tokio::spawn(async move {
-            let mut consumer = consumer;
-            while let Some(delivery) = consumer.next().await {
-                let delivery = delivery?;
-                if let Some(schedule) = &schedule {
-                    schedule.arrived(&delivery.data);
-                }
-                if !task.is_zero() {
-                    tokio::time::sleep(task).await;
-                }
-                let last = meter.task();
-                delivery.ack(BasicAckOptions::default()).await?;
-                if last {
-                    _ = done.send(());
-                }
-            }
-            Ok::<(), lapin::Error>(())
-        });
+        let (meter, schedule) = (Arc::clone(meter), schedule.clone());
+        tokio::spawn(work(consumer, job.task, meter, schedule, done.clone()));
     }
     last.recv().await.ok_or("the consumers have ended")?;
     for channel in consumers {
         channel.close(200, "".into()).await?;
+    }
+    Ok(())
+}
+
+/// Takes, does and acks one task after the other. Sends a message after the last task of the job.
+async fn work(
+    mut consumer: Consumer,
+    task: Duration,
+    meter: Arc<Meter>,
+    schedule: Option<Arc<Schedule>>,
+    done: UnboundedSender<()>,
+) -> lapin::Result<()> {
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery?;
+        if let Some(schedule) = &schedule {
+            schedule.arrived(&delivery.data);
+        }
+        if !task.is_zero() {
+            tokio::time::sleep(task).await;
+        }
+        let last = meter.task();
+        delivery.ack(BasicAckOptions::default()).await?;
+        if last {
+            _ = done.send(());
+        }
     }
     Ok(())
 }
