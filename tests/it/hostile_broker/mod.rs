@@ -1,6 +1,8 @@
 //! Brokers that send nonsense on the first connection and behave on the next: no crash, no hang,
 //! and nothing counts as done or confirmed that is not. A seed draws the nonsense.
 
+mod unasked;
+
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
@@ -8,11 +10,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde_json::Value;
 
+use self::unasked::unasked;
 use crate::support::command::{Command, Output};
 use crate::support::scripted::{Consumer, Damage, Event, ScriptedBroker, Session};
-use crate::support::wire::{
-    Arguments, BODY, Call, Delivery, Frame, HEADER, HEARTBEAT, METHOD, Publish,
-};
+use crate::support::wire::{Call, Delivery, Publish};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -78,92 +79,6 @@ impl Nonsense {
 
 /// From the start-ok to the publish or the ack.
 const METHODS: usize = 8;
-
-/// What may come at any time, and should not at most.
-fn unasked() -> Vec<(&'static str, Vec<u8>)> {
-    let none = Arguments::default;
-    let method = |channel, class, id, arguments| {
-        let frame = Frame::method(channel, class, id, arguments);
-        frame.to_bytes()
-    };
-    let frame = |kind, channel, payload: &[u8]| {
-        let frame = Frame { kind, channel, payload: payload.to_vec() };
-        frame.to_bytes()
-    };
-    let header = |channel, size: u64| {
-        let payload = [&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat();
-        frame(HEADER, channel, &payload)
-    };
-    let deliver = |channel| {
-        let arguments = none().short("nobody").u64(1).u8(0).short("").short("q");
-        method(channel, 60, 60, arguments)
-    };
-    let delivery = |channel| {
-        let content = [header(channel, 1), frame(BODY, channel, b"x")];
-        [deliver(channel), content.concat()].concat()
-    };
-    let close = |code: u16, text: &[u8]| none().u16(code).short(text).u16(0).u16(0);
-    let start = none().u8(0).u8(9).table(&Vec::new()).long("PLAIN").long("en_US");
-    let strange = none().u16(312).short("NO_ROUTE").short("").short(b"\xff");
-    let get_ok = none().u64(1).u8(0).short("").short("q").u32(0);
-    vec![
-        ("start", method(0, 10, 10, start)),
-        ("secure", method(0, 10, 20, none().long("?"))),
-        ("tune", method(0, 10, 30, none().u16(0).u32(0).u16(0))),
-        ("tune to next to nothing", method(0, 10, 30, none().u16(1).u32(1).u16(1))),
-        ("open-ok", method(0, 10, 41, none().short(""))),
-        ("close of the connection", method(0, 10, 50, close(0, b""))),
-        ("close of the connection, no text", method(0, 10, 50, close(320, b"\xff\xfe"))),
-        ("close-ok of the connection", method(0, 10, 51, none())),
-        ("blocked", method(0, 10, 60, none().short("why"))),
-        ("unblocked", method(0, 10, 61, none())),
-        ("update-secret", method(0, 10, 70, none().long("").short(""))),
-        ("open-ok of a channel", method(1, 20, 11, none().long(""))),
-        ("open-ok of the last channel", method(u16::MAX, 20, 11, none().long(""))),
-        ("flow", method(1, 20, 20, none().u8(0))),
-        ("flow-ok", method(1, 20, 21, none().u8(0))),
-        ("close of a channel", method(1, 20, 40, close(0, b""))),
-        ("close of a channel, no text", method(1, 20, 40, close(406, b"\xff"))),
-        ("close of a channel that is not open", method(9, 20, 40, close(404, b"?"))),
-        ("close-ok of a channel", method(1, 20, 41, none())),
-        ("close-ok of a channel that is not open", method(9, 20, 41, none())),
-        ("declare-ok", method(1, 50, 11, none().short("q").u32(0).u32(0))),
-        ("qos-ok", method(1, 60, 11, none())),
-        ("consume-ok", method(1, 60, 21, none().short("nobody"))),
-        ("cancel", method(1, 60, 30, none().short("nobody").u8(1))),
-        ("cancel-ok", method(1, 60, 31, none().short("nobody"))),
-        ("return from what is no text", [method(1, 60, 50, strange), header(1, 0)].concat()),
-        ("delivery to nobody", delivery(1)),
-        ("delivery on channel 0", delivery(0)),
-        ("delivery on a channel that is not open", delivery(9)),
-        ("delivery with two headers", [deliver(1), header(1, 1), header(1, 1)].concat()),
-        ("delivery too long", [deliver(1), header(1, 1), frame(BODY, 1, b"xx")].concat()),
-        ("get-ok", [method(1, 60, 71, get_ok), header(1, 0)].concat()),
-        ("get-empty", method(1, 60, 72, none().short(""))),
-        ("ack of nothing", method(1, 60, 80, none().u64(99).u8(0))),
-        ("ack on a channel that is not open", method(9, 60, 80, none().u64(1).u8(0))),
-        ("ack of all before the first", method(1, 60, 80, none().u64(0).u8(1))),
-        ("recover-ok", method(1, 60, 111, none())),
-        ("nack of nothing", method(1, 60, 120, none().u64(99).u8(0))),
-        ("select-ok of confirms", method(1, 85, 11, none())),
-        ("select-ok of transactions", method(1, 90, 11, none())),
-        ("unknown class", method(1, 99, 1, none())),
-        ("header alone", header(1, 1)),
-        ("header on channel 0", header(0, 1)),
-        ("body alone", frame(BODY, 1, b"x")),
-        ("body on channel 0", frame(BODY, 0, b"x")),
-        ("heartbeat on a channel", frame(HEARTBEAT, 1, b"")),
-        ("heartbeat that says something", frame(HEARTBEAT, 0, b"x")),
-        ("unknown frame", frame(9, 0, b"x")),
-        ("no frame's type", frame(0, 1, b"")),
-        ("method without a name", frame(METHOD, 1, b"")),
-        ("half of a method's name", frame(METHOD, 1, b"\0\x14")),
-        ("method cut short", frame(METHOD, 1, b"\0\x32\0\x0b\xff")),
-        ("frame without its end", [&frame(HEARTBEAT, 0, b"")[..7], b"\0"].concat()),
-        ("another protocol", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
-        ("nothing but zeros", vec![0; 64]),
-    ]
-}
 
 /// So many of the cases, drawn by the seed that the environment gives.
 fn drawn<T>(mut cases: Vec<T>, count: usize) -> Vec<T> {
