@@ -239,7 +239,7 @@ impl Channel {
         self.send_within(self.limit, "requeueing tasks", |inner| inner.nack_all(true))
     }
 
-    /// The only place that acks, nacks or rejects, besides `give_back_all`.
+    /// The only place that acks, nacks or rejects, besides [`give_back_all`](Channel::give_back_all).
     pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), CloseReason> {
         self.settled.set(true);
         self.send_within(self.limit, "settling a delivery", |inner| unsettled.settle(inner, how))

@@ -56,6 +56,18 @@ fn only_the_floor_amqp_names_the_client_library() {
     }
 }
 
+/// All deliveries of a channel are requeued together only if it reads dead letters or asks a question.
+#[test]
+fn only_dead_letters_and_questions_requeue_a_whole_channel() {
+    let modules = modules();
+    let calling = |call: &str| -> Vec<&str> {
+        let calls = modules.keys().filter(|it| code(&path_of(it)).contains(call));
+        calls.map(String::as_str).collect()
+    };
+    assert_eq!(calling("nack_all("), ["amqp::channel"]);
+    assert_eq!(calling("give_back_all("), ["admin::dead_letters", "amqp::channel"]);
+}
+
 /// amiquip parses URLs with url 2, whose Unicode tables are 21 crates. It gets none from us, so that
 /// the version of idna_adapter without tables is enough for what is built here.
 #[test]
