@@ -141,7 +141,8 @@ impl Connection {
         Ok(Channel::new(opened.map_err(CloseReason::from)?, guard, limit, publishes))
     }
 
-    /// The broker's notices; disconnected once the connection is dead.
+    /// The broker's notices, as amiquip sends them: see
+    /// [`inbox`](crate::amqp::subscription::Subscription::inbox). Disconnected once the connection is dead.
     pub(crate) fn notices(&self) -> &Receiver<impl Into<Notice> + use<>> {
         &self.notices
     }

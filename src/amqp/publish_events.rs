@@ -39,6 +39,7 @@ impl PublishEvents {
         PublishEvents { confirms, returns }
     }
 
+    /// The confirms, as amiquip sends them: see [`inbox`](crate::amqp::subscription::Subscription::inbox).
     pub(crate) fn confirms(&self) -> &Receiver<impl Into<Verdict> + use<>> {
         &self.confirms
     }

@@ -80,7 +80,8 @@ impl<'a> Subscription<'a> {
         Subscription { inner, guard }
     }
 
-    /// Where deliveries, and at last the end, come in.
+    /// Where deliveries, and at last the end, come in. These are messages of amiquip's: a channel of
+    /// our own would need a thread that forwards each of them. The caller can only turn them into ours.
     pub(crate) fn inbox(&self) -> &Receiver<impl Into<Incoming> + use<>> {
         self.inner.receiver()
     }
