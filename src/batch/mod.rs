@@ -157,7 +157,7 @@ impl Batch {
     /// Has up to 64 KiB of the standard output of each task's program come back in its outcome, if a
     /// `Command` ran it. Default: outcomes without output.
     #[must_use]
-    pub fn with_outputs(mut self) -> Batch {
+    pub fn outputs(mut self) -> Batch {
         self.outputs = Outputs::Returned;
         self
     }

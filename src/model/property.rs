@@ -136,7 +136,7 @@ proptest! {
         match policy.decide(attempt, &Failure::retry("no")) {
             // With jitter it may be earlier.
             Decision::Retry(delay) => prop_assert!(delay <= policy.delay_after(attempt)),
-            Decision::Dead => prop_assert!(attempt >= policy.attempts()),
+            Decision::Dead => prop_assert!(attempt >= policy.attempt_limit()),
             Decision::Requeue | Decision::Defer(_) => prop_assert!(false, "it failed"),
         }
     }

@@ -177,8 +177,7 @@ impl RetryPolicy {
     }
 
     /// How many attempts a task gets.
-    #[must_use]
-    pub fn attempts(&self) -> u32 {
+    pub(crate) fn attempt_limit(&self) -> u32 {
         self.max_attempts
     }
 
@@ -259,7 +258,7 @@ mod tests {
         let policy = RetryPolicy::new();
         assert_eq!(delays(&policy, 1..=4), [5_000, 10_000, 20_000, 45_000]);
         assert_eq!(delays(&policy, [10, 11, 12]), [2_700_000, 3_600_000, 3_600_000]);
-        assert_eq!(policy.attempts(), 5);
+        assert_eq!(policy.attempt_limit(), 5);
     }
 
     #[test]

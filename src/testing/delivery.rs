@@ -46,7 +46,7 @@ pub fn delivery(task: Task) -> DeliveryBuilder {
         thread: 1,
         redelivered: false,
         attempt: None,
-        max_attempts: policy.attempts(),
+        max_attempts: policy.attempt_limit(),
         deferrals: None,
         max_defers: policy.deferral_limit(),
         shutdown: None,
@@ -129,7 +129,7 @@ impl DeliveryBuilder {
 
     /// As a worker with this policy receives it.
     pub(super) fn received_with(mut self, policy: &RetryPolicy) -> DeliveryBuilder {
-        self.max_attempts = policy.attempts();
+        self.max_attempts = policy.attempt_limit();
         self.max_defers = policy.deferral_limit();
         self
     }

@@ -68,6 +68,15 @@ fn only_dead_letters_and_questions_requeue_a_whole_channel() {
     assert_eq!(calling("give_back_all("), ["admin::dead_letters", "amqp::channel"]);
 }
 
+/// CONTRIBUTING.md names the rule.
+#[test]
+fn only_the_properties_of_a_task_are_set_by_with() {
+    for module in modules().keys().filter(|it| *it != "model::task") {
+        let code = code(&path_of(module));
+        assert!(!code.contains("pub fn with_"), "{module} has a setter with_…");
+    }
+}
+
 /// amiquip parses URLs with url 2, whose Unicode tables are 21 crates. It gets none from us, so that
 /// the version of idna_adapter without tables is enough for what is built here.
 #[test]

@@ -66,7 +66,7 @@ impl<'a> Waiting<'a> {
         let batch = batch.shutdown(shutdown);
         let printer = printer(&options.wait)?;
         Ok(Waiting {
-            batch: if printer.is_on() { batch.with_outputs() } else { batch },
+            batch: if printer.is_on() { batch.outputs() } else { batch },
             queue: queue.name().to_string(),
             task: &options.task,
             file,

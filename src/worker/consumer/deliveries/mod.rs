@@ -135,7 +135,7 @@ impl<'c> Deliveries<'c> {
 
     fn delivery(&self, received: Received) -> Delivery {
         let policy = &self.settings().policy;
-        let max_attempts = policy.attempts();
+        let max_attempts = policy.attempt_limit();
         let cancellation = &self.context.run.cancellation;
         let queue = self.context.queue.name();
         let kept_output = if wants_output(&received.task, queue) { LONGEST_OUTPUT } else { 0 };
