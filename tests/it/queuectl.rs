@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::dead_letters::{broker, json, let_die, queuectl};
 use crate::support::broker::{PrivateBroker, breakable_broker, shared_broker};
 use crate::support::client::unique_queue;
-use crate::support::command::Command;
+use crate::support::command::{Command, Output};
 use crate::support::scripted::{ScriptedBroker, Session};
 use crate::support::wire::{Arguments, Call, Field, Frame, Method, content};
 
@@ -93,16 +93,10 @@ fn status_counts_what_is_ready_waits_and_is_dead() {
 fn check_names_the_real_cause_with_its_own_status() {
     let broker = PrivateBroker::start();
     let queue = unique_queue("check");
-    let client = broker.client();
-    client.declare(&queue);
-    let address = broker.address();
+    broker.client().declare(&queue);
     broker.ctl(&["add_user", "weak", "s3cret"]);
     broker.ctl(&["set_permissions", "weak", "^$", "^$", "^$"]);
-    let check = |url: &str, queue: &str, flags: &[&str]| {
-        Command::queuectl(&[&["--url", url, "--queue", queue], flags, &["check"]].concat())
-            .run(SOON)
-    };
-    let url = |login: &str, vhost: &str| format!("amqp://{login}@{address}/{vhost}");
+    let url = |login: &str, vhost: &str| format!("amqp://{login}@{}/{vhost}", broker.address());
     let good = url("guest:guest", "");
     let cases: [(&str, String, &str, &[&str], i32); 6] = [
         ("connect", "amqp://guest:guest@127.0.0.1:1".into(), &queue, &[], 69),
@@ -125,8 +119,25 @@ fn check_names_the_real_cause_with_its_own_status() {
     well.assert_code(0);
     assert_eq!(well.stdout().lines().filter(|line| line.starts_with("ok")).count(), 8);
 
+    check_of_a_login_that_only_publishes(&broker, &queue);
+
+    broker.alarm();
+    let blocked = check(&good, &queue, &[]);
+    blocked.assert_code(1);
+    let text = blocked.stdout();
+    assert!(text.contains("FAIL  publish  the broker blocks publishers"), "{text}");
+}
+
+fn check(url: &str, queue: &str, flags: &[&str]) -> Output {
+    Command::queuectl(&[&["--url", url, "--queue", queue], flags, &["check"]].concat()).run(SOON)
+}
+
+/// Publishing is allowed, consuming is not, and no task is taken to find that out.
+fn check_of_a_login_that_only_publishes(broker: &PrivateBroker, queue: &str) {
     broker.ctl(&["add_user", "sender", "s3cret"]);
     broker.ctl(&["set_permissions", "sender", ".*", ".*", "^$"]);
+    let [good, sender] = ["guest:guest", "sender:s3cret"]
+        .map(|login| format!("amqp://{login}@{}/", broker.address()));
     for kind in ["classic", "quorum"] {
         let name = format!("{queue}.{kind}");
         let flags = ["--queue-type", kind];
@@ -135,23 +146,14 @@ fn check_names_the_real_cause_with_its_own_status() {
         let well = check(&good, &name, &flags);
         well.assert_code(0);
         assert!(well.stdout().contains("ok    consume  allowed"), "{}", well.stdout());
-        let unread = check(&url("sender:s3cret", ""), &name, &flags);
+        let unread = check(&sender, &name, &flags);
         unread.assert_code(2);
         assert!(unread.stdout().contains("ok    publish  allowed"), "{}", unread.stdout());
         let last = unread.stdout().lines().last().map(str::to_owned).unwrap_or_default();
         assert!(last.starts_with("FAIL  consume") && last.contains("ACCESS_REFUSED"), "{last}");
-        let task = &client.get_all(&name)[0];
+        let task = &broker.client().get_all(&name)[0];
         assert!(!task.redelivered, "a check takes no task");
     }
-
-    broker.alarm();
-    let blocked = check(&good, &queue, &[]);
-    blocked.assert_code(1);
-    assert!(
-        blocked.stdout().contains("FAIL  publish  the broker blocks publishers"),
-        "{}",
-        blocked.stdout()
-    );
 }
 
 /// A user of the shape that is often set up for one queue.
@@ -443,41 +445,18 @@ fn check_finds_a_quorum_queue_that_does_nothing() {
 
 #[test]
 fn the_options_of_a_subcommand_stand_together_and_first() {
+    let filter = ["--reason", "--older", "--since", "--correlation-id", "--ids-from", "--id"];
     for (command, own) in [
-        (
-            &["dead", "list"][..],
-            &[
-                "--reason",
-                "--older",
-                "--since",
-                "--correlation-id",
-                "--ids-from",
-                "--id",
-                "--limit",
-                "--json",
-            ][..],
-        ),
-        (
-            &["dead", "replay"],
-            &[
-                "--reason",
-                "--older",
-                "--since",
-                "--correlation-id",
-                "--ids-from",
-                "--id",
-                "--limit",
-                "--dry-run",
-            ],
-        ),
-        (&["status"], &["--json", "--watch"]),
-        (&["purge"], &["--retry", "--yes"]),
-        (&["delete"], &["--yes"]),
+        (&["dead", "list"][..], [&filter[..], &["--limit", "--json"]].concat()),
+        (&["dead", "replay"], [&filter[..], &["--limit", "--dry-run"]].concat()),
+        (&["status"], vec!["--json", "--watch"]),
+        (&["purge"], vec!["--retry", "--yes"]),
+        (&["delete"], vec!["--yes"]),
     ] {
         let help = Command::queuectl(&[command, &["--help"]].concat()).run(SOON).success();
         let options = help.lines().filter_map(|line| line.trim_start().split(['<', ' ']).next());
         let options: Vec<&str> = options.filter(|it| it.starts_with("--")).collect();
-        assert_eq!(options[..own.len()], *own, "{help}");
+        assert_eq!(options[..own.len()], own, "{help}");
         assert!(help.contains("\nExit status:\n") && help.contains("\nExample:\n"), "{help}");
         let place = |name: &str| options.iter().position(|it| *it == name).expect("an option");
         assert!(place("--queue") < place("--no-declare") && place("--no-declare") < place("--url"));
