@@ -270,5 +270,5 @@ impl fmt::Debug for Inspector {
 
 /// The error for a queue that does not exist.
 pub(crate) fn missing(queue: &str) -> Error {
-    Error::QueueMissing { queue: queue.into(), text: "there is no such queue".into() }
+    Error::QueueMissing { queue: queue.into(), text: String::new() }
 }

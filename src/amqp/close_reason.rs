@@ -361,9 +361,10 @@ mod tests {
     fn a_refusal_is_one_whatever_the_name_of_the_queue() {
         let closed = |code, text: &str| CloseReason::ChannelClosed { code, text: text.into() };
         for name in ["food-delivery", "home node ", "unknown delivery tag"] {
-            let missing = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
-            let missing = Error::from_queue_use(name, "h", closed(404, &missing));
+            let text = format!("NOT_FOUND - no queue '{name}' in vhost '/'");
+            let missing = Error::from_queue_use(name, "h", closed(404, &text));
             assert!(matches!(missing, Error::QueueMissing { .. }) && !missing.is_transient());
+            assert_eq!(missing.to_string(), format!("queue '{name}' does not exist: {text}"));
             let other = format!("PRECONDITION_FAILED - inequivalent arg 'x' for queue '{name}'");
             assert!(!Error::from_queue_use(name, "h", closed(406, &other)).is_transient());
         }

@@ -67,7 +67,7 @@ pub enum Error {
     QueueMissing {
         /// The queue.
         queue: String,
-        /// Why it is known, in the broker's own words if it gave any.
+        /// What else is known, in the broker's own words if it gave any; or nothing.
         text: String,
     },
     /// The broker refused the use of the queue: it is exclusive to another connection, or the user
@@ -208,7 +208,8 @@ impl fmt::Display for Error {
                 "queue '{queue}' exists with other arguments: {text}; give the same options, \
                  use it as it is (--no-declare, Queue::passive), or take another name"
             ),
-            Error::QueueMissing { queue, text } | Error::QueueRefused { queue, text } => {
+            Error::QueueMissing { queue, text } => f.write_str(&queue_missing(queue, text)),
+            Error::QueueRefused { queue, text } => {
                 write!(f, "the broker refused the use of queue '{queue}': {text}")
             }
             Error::SessionLost { address, .. } => write!(f, "lost the session with {address}"),
@@ -233,6 +234,11 @@ fn login_refused(address: &str, user: &str) -> String {
         "the broker at {address} refused the login of user '{user}'; check the user and the password \
          in the URL, the broker's log says more"
     )
+}
+
+fn queue_missing(queue: &str, text: &str) -> String {
+    let known = if text.is_empty() { String::new() } else { format!(": {text}") };
+    format!("queue '{queue}' does not exist{known}")
 }
 
 impl StdError for Error {

@@ -48,7 +48,8 @@ fn where_there_is_no_such_queue_each_look_at_it_ends_with_1() {
         let output = queuectl(&queue, &look.split(' ').collect::<Vec<_>>());
         output.assert_code(1);
         let told = output.stderr() + &output.stdout();
-        assert!(told.contains("no such queue"), "{look}: {told}");
+        let wanted = format!("queue '{queue}' does not exist; check --queue, or start a worker");
+        assert!(told.contains(&wanted), "{look}: {told}");
     }
     assert!(!shared_broker().client().has(&queue), "none was made");
 }

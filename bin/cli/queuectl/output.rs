@@ -42,10 +42,19 @@ pub(crate) fn report_missing(ids: &[String]) -> Exit {
 }
 
 pub(crate) fn log_error(error: CommandError) -> Exit {
-    error!("{error}");
+    let (exit, advice) = match &error {
+        CommandError::Usage { .. } => (Exit::Usage, ""),
+        CommandError::Library(error) => (exit_of(error), advice(error)),
+    };
+    error!("{error}{advice}");
+    exit
+}
+
+/// What to do, if the library's error does not say it.
+pub(crate) fn advice(error: &Error) -> &'static str {
     match error {
-        CommandError::Usage { .. } => Exit::Usage,
-        CommandError::Library(error) => exit_of(&error),
+        Error::QueueMissing { .. } => "; check --queue, or start a worker, which creates it",
+        _ => "",
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::common::error::CommandError;
 use crate::cli::common::exit::Exit;
-use crate::cli::queuectl::output::{exit_of, print};
+use crate::cli::queuectl::output::{advice, exit_of, print};
 
 /// How to print counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ fn check_as_text(check: &CheckResult) -> String {
     let (sign, found) = match &check.result {
         Ok(found) if check.warns => ("warn", found.clone()),
         Ok(found) => ("ok", found.clone()),
-        Err(error) => ("FAIL", error.chain()),
+        Err(error) => ("FAIL", error.chain() + advice(error)),
     };
     format!("{sign:<4}  {:<8} {found}", check.name)
 }
