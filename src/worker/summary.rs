@@ -104,6 +104,19 @@ impl Summary {
 }
 
 impl StopReason {
+    /// The word for it in JSON: `drained`, `max-tasks` or `max-dead`; `signal` for each stop that was
+    /// asked for, in time or not; `error` for the others.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            StopReason::Drained => "drained",
+            StopReason::MaxTasks => "max-tasks",
+            StopReason::MaxDead => "max-dead",
+            StopReason::Stopped | StopReason::GraceExceeded | StopReason::Aborted => "signal",
+            StopReason::HandlerStopped | StopReason::Failed => "error",
+        }
+    }
+
     /// The higher, the worse.
     fn rank(self) -> u8 {
         match self {

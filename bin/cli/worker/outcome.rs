@@ -40,7 +40,7 @@ pub(crate) fn as_json(summary: Option<&WorkersSummary>) -> Value {
 fn queue_as_json(queue: &QueueSummary) -> Value {
     let mut object = counts_as_json(Some(&queue.summary));
     if let Some(error) = &queue.error {
-        object["ended"] = json!(reason_in_json(StopReason::Failed));
+        object["ended"] = json!(StopReason::Failed.name());
         object["error"] = json!(error.chain());
     }
     object
@@ -54,7 +54,7 @@ fn counts_as_json(summary: Option<&Summary>) -> Value {
         "dead": count(|it| it.dead),
         "returned": count(|it| it.returned + it.failed),
         "seconds": summary.map_or(0.0, |it| it.elapsed.as_secs_f64()),
-        "ended": reason_in_json(summary.map_or(StopReason::Failed, |it| it.ended)),
+        "ended": summary.map_or(StopReason::Failed, |it| it.ended).name(),
     });
     // Rare; all but the first are causes of exit status 1.
     for (name, count) in [
@@ -67,16 +67,6 @@ fn counts_as_json(summary: Option<&Summary>) -> Value {
         }
     }
     object
-}
-
-fn reason_in_json(reason: StopReason) -> &'static str {
-    match reason {
-        StopReason::Drained => "drained",
-        StopReason::MaxTasks => "max-tasks",
-        StopReason::MaxDead => "max-dead",
-        StopReason::Stopped | StopReason::GraceExceeded | StopReason::Aborted => "signal",
-        _ => "error",
-    }
 }
 
 /// The exit status of a run: the worst of its queues.
@@ -119,5 +109,43 @@ fn exit_of_counts(summary: &Summary, options: &Options, unwritable: Option<&Writ
             Exit::Failed
         }
         _ => Exit::Success,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// A program that serializes its summary gets the keys and words of `worker --json`.
+    #[test]
+    #[cfg(feature = "json")]
+    fn a_serialized_summary_has_the_keys_of_the_command_and_the_same_values() {
+        use std::time::Duration;
+
+        use super::*;
+
+        let elapsed = Duration::from_millis(1500);
+        let none = WorkersSummary { by_queue: Vec::new(), elapsed }.total();
+        let summary = Summary { done: 1, retried: 2, deferred: 3, dead: 4, ..none };
+        let summary = Summary { dead_unconfirmed: 5, failed: 6, lost: 7, ..summary };
+        let summary = Summary { returned: 8, orphaned: 9, running: 10, ..summary };
+        for ended in [
+            StopReason::Stopped,
+            StopReason::MaxTasks,
+            StopReason::MaxDead,
+            StopReason::Drained,
+            StopReason::HandlerStopped,
+            StopReason::GraceExceeded,
+            StopReason::Aborted,
+            StopReason::Failed,
+        ] {
+            let summary = Summary { ended, ..summary };
+            let serialized = serde_json::to_value(summary).expect("JSON");
+            let queue = QueueSummary { queue: "q".into(), summary, error: None };
+            let printed = as_json(Some(&WorkersSummary { by_queue: vec![queue], elapsed }));
+
+            assert_eq!(printed["returned"], 14);
+            for (key, value) in printed.as_object().expect("an object") {
+                assert_eq!(serialized[key], *value, "{key}");
+            }
+        }
     }
 }
