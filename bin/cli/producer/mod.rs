@@ -31,7 +31,7 @@ use crate::cli::producer::publishing::{Plain, Publishing, Sent};
 use crate::cli::producer::report::Report;
 use crate::cli::producer::source::Source;
 use crate::cli::producer::summary::Totals;
-use crate::cli::producer::wait::{Waiting, log_stopped_before_publishing, log_stopped_before_wait};
+use crate::cli::producer::wait::{Waiting, log_that_nobody_waits};
 
 pub(crate) fn main(call: &Call) -> ExitCode {
     let options: Options = parse(call);
@@ -87,27 +87,24 @@ fn publish_and_wait(
         let was_stopped = shutdown.is_stopping();
         report.note_ended(waiting.summary());
         let exit = not_connected(error, &waiting, bodies, shutdown, report)?;
-        if was_stopped {
-            log_stopped_before_publishing(options);
-        }
         return Ok(if was_stopped { stopped() } else { exit });
     }
     let end = publish_all(&mut waiting, bodies, shutdown, &mut report)?;
     report.end_publishing(&end);
+    // Whatever else has ended it, the tasks that are published run.
     let waited = match end {
-        End::Finished => Some(waiting.wait(options, shutdown)),
-        _ => None,
+        End::Stopped => None,
+        _ => Some(waiting.wait(options, shutdown)),
     };
     report.note_ended(waiting.summary());
     report.print_summary(&end);
-    Ok(match (waited, &end) {
-        (Some(Ok(waited)), _) => waited.exit_after(report.exit(&end)),
-        (Some(Err(error)), _) => error.log(),
-        (None, End::Stopped) => {
-            log_stopped_before_wait(options);
+    Ok(match waited {
+        Some(Ok(waited)) => waited.exit_after(report.exit(&end)),
+        Some(Err(error)) => error.log(),
+        None => {
+            log_that_nobody_waits(options);
             stopped()
         }
-        (None, _) => report.exit(&end),
     })
 }
 

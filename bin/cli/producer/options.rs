@@ -217,7 +217,8 @@ Exit status:
 Signals:
   first   reads no further task, and waits for the confirms of published tasks,
           for --timeout at most. The log, and read in --json, say how many tasks
-          were read: continue with the next line
+          were read: continue with the next line; with --outcomes, run the
+          same command again
   second  exits now
 ";
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,6 +21,7 @@ use crate::cli::producer::progress::Progress;
 use crate::cli::producer::publishing::Publishing;
 use crate::cli::producer::source::{Source, is_same_file};
 use crate::cli::producer::summary::Totals;
+use crate::cli::producer::wait::how_to_go_on;
 
 /// What became of the tasks: for people, for scripts, and for the next run.
 pub(crate) struct Report {
@@ -31,6 +32,8 @@ pub(crate) struct Report {
     failed_end: &'static [u8],
     /// What the input is counted in.
     unit: Option<&'static str>,
+    /// The file of --outcomes.
+    outcomes: Option<PathBuf>,
     progress: Progress,
     position: Arc<Position>,
     totals: Totals,
@@ -71,6 +74,7 @@ impl Report {
             failed,
             failed_end: source.end(),
             unit: source.unit(),
+            outcomes: options.wait.outcomes.clone(),
             progress: if shows_tasks { Progress::hidden() } else { Progress::new(source) },
             position,
             totals: Totals::default(),
@@ -295,8 +299,11 @@ impl Report {
         }
     }
 
-    /// Where the next run can continue.
+    /// Where the next run can continue. With --outcomes, that run finds it out.
     fn next(&self) -> String {
+        if let Some(path) = &self.outcomes {
+            return format!("; {}", how_to_go_on(path));
+        }
         let next = self.position.read() + 1;
         self.unit.map_or_else(String::new, |unit| format!("; continue with {unit} {next}"))
     }

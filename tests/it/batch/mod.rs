@@ -5,6 +5,7 @@ mod library;
 mod output;
 mod refused;
 mod resumed;
+mod unpublished;
 mod waiting;
 
 use std::collections::BTreeMap;

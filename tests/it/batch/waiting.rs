@@ -140,7 +140,12 @@ fn a_signal_before_the_input_ends_exits_with_4_and_the_next_run_goes_on() {
     running.signal("INT");
     let output = running.wait(SOON);
     output.assert_code(4);
-    assert!(output.stderr().contains("nobody waits for the published tasks; to go on"));
+    let stderr = output.stderr();
+    assert!(stderr.contains("stopped after 5 tasks were read; to go on, run the same"), "{stderr}");
+    assert!(
+        !stderr.contains("continue with line"),
+        "that would publish tasks of no batch: {stderr}"
+    );
 
     let worker = scripted_worker(url, &queue, &["--threads", "2"], &noting(&ledger, "true"));
     command().stdin(lines(8)).run(SOON).assert_code(0);

@@ -49,6 +49,9 @@ pub(crate) struct Waiting<'a> {
 /// The exit status of a wait.
 pub(crate) struct Waited(Exit);
 
+const ONLY_WITH_A_FILE: &str = "workers go on with the tasks. A wait can be continued only if it was \
+                                started with --outcomes FILE";
+
 impl<'a> Waiting<'a> {
     /// Opens the batch: a new one, or the one of the file of --outcomes.
     pub(crate) fn open(
@@ -173,7 +176,7 @@ impl<'a> Waiting<'a> {
             return Exit::Failed;
         }
         if summary.left > 0 {
-            log_how_to_go_on(&format!("{} tasks have not ended", summary.left), path);
+            log_how_to_go_on(summary.left, path);
             return if is_interrupted() { Exit::Interrupted } else { Exit::Unfinished };
         }
         if summary.dead > 0 { Exit::Failed } else { Exit::Success }
@@ -251,29 +254,21 @@ impl Waited {
     }
 }
 
-/// Logs how to go on after a stop before anything was published, if a file tells the next run.
-pub(crate) fn log_stopped_before_publishing(options: &Options) {
-    if let Some(path) = options.wait.outcomes.as_deref() {
-        log_how_to_go_on("stopped without a connection", Some(path));
+/// Logs that a stop before the wait has left it out. How to go on with --outcomes is logged already.
+pub(crate) fn log_that_nobody_waits(options: &Options) {
+    if options.wait.outcomes.is_none() {
+        warn!("nobody waits for the published tasks; {ONLY_WITH_A_FILE}");
     }
 }
 
-/// Logs how to go on after a stop before the wait.
-pub(crate) fn log_stopped_before_wait(options: &Options) {
-    log_how_to_go_on("nobody waits for the published tasks", options.wait.outcomes.as_deref());
+fn log_how_to_go_on(left: u64, path: Option<&Path>) {
+    let how = path.map_or_else(|| ONLY_WITH_A_FILE.to_string(), how_to_go_on);
+    warn!("{left} tasks have not ended; {how}");
 }
 
-fn log_how_to_go_on(what: &str, path: Option<&Path>) {
-    match path {
-        Some(path) => warn!(
-            "{what}; to go on, run the same command again, with --outcomes {}",
-            path.display()
-        ),
-        None => warn!(
-            "{what}; workers go on with the tasks. A wait can be continued only if it was started with \
-             --outcomes FILE"
-        ),
-    }
+/// How to go on with a batch that has this file.
+pub(crate) fn how_to_go_on(path: &Path) -> String {
+    format!("to go on, run the same command again, with --outcomes {}", path.display())
 }
 
 fn printer(args: &WaitArgs) -> Result<Printer, CommandError> {
@@ -346,4 +341,31 @@ fn log_summary(summary: BatchSummary, elapsed: Duration) {
     let BatchSummary { done, dead, left, .. } = summary;
     let seconds = elapsed.as_secs_f64();
     info!("{done} tasks done, {dead} dead, {left} left, waited for {seconds:.1} s");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_status_is_that_of_publishing_unless_the_wait_says_more() {
+        use Exit::{Failed, Interrupted, Success, Unfinished, Usage};
+
+        for (published, waited, exit) in [
+            (Success, Success, Success),
+            (Success, Failed, Failed),
+            (Success, Unfinished, Unfinished),
+            (Success, Interrupted, Interrupted),
+            // A task is not confirmed.
+            (Failed, Success, Failed),
+            (Failed, Failed, Failed),
+            (Failed, Unfinished, Unfinished),
+            (Interrupted, Interrupted, Interrupted),
+            (Interrupted, Success, Interrupted),
+            (Usage, Unfinished, Usage),
+        ] {
+            let found = Waited(waited).exit_after(published);
+            assert_eq!(found, exit, "{published:?}, then {waited:?}");
+        }
+    }
 }
