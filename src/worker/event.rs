@@ -42,6 +42,8 @@ pub struct Event {
     pub elapsed: Duration,
     /// Why the handler failed or deferred the task, if it did; or why the session was lost.
     pub reason: Option<String>,
+    /// How long the task waits in a delay queue, if it was retried or deferred.
+    pub delay: Option<Duration>,
     /// The exit status of the program that `Command` ran; `None` before its end, and
     /// if a signal ended it.
     pub exit: Option<i32>,
@@ -71,6 +73,7 @@ impl Event {
             bytes: 0,
             elapsed: Duration::ZERO,
             reason,
+            delay: None,
             exit: None,
             signal: None,
         }
@@ -95,6 +98,7 @@ impl Event {
             bytes: delivery.body().len() as u64,
             elapsed,
             reason: None,
+            delay: None,
             exit: end.and_then(|end| end.exit),
             signal: end.and_then(|end| end.signal),
         }

@@ -62,18 +62,25 @@ impl Journal {
         target: Target,
         elapsed: Duration,
     ) -> Event {
-        if let (Failure::Defer { .. }, Target::Delay(delay)) = (failure, target) {
-            log_deferral(delivery, delay, failure);
-            return self.failure_event(EventKind::Deferred, delivery, failure, elapsed);
-        }
-        let what = match target {
-            Target::Delay(delay) => format!("is tried again in {delay:?}"),
-            Target::Main => "is tried again at once".to_string(),
-            Target::Dead | Target::Batch(_) => "goes to the dead letters".to_string(),
+        let (kind, delay) = match (target, failure) {
+            (Target::Delay(delay), Failure::Defer { .. }) => {
+                log_deferral(delivery, delay, failure);
+                (EventKind::Deferred, Some(delay))
+            }
+            (Target::Delay(delay), _) => {
+                log_failure(delivery, &format!("is tried again in {delay:?}"), failure);
+                (EventKind::Retried, Some(delay))
+            }
+            (Target::Main, _) => {
+                log_failure(delivery, "is tried again at once", failure);
+                (EventKind::Retried, None)
+            }
+            (Target::Dead | Target::Batch(_), _) => {
+                log_failure(delivery, "goes to the dead letters", failure);
+                (EventKind::Dead, None)
+            }
         };
-        log_failure(delivery, &what, failure);
-        let kind = if target == Target::Dead { EventKind::Dead } else { EventKind::Retried };
-        self.failure_event(kind, delivery, failure, elapsed)
+        Event { delay, ..self.failure_event(kind, delivery, failure, elapsed) }
     }
 
     /// The task is done, and its follow-ups or its outcome are about to be published. Returns the event
@@ -127,7 +134,7 @@ impl Journal {
              in {pause:?} or later, and the failure is not counted"
         );
         self.tally.failed();
-        self.notify_now(Event { kind: EventKind::Failed, ..event });
+        self.notify_now(Event { kind: EventKind::Failed, delay: None, ..event });
     }
 
     /// Notifies the observer of an event that was prepared earlier.
@@ -217,7 +224,7 @@ impl Journal {
     /// The channel was lost while a failed task was being published.
     pub(crate) fn orphaned_while_published(&self, event: Event) {
         self.tally.orphaned();
-        self.observer.notify(|| Event { kind: EventKind::Orphaned, ..event });
+        self.observer.notify(|| Event { kind: EventKind::Orphaned, delay: None, ..event });
     }
 
     /// A handler has ended after it was cancelled.
@@ -383,6 +390,20 @@ mod tests {
             (EventKind::Returned, None),
         ];
         assert_eq!(*events.lock().expect("no panic"), expected);
+    }
+
+    #[test]
+    fn only_the_event_of_a_task_that_waits_in_a_delay_queue_has_a_delay() {
+        let (journal, delay) = (Journal::default(), Duration::from_secs(5));
+        let of = |target, failure: Failure| {
+            let event = journal.failed(&delivery(), &failure, target, NO_TIME);
+            (event.kind, event.delay)
+        };
+        let (retry, defer) = (|| Failure::retry("broken"), Failure::defer("busy", None));
+        assert_eq!(of(Target::Delay(delay), retry()), (EventKind::Retried, Some(delay)));
+        assert_eq!(of(Target::Delay(delay), defer), (EventKind::Deferred, Some(delay)));
+        assert_eq!(of(Target::Main, retry()), (EventKind::Retried, None));
+        assert_eq!(of(Target::Dead, retry()), (EventKind::Dead, None));
     }
 
     #[test]

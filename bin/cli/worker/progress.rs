@@ -1,11 +1,12 @@
 //! [`Progress`]: how far a draining worker is, on a terminal.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
 
 use crossbeam_channel::{Receiver, bounded};
 use indicatif::ProgressBar;
@@ -26,7 +27,7 @@ pub(crate) struct Progress {
     ended: Receiver<Infallible>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Counts {
     done: u64,
     retried: u64,
@@ -36,6 +37,10 @@ struct Counts {
     left: Option<Left>,
     /// How many tasks were left at first, and when.
     first_left: Option<(Duration, u64)>,
+    /// The queues and delays of tasks that wait.
+    delays: HashSet<(String, Duration)>,
+    /// One of them is new: its delay queue may be.
+    has_new_delay: bool,
 }
 
 /// Tasks that this worker or another one has still to run.
@@ -84,7 +89,7 @@ impl Progress {
     /// Counts a task that has ended. Clones of what this returns count together.
     pub(crate) fn counter(&self) -> impl Fn(&Event) + Clone + Send + Sync + 'static {
         let counts = Arc::clone(&self.counts);
-        move |event| lock(&counts).note(event.kind)
+        move |event| lock(&counts).note(event)
     }
 }
 
@@ -105,7 +110,9 @@ fn count_until(mut inspectors: Vec<Inspector>, counts: &Mutex<Counts>, stopped: 
     let begun = Instant::now();
     let mut all_counted_at: Option<Instant> = None;
     loop {
-        let counts_all = all_counted_at.is_none_or(|at| at.elapsed() >= COUNT_ALL_EVERY);
+        let has_new_delay = mem::take(&mut lock(counts).has_new_delay);
+        let is_due = all_counted_at.is_none_or(|at| at.elapsed() >= COUNT_ALL_EVERY);
+        let counts_all = has_new_delay || is_due;
         let left = inspectors.iter_mut().try_fold(Left::default(), |sum, inspector| {
             if stopped.is_stopping() {
                 return None;
@@ -114,8 +121,8 @@ fn count_until(mut inspectors: Vec<Inspector>, counts: &Mutex<Counts>, stopped: 
             let (ready, waiting) = (status.ready, status.delayed_tasks());
             Some(Left { ready: sum.ready + ready, waiting: sum.waiting + waiting })
         });
-        if counts_all && left.is_some() {
-            all_counted_at = Some(Instant::now());
+        if counts_all {
+            all_counted_at = left.map(|_| Instant::now());
         }
         lock(counts).note_left(left, begun.elapsed());
         if stopped.wait(COUNT_EVERY) {
@@ -125,7 +132,14 @@ fn count_until(mut inspectors: Vec<Inspector>, counts: &Mutex<Counts>, stopped: 
 }
 
 impl Counts {
-    fn note(&mut self, kind: EventKind) {
+    fn note(&mut self, event: &Event) {
+        if let Some(delay) = event.delay {
+            self.has_new_delay |= self.delays.insert((event.queue.clone(), delay));
+        }
+        self.note_kind(event.kind);
+    }
+
+    fn note_kind(&mut self, kind: EventKind) {
         match kind {
             EventKind::Done => self.done += 1,
             EventKind::Retried => self.retried += 1,
@@ -195,10 +209,10 @@ mod tests {
             text(&counts, 2, 0),
             "0 done, 0 retried, 0 dead, 2 running, ? ready + ? waiting, 0/s, ? left"
         );
-        (0..40).for_each(|_| counts.note(EventKind::Done));
+        (0..40).for_each(|_| counts.note_kind(EventKind::Done));
         [EventKind::Started, EventKind::Retried, EventKind::Dead]
             .into_iter()
-            .for_each(|kind| counts.note(kind));
+            .for_each(|kind| counts.note_kind(kind));
         counts.note_left(Some(Left { ready: 395, waiting: 15 }), Duration::from_secs(1));
         assert_eq!(
             text(&counts, 8, 1),
@@ -210,7 +224,7 @@ mod tests {
     fn other_workers_shorten_the_time_that_is_left() {
         let mut counts = Counts::default();
         counts.note_left(Some(Left { ready: 1000, waiting: 0 }), Duration::ZERO);
-        counts.note(EventKind::Deferred);
+        counts.note_kind(EventKind::Deferred);
         counts.note_left(Some(Left { ready: 500, waiting: 0 }), Duration::from_secs(10));
         assert_eq!(
             text(&counts, 1, 10),

@@ -50,3 +50,22 @@ fn no_progress_is_in_the_way_of_what_commands_write() {
     assert!(!rows.iter().any(|row| row.contains(" waiting, ")), "{rows:?}");
     assert_eq!(rows.iter().filter(|row| *row == "out").count(), 40, "{rows:?}");
 }
+
+/// The queue of its delay does not exist before, and the next count of all queues is a minute away.
+#[test]
+fn a_task_that_waits_for_a_retry_is_counted_soon() {
+    let [queue, _] = queues("delayed");
+    publish(&queue, &["x"]);
+    let dir = tempfile::tempdir().expect("a folder");
+    let (worker, url) = (env!("CARGO_BIN_EXE_worker"), shared_broker().url());
+    let to = format!("{worker} --url {url} --queue {queue} --drain --retry-delay 5s");
+    // It fails after the first count.
+    let command = "'sleep 1.5; test $TASK_ATTEMPT = 2'";
+
+    let (output, rows) = on_a_terminal(&format!("{to} -- sh -c {command} >out"), dir.path(), SOON);
+
+    output.assert_code(0);
+    let waits =
+        |row: &&String| row.starts_with("0 done, 1 retried, ") && row.contains(" + 1 waiting, ");
+    assert!(rows.iter().any(|row| waits(&row)), "{rows:?}");
+}

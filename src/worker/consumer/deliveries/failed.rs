@@ -56,7 +56,7 @@ impl Deliveries<'_> {
         let copy = self.copy(*delivery, target, failure);
         let mut publishes = VecDeque::new();
         if copy.target == Target::Dead {
-            event.kind = EventKind::Dead;
+            (event.kind, event.delay) = (EventKind::Dead, None);
             let reason = Some(failure.reason().to_string());
             let dead = |it: Report| it.publish(TaskEnd::Dead, reason, &self.settings().host);
             publishes.extend(report.map(dead));
