@@ -194,11 +194,27 @@ fn messages_that_are_no_outcomes_are_ignored() {
     drop(worker);
 }
 
+/// The peak of a producer that has published so many lines of 800 bytes.
+fn peak_of_publishing(url: &str, count: usize) -> u64 {
+    let queue = unique_queue("memory-of-few");
+    let input = format!("{}\n", "x".repeat(800)).repeat(count);
+    let publishing = waiting(url, &queue, 0, &[]).stdin(input).start();
+    publishing.wait_for_stderr_line(|line| line.contains(" tasks confirmed and 0 not"), SOON);
+    shared_broker().client().wait_for_count(&queue, count as u32, SOON);
+    let peak = publishing.peak_memory();
+    publishing.signal("INT");
+    publishing.wait(SOON).assert_code(4);
+    shared_broker().client().delete(&queue);
+    peak
+}
+
 /// 8 MB of bodies, and an outcome for each with a reason of 1 KiB. All but one are there when the
 /// second producer begins to wait. The last comes after its peak is read.
 #[test]
 fn a_wait_needs_little_memory() {
     const COUNT: usize = 10_000;
+    /// Less than the bodies, and than the outcomes.
+    const MORE: u64 = 6 << 20;
     let (url, queue) = (shared_broker().url(), unique_queue("memory"));
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
@@ -212,7 +228,7 @@ fn a_wait_needs_little_memory() {
         running
     };
     let publishing = start();
-    let peak_of_publishing = publishing.peak_memory();
+    let peak_of_publishing_all = publishing.peak_memory();
     publishing.signal("INT");
     publishing.wait(SOON).assert_code(4);
 
@@ -242,9 +258,10 @@ fn a_wait_needs_little_memory() {
 
     running.wait(SOON).assert_code(1);
     assert_eq!(ended(&file), COUNT);
-    let peaks = [peak_of_publishing, peak_of_waiting];
-    println!("peaks of publishing and waiting: {peaks:?}");
+    let peaks = [peak_of_publishing(url, 100), peak_of_publishing_all, peak_of_waiting];
+    println!("peaks of publishing a hundred, of publishing all and of waiting: {peaks:?}");
     assert!(peaks.iter().all(|peak| *peak < 30 << 20), "{peaks:?}");
+    assert!(peaks.windows(2).all(|pair| pair[1] < pair[0] + MORE), "{peaks:?}");
     working.stop(SOON);
     shared_broker().client().delete(&format!("{queue}.dead"));
 }
