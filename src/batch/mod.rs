@@ -62,6 +62,8 @@ pub struct Batch {
     stopping: Signal,
     outputs: Outputs,
     state: State,
+    /// The broker may dead-letter tasks itself.
+    counts_deliveries: bool,
     ledger: Ledger,
     /// The highest number of a task that was sent.
     sent: u64,
@@ -112,6 +114,7 @@ impl Batch {
             stopping: never(),
             outputs: Outputs::Ignored,
             state: State::New,
+            counts_deliveries: queue.counts_deliveries(),
             ledger: Ledger::default(),
             sent: 0,
         }
@@ -226,6 +229,7 @@ impl Batch {
         self.queue.validate()?;
         self.queue.validate_for_batches()?;
         self.producer.connect()?;
+        self.counts_deliveries |= self.producer.counts_deliveries();
         let connection = self.open_connection()?;
         let address = connection.address().to_string();
         match self.prepare_queue(&connection) {
@@ -364,6 +368,7 @@ impl Batch {
             queue: &self.queue,
             batch: self.id,
             sent: self.sent,
+            counts_deliveries: self.counts_deliveries,
             prefetch: match self.outputs {
                 Outputs::Ignored => wait::OUTCOMES_AT_ONCE,
                 Outputs::Returned => wait::OUTPUTS_AT_ONCE,

@@ -31,6 +31,8 @@ pub(crate) struct Wait<'a> {
     pub(crate) batch: BatchId,
     /// The highest number of a task that was sent.
     pub(crate) sent: u64,
+    /// The broker may dead-letter tasks itself.
+    pub(crate) counts_deliveries: bool,
     /// How many outcomes are taken together.
     pub(crate) prefetch: u16,
     pub(crate) deadline: Option<Instant>,
@@ -68,6 +70,7 @@ impl Wait<'_> {
     pub(crate) fn run(&self, ledger: &mut Ledger, each: &mut Each<'_>) -> Result<(), Error> {
         let (mut backoff, mut has_consumed, mut malformed) =
             (Backoff::up_to(Backoff::LONGEST_OF_A_WORKER), false, 0);
+        self.warn_of_no_end(ledger);
         while ledger.left() > 0 {
             let before = ledger.left();
             let error = match self.run_session(ledger, each, &mut has_consumed) {
@@ -97,6 +100,17 @@ impl Wait<'_> {
             }
         }
         Ok(())
+    }
+
+    fn warn_of_no_end(&self, ledger: &Ledger) {
+        if self.counts_deliveries && self.deadline.is_none() && ledger.left() > 0 {
+            warn!(
+                "queue '{}' is a quorum queue: a task that kills its worker each time becomes a dead \
+                 letter at the delivery limit, without an outcome, and this wait would not end; give \
+                 it a limit (--wait-timeout)",
+                self.queue.name()
+            );
+        }
     }
 
     fn run_session(

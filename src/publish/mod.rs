@@ -223,6 +223,11 @@ impl Producer {
         receipts
     }
 
+    /// Whether the broker may dead-letter tasks of the queue itself, as far as is known.
+    pub(crate) fn counts_deliveries(&self) -> bool {
+        self.publisher.counts_deliveries()
+    }
+
     fn accept(&mut self, task: Task, ticket: Ticket) {
         let target = task.target();
         self.publisher.accept(task, target, ticket);

@@ -98,6 +98,17 @@ fn where_quorum_is_the_default_what_fails_waits_and_dies_in_queues_of_named_type
 }
 
 #[test]
+fn where_quorum_is_the_default_a_wait_without_a_limit_is_warned_of() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
+    let running = Command::producer(&["--url", &url, "--queue", "q", "--wait", "x"]).start();
+    running.wait_for_stderr_line(|line| line.contains("this wait would not end"), SOON);
+    running.signal("INT");
+    running.wait(SOON).assert_code(4);
+}
+
+#[test]
 fn a_quorum_queue_that_somebody_else_declared_without_arguments_is_used_as_it_is() {
     let broker = breakable_broker();
     let vhost = Vhost::with_default(&broker, "quorum");

@@ -35,6 +35,8 @@ pub(crate) struct Link<T> {
     answers: PublishEvents,
     in_flight: InFlight<T>,
     queues: Queues,
+    /// Whether the broker counts the deliveries of the own queue, as far as is known.
+    counts_deliveries: bool,
     /// When the next new queue that tasks wait for is durable.
     durable_at: Option<Instant>,
     /// When to publish the next of the refused tasks again.
@@ -67,6 +69,13 @@ pub(crate) enum Woken<W> {
     Time,
 }
 
+/// A channel in confirm mode, to a queue that exists.
+struct Opened {
+    channel: Channel,
+    answers: PublishEvents,
+    counts_deliveries: bool,
+}
+
 /// How a link ended.
 pub(crate) struct LinkEnd {
     pub(crate) address: String,
@@ -83,9 +92,9 @@ impl<T> Link<T> {
     ) -> Result<Link<T>, Error> {
         let mut queues = DerivedQueues::default().predeclare(config.delays.clone());
         match open_channel(&mut connection, &config.queue, &mut queues) {
-            Ok((channel, answers)) => {
+            Ok(opened) => {
                 let queues = Queues::new(&config.queue, queues);
-                Ok(Link::new(connection, channel, answers, queues))
+                Ok(Link::new(connection, opened, queues))
             }
             Err(cause) => {
                 let address = connection.address().to_string();
@@ -95,18 +104,15 @@ impl<T> Link<T> {
         }
     }
 
-    fn new(
-        connection: Connection,
-        channel: Channel,
-        answers: PublishEvents,
-        queues: Queues,
-    ) -> Link<T> {
+    fn new(connection: Connection, opened: Opened, queues: Queues) -> Link<T> {
+        let Opened { channel, answers, counts_deliveries } = opened;
         Link {
             connection,
             channel,
             answers,
             in_flight: InFlight::new(),
             queues,
+            counts_deliveries,
             durable_at: None,
             again_at: None,
             last_refusal: LastRefusal::default(),
@@ -128,6 +134,10 @@ impl<T> Link<T> {
 
     pub(crate) fn has_confirmed(&self) -> bool {
         self.has_confirmed
+    }
+
+    pub(crate) fn counts_deliveries(&self) -> bool {
+        self.counts_deliveries
     }
 
     pub(crate) fn is_lent(&self) -> bool {
@@ -344,14 +354,14 @@ fn open_channel(
     connection: &mut Connection,
     queue: &Queue,
     queues: &mut DerivedQueues,
-) -> Result<(Channel, PublishEvents), CloseReason> {
-    let channel = if queue.is_passive() {
-        connection.open_channel()?
+) -> Result<Opened, CloseReason> {
+    let (channel, counts_deliveries) = if queue.is_passive() {
+        (connection.open_channel()?, queue.counts_deliveries())
     } else {
         let ready = open_queue(connection, queue)?;
         ready.durable_at.iter().for_each(|at| queues.mark_declared(Target::Main, *at));
-        ready.channel
+        (ready.channel, ready.queue.counts_deliveries())
     };
     let answers = channel.confirm_publishes()?;
-    Ok((channel, answers))
+    Ok(Opened { channel, answers, counts_deliveries })
 }

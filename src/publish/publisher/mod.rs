@@ -2,6 +2,7 @@
 //! timeout is over, across lost connections. [`Producer`](crate::Producer), the republishing of
 //! failed tasks and the replay of dead letters share it.
 
+mod own_queue;
 mod unattended;
 mod unconfirmed;
 

@@ -1,5 +1,6 @@
 //! Batches: a producer that waits until each of its tasks has ended, and workers that report it.
 
+mod delivery_limit;
 mod faults;
 mod library;
 mod output;
