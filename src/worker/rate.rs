@@ -90,10 +90,15 @@ mod tests {
 
     /// The starts of tasks that come at these milliseconds, each as soon as it may.
     fn starts(interval: u64, coming: &[u64]) -> Vec<u64> {
+        late_starts(interval, coming, Duration::ZERO)
+    }
+
+    /// The same if each thread wakes up so much later.
+    fn late_starts(interval: u64, coming: &[u64], late: Duration) -> Vec<u64> {
         let begin = Instant::now();
         let mut due = begin;
         let mut start = |coming: &u64| {
-            let now = due.max(begin + Duration::from_millis(*coming));
+            let now = due.max(begin + Duration::from_millis(*coming)) + late;
             due = next_start(due, now, Duration::from_millis(interval));
             (now - begin).as_millis() as u64
         };
@@ -104,6 +109,18 @@ mod tests {
     fn starts_are_spread_evenly() {
         assert_eq!(starts(200, &[0; 6]), [0, 200, 400, 600, 800, 1000]);
         assert_eq!(starts(200, &[0, 0, 1000, 1000, 1000]), [0, 200, 1000, 1199, 1399]);
+    }
+
+    #[test]
+    fn fifty_starts_at_five_a_second_take_ten_seconds() {
+        let took = |late| {
+            let starts = late_starts(200, &[0; 50], Duration::from_micros(late));
+            starts[49] - starts[0]
+        };
+        assert_eq!(took(0), 9800);
+        assert_eq!(took(900), 9800, "the next start makes up for as much as the slack");
+        // A busy machine.
+        assert!((9800..11_000).contains(&took(20_000)), "{}", took(20_000));
     }
 
     #[test]
