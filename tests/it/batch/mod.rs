@@ -6,6 +6,7 @@ mod library;
 mod output;
 mod refused;
 mod resumed;
+mod terminal;
 mod unpublished;
 mod waiting;
 
