@@ -199,6 +199,9 @@ fn an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_ke
         let [first, again] = [(); 2].map(|()| session.read_publish());
         assert_eq!(first.routing_key, format!("q.batch.{BATCH}").into_bytes());
         assert_eq!((&first.body, first.mandatory), (&again.body, true));
+        assert_eq!(first.properties, again.properties);
+        assert_eq!(first.properties.delivery_mode, Some(2), "persistent");
+        assert_eq!(first.properties.kind.as_deref(), Some(&b"rabbit-work.outcome"[..]));
         session.report("published again");
         session.ack(again.channel, 2);
     });
