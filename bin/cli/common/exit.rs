@@ -70,3 +70,20 @@ impl From<Exit> for ExitCode {
         ExitCode::from(exit.status())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_of_several_queues_is_in_the_order_2_3_1_0() {
+        let worst_first = [Exit::Usage, Exit::GraceExceeded, Exit::Failed, Exit::Success];
+        assert_eq!(worst_first.map(Exit::status), [2, 3, 1, 0]);
+        for (place, worse) in worst_first.into_iter().enumerate() {
+            for other in worst_first.into_iter().skip(place) {
+                assert_eq!(worse.or_worse(other), worse, "{worse:?}, then {other:?}");
+                assert_eq!(other.or_worse(worse), worse, "{other:?}, then {worse:?}");
+            }
+        }
+    }
+}
