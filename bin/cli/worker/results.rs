@@ -20,6 +20,7 @@ use crate::cli::common::error::CommandError;
 use crate::cli::worker::options::Options;
 use crate::cli::worker::record_file::RecordFile;
 use crate::cli::worker::records::Run;
+use crate::util::text::drop_part_of_letter;
 
 /// Where --results go.
 #[derive(Debug)]
@@ -316,20 +317,11 @@ fn set_output(line: &mut Value, name: &str, file: &File) -> io::Result<()> {
     let mut bytes = vec![0; kept as usize];
     file.read_exact_at(&mut bytes, 0)?;
     if length > kept {
-        cut_between_letters(&mut bytes);
+        drop_part_of_letter(&mut bytes);
         line[format!("{name}_cut")] = json!(length - bytes.len() as u64);
     }
     set_text_or_base64(line, name, &bytes);
     Ok(())
-}
-
-/// Text remains text though it was cut in the middle of a letter.
-fn cut_between_letters(bytes: &mut Vec<u8>) {
-    if let Err(error) = std::str::from_utf8(bytes) {
-        if error.error_len().is_none() {
-            bytes.truncate(error.valid_up_to());
-        }
-    }
 }
 
 #[cfg(test)]
@@ -403,17 +395,5 @@ mod tests {
             assert!(!is_last(Err(failure.clone()), &first) && is_last(Err(failure), &last));
         }
         assert!(!is_last(Err(Failure::requeue("no")), &last));
-    }
-
-    #[test]
-    fn text_that_is_cut_stays_text() {
-        let cut = |text: &[u8]| {
-            let mut bytes = text.to_vec();
-            cut_between_letters(&mut bytes);
-            bytes
-        };
-        assert_eq!(cut("aé".as_bytes()), "aé".as_bytes());
-        assert_eq!(cut(&"aé".as_bytes()[..2]), b"a");
-        assert_eq!(cut(b"a\xff"), b"a\xff", "no text anyway");
     }
 }

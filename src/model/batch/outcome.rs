@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
 use crate::model::failure_record::cut_reason;
+use crate::util::text::drop_part_of_letter;
 
 /// How a task of a batch ended, as the worker reported it that ran it last.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +50,7 @@ pub enum TaskEnd {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TaskOutput {
-    /// The first 64 KiB.
+    /// The first 64 KiB, without a part of a letter at their end.
     pub bytes: Vec<u8>,
     /// How many bytes there were, if that is more.
     pub cut_from: Option<u64>,
@@ -60,6 +61,17 @@ pub(crate) const TYPE: &str = "rabbit-work.outcome";
 
 /// How much of a program's standard output comes back.
 pub(crate) const LONGEST_OUTPUT: usize = 64 * 1024;
+
+impl TaskOutput {
+    /// The start of an output that had so many bytes.
+    pub(crate) fn start_of(mut bytes: Vec<u8>, written: u64) -> TaskOutput {
+        if written <= bytes.len() as u64 {
+            return TaskOutput { bytes, cut_from: None };
+        }
+        drop_part_of_letter(&mut bytes);
+        TaskOutput { bytes, cut_from: Some(written) }
+    }
+}
 
 impl BatchOutcome {
     /// The outcome as one line of JSON, without a line end. What is absent has no key. Output that is
@@ -189,6 +201,24 @@ mod tests {
             "seconds": 1.5,
         });
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn output_that_is_cut_in_a_letter_is_still_text() {
+        let text = "é".as_bytes();
+        let start = |bytes: &[u8], written| {
+            let output = Some(TaskOutput::start_of(bytes.to_vec(), written));
+            let json = BatchOutcome { output, ..outcome(7, TaskEnd::Done) }.to_json();
+            let read: Value = serde_json::from_str(&json).expect("JSON");
+            ["output", "output_base64", "output_bytes"].map(|key| read[key].clone())
+        };
+        assert_eq!(start(&[b"a", text].concat(), 3), ["aé".into(), Value::Null, Value::Null]);
+        assert_eq!(start(&[b"a", &text[..1]].concat(), 3), ["a".into(), Value::Null, 3.into()]);
+        assert_eq!(
+            start(&text[..1], 1),
+            [Value::Null, "ww==".into(), Value::Null],
+            "not cut by us"
+        );
     }
 
     #[test]

@@ -50,16 +50,20 @@ fn long_output_is_cut_and_marked_and_any_bytes_come_back() {
         1) head -c 65536 /dev/zero | tr '\0' x;;
         2) head -c 70000 /dev/zero | tr '\0' y;;
         3) printf '\377\000\n';;
+        5) yes é | head -c 70000;;
         *) ;; esac"#;
     let worker = scripted_worker(url, &queue, &["--threads", "1"], script);
     let options = ["--output", "--keep-order", "--outcomes", text(&file)];
 
-    let output = waiting(url, &queue, 4, &options).run(SOON);
+    let output = waiting(url, &queue, 5, &options).run(SOON);
 
     output.assert_code(0);
     let mut expected = vec![b'x'; 65536];
     expected.extend_from_slice(&[b'y'; 65536]);
     expected.extend_from_slice(b"\n[task 2: cut after 65536 of 70000 bytes]\n\xff\0\n");
+    // Lines of three bytes: 64 KiB end in the middle of a letter.
+    expected.extend_from_slice("é\n".repeat(21_845).as_bytes());
+    expected.extend_from_slice(b"[task 5: cut after 65535 of 70000 bytes]\n");
     assert!(output.stdout == expected, "{} bytes", output.stdout.len());
     let outcomes = outcomes(&file);
     assert_eq!(outcomes[&3]["output_base64"], "/wAK");
@@ -68,6 +72,7 @@ fn long_output_is_cut_and_marked_and_any_bytes_come_back() {
         (&70000.into(), &"".into())
     );
     assert!(outcomes[&1].get("output_bytes").is_none());
+    assert!(outcomes[&5]["output"].is_string(), "text stays text");
     drop(worker);
 }
 

@@ -58,10 +58,8 @@ impl Report {
     ) -> BatchOutcome {
         let program = self.program_end.as_deref();
         let started = program.map(|it| it.started);
-        let output = program.filter(|_| self.with_output).map(|it| TaskOutput {
-            bytes: it.output.clone(),
-            cut_from: (it.output_bytes > it.output.len() as u64).then_some(it.output_bytes),
-        });
+        let output = program.filter(|_| self.with_output);
+        let output = output.map(|it| TaskOutput::start_of(it.output.clone(), it.output_bytes));
         BatchOutcome {
             n: self.of.n,
             end,
