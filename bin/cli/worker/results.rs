@@ -115,6 +115,7 @@ impl Results {
     pub(crate) fn keep(&self, files: OutputFiles, run: &Run<'_>) -> io::Result<()> {
         match (self, &files.folder) {
             (Results::Folder(path), Some(folder)) => {
+                refuse_full_disk(&files.stdout)?;
                 fs::write(folder.path().join("exit"), format!("{}\n", shell_status(run)))?;
                 let attempt = run.delivery.attempt();
                 fs::write(folder.path().join("attempt"), format!("{attempt}\n"))?;
@@ -166,7 +167,6 @@ impl Lines {
 
     fn keep(&self, files: &OutputFiles, run: &Run<'_>) -> io::Result<()> {
         let line = line_of_run(files, run, &self.host)?;
-        // After the output was read.
         refuse_full_disk(&files.stdout)?;
         if self.is_last(run.delivery, run.verdict) { self.append(&line) } else { Ok(()) }
     }
@@ -188,10 +188,11 @@ impl Lines {
 }
 
 /// Fails if the file can grow no further: then output of the command may be missing, and its failure
-/// may be that of the disk. Of a folder, the files beside the output tell that.
+/// may be that of the disk.
 fn refuse_full_disk(output: &File) -> io::Result<()> {
     let length = output.metadata()?.len();
-    output.write_all_at(&[0; BLOCK], length)
+    output.write_all_at(&[0; BLOCK], length)?;
+    output.set_len(length)
 }
 
 /// As readable as any folder is, by the umask; a temporary folder is private otherwise.

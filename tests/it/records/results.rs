@@ -121,19 +121,25 @@ fn results_that_cannot_be_written_leave_the_task_in_the_queue() {
     }
 }
 
-/// The line itself has room, because it holds 1 MiB of the output.
+/// The record itself has room: the line holds 1 MiB of the output, and the status is another file.
 #[test]
 fn a_command_whose_output_found_no_room_has_not_failed() {
-    let bench = Bench::new("noroom");
-    bench.publish("a", b"head -c 3000000 /dev/zero | tr '\\0' x; exit 3");
-    let options = ["--drain", "--max-attempts", "1", "--results", "out.jsonl"];
+    for results in ["out", "out.jsonl"] {
+        let bench = Bench::new("noroom");
+        bench.publish("a", b"head -c 3000000 /dev/zero | tr '\\0' x; exit 3");
+        let options = ["--drain", "--max-attempts", "1", "--results", results];
 
-    let output = bench.worker_with_file_limit(2048, &options, &["sh", "-c", "{}"]).run(SOON);
+        let output = bench.worker_with_file_limit(2048, &options, &["sh", "-c", "{}"]).run(SOON);
 
-    output.assert_code(1);
-    let stderr = output.stderr();
-    assert!(stderr.contains("ERROR --results cannot be written: File too large"), "{stderr}");
-    assert_eq!((bench.left(), bench.read("out.jsonl")), (1, String::new()), "not dead");
+        output.assert_code(1);
+        let stderr = output.stderr();
+        assert!(stderr.contains("ERROR --results cannot be written: File too large"), "{stderr}");
+        assert_eq!(bench.left(), 1, "not dead");
+        match results {
+            "out" => assert_eq!(names_in(&bench.path("out")), [""; 0]),
+            _ => assert_eq!(bench.read(results), ""),
+        }
+    }
 }
 
 #[test]
