@@ -31,9 +31,12 @@ enum Stage {
     Over,
 }
 
-/// The capabilities that we add. With this one, RabbitMQ says in words that it refuses a login
+/// The capability that we add. With it, RabbitMQ says in words that it refuses a login
 /// (<https://www.rabbitmq.com/docs/access-control>, "authentication failure notifications").
-const CAPABILITIES: [&[u8]; 1] = [b"authentication_failure_close"];
+const FAILURE_CLOSE: &[u8] = b"authentication_failure_close";
+
+/// The product that amiquip announces.
+const AMIQUIP: &str = "amiquip";
 
 /// The property that RabbitMQ takes for the connection's name
 /// (<https://www.rabbitmq.com/docs/connections#client-provided-names>).
@@ -110,12 +113,13 @@ fn length_of_frame(came: &[u8]) -> Option<usize> {
     (length <= came.len()).then_some(length)
 }
 
-/// The start-ok with our properties; `None` if the frame is not one of amiquip's.
+/// The start-ok with our properties; `None` if the frame is not one of amiquip's, or has our capability.
 fn completed(frame: &[u8], name: &str) -> Option<Vec<u8>> {
     let frame = frame.strip_prefix(&METHOD_ON_CHANNEL_0)?.strip_suffix(&[FRAME_END])?;
     let (payload, []) = split_sized(frame)? else { return None };
     let (properties, rest) = split_sized(payload.strip_prefix(&START_OK)?)?;
     let mut properties = read_table(properties)?;
+    properties.contains(&(b"product", text(AMIQUIP))).then_some(())?;
     let (_, capabilities) = properties.iter_mut().find(|(name, _)| *name == b"capabilities")?;
     *capabilities = with_capabilities(capabilities)?.into();
     properties.retain(|(name, _)| ![NAME, b"product", b"version"].contains(name));
@@ -133,7 +137,8 @@ fn text(text: &str) -> Cow<'static, [u8]> {
 fn with_capabilities(value: &[u8]) -> Option<Vec<u8>> {
     let (table, _) = split_sized(value.strip_prefix(b"F")?)?;
     let mut table = read_table(table)?;
-    table.extend(CAPABILITIES.map(|name| (name, Cow::from(&b"t\x01"[..]))));
+    table.iter().all(|(name, _)| *name != FAILURE_CLOSE).then_some(())?;
+    table.push((FAILURE_CLOSE, b"t\x01"[..].into()));
     Some([b"F", &*write_table(&table)].concat())
 }
 
@@ -202,7 +207,7 @@ mod tests {
     }
 
     fn of_amiquip() -> Vec<u8> {
-        properties(&OF_AMIQUIP, &[(b"product", "amiquip"), (b"version", "0.4.2")])
+        properties(&OF_AMIQUIP, &[(b"product", AMIQUIP), (b"version", "0.4.2")])
     }
 
     const OF_AMIQUIP: [&[u8]; 2] = [b"connection.blocked", b"consumer_cancel_notify"];
@@ -221,7 +226,7 @@ mod tests {
 
     fn completed_start_ok() -> Vec<u8> {
         let [first, second] = OF_AMIQUIP;
-        let able = [first, second, b"authentication_failure_close"];
+        let able = [first, second, FAILURE_CLOSE];
         let version = env!("CARGO_PKG_VERSION");
         let ours: [(&'static [u8], &str); 3] =
             [(b"connection_name", "a name"), (b"product", "rabbit-work"), (b"version", version)];
@@ -254,8 +259,13 @@ mod tests {
     /// What comes of pieces that are written as amiquip does: what is not taken is offered again,
     /// with what follows, and nothing is once all is taken.
     fn written(pieces: &[&[u8]], room: usize) -> Vec<u8> {
+        written_by("a name", pieces, room)
+    }
+
+    /// The same on a connection of this name.
+    fn written_by(name: &str, pieces: &[&[u8]], room: usize) -> Vec<u8> {
         let mut line = Line { room, blocks: false, written: Vec::new() };
-        let mut opening = Opening { name: "a name".into(), ..Opening::default() };
+        let mut opening = Opening { name: name.into(), ..Opening::default() };
         let mut left = Vec::new();
         for piece in pieces {
             left.extend_from_slice(piece);
@@ -308,10 +318,14 @@ mod tests {
         *without_end.last_mut().expect("a byte") = 0;
         let mut on_channel_1 = start_ok(&known);
         on_channel_1[2] = 1;
+        let product: (&[u8], _) = (b"product", text(AMIQUIP));
         for first in [
-            start_ok(&write_table(&vec![(b"product", b"t\x01"[..].into())])),
-            start_ok(&write_table(&vec![(b"capabilities", b"t\x01"[..].into())])),
-            start_ok(&write_table(&vec![(b"capabilities", b"Z"[..].into())])),
+            start_ok(&properties(&OF_AMIQUIP, &[(b"product", "another client")])),
+            start_ok(&properties(&OF_AMIQUIP, &[])),
+            start_ok(&properties(&[FAILURE_CLOSE], &[(b"product", AMIQUIP)])),
+            start_ok(&write_table(&vec![product.clone(), (b"more", b"Z"[..].into())])),
+            start_ok(&write_table(&vec![product.clone(), (b"capabilities", b"t\x01"[..].into())])),
+            start_ok(&write_table(&vec![product])),
             start_ok(&sized(&known[4..known.len() - 1])),
             start_ok(b"\0"),
             method(b"\0\x0a\0\x0b"),
@@ -335,27 +349,110 @@ mod tests {
 
     mod property {
         use super::*;
+        use amq_protocol::frame::{AMQPFrame, gen_frame, parse_frame};
+        use amq_protocol::protocol::AMQPClass;
+        use amq_protocol::protocol::connection::{AMQPMethod, StartOk};
+        use amq_protocol::types::{AMQPValue, FieldTable};
+        use proptest::collection::{btree_map, vec};
         use proptest::prelude::*;
+
+        /// As amiquip writes it.
+        fn frame(start_ok: StartOk) -> Vec<u8> {
+            let method = AMQPClass::Connection(AMQPMethod::StartOk(start_ok));
+            let mut bytes = vec![0; 1 << 16];
+            let frame = AMQPFrame::Method(0, method);
+            let (_, length) = gen_frame((&mut bytes, 0), &frame).expect("room");
+            bytes.truncate(length);
+            bytes
+        }
+
+        /// What amiquip writes of itself, in the last place, and anything else of the types that it writes.
+        fn client_properties() -> impl Strategy<Value = FieldTable> {
+            let known = ["connection_name", "version"].map(String::from);
+            let name = || prop_oneof!["\\PC{0,40}", prop::sample::select(known.clone().to_vec())];
+            let capabilities = btree_map(name(), any::<bool>().prop_map(AMQPValue::Boolean), 0..5);
+            let value = prop_oneof![
+                "\\PC{0,300}".prop_map(AMQPValue::LongString),
+                any::<bool>().prop_map(AMQPValue::Boolean),
+                capabilities.clone().prop_map(AMQPValue::FieldTable),
+            ];
+            (btree_map(name(), value, 0..8), capabilities).prop_map(|(mut table, capabilities)| {
+                table.insert("capabilities".into(), AMQPValue::FieldTable(capabilities));
+                table.insert("product".into(), AMQPValue::LongString(AMIQUIP.into()));
+                table
+            })
+        }
+
+        fn login() -> impl Strategy<Value = StartOk> {
+            (client_properties(), "\\PC{0,30}", "\\PC{0,300}", "\\PC{0,30}").prop_map(
+                |(client_properties, mechanism, response, locale)| StartOk {
+                    client_properties,
+                    mechanism,
+                    response,
+                    locale,
+                },
+            )
+        }
+
+        /// What a broker is to read of it on a connection of this name.
+        fn completed(mut start_ok: StartOk, name: &str) -> StartOk {
+            let properties = &mut start_ok.client_properties;
+            let Some(AMQPValue::FieldTable(able)) = properties.get_mut("capabilities") else {
+                panic!("no capabilities");
+            };
+            let failure_close = String::from_utf8_lossy(FAILURE_CLOSE).into_owned();
+            able.insert(failure_close, AMQPValue::Boolean(true));
+            for (key, value) in [
+                ("connection_name", name),
+                ("product", "rabbit-work"),
+                ("version", env!("CARGO_PKG_VERSION")),
+            ] {
+                properties.insert(key.into(), AMQPValue::LongString(value.into()));
+            }
+            start_ok
+        }
 
         proptest! {
             #[test]
-            fn a_damaged_start_ok_passes_or_waits_and_what_follows_stays(
-                place in 0..200_usize, byte: u8, cut in 1..100_usize, room in 1..100_usize,
+            fn a_broker_reads_the_completed_start_ok_and_what_follows_it(
+                start_ok in login(), name in "\\PC{0,255}",
+                cuts in vec(any::<prop::sample::Index>(), 0..5), room in 1..500_usize,
             ) {
-                let mut first = start_ok(&of_amiquip());
-                let place = place % first.len();
+                let sent = [PROTOCOL, &frame(start_ok.clone()), &behind()].concat();
+                let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(sent.len())).collect();
+                cuts.extend([0, sent.len()]);
+                cuts.sort_unstable();
+                let pieces: Vec<_> = cuts.windows(2).map(|ends| &sent[ends[0]..ends[1]]).collect();
+
+                let written = written_by(&name, &pieces, room);
+
+                let written = written.strip_prefix(PROTOCOL).expect("the protocol header");
+                let (rest, read) = parse_frame(written).expect("a frame");
+                let wanted = completed(start_ok, &name);
+                // No name is in it twice.
+                prop_assert_eq!(written.len() - rest.len(), frame(wanted.clone()).len());
+                let wanted = AMQPMethod::StartOk(wanted);
+                prop_assert_eq!(read, AMQPFrame::Method(0, AMQPClass::Connection(wanted)));
+                prop_assert_eq!(rest, &behind()[..]);
+            }
+
+            #[test]
+            fn a_damaged_start_ok_passes_or_waits_and_what_follows_stays(
+                start_ok in login(), place: prop::sample::Index, byte: u8,
+                cut: prop::sample::Index, room in 1..500_usize,
+            ) {
+                let mut first = frame(start_ok);
+                let place = place.index(first.len());
                 first[place] = byte;
                 let sent = [PROTOCOL, &first, &behind()].concat();
-                let (begun, rest) = sent.split_at(cut);
+                let (begun, rest) = sent.split_at(cut.index(sent.len()));
                 let written = written(&[begun, rest], room);
                 // The frame may be longer now than what came.
                 prop_assert!(sent.starts_with(&written) || written.ends_with(&behind()), "{:?}", written);
             }
 
             #[test]
-            fn any_bytes_pass_or_wait(
-                bytes in proptest::collection::vec(any::<u8>(), 0..100), is_a_method: bool,
-            ) {
+            fn any_bytes_pass_or_wait(bytes in vec(any::<u8>(), 0..100), is_a_method: bool) {
                 let head: &[u8] = if is_a_method { &METHOD_ON_CHANNEL_0 } else { &[] };
                 let sent = [PROTOCOL, head, &bytes].concat();
                 prop_assert!(sent.starts_with(&written(&[&sent], 7)));
