@@ -387,7 +387,7 @@ mod tests {
         let text = "NOT_FOUND - vhost x not found".to_string();
         let refused = with_address(address, &Error::VhostRefused { vhost: "x".into(), text });
         assert!(refused.starts_with("rabbit-1:5672: the broker refused"), "{refused}");
-        let (address_too, user) = (address.to_string(), "u".to_string());
+        let (address_too, user) = (address.to_string(), Some("u".to_string()));
         let refused = with_address(address, &Error::LoginRefused { address: address_too, user });
         assert_eq!(refused.matches("rabbit-1:5672").count(), 1, "{refused}");
     }

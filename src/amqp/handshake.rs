@@ -149,8 +149,8 @@ impl Handshake<'_> {
             CloseReason::ConnectionClosed { code: ACCESS_REFUSED, .. }
                 if peer_state.frame.get().is_none() =>
             {
-                let (address, user) = (address.to_string(), address.user.clone());
-                Refused::Lasting(Error::LoginRefused { address, user })
+                let user = (address.login == Login::Plain).then(|| address.user.clone());
+                Refused::Lasting(Error::LoginRefused { address: address.to_string(), user })
             }
             CloseReason::NoSuchLogin(text) => {
                 let reason = format!("{address}: {text}");

@@ -37,14 +37,14 @@ pub enum Error {
         /// One line for each address: the address and why.
         attempts: Vec<String>,
     },
-    /// The broker refused the login: the user or the password is wrong, or the user may not log
-    /// in from here.
+    /// The broker refused the login: the user, the password or the client certificate is wrong, or the
+    /// user may not log in from here.
     #[non_exhaustive]
     LoginRefused {
         /// The broker's address.
         address: String,
-        /// The user's name.
-        user: String,
+        /// The user's name. `None` if the client certificate has it (`auth_mechanism=external`).
+        user: Option<String>,
     },
     /// The broker refused the virtual host: it does not exist, or the user may not use it.
     #[non_exhaustive]
@@ -196,7 +196,9 @@ impl fmt::Display for Error {
             Error::Unreachable { attempts } => {
                 write!(f, "no broker reached ({})", attempts.join("; "))
             }
-            Error::LoginRefused { address, user } => write!(f, "{}", login_refused(address, user)),
+            Error::LoginRefused { address, user } => {
+                write!(f, "{}", login_refused(address, user.as_deref()))
+            }
             Error::VhostRefused { vhost, text } => {
                 write!(f, "the broker refused the virtual host '{vhost}': {text}")
             }
@@ -229,11 +231,15 @@ impl fmt::Display for Error {
     }
 }
 
-fn login_refused(address: &str, user: &str) -> String {
-    format!(
-        "the broker at {address} refused the login of user '{user}'; check the user and the password \
-         in the URL, the broker's log says more"
-    )
+fn login_refused(address: &str, user: Option<&str>) -> String {
+    let (who, advice) = match user {
+        Some(user) => (format!("of user '{user}'"), "check the user and the password in the URL"),
+        None => {
+            let advice = "the user is the name in the certificate, and must exist in the broker";
+            ("by client certificate".into(), advice)
+        }
+    };
+    format!("the broker at {address} refused the login {who}; {advice}; the broker's log says more")
 }
 
 fn queue_missing(queue: &str, text: &str) -> String {

@@ -71,13 +71,14 @@ auth_mechanisms.2 = PLAIN
     )
 }
 
+/// What is said of a user that does not exist.
+const BY_CERTIFICATE: &str =
+    "refused the login by client certificate; the user is the name in the certificate";
+
 #[test]
 fn the_login_is_the_name_in_the_client_s_certificate() {
     let broker = Broker::start();
-    if !broker.node.enable_plugin("rabbitmq_auth_mechanism_ssl") {
-        eprintln!("SKIPPED: the broker's plugins are out of reach");
-        return;
-    }
+    broker.node.enable_plugin("rabbitmq_auth_mechanism_ssl");
     broker.node.ctl(&["add_user", "mailer", "not used"]);
     broker.node.ctl(&["set_permissions", "mailer", ".*", ".*", ".*"]);
 
@@ -85,13 +86,14 @@ fn the_login_is_the_name_in_the_client_s_certificate() {
 
     let strange = Identity::authority("another").issue("mailer");
     for (client, wanted) in [
-        (Some(broker.authority.issue("nobody")), "login"),
+        (Some(broker.authority.issue("nobody")), BY_CERTIFICATE),
         (Some(strange), "does not trust the authority"),
         (None, "requires a client certificate"),
     ] {
         let refused = broker.publish_as(client.as_ref());
         refused.assert_code(2);
-        assert!(refused.stderr().contains(wanted), "{wanted} in {}", refused.stderr());
+        let stderr = refused.stderr();
+        assert!(stderr.contains(wanted) && !stderr.contains("password"), "{wanted} in {stderr}");
     }
     assert_eq!(broker.node.client().count("q"), 1);
 }
