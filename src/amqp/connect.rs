@@ -71,6 +71,7 @@ pub(crate) fn open(broker: &Broker, interrupt: &Signal) -> Result<Option<Connect
 impl ConnectAttempt {
     /// Begins. The addresses share `budget`, so that each of them has its turn within it.
     pub(crate) fn start(broker: &Broker, budget: Duration) -> Result<ConnectAttempt, Error> {
+        broker.validate()?;
         let (result, opened) = bounded(1);
         let (wanted, cancelled) = closer();
         let (end, ended) = closer();

@@ -141,10 +141,18 @@ impl Broker {
     ///
     /// The tag of a consumer is the name with the number of its thread, such as `mail.1`. A further
     /// number follows when the thread subscribes again.
+    ///
+    /// A name has at most 255 bytes: with a longer one, each connect fails with
+    /// [`Error::InvalidSetting`].
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Broker {
         self.name.given = Some(name.into());
         self
+    }
+
+    /// Refuses settings with which no connection is possible.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        self.name.validate()
     }
 
     /// The same broker for connections of this role.

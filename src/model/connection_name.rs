@@ -2,6 +2,7 @@
 
 use std::process;
 
+use crate::model::error::Error;
 use crate::util::host::host_name;
 
 /// What names the connections of a broker.
@@ -24,7 +25,26 @@ struct Purpose {
 pub(crate) const WORKER: &str = "worker";
 pub(crate) const PRODUCER: &str = "producer";
 
+/// The longest name that a caller may give. It is part of the login, for which RabbitMQ takes 4 KiB
+/// (`initial_frame_max`, <https://www.rabbitmq.com/docs/configure>).
+const LONGEST: usize = 255;
+
 impl ConnectionName {
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a name that is too long.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        match &self.given {
+            Some(given) if given.len() > LONGEST => {
+                let reason = format!(
+                    "it has {} bytes; a connection's name has at most {LONGEST}",
+                    given.len()
+                );
+                Err(Error::setting("name", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The name for a connection of this role.
     pub(crate) fn of(&self, role: &'static str, queue: &str) -> ConnectionName {
         let purpose = Some(Purpose { role, queue: queue.into() });
@@ -62,5 +82,13 @@ mod tests {
         let named = ConnectionName { given: Some("mail 1".into()), purpose: None };
         assert_eq!(named.of(PRODUCER, "q").text(), "mail 1");
         assert_eq!(named.of("republish", "q").text(), "mail 1 republish");
+    }
+
+    #[test]
+    fn a_name_has_at_most_255_bytes() {
+        let named = |name: String| ConnectionName { given: Some(name), purpose: None };
+        assert!(named("é".repeat(127)).validate().is_ok());
+        let refused = named("é".repeat(128)).validate().expect_err("256 bytes").to_string();
+        assert_eq!(refused, "name: it has 256 bytes; a connection's name has at most 255");
     }
 }

@@ -61,6 +61,31 @@ fn a_name_that_is_given_is_shown_and_says_what_other_connections_are_for() {
     worker.wait(SOON).assert_code(0);
 }
 
+#[test]
+fn a_name_that_rabbitmq_would_not_take_is_refused_before_it_is_asked() {
+    let name = "x".repeat(256);
+    let options = ["--url", "amqp://127.0.0.1:1", "--name", &name];
+    let commands = [
+        Command::producer(&options).arg("x"),
+        Command::worker(&options),
+        Command::queuectl(&options).arg("status"),
+    ];
+    for command in commands {
+        let refused = command.run(SOON);
+        refused.assert_code(2);
+        assert!(refused.stderr().contains("name: it has 256 bytes"), "{}", refused.stderr());
+    }
+}
+
+#[test]
+fn rabbitmq_takes_the_longest_name() {
+    let broker = breakable_broker();
+    let (queue, name) = (unique_queue("long"), "é".repeat(127));
+    let to = ["--url", broker.url(), "--queue", &queue, "--name", &name];
+    Command::producer(&to).arg("x").run(SOON).assert_code(0);
+    Command::worker(&to).args(&["--drain", "--", "true"]).run(SOON).assert_code(0);
+}
+
 /// The tags of a queue's consumers, in their order.
 fn tags(broker: &PrivateBroker, queue: &str, number: usize) -> Vec<String> {
     poll("the consumers", SOON, || {
