@@ -9,6 +9,7 @@ use log::debug;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, Error as TlsError, RootCertStore};
 
 use crate::model::broker::Broker;
@@ -74,10 +75,9 @@ impl Connector {
             .map_err(|error| unusable("TLS", error))?
             .with_root_certificates(trusted(tls)?);
         let config = match &tls.identity {
-            Some((certificate, key)) => {
-                let chain = certificates("the client certificate (--cert, certfile)", certificate)?;
-                config.with_client_auth_cert(chain, private_key(key)?).map_err(explain_identity)?
-            }
+            Some((certificate, key)) => config
+                .with_client_auth_cert(chain(certificate)?, private_key(key)?)
+                .map_err(explain_identity)?,
             None => config.with_no_client_auth(),
         };
         Ok(Connector(Arc::new(config)))
@@ -109,6 +109,18 @@ fn trusted(tls: &Tls) -> Result<RootCertStore, Error> {
     }
     Ok(trusted)
 }
+
+/// The client certificate and those between it and the authority. rustls itself reads only the first.
+fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let chain = certificates(CERTIFICATE, pem)?;
+    for (number, certificate) in (1..).zip(&chain) {
+        let reason = || format!("certificate {number} of its PEM cannot be read");
+        ParsedCertificate::try_from(certificate).map_err(|_| unusable(CERTIFICATE, reason()))?;
+    }
+    Ok(chain)
+}
+
+const CERTIFICATE: &str = "the client certificate (--cert, certfile)";
 
 const AUTHORITY: &str = "the authority (--ca, cacertfile)";
 
@@ -146,9 +158,6 @@ fn explain_identity(error: TlsError) -> Error {
     match error {
         TlsError::InconsistentKeys(_) => {
             unusable(KEY, "it is not the key of the certificate (--cert, certfile)")
-        }
-        TlsError::InvalidCertificate(error) => {
-            unusable("the client certificate (--cert, certfile)", error)
         }
         _ => unusable(KEY, "it is not RSA of 2048 to 8192 bits, ECDSA P-256 or P-384, or Ed25519"),
     }
@@ -286,7 +295,10 @@ mod tests {
         let chain = [leaf.pem(), middle.pem()].concat();
         let shown = Connector::new(&trusting().identity(&*chain, key.serialize_pem()));
         assert!(shown.is_ok());
-        assert_eq!(certificates("a chain", chain.as_bytes()).expect("two").len(), 2);
+        assert_eq!(super::chain(chain.as_bytes()).expect("two").len(), 2);
+        let garbled = [leaf.pem().as_bytes(), &pem("CERTIFICATE", b"no certificate")].concat();
+        let told = refused(&trusting().identity(garbled, key.serialize_pem()));
+        assert!(told.contains("(--cert, certfile) cannot be used: certificate 2 of its"), "{told}");
         let wrong_way_round = [middle.pem(), leaf.pem()].concat();
         let told = refused(&trusting().identity(wrong_way_round, key.serialize_pem()));
         assert!(told.contains("not the key of the certificate"), "{told}");
