@@ -93,6 +93,7 @@ fn a_command_is_part_of_the_trace_of_its_producer_and_not_of_its_worker() {
     let bench = Bench::new("trace");
     let ours = bench.producer(&["--header", "baggage=a=1", "ours"]);
     let ours = ours.env("TRACEPARENT", "00-of-the-producer").env("BAGGAGE", "b=2");
+    let ours = ours.env("TRACESTATE", "vendor=1");
     ours.run(SOON).assert_code(0);
     bench.producer(&["nobody's"]).run(SOON).assert_code(0);
 
@@ -100,7 +101,7 @@ fn a_command_is_part_of_the_trace_of_its_producer_and_not_of_its_worker() {
     let worker = bench.worker(&["--drain", "--threads", "1"], &["sh", "-c", print]);
     let output = worker.env("TRACEPARENT", "00-of-the-worker").env("BAGGAGE", "c=3").run(SOON);
 
-    assert_eq!(output.success(), "00-of-the-producer none a=1\nnone none\n");
+    assert_eq!(output.success(), "00-of-the-producer vendor=1 a=1\nnone none\n");
 }
 
 #[test]
