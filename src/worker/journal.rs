@@ -10,7 +10,7 @@ use crate::model::error::Error;
 use crate::model::handler::{Delivery, Failure};
 use crate::model::outcome::Outcome;
 use crate::model::queue::Target;
-use crate::model::task::{Task, name_of};
+use crate::model::task::name_of;
 use crate::worker::event::{Event, EventKind, Observer};
 use crate::worker::summary::{StopReason, Summary, Tally};
 
@@ -111,8 +111,10 @@ impl Journal {
         outcome: &Outcome,
         pause: Duration,
     ) {
-        let (thread, task) = (event.thread, name_of_event(&event));
+        let (thread, task, attempt) = (event.thread, name_of_event(&event), event.attempt);
         warn!(
+            queue = event.queue.as_str(), task = event.task.as_str(), thread, attempt,
+            reason:% = outcome;
             "thread {thread}: the {what} of task {task} could not be published to '{queue}'; the \
              task is requeued in {pause:?} or later, and runs again: {outcome}"
         );
@@ -128,8 +130,10 @@ impl Journal {
         outcome: &Outcome,
         pause: Duration,
     ) {
-        let (thread, task) = (event.thread, name_of_event(&event));
+        let (thread, task, attempt) = (event.thread, name_of_event(&event), event.attempt);
         warn!(
+            queue = event.queue.as_str(), task = event.task.as_str(), thread, attempt,
+            reason:% = outcome;
             "thread {thread}: task {task} could not be published to '{queue}': {outcome}; it is requeued \
              in {pause:?} or later, and the failure is not counted"
         );
@@ -166,6 +170,7 @@ impl Journal {
     pub(crate) fn still_runs(&self, delivery: &Delivery, pause: Duration) {
         let (thread, task) = (delivery.thread, delivery.task.name());
         info!(
+            queue = delivery.queue(), task = id_of(delivery), thread, attempt = delivery.attempt;
             "thread {thread}: task {task} still runs here, and goes back to the queue in {pause:?}"
         );
         self.requeued(delivery, Duration::ZERO);
@@ -192,9 +197,9 @@ impl Journal {
 
     /// The handler failed, and with automatic acks the broker has forgotten the task.
     pub(crate) fn lost(&self, delivery: &Delivery, failure: &Failure, elapsed: Duration) {
-        let (thread, task) = (delivery.thread, delivery.task.name());
+        let (thread, task, attempt) = (delivery.thread, delivery.task.name(), delivery.attempt);
         warn!(
-            queue = delivery.queue(), task = id_of(delivery), thread, reason:% = failure;
+            queue = delivery.queue(), task = id_of(delivery), thread, attempt, reason:% = failure;
             "thread {thread}: task {task} failed, and is lost (auto-ack): {failure}"
         );
         self.tally.lost();
@@ -216,7 +221,7 @@ impl Journal {
         self.observer.notify(|| self.event(EventKind::Orphaned, delivery, elapsed));
         let (thread, task) = (delivery.thread, delivery.task.name());
         warn!(
-            queue = delivery.queue(), task = id_of(delivery), thread;
+            queue = delivery.queue(), task = id_of(delivery), thread, attempt = delivery.attempt;
             "thread {thread}: task {task} ended after its channel was lost, and may run twice"
         );
     }
@@ -267,17 +272,21 @@ pub(crate) struct RedeliveryLog(AtomicUsize);
 impl RedeliveryLog {
     const MOST_LOGGED: usize = 10;
 
-    pub(crate) fn note(&self, thread: usize, task: &Task) {
-        let task = task.name();
+    pub(crate) fn note(&self, delivery: &Delivery) {
+        let (thread, task, attempt) = (delivery.thread, delivery.task.name(), delivery.attempt);
         match self.0.fetch_add(1, Ordering::Relaxed) {
             logged if logged < Self::MOST_LOGGED => info!(
+                queue = delivery.queue(), task = id_of(delivery), thread, attempt;
                 "thread {thread}: task {task} was delivered before: its worker died, lost its \
                  connection, or gave it back"
             ),
             Self::MOST_LOGGED => {
                 info!("more tasks were delivered before; the log names them at level debug")
             }
-            _ => debug!("thread {thread}: task {task} was delivered before"),
+            _ => debug!(
+                queue = delivery.queue(), task = id_of(delivery), thread, attempt;
+                "thread {thread}: task {task} was delivered before"
+            ),
         }
     }
 }
@@ -305,7 +314,8 @@ fn log_deferral(delivery: &Delivery, delay: Duration, failure: &Failure) {
     let (thread, task) = (delivery.thread, delivery.task.name());
     let deferral = delivery.deferrals.saturating_add(1);
     info!(
-        queue = delivery.queue(), task = id_of(delivery), thread, reason:% = failure;
+        queue = delivery.queue(), task = id_of(delivery), thread, attempt = delivery.attempt,
+        reason:% = failure;
         "thread {thread}: task {task} is deferred for {delay:?} (deferral {deferral}): {failure}"
     );
 }
@@ -316,6 +326,7 @@ mod tests {
 
     use super::*;
     use crate::model::handler::test_delivery;
+    use crate::model::task::Task;
 
     /// The kind and the reason of each event.
     type Events = Arc<Mutex<Vec<(EventKind, Option<String>)>>>;

@@ -130,8 +130,9 @@ impl Report {
     fn log_first_failure(&mut self, failed: &[&Receipt]) {
         if let (Some(receipt), false) = (failed.first(), self.has_logged_failure) {
             self.has_logged_failure = true;
-            let id = receipt.task.id().unwrap_or("without an id");
-            error!("task {id}: {}", receipt.outcome);
+            let (id, outcome) = (receipt.task.id(), &receipt.outcome);
+            let name = id.unwrap_or("without an id");
+            error!(task = id.unwrap_or_default(), reason:% = outcome; "task {name}: {outcome}");
         }
     }
 

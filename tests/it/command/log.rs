@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use amiquip::AmqpProperties;
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::Value;
 
@@ -123,4 +123,57 @@ fn a_log_in_json_has_the_task_and_the_reason_in_fields_of_their_own() {
     assert!(failed["message"].as_str().is_some_and(|it| it.contains("task one")), "{failed}");
     assert!(records.iter().all(|it| it["time"].is_string()), "{said}");
     assert_eq!(said.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>(), ["no"]);
+}
+
+/// The record in JSON of a line, if its message contains this.
+fn record(line: &str, wanted: &str) -> Option<Value> {
+    let record: Value = serde_json::from_str(line).ok()?;
+    record["message"].as_str()?.contains(wanted).then_some(record)
+}
+
+#[test]
+fn records_of_a_task_that_is_not_published_have_its_fields() {
+    let bench = Bench::with_classic("json-refused");
+    let client = bench.broker.client();
+    let dead = format!("{}.dead", bench.queue);
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
+    client.declare_with(&dead, arguments);
+    bench.producer(&["--id", "one", "x"]).run(SOON).assert_code(0);
+    let options = ["--log-format", "json", "--threads", "1", "--max-attempts", "1"];
+
+    let worker = bench.worker(&options, &["false"]).start();
+
+    let next = |wanted: &str| {
+        let line = worker.wait_for_stderr_line(|line| record(line, wanted).is_some(), SOON);
+        record(&line, wanted).expect("the record")
+    };
+    let refused = next("could not be published to");
+    let delivered_again = next("was delivered before");
+    for record in [&refused, &delivered_again] {
+        assert_eq!(record["queue"], bench.queue.as_str(), "{record}");
+        assert_eq!(record["task"], "one", "{record}");
+        assert_eq!((&record["thread"], &record["attempt"]), (&1.into(), &1.into()), "{record}");
+    }
+    assert!(refused["reason"].as_str().is_some_and(|it| it.contains("a stream")), "{refused}");
+    worker.signal("INT");
+    worker.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn a_producer_s_record_of_a_task_that_is_not_confirmed_has_its_fields() {
+    let bench = Bench::new("json-unconfirmed");
+    let full = bench.full_queue(0);
+    let options = ["--log-format", "json", "--no-declare", "--timeout", "500ms", "--id", "one"];
+    let producer = Command::producer(&["--url", bench.broker.url(), "--queue", &full]);
+
+    let output = producer.args(&options).arg("x").run(SOON);
+
+    output.assert_code(1);
+    let log = output.stderr();
+    let record = log.lines().find_map(|line| record(line, "task one: ")).expect("its record");
+    assert_eq!((&record["level"], &record["task"]), (&"error".into(), &"one".into()), "{record}");
+    let (reason, message) = (record["reason"].as_str(), record["message"].as_str());
+    let reason = reason.expect("a reason");
+    assert_eq!(message, Some(&*format!("task one: {reason}")), "{record}");
 }

@@ -68,7 +68,7 @@ impl Deliveries<'_> {
     /// The copy of a failed or deferred task. The task was small enough to be delivered to us, so only
     /// the headers that we add can make it too large.
     fn copy(&self, delivery: Delivery, target: Target, failure: &Failure) -> Publish {
-        let Delivery { task, attempt, deferrals, .. } = delivery;
+        let Delivery { task, attempt, deferrals, thread, .. } = delivery;
         let context = FailureContext {
             queue: self.context.queue.name(),
             host: &self.settings().host,
@@ -82,7 +82,9 @@ impl Deliveries<'_> {
         match fitted(task, self.context.connection.largest_frame().min(USUAL_FRAME)) {
             Fitted::Recorded(task) => Publish { task, queue: None, target },
             Fitted::Truncated(task) => {
+                let (queue, id) = (self.context.queue.name(), task.id().unwrap_or_default());
                 warn!(
+                    queue, task = id, thread, attempt, reason:% = failure;
                     "task {}: its headers leave no room for a failure record, so it becomes a \
                      dead letter at once, without one",
                     task.name()

@@ -124,7 +124,7 @@ impl<'c> Deliveries<'c> {
             self.start_runner_thread()?;
         }
         if delivery.redelivered && !self.context.queue.counts_deliveries() {
-            self.context.redeliveries.note(delivery.thread, &delivery.task);
+            self.context.redeliveries.note(&delivery);
         }
         match self.check_repeat(&delivery) {
             None => self.jobs.send(Job { tag, delivery }),
