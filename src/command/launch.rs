@@ -136,11 +136,16 @@ pub(crate) fn variables(delivery: &Delivery) -> Vec<(String, String)> {
     named.chain(headers).chain(trace).filter(|(_, value)| !value.contains('\0')).collect()
 }
 
+/// With these, a service manager asks this process for reports. A program's reports would be taken for
+/// ours.
+const SERVICE_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
 /// Whether a program does not inherit this variable of ours: it would describe another task, or is an
-/// option of a worker, which is not meant for the commands in its programs.
+/// option of a worker or a service manager's, which is not meant for the commands in its programs.
 pub(crate) fn is_not_inherited(variable: &OsStr) -> bool {
     [&b"TASK_"[..], b"RABBIT_WORK_"].iter().any(|it| variable.as_bytes().starts_with(it))
         || TRACE_CONTEXT.iter().any(|(name, _)| variable == *name)
+        || SERVICE_MANAGER.iter().any(|name| variable == *name)
 }
 
 fn header_variable(name: &str) -> String {

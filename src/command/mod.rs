@@ -64,8 +64,9 @@ use crate::util::text::printable;
 /// up to 64 KiB, to this program's own, and the last 4 KiB of it become part of a failure's
 /// reason.
 ///
-/// The environment is this program's own without its `TASK_` and `RABBIT_WORK_` variables and its
-/// trace, and with `TASK_ID`,
+/// The environment is this program's own without its `TASK_` and `RABBIT_WORK_` variables, its trace
+/// and its service manager's variables (`NOTIFY_SOCKET`, `WATCHDOG_PID`, `WATCHDOG_USEC`), and with
+/// `TASK_ID`,
 /// `TASK_QUEUE`, `TASK_ATTEMPT`, `TASK_MAX_ATTEMPTS`, `TASK_DEFERRALS`, `TASK_REDELIVERED` (0 or 1),
 /// `TASK_CONTENT_TYPE`, `TASK_CONTENT_ENCODING`, `TASK_TYPE`, `TASK_PRIORITY`, `TASK_ENQUEUED_AT`
 /// (Unix seconds), `TASK_CORRELATION_ID`, `TASK_REPLY_TO`, `TASK_WORKER` (the number of the worker thread) and
@@ -163,6 +164,13 @@ impl Command {
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Command {
         self.time_limit = Some(limit);
+        self
+    }
+
+    /// Does not pass this variable of this program's environment on, such as one with a password.
+    #[must_use]
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Command {
+        self.not_inherited.push(name.into());
         self
     }
 

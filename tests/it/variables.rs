@@ -167,13 +167,24 @@ fn commands_of_a_worker_see_nothing_of_an_address_in_a_file() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("url");
     fs::write(&file, broker.url()).expect("a file");
-    Command::producer(&["--url", broker.url(), "--queue", &queue, "x"]).run(SOON).assert_code(0);
-    let worker = Command::worker(&["--queue", &queue, "--drain", "--max-tasks=1", "--", "env"]);
-    let inherited = worker.env("AMQP_URL_FILE", &file).run(SOON).success();
+    let worker = |options: &[&str]| {
+        Command::producer(&["--url", broker.url(), "--queue", &queue, "x"])
+            .run(SOON)
+            .assert_code(0);
+        let worker = Command::worker(options).args(&["--queue", &queue, "--drain", "--", "env"]);
+        worker.env("AMQP_URL", "amqp://me:s3cretword@127.0.0.1:1")
+    };
+    let path = file.to_str().expect("a path");
+    let by_option = worker(&["--url-file", path]).run(SOON).success();
+    let by_variable = worker(&[]).env("AMQP_URL_FILE", &file).run(SOON).success();
     let (_, address) = broker.url().split_once("://").expect("a URL");
-    // Without what says the same to this test.
-    let mut inherited = inherited.lines().filter(|line| !line.starts_with("RW_"));
-    assert!(inherited.all(|line| !line.contains(address)), "{address}");
+    for inherited in [by_option, by_variable] {
+        // Without what says the same to this test.
+        let mut inherited = inherited.lines().filter(|line| !line.starts_with("RW_"));
+        assert!(inherited.all(|line| !line.contains(address) && !line.contains("s3cretword")));
+    }
+    let by_url = worker(&["--url", broker.url()]).run(SOON).success();
+    assert!(by_url.contains("s3cretword"), "commands may publish by it: {by_url}");
     broker.client().delete(&queue);
 }
 
@@ -186,10 +197,14 @@ fn commands_of_a_worker_do_not_get_its_options() {
         .env("RABBIT_WORK_URL", broker.url())
         .env("RABBIT_WORK_QUEUE", &queue)
         .env("RABBIT_WORK_ODD", "1")
+        .env("NOTIFY_SOCKET", "/does/not/exist")
+        .env("WATCHDOG_USEC", "60000000")
         .env("OTHER", "1")
         .run(SOON)
         .success();
     assert!(inherited.contains("OTHER=1\n"), "{inherited}");
-    assert!(!inherited.contains("RABBIT_WORK_"), "{inherited}");
+    for ours in ["RABBIT_WORK_", "NOTIFY_SOCKET", "WATCHDOG_"] {
+        assert!(!inherited.contains(ours), "{ours} in {inherited}");
+    }
     broker.client().delete(&queue);
 }

@@ -11,6 +11,7 @@ use rabbit_work::{Command, Delivery, Failure, Handler, OutputStream};
 use crate::cli::common::arguments::has_two_dashes;
 use crate::cli::common::error::CommandError;
 use crate::cli::common::logging::with_progress_suspended;
+use crate::cli::common::options::URL_VARIABLE;
 use crate::cli::common::stdio::{has_no_reader, is_read_only, is_unwritable, write_all};
 use crate::cli::worker::options::Options;
 use crate::cli::worker::output::Output;
@@ -25,6 +26,9 @@ pub(crate) fn command_of(
         return refuse_to_print(options).map(|()| None);
     };
     let mut command = Command::new(program, arguments)?;
+    if options.broker.has_address_in_file() {
+        command = command.env_remove(URL_VARIABLE);
+    }
     if let Some(limit) = options.task_timeout {
         if limit.is_zero() {
             let reason = "0 would end every command at once; write 1s or more";
