@@ -17,9 +17,14 @@ use crate::cli::worker::options::Options;
 const SOCKET: &str = "NOTIFY_SOCKET";
 /// How often the health is judged before the worker is ready.
 const UNTIL_READY: Duration = Duration::from_millis(100);
+/// How often it is judged after that, at least: as for `--health-file`.
+const JUDGE_EVERY: Duration = Duration::from_secs(2);
+/// How often it is judged in the watchdog's time, at least: a worker that connects again at the moment
+/// of one judgement passes the next.
+const JUDGEMENTS: u32 = 10;
 
 /// Starts a thread that reports, if there is a service manager: ready when all threads consume,
-/// stopping at the stop, and between them each half of the watchdog's time, while the worker is
+/// stopping at the stop, and between them, for its watchdog, at each judgement that the worker is
 /// healthy.
 pub(crate) fn report_to_service_manager(
     options: &Options,
@@ -55,7 +60,7 @@ fn report(health: &WorkersHealth, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 fn report_health(health: &WorkersHealth, shutdown: &Shutdown) -> io::Result<()> {
-    let every = watchdog_enabled().map_or(Duration::MAX, |limit| limit / 2);
+    let every = watchdog_enabled().map_or(Duration::MAX, |it| JUDGE_EVERY.min(it / JUDGEMENTS));
     while !shutdown.wait(every) {
         if health.is_healthy() {
             notify(&[NotifyState::Watchdog])?;
