@@ -145,3 +145,157 @@ impl Metrics {
         file.persist(path).map(drop).map_err(|error| error.error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs::File;
+
+    use super::*;
+
+    /// Needs each escape that a label can have.
+    const QUEUE: &str = "a \"quoted\" \\ name\nof two lines";
+
+    fn metrics(health: &Health) -> Metrics {
+        Metrics::new(vec![(QUEUE.into(), health.clone())]).expect("valid names")
+    }
+
+    fn ended(kind: EventKind, seconds: f64) -> Event {
+        let elapsed = Duration::from_secs_f64(seconds);
+        Event { elapsed, ..Event::of_session(kind, QUEUE, "host", None) }
+    }
+
+    /// A family of the text format: its type, and its samples.
+    #[derive(Debug, Default)]
+    struct Family {
+        kind: String,
+        samples: Vec<Sample>,
+    }
+
+    #[derive(Debug)]
+    struct Sample {
+        name: String,
+        labels: BTreeMap<String, String>,
+        value: f64,
+    }
+
+    /// Reads the text as Prometheus does, more strictly where `promtool check metrics` objects.
+    fn families(text: &str) -> BTreeMap<String, Family> {
+        let mut families: BTreeMap<String, Family> = BTreeMap::new();
+        let (mut helped, mut current) = (String::new(), String::new());
+        assert!(text.ends_with('\n'), "{text}");
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                helped = help.split_once(' ').expect("a help text").0.into();
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').expect("a type");
+                assert_eq!(name, helped, "no help before its type");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+                let family = Family { kind: kind.into(), samples: Vec::new() };
+                assert!(families.insert(name.into(), family).is_none(), "{name} comes twice");
+                current = name.into();
+            } else {
+                let sample = sample(line);
+                let family = families.get_mut(&current).expect("a type before its samples");
+                let suffix = sample.name.strip_prefix(&current).expect("a sample of the family");
+                let suffixes = ["_bucket", "_sum", "_count"];
+                assert!(if family.kind == "histogram" {
+                    suffixes.contains(&suffix)
+                } else {
+                    suffix.is_empty()
+                });
+                family.samples.push(sample);
+            }
+        }
+        families
+    }
+
+    fn sample(line: &str) -> Sample {
+        let (name, rest) = line.split_once('{').expect("labels");
+        let (mut labels, mut rest) = (BTreeMap::new(), rest);
+        while !rest.starts_with('}') {
+            let (label, quoted) = rest.split_once("=\"").expect("a label");
+            let (value, after) = unquoted(quoted);
+            labels.insert(label.into(), value);
+            rest = after.strip_prefix(',').unwrap_or(after);
+        }
+        let value = rest.strip_prefix("} ").expect("a value").parse().expect("a number");
+        Sample { name: name.into(), labels, value }
+    }
+
+    /// What stands before the closing quote, and what follows it.
+    fn unquoted(text: &str) -> (String, &str) {
+        let (mut value, mut letters) = (String::new(), text.chars());
+        loop {
+            match letters.next().expect("a closing quote") {
+                '"' => return (value, letters.as_str()),
+                '\\' => value.push(match letters.next() {
+                    Some('n') => '\n',
+                    Some(escaped @ ('\\' | '"')) => escaped,
+                    other => panic!("no escape: {other:?}"),
+                }),
+                letter => value.push(letter),
+            }
+        }
+    }
+
+    #[test]
+    fn the_text_has_the_format_of_prometheus_and_says_what_the_threads_do() {
+        let (health, folder) = (Health::default(), tempfile::tempdir().expect("a folder"));
+        let (metrics, path) = (metrics(&health), folder.path().join("worker.prom"));
+        health.expect(3);
+        (1..=2).for_each(|thread| health.consumes(thread));
+        health.works(2);
+        let ends =
+            [(EventKind::Done, 0.0078125), (EventKind::Done, 40.0), (EventKind::Dead, 7200.0)];
+        ends.into_iter().for_each(|(kind, seconds)| metrics.note(&ended(kind, seconds)));
+
+        metrics.write(&path).expect("written");
+
+        let families = families(&fs::read_to_string(path).expect("text"));
+        let kinds: Vec<_> = families.values().map(|it| it.kind.as_str()).collect();
+        assert_eq!(kinds, ["gauge", "gauge", "gauge", "histogram", "counter"], "{families:?}");
+        let value = |family: &str, name: &str, label: Option<(&str, &str)>| {
+            let is_it = |it: &&Sample| {
+                let has = |(label, value): (&str, &str)| {
+                    it.labels.get(label).is_some_and(|it| it == value)
+                };
+                it.name == name && has(("queue", QUEUE)) && label.is_none_or(has)
+            };
+            let found: Vec<_> = families[family].samples.iter().filter(is_it).collect();
+            assert_eq!(found.len(), 1, "{name} {label:?} in {families:?}");
+            found[0].value
+        };
+        let plain = |name: &str, label| value(name, name, label);
+        assert_eq!(plain("rabbit_work_running_threads", None), 1.0);
+        assert_eq!(plain("rabbit_work_consuming_threads", None), 2.0);
+        assert_eq!(plain("rabbit_work_tasks_total", Some(("outcome", "done"))), 2.0);
+        assert_eq!(plain("rabbit_work_tasks_total", Some(("outcome", "dead"))), 1.0);
+        let seconds = "rabbit_work_task_seconds";
+        let buckets: Vec<f64> = SECONDS
+            .iter()
+            .map(f64::to_string)
+            .chain(["+Inf".into()])
+            .map(|le| value(seconds, "rabbit_work_task_seconds_bucket", Some(("le", &le))))
+            .collect();
+        assert_eq!(buckets, [0., 1., 1., 1., 1., 1., 1., 1., 1., 2., 2., 2., 3.]);
+        assert_eq!(value(seconds, "rabbit_work_task_seconds_count", None), 3.0);
+        assert_eq!(value(seconds, "rabbit_work_task_seconds_sum", None), 7240.0078125);
+    }
+
+    #[test]
+    fn each_write_replaces_the_file_and_whoever_reads_the_old_one_has_all_of_it() {
+        let (health, folder) = (Health::default(), tempfile::tempdir().expect("a folder"));
+        let (metrics, path) = (metrics(&health), folder.path().join("worker.prom"));
+        metrics.write(&path).expect("written");
+        let first = fs::read_to_string(&path).expect("text");
+        let open = File::open(&path).expect("the first");
+
+        metrics.note(&ended(EventKind::Done, 1.0));
+        metrics.write(&path).expect("written again");
+
+        assert_eq!(io::read_to_string(open).expect("text"), first);
+        assert_ne!(fs::read_to_string(&path).expect("text"), first);
+        assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 1, "no other file");
+    }
+}

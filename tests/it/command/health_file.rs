@@ -110,7 +110,8 @@ fn the_health_file_is_not_kept_fresh_while_the_connection_is_lost() {
 fn the_health_file_goes_stale_while_a_task_is_stuck_past_its_time_limit() {
     let bench = Bench::new("stuck");
     let file = bench.path("health");
-    let options = "--threads 1 --health-file health --task-timeout 1s --max-attempts 1";
+    let options = "--threads 1 --health-file health --task-timeout 1s --max-attempts 1 \
+                   --metrics-file worker.prom";
     let worker = bench.unread_worker(&format!("{options} -- sh -c \"$SCRIPT\""));
     let worker = worker.env("SCRIPT", UNREAD).env("RUST_LOG", "off").start();
     let age = || fs::metadata(&file).and_then(|it| it.modified()).ok()?.elapsed().ok();
@@ -119,6 +120,15 @@ fn the_health_file_goes_stale_while_a_task_is_stuck_past_its_time_limit() {
     bench.publish(&[b"x"]);
     worker.wait_for_stdout_line(|line| line == "up", SOON);
     poll("it is stale", LATER, || age().filter(|age| *age > STALE));
+    // Here, because this takes longer than the 15 s between two of its writes.
+    poll("metrics of a busy thread", LATER, || {
+        let text = bench.read("worker.prom");
+        let shows = |name: &str| {
+            let line = format!("rabbit_work_{name}_threads{{queue=\"{}\"}} 1", bench.queue);
+            text.lines().any(|it| it == line)
+        };
+        (shows("running") && shows("consuming")).then_some(())
+    });
 
     let reader = Command::program("cat", &["full"]).current_dir(bench.dir.path()).start();
     poll("it is fresh", SOON, || age().filter(|age| *age < STALE));
