@@ -191,6 +191,7 @@ pub use model::task::Task;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use model::tls::Tls;
+pub use model::tls_cause::TlsCause;
 pub use publish::Producer;
 pub use publish::publish_trait::Publish;
 pub use publish::receipt::Receipt;

@@ -13,6 +13,7 @@ use crate::amqp::tls::HandshakeFailure;
 use crate::amqp::tls_refusal::refusal;
 use crate::model::address_order::Failure;
 use crate::model::error::Error;
+use crate::model::tls_cause::TlsFailure;
 
 /// Why something of the session ended. Reply codes are those of AMQP 0-9-1
 /// (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>).
@@ -40,7 +41,7 @@ pub(crate) enum CloseReason {
     /// The broker allows no further channel on this connection.
     NoChannelLeft,
     /// The certificate, or the other end, did not pass the TLS handshake.
-    Tls(String),
+    Tls(TlsFailure),
     /// The client library's I/O thread has ended. Only closing the connection returns why.
     Disconnected,
     /// Anything else that ends a connection. Worth trying again.
@@ -179,7 +180,7 @@ impl fmt::Display for CloseReason {
                 write!(f, "no answer within {limit:?} while {doing}")
             }
             CloseReason::NoChannelLeft => write!(f, "the broker allows no further channel"),
-            CloseReason::Tls(text) => write!(f, "TLS: {text}"),
+            CloseReason::Tls(failure) => write!(f, "TLS: {}", failure.text),
             CloseReason::Disconnected => write!(f, "the connection is gone"),
             CloseReason::NoSuchLogin(text)
             | CloseReason::Malformed(text)
@@ -266,15 +267,15 @@ impl From<HandshakeFailure> for CloseReason {
     fn from(failure: HandshakeFailure) -> CloseReason {
         match failure {
             HandshakeFailure::Lost(text) => CloseReason::Lost(text),
-            HandshakeFailure::Refused(text) => CloseReason::Tls(text),
+            HandshakeFailure::Refused(failure) => CloseReason::Tls(failure),
         }
     }
 }
 
 fn read_reading_error(error: &std::io::Error) -> CloseReason {
     #[cfg(feature = "tls")]
-    if let Some(text) = refusal(error) {
-        return CloseReason::Tls(text);
+    if let Some(failure) = refusal(error) {
+        return CloseReason::Tls(failure);
     }
     match error.kind() {
         ErrorKind::InvalidData => read_guard_error(error),

@@ -18,6 +18,7 @@ use crate::amqp::tls_config::Connector;
 use crate::amqp::transport::{PeerState, Stream};
 use crate::model::broker::{Broker, Limits};
 use crate::model::error::Error;
+use crate::model::tls_cause::{TlsCause, TlsFailure};
 use crate::model::url::{Address, Login, Transport};
 use crate::util::deadline::UNLIMITED;
 
@@ -117,7 +118,10 @@ impl Handshake<'_> {
         }
         match self.address.transport {
             Transport::Plain => Ok(Stream::plain(socket, self.heartbeat())?),
-            Transport::Tls => Err(CloseReason::Tls("not in this build".into()).into()),
+            Transport::Tls => {
+                let failure = TlsFailure::new(TlsCause::Other, "not in this build");
+                Err(CloseReason::Tls(failure).into())
+            }
         }
     }
 
@@ -164,8 +168,8 @@ impl Handshake<'_> {
                 code: NOT_ALLOWED | ACCESS_REFUSED | NOT_FOUND,
                 text,
             } => Refused::Lasting(Error::VhostRefused { vhost: address.vhost.clone(), text }),
-            CloseReason::Tls(reason) => {
-                Refused::Lasting(Error::Tls { reason: format!("{address}: {reason}") })
+            CloseReason::Tls(TlsFailure { cause, text }) => {
+                Refused::Lasting(Error::Tls { cause, reason: format!("{address}: {text}") })
             }
             cause => Refused::Transient(cause),
         }

@@ -9,6 +9,7 @@ use rustls::pki_types::ServerName;
 
 use crate::amqp::tls_config::Connector;
 use crate::amqp::tls_refusal::{refusal, refusal_before_tls};
+use crate::model::tls_cause::{TlsCause, TlsFailure};
 
 /// TLS over a socket that does not block.
 ///
@@ -29,7 +30,7 @@ pub(crate) enum HandshakeFailure {
     /// The socket ended or failed; the next attempt may succeed.
     Lost(String),
     /// One end refused the other.
-    Refused(String),
+    Refused(TlsFailure),
 }
 
 /// Does the TLS handshake over `socket`, and then reads and writes through what `polled` makes of it,
@@ -49,11 +50,13 @@ pub(crate) fn connect(
 }
 
 fn begin(connector: &Connector, host: &str) -> Result<ClientConnection, HandshakeFailure> {
+    let refused = |cause, text| HandshakeFailure::Refused(TlsFailure::new(cause, text));
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
-        HandshakeFailure::Refused(format!("no certificate can be for a host named '{host}'"))
+        let text = format!("no certificate can be for a host named '{host}'");
+        refused(TlsCause::WrongName, text)
     })?;
     let connection = ClientConnection::new(connector.config(), name);
-    connection.map_err(|error| HandshakeFailure::Refused(error.to_string()))
+    connection.map_err(|error| refused(TlsCause::Other, format!("it cannot begin: {error}")))
 }
 
 fn read_failure(error: &io::Error, connection: &ClientConnection) -> HandshakeFailure {

@@ -15,6 +15,7 @@ use rustls::{ClientConfig, Error as TlsError, RootCertStore};
 use crate::model::broker::Broker;
 use crate::model::error::Error;
 use crate::model::tls::Tls;
+use crate::model::tls_cause::TlsCause;
 use crate::model::tls_parameters::TlsParameters;
 use crate::model::url::{Address, Transport};
 
@@ -62,9 +63,7 @@ fn with_files(tls: &Tls, parameters: &TlsParameters) -> Result<Tls, Error> {
 }
 
 fn read(parameter: &str, file: &Path) -> Result<Vec<u8>, Error> {
-    let unreadable = |error| Error::Tls {
-        reason: format!("{parameter} {} of the URL: {error}", file.display()),
-    };
+    let unreadable = |error| invalid(format!("{parameter} {} of the URL: {error}", file.display()));
     fs::read(file).map_err(unreadable)
 }
 
@@ -105,7 +104,7 @@ fn trusted(tls: &Tls) -> Result<RootCertStore, Error> {
     if trusted.is_empty() {
         let reason = "no authority is trusted: this system has none; give the broker's with --ca, or \
                       install the system's (Debian, Ubuntu: apt-get install ca-certificates)";
-        return Err(Error::Tls { reason: reason.into() });
+        return Err(invalid(reason.into()));
     }
     Ok(trusted)
 }
@@ -164,7 +163,11 @@ fn explain_identity(error: TlsError) -> Error {
 }
 
 fn unusable(what: &str, why: impl std::fmt::Display) -> Error {
-    Error::Tls { reason: format!("{what} cannot be used: {why}") }
+    invalid(format!("{what} cannot be used: {why}"))
+}
+
+fn invalid(reason: String) -> Error {
+    Error::Tls { cause: TlsCause::InvalidSetting, reason }
 }
 
 #[cfg(test)]

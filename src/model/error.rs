@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::model::outcome::Outcome;
 use crate::model::task::Task;
+use crate::model::tls_cause::TlsCause;
 
 /// Why a call of this crate failed. A handler's failure is a [`Failure`](crate::Failure), not
 /// an `Error`; a task that was not confirmed is an [`Outcome`](crate::Outcome).
@@ -28,7 +29,9 @@ pub enum Error {
     /// A certificate or key could not be used, or the broker's did not pass.
     #[non_exhaustive]
     Tls {
-        /// What failed.
+        /// Which of the causes that a program can act on.
+        cause: TlsCause,
+        /// What failed, and what to do.
         reason: String,
     },
     /// No broker of the list could be reached. Worth trying again.
@@ -192,7 +195,7 @@ impl fmt::Display for Error {
         match self {
             Error::InvalidUrl { reason } => write!(f, "not a broker URL: {reason}; {URL_FORM}"),
             Error::InvalidSetting { setting, reason } => write!(f, "{setting}: {reason}"),
-            Error::Tls { reason } => write!(f, "TLS: {reason}"),
+            Error::Tls { reason, .. } => write!(f, "TLS: {reason}"),
             Error::Unreachable { attempts } => {
                 write!(f, "no broker reached ({})", attempts.join("; "))
             }

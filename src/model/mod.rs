@@ -23,6 +23,7 @@ pub(crate) mod router;
 pub(crate) mod task;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+pub(crate) mod tls_cause;
 #[cfg(feature = "tls")]
 pub(crate) mod tls_parameters;
 pub(crate) mod url;

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rabbit_work::{Broker, Outcome, Producer, Queue, Task, Tls, Worker};
+use rabbit_work::{
+    Broker, Error, Inspector, Outcome, Producer, Queue, Task, Tls, TlsCause, Worker,
+};
 use rustls::version::{TLS12, TLS13};
 use tempfile::TempDir;
 
@@ -115,7 +117,8 @@ fn a_pem_that_is_none_is_refused_at_once_also_while_no_broker_can_be_reached() {
     let (_trigger, shutdown) = rabbit_work::shutdown();
     let worker = Worker::new(&broker.tls(wrong), &Queue::new("q"));
     let ended = worker.run(|_: &rabbit_work::Delivery| Ok(()), &shutdown);
-    assert!(matches!(ended, Err(rabbit_work::Error::Tls { .. })), "{ended:?}");
+    let cause = TlsCause::InvalidSetting;
+    assert!(matches!(ended, Err(Error::Tls { cause: its, .. }) if its == cause), "{ended:?}");
 
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("wrong.pem");
@@ -199,17 +202,27 @@ fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
     let (trust, queue) = (Trust::new(), unique_queue("tls"));
     let client = shared_broker().client();
     client.declare(&queue);
+    let ours = &trust.authority;
     let table = [
-        (&Identity::authority("another").issue(HOST), "is not trusted here"),
+        (
+            &Identity::authority("another").issue(HOST),
+            TlsCause::UnknownIssuer,
+            "is not trusted here",
+        ),
         // As when an authority was made anew.
-        (&Identity::authority("our authority").issue(HOST), "is not signed with the key"),
+        (
+            &Identity::authority("our authority").issue(HOST),
+            TlsCause::BadSignature,
+            "is not signed with the key",
+        ),
         // As `openssl req -x509` makes one; --ca names it.
-        (&trust.own, "that of an authority (CA:TRUE)"),
-        (&trust.authority.issue("elsewhere.example"), "but for elsewhere.example; write"),
-        (&trust.authority.issue_expired(HOST), "certificate has expired, or"),
-        (&trust.authority.issue_early(HOST), "is not valid yet, or"),
+        (&trust.own, TlsCause::IsAuthority, "that of an authority (CA:TRUE)"),
+        (&ours.issue("elsewhere.example"), TlsCause::WrongName, "but for elsewhere.example; write"),
+        (&ours.issue_expired(HOST), TlsCause::Expired, "certificate has expired, or"),
+        (&ours.issue_early(HOST), TlsCause::NotYetValid, "is not valid yet, or"),
+        (&ours.issue_for_clients(HOST), TlsCause::UnusableCertificate, "is not one for servers"),
     ];
-    for (identity, wanted) in table {
+    for (identity, cause, wanted) in table {
         let front = Front::start(shared_broker().address(), identity);
         let address = front.address();
         let url = format!("amqps://me:s3cretword@{address}");
@@ -223,6 +236,11 @@ fn row_59_a_wrong_certificate_is_exit_2_in_one_line_and_nothing_is_sent() {
             assert!(!output.stderr().contains("s3cretword"), "{}", output.stderr());
             assert!(front.next_handshake(SOON).is_err());
         }
+        let tls =
+            Tls::default().authority(fs::read(trust.folder.path().join("ca.pem")).expect("it"));
+        let broker = url.parse::<Broker>().expect("a URL").tls(tls);
+        let error = Inspector::new(&broker, &Queue::new(&queue)).status().expect_err("refused");
+        assert!(matches!(error, Error::Tls { cause: its, .. } if its == cause), "{error:?}");
     }
     assert_eq!(client.count(&queue), 0);
 }
@@ -392,7 +410,7 @@ fn a_tls_handshake_that_is_never_answered_ends_within_its_limit_or_at_a_signal()
     running.signal("TERM");
     let output = running.wait(SOON);
 
-    assert!(matches!(error, rabbit_work::Error::Unreachable { .. }), "{error}");
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("waiting for the handshake"), "{error}");
     assert!(until_given_up < Duration::from_secs(5), "{until_given_up:?}");
     output.assert_code(0);

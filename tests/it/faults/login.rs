@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "tls")]
+use rabbit_work::TlsCause;
 use rabbit_work::{Broker, Error};
 
 use super::{SOON, worker};
@@ -74,7 +76,8 @@ fn a_port_without_tls_is_a_lasting_error_of_tls_and_a_cut_is_not() {
         session.hang_up();
     });
     assert!(
-        matches!(&plain, Error::Tls { reason, .. } if reason.contains("127.0.0.1")),
+        matches!(&plain, Error::Tls { cause: TlsCause::NotTls, reason, .. }
+            if reason.contains("127.0.0.1")),
         "{plain:?}"
     );
 
@@ -92,15 +95,23 @@ fn a_refusal_of_tls_says_what_to_do_and_a_fault_of_the_peer_may_pass() {
             session.read_until_closed();
         })
     };
-    for (answer, wanted) in [
-        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "write amqp://"),
-        (b"\x15\x03\x01\0\x02\x02\x46", "which are 1.2 and 1.3"),
-        (b"\x15\x03\x03\0\x02\x02\x28", "give --cert and --key"),
-        (b"\x15\x03\x03\0\x02\x02\x2a", "(--cert); its log says why"),
-        (b"\x15\x03\x03\0\x02\x02\x70", "no certificate for the host"),
+    // The hello of a broker with TLS 1.0 alone.
+    let old = b"\x16\x03\x01\0\x2a\x02\0\0\x26\x03\x01 32 bytes of randomness, or less\0\xc0\x14\0";
+    for (answer, cause, wanted) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], TlsCause::NotTls, "write amqp://"),
+        (old, TlsCause::Incompatible, "which are 1.2 and 1.3"),
+        (b"\x15\x03\x01\0\x02\x02\x46", TlsCause::Incompatible, "which are 1.2 and 1.3"),
+        (b"\x15\x03\x03\0\x02\x02\x28", TlsCause::HandshakeRefused, "give --cert and --key"),
+        (
+            b"\x15\x03\x03\0\x02\x02\x2a",
+            TlsCause::ClientCertificateRefused,
+            "(--cert); its log says why",
+        ),
+        (b"\x15\x03\x03\0\x02\x02\x70", TlsCause::WrongName, "no certificate for the host"),
     ] {
         let error = told_of(answer);
-        assert!(matches!(&error, Error::Tls { reason, .. } if reason.contains(wanted)), "{error}");
+        let Error::Tls { cause: its, reason, .. } = &error else { panic!("{error:?}") };
+        assert!(*its == cause && reason.contains(wanted), "{error:?}");
     }
     for (name, answer) in [
         ("internal_error", b"\x15\x03\x03\0\x02\x02\x50"),

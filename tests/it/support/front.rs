@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, date_time_ymd,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::crypto::ring;
@@ -75,6 +76,12 @@ impl Identity {
     /// One that is not valid yet.
     pub(crate) fn issue_early(&self, host: &str) -> Identity {
         self.issue_with(host, |params| params.not_before = date_time_ymd(3000, 1, 1))
+    }
+
+    /// One that is not for servers.
+    pub(crate) fn issue_for_clients(&self, host: &str) -> Identity {
+        let purposes = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue_with(host, |params| params.extended_key_usages = purposes)
     }
 
     fn issue_with(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> Identity {
