@@ -116,29 +116,36 @@ mod tests {
 
     #[test]
     fn an_option_is_explained_in_two_lines() {
-        definitions().for_each(|it| check_options(&it));
-    }
-
-    fn check_options(command: &clap::Command) {
-        for option in command.get_arguments() {
-            let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
-            let help = help.unwrap_or_default();
-            let (command, option) = (command.get_name(), option.get_id());
-            assert!(lines(&help) <= 2, "{command} --{option}: {help}");
+        for mut program in definitions().map(on_80_columns) {
+            program.build();
+            check_help(&mut program);
         }
-        command.get_subcommands().for_each(check_options);
     }
 
-    /// On a terminal of 100 columns.
-    fn lines(text: &str) -> usize {
-        let (mut lines, mut length) = (1, 0);
-        for word in text.split_whitespace() {
-            length += 1 + word.len();
-            if length > 91 {
-                (lines, length) = (lines + 1, 1 + word.len());
+    /// On a terminal of 80 columns, and without the sections after the options.
+    fn on_80_columns(command: clap::Command) -> clap::Command {
+        command.term_width(80).after_long_help("").mut_subcommands(on_80_columns)
+    }
+
+    fn check_help(command: &mut clap::Command) {
+        check_options(&command.render_help().to_string());
+        check_options(&command.render_long_help().to_string());
+        command.get_subcommands_mut().for_each(check_help);
+    }
+
+    /// Counts the lines of each option's text, which begins on the line of its name or on the next.
+    fn check_options(help: &str) {
+        let (mut option, mut lines) = ("", 0);
+        for line in help.lines() {
+            let text = line.trim_start();
+            match line.len() - text.len() {
+                _ if text.is_empty() => lines = 0,
+                2..10 => (option, lines) = (text, usize::from(text.contains("  "))),
+                10.. => lines += 1,
+                _ => {}
             }
+            assert!(lines <= 2, "{option}: more than two lines in\n{help}");
         }
-        lines
     }
 
     #[test]

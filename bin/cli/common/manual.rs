@@ -56,7 +56,8 @@ Durations:
 Delivery limit:
   quorum   a quorum queue counts deliveries that ended in a crash. Before
            RabbitMQ 4.3 it also counts a task that a stop requeued, and every
-           task that a crashed worker held: use --prefetch 1 there
+           task that a crashed worker held. With such a broker, run workers
+           with --prefetch 1
   classic  a classic queue does not count deliveries
 
 Environment:

@@ -27,8 +27,8 @@ pub(crate) const QUEUE: &str = "Queue";
 
 #[derive(Args, Debug)]
 pub(crate) struct BrokerArgs {
-    /// Broker URL, amqp://user:password@host:port/vhost; repeat it, or separate URLs by commas, for
-    /// the nodes of a cluster
+    /// Broker URL, amqp://user:password@host:port/vhost; for a cluster, repeat it or
+    /// separate URLs by commas
     #[arg(
         long,
         global = true,
@@ -53,18 +53,19 @@ pub(crate) struct BrokerArgs {
     #[arg(long, global = true, help_heading = BROKER, value_name = "TEXT")]
     name: Option<String>,
 
-    /// The order in which to try several addresses; one that fails moves to the end
+    /// The order of addresses, shuffled or given; one that fails moves to the end
     #[arg(
         long,
         global = true,
         help_heading = BROKER,
         value_enum,
         value_name = "ORDER",
+        hide_possible_values = true,
         default_value = "shuffled"
     )]
     url_order: UrlOrder,
 
-    /// How a line of the log is written: text, or a JSON object with time, level and message
+    /// Write log lines as text or as JSON objects
     #[arg(
         long,
         global = true,
@@ -125,7 +126,7 @@ pub(crate) struct DeclarationArgs {
     #[arg(long, global = true, help_heading = QUEUE)]
     transient_queue: bool,
 
-    /// With --queue-type quorum: dead-letter a task after N deliveries that ended in a crash
+    /// A quorum queue dead-letters a task after N deliveries that ended in a crash
     #[arg(
         long,
         global = true,

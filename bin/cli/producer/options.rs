@@ -69,8 +69,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
 
-    /// The words of one task's body, joined by one space. Without any, task_queue gets Hello World!
-    /// and another --queue is refused
+    /// The words of one task's body, joined by one space; by default Hello World! for task_queue
     #[arg(value_name = "MESSAGE")]
     pub(crate) message: Vec<OsString>,
 }
@@ -204,9 +203,10 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
 const MANUAL: &str = "\
 Exit status:
   0    every task is confirmed and routed; with --wait, also done
-  1    a task is not confirmed, or the input was not read to its end; or
-       standard output could not be written, or the system started no thread;
-       with --wait: or a task is a dead letter
+  1    one of: a task is not confirmed; the input was not read to its end;
+       standard output could not be written; the system could not start a
+       thread; with --wait, a task is a dead letter, or --outcomes could not be
+       written
   2    usage or configuration: a bad URL, a refused login, a queue declared
        with other arguments; no MESSAGE for another queue than task_queue
   4    with --wait: a signal or --wait-timeout ended it before every task had

@@ -17,8 +17,7 @@ use crate::cli::common::options::{BrokerArgs, DeclarationArgs, QUEUE, TUTORIAL_Q
 #[derive(Debug, Parser)]
 #[command(name = "queuectl", version, after_long_help = sections(MANUAL, "", LAST))]
 pub(crate) struct Options {
-    /// The queue's name; `status` takes several: repeat the option, and put all of them on the same side
-    /// of `status`
+    /// The queue's name; `status` takes several, all on one side of `status`
     #[arg(
         long,
         global = true,
@@ -67,7 +66,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
 
-        /// Count again every DUR (2s) until Ctrl-C; a new delay queue counts after a minute at most
+        /// Count every DUR (default 2s) until Ctrl-C. Tasks in a new delay queue appear within a minute
         #[arg(
             long,
             value_name = "DUR",

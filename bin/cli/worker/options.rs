@@ -44,13 +44,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "1")]
     prefetch: u16,
 
-    /// Ack each task on delivery (at most once): a worker that stops LOSES the tasks that it has
-    /// received and not run
+    /// Ack each task on delivery (at most once): a worker that stops LOSES the tasks it has not run
     #[arg(long)]
     pub(crate) auto_ack: bool,
 
-    /// Exit once all queues and their delay queues are empty at one moment; does not wait for tasks of
-    /// other workers
+    /// Exit once all queues and delay queues are empty at one moment; tasks of other workers may run on
     #[arg(long)]
     pub(crate) drain: bool,
 
@@ -58,8 +56,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: u32,
 
-    /// The delay before the second attempt; it doubles with each further one; rounded up, see
-    /// Durations
+    /// The delay before the second attempt; doubles with each further one; see Durations
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     retry_delay: Duration,
 
@@ -67,7 +64,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     max_retry_delay: Duration,
 
-    /// The delay of a task whose command exits with 75 ("not now"); rounded up, see Durations
+    /// The delay of a task whose command exits with 75 ("not now"); see Durations
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration)]
     defer_delay: Duration,
 
@@ -75,8 +72,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_defers: u32,
 
-    /// Start at most N tasks a second, minute or hour, spread evenly; each worker process has its
-    /// own limit
+    /// Each worker process starts at most N tasks a second, minute or hour, spread evenly
     #[arg(long, value_name = "N/s|m|h")]
     rate: Option<Rate>,
 
@@ -104,8 +100,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) joblog: Option<PathBuf>,
 
-    /// Write each command's output and exit status to DIR/ID or to FILE.jsonl, not to the worker's
-    /// output; see Files
+    /// Write each command's output and exit status only to DIR/ID or to FILE.jsonl; see Files
     #[arg(long, value_name = "DIR", conflicts_with = "tag")]
     pub(crate) results: Option<PathBuf>,
 
@@ -129,8 +124,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Print the tasks and ack them, as the tutorial does. Without a COMMAND, any queue but
-    /// task_queue needs this
+    /// Print the tasks and ack them. Required without a COMMAND, unless the queue is task_queue
     #[arg(long, conflicts_with = "command", conflicts_with_all = OF_A_COMMAND)]
     pub(crate) print: bool,
 
@@ -209,10 +203,11 @@ impl Options {
 const MANUAL: &str = "\
 Exit status:
   0    stopped; or drained, or --max-tasks reached, without a dead letter
-  1    drained, or --max-tasks reached, but this run made a dead letter or may
-       have, lost its connection during the last tasks, or could not start one
-       of them; or --max-dead reached; or standard output, --joblog or --results
-       could not be written, or the system started no thread
+  1    after --drain or --max-tasks, one of: this run made a dead letter, or may
+       have; the connection was lost during the last tasks; one of them could
+       not be started. In any run, one of: --max-dead was reached; standard
+       output, --joblog or --results could not be written; the system could not
+       start a thread
   2    usage or configuration; a command that cannot be found, or could not be
        executed for 5 s; a message that the worker cannot parse
   3    the grace period ended with tasks still running; they are requeued
@@ -291,9 +286,9 @@ const ENVIRONMENT: &str = "  PATH            where COMMAND is looked up, unless 
 const LAST: &str = "
 Files:
   --health-file  holds the process id, and is touched every 2 s while the
-                 worker is healthy: every thread consumes, or works within
-                 --task-timeout, and could start its last task. It is stale
-                 after 10 s. An existing path is refused, unless it is a
+                 worker is healthy: each thread consumes or runs a task within
+                 --task-timeout, and its last command could be started. It is
+                 stale after 10 s. An existing path is refused, unless it is a
                  regular file with nothing but a process id in it
   --events       one object for each line: time (Unix seconds), event, task
                  (its id), attempt, thread, queue, host, bytes (of the body),

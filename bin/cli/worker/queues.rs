@@ -10,7 +10,7 @@ use crate::cli::common::options::{DeclarationArgs, QUEUE, TUTORIAL_QUEUE};
 
 #[derive(Args, Debug)]
 pub(crate) struct QueuesArgs {
-    /// The queue's name, or NAME=N for N threads; repeat it to work several queues; see Queues
+    /// The queue's name, or NAME=N for N threads; may be repeated; see Queues
     #[arg(
         long = "queue",
         help_heading = QUEUE,

@@ -24,8 +24,7 @@ pub(crate) struct WaitArgs {
     #[arg(long, conflicts_with_all = ["correlation_id", "reply_to"])]
     pub(crate) wait: bool,
 
-    /// Append a line of JSON to FILE for each task that has ended. If FILE exists, continue its wait:
-    /// publish the rest, wait for missing outcomes
+    /// Append a line of JSON to FILE for each ended task. If FILE exists, continue its wait; see Waiting
     #[arg(long, value_name = "FILE")]
     pub(crate) outcomes: Option<PathBuf>,
 
