@@ -227,7 +227,9 @@ impl Inspector {
             Some(objection) => {
                 Err(Error::setting("dead letters", format!("'{name}': {objection}")))
             }
-            None => Ok(format!("{ready} letters, used as it is: {text}")),
+            None => Ok(format!(
+                "{ready} letters; the existing queue is used although it differs: {text}"
+            )),
         }
     }
 

@@ -125,7 +125,7 @@ pub enum Error {
     },
     /// A stop was asked for, and there is no connection: none is made any more.
     Stopped,
-    /// The operating system gave no thread.
+    /// The operating system cannot start another thread.
     #[non_exhaustive]
     NoThread {
         /// Its own words.
@@ -229,7 +229,7 @@ impl fmt::Display for Error {
             }
             Error::Blocked { reason } => write!(f, "the broker blocks publishers: {reason}"),
             Error::Stopped => write!(f, "stopped, and not connected to a broker"),
-            Error::NoThread { .. } => write!(f, "the system gave no further thread"),
+            Error::NoThread { .. } => write!(f, "the system cannot start another thread"),
         }
     }
 }

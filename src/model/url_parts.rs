@@ -71,7 +71,9 @@ fn refuse_misplaced_login(rest: &str) -> Result<(), Error> {
         return Err(invalid("a # must be written as %23"));
     }
     if rest.starts_with('/') && rest.contains('@') {
-        return Err(invalid("a third / stands before the login, or an @ is not written as %40"));
+        return Err(invalid(
+            "write two slashes after the scheme, not three; in the virtual host, write @ as %40",
+        ));
     }
     if rest.split_once(['/', '?']).is_some_and(|(_, after)| after.contains('@')) {
         return Err(invalid("an @ after a / or a ? must be written as %40"));
@@ -169,7 +171,7 @@ mod tests {
             ("amqp:h", "// is missing after the scheme"),
             ("AmqpS:/h", "// is missing after the scheme"),
             ("amqp://h#", "a # must be written as %23"),
-            ("amqp:///u:p@h", "a third / stands before the login"),
+            ("amqp:///u:p@h", "write two slashes after the scheme, not three"),
             ("amqp://u:p/w@h", "an @ after a / or a ?"),
             ("amqp://u@", "the host is missing"),
             ("amqp://:5672", "the host is missing"),

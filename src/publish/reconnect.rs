@@ -240,8 +240,8 @@ impl Connector {
             Err(error) => error.chain(),
         };
         warn!(
-            "no second connection: {why}; failed tasks are published on the first one, where acks \
-             wait during an alarm of the broker"
+            "cannot open a second connection: {why}; failed tasks are published on the first, so a \
+             broker alarm also delays acks"
         );
         Ok(Some(lent.lend()))
     }

@@ -184,7 +184,7 @@ impl<'a> Supervisor<'a> {
         match slot.start_thread("consumer", consume) {
             Ok(()) => drop(self.alive.insert(slot.number, call)),
             Err(error) => {
-                let text = format!("the system gave no further thread: {error}");
+                let text = format!("the system cannot start another thread: {error}");
                 let action = self.on_lost(CloseReason::Lost(text));
                 self.perform(&action);
             }

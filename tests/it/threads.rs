@@ -363,7 +363,7 @@ fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
     output.assert_code(1);
     let stdout = output.stdout();
     assert!(stdout.contains("\"dead\":3"), "{stdout}");
-    assert!(output.stderr().contains("no second connection"), "{}", output.stderr());
+    assert!(output.stderr().contains("cannot open a second connection"), "{}", output.stderr());
 }
 
 /// The broker reads nothing more on the only connection: it could not answer a cancel.

@@ -26,7 +26,8 @@ fn want_of_threads_is_told_as_that_and_not_as_the_broker_s() {
         let options = ["--threads", "1", "--no-reconnect", "--max-tasks", "1", "--", "true"];
         let limited = [&NOBODY[..], &["prlimit", &limit, worker], &to, &options].concat();
         let running = Command::program("setpriv", &limited).start();
-        let told = |line: &str| line.contains("the system gave no") || line.contains("consuming");
+        let told =
+            |line: &str| line.contains("the system cannot start") || line.contains("consuming");
         let line = running.wait_for_stderr_line(told, SOON);
         if line.contains("consuming") {
             return;

@@ -51,7 +51,7 @@ fn row_58_bad_addresses_and_logins_exit_2_in_one_line_without_the_password() {
         ("http://u:s3cretword@host".to_owned(), "scheme"),
         ("amqp:u:s3cretword@host".to_owned(), "URL"),
         ("amqp:/u:s3cretword@host".to_owned(), "// is missing after the scheme"),
-        ("amqp:///u:s3cretword@host".to_owned(), "a third / stands before the login"),
+        ("amqp:///u:s3cretword@host".to_owned(), "write two slashes after the scheme, not three"),
         ("amqp://u:s3cretword@host:99999".to_owned(), "port"),
         ("amqp://u:s3cretword@host/a/b".to_owned(), "virtual host"),
         ("amqp://u:s3cretword@host?frame_max=s3cretword".to_owned(), "a parameter is unknown"),

@@ -60,7 +60,7 @@ impl Deliveries<'_> {
     pub(super) fn start_runner_thread(&mut self) -> Result<(), CloseReason> {
         let Some(own_thread) = self.own_thread.take() else { return Ok(()) };
         own_thread.hand_over().map_err(|error| {
-            CloseReason::Lost(format!("the system gave no further thread: {error}"))
+            CloseReason::Lost(format!("the system cannot start another thread: {error}"))
         })
     }
 
