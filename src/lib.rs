@@ -108,12 +108,14 @@
 //! [`log_filter`].
 //!
 //! The library reads no arguments and no environment, sets up no logger and no signal handler,
-//! prints nothing, and never ends the process. Three exceptions:
+//! prints nothing, and never ends the process. Five exceptions:
 //!
-//! * `Command` finds its program in `PATH`, removes inherited `TASK_*` variables, and passes its output
-//!   on.
+//! * `Command` finds its program in `PATH`, keeps large bodies in `TMPDIR`, passes the environment on
+//!   without inherited `TASK_*` variables and the commands' own, and passes its output on.
 //! * `shutdown_on_signals` sets up signal handlers, and its third signal ends the process.
 //! * `SSL_CERT_FILE` and `SSL_CERT_DIR` say where the system's authorities are, as for OpenSSL.
+//! * A URL of `amqps` names files to read.
+//! * The hidden module `cli` is the commands.
 //!
 //! # Features
 //!

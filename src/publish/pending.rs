@@ -1,4 +1,7 @@
 //! One task that a publisher has accepted: where it goes, until when, and what the broker said.
+//!
+//! Each task names its queue, so that one thread, window and connection serve all queues of a shared
+//! producer. A publisher for each queue would need another owner for the connection and its notices.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

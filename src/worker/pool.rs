@@ -2,6 +2,12 @@
 //!
 //! Runners outlive sessions. A task that still runs when its connection is lost keeps the runner of
 //! its own thread number and no other: the rest consume again as soon as the broker is back.
+//!
+//! With a prefetch of 1, the consumer has the runner: while the handler runs, the consumer has nothing
+//! to receive or requeue. With more, a second thread has it: prefetched tasks must not wait for a long
+//! handler, and only the consumer may settle them. Short tasks would be quicker on the consumer's
+//! thread with any prefetch, but only a second thread can take over from a task that turns out to be
+//! long (docs/performance.md). Results then wait up to 1 ms, so that one ack covers several.
 
 use std::convert::Infallible;
 use std::io;

@@ -1,4 +1,6 @@
-//! [`Workers`]: several workers in one program, with one stop and one end.
+//! [`Workers`]: several workers in one program, one for each queue, with one stop and one end.
+//!
+//! Each runs in a thread of its own. They share the stop, the task budget and a `DrainGroup`.
 
 use std::fmt;
 use std::io;

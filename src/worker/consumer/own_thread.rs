@@ -1,6 +1,7 @@
 //! Runs the jobs of a consumer on the consumer's own thread, as long as nothing else needs that
 //! thread meanwhile. Its supervisor goes on without a consumer that calls the handler when its
-//! session or its channel ends.
+//! session or its channel ends. The next consumer of the number waits for the runner. The late result
+//! is reported and never acked.
 
 use std::io;
 use std::mem;
