@@ -48,7 +48,7 @@ pub struct Status {
 
 impl Status {
     /// Tasks that wait in delay queues: failed or deferred ones, and those published with a delay. The
-    /// broker does not tell them apart.
+    /// broker does not distinguish them.
     #[must_use]
     pub fn delayed_tasks(&self) -> u64 {
         self.delayed.iter().map(|it| it.tasks).sum()

@@ -70,8 +70,8 @@ fn harmful(dead: &str, limit: &str) -> Error {
 fn kind_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Result<Kind, Error> {
     for plan in queue.declarations(Target::Dead) {
         // What we declare without a type can be a quorum queue: the virtual host's default type.
-        let is_telling = plan.is_quorum() || version < LIMITED_SINCE;
-        if is_telling && inspector.compare(&plan)? == Comparison::Same {
+        let is_conclusive = plan.is_quorum() || version < LIMITED_SINCE;
+        if is_conclusive && inspector.compare(&plan)? == Comparison::Same {
             let is_quorum = plan.is_quorum();
             return Ok(if is_quorum { Kind::Quorum(Limit::Unlimited) } else { Kind::Classic });
         }

@@ -262,7 +262,7 @@ impl Connection {
     }
 
     /// Shuts the socket of a connection that has ended. A thread that still calls the handler holds a
-    /// clone of it: only this tells a broker that the connection has ended, which may keep its tasks
+    /// clone of it: only this notifies a broker that the connection has ended, which may keep its tasks
     /// until then.
     fn shut_for_all(&self) {
         self.guard.abort();

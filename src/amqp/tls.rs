@@ -219,12 +219,12 @@ mod tests {
     #[test]
     fn bytes_that_are_done_arrive_without_a_further_write() {
         let (go, may_read) = bounded::<()>(1);
-        let (tell, told) = bounded(1);
+        let (report, reported) = bounded(1);
         let (mut stream, peer) = connected(move |mut peer| {
             // Until then the buffers of the sockets fill.
             peer.flush().expect("the handshake");
             may_read.recv().expect("the client is stuck");
-            tell.send(read_to_the_end(&mut peer)).expect("the test waits");
+            report.send(read_to_the_end(&mut peer)).expect("the test waits");
         });
         let waiter = Waiter::new(&stream);
         let (mut sent, mut is_stuck) = (Vec::new(), false);
@@ -244,7 +244,7 @@ mod tests {
             }
         }
 
-        let arrived = told.recv_timeout(SOON).expect("all of it arrives");
+        let arrived = reported.recv_timeout(SOON).expect("all of it arrives");
         assert!(arrived == sent, "{} of {}", arrived.len(), sent.len());
         peer.join().expect("the peer");
     }

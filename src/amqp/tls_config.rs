@@ -199,9 +199,9 @@ mod tests {
     }
 
     fn refused(tls: &Tls) -> String {
-        let told = Connector::new(tls).map(drop).expect_err("refused").to_string();
-        assert!(!told.contains('\n') && !told.contains("-----"), "{told}");
-        told
+        let text = Connector::new(tls).map(drop).expect_err("refused").to_string();
+        assert!(!text.contains('\n') && !text.contains("-----"), "{text}");
+        text
     }
 
     fn trusting() -> Tls {
@@ -246,8 +246,8 @@ mod tests {
             (odd, "(--key, keyfile) cannot be used: its PEM has characters that"),
             (RSA.replace("RSA", "EC"), "(--key, keyfile) cannot be used: it is not RSA of 2048"),
         ] {
-            let told = refused(&trusting().identity(&*certificate, key));
-            assert!(told.contains(wanted), "{told}");
+            let text = refused(&trusting().identity(&*certificate, key));
+            assert!(text.contains(wanted), "{text}");
         }
     }
 
@@ -263,15 +263,15 @@ mod tests {
             (b"-----BEGIN CERTIFICATE\n", "its PEM has a BEGIN line"),
             (&garbled, "cannot be used"),
         ] {
-            let told = refused(&Tls::default().authority(pem));
+            let text = refused(&Tls::default().authority(pem));
             assert!(
-                told.contains("the authority (--ca, cacertfile)") && told.contains(wanted),
-                "{told}"
+                text.contains("the authority (--ca, cacertfile)") && text.contains(wanted),
+                "{text}"
             );
-            let told = refused(&trusting().identity(pem, &*key));
+            let text = refused(&trusting().identity(pem, &*key));
             assert!(
-                told.contains("certificate (--cert, certfile)") && told.contains(wanted),
-                "{told}"
+                text.contains("certificate (--cert, certfile)") && text.contains(wanted),
+                "{text}"
             );
         }
     }
@@ -303,7 +303,7 @@ mod tests {
         let told = refused(&trusting().identity(garbled, key.serialize_pem()));
         assert!(told.contains("(--cert, certfile) cannot be used: certificate 2 of its"), "{told}");
         let wrong_way_round = [middle.pem(), leaf.pem()].concat();
-        let told = refused(&trusting().identity(wrong_way_round, key.serialize_pem()));
-        assert!(told.contains("not the key of the certificate"), "{told}");
+        let text = refused(&trusting().identity(wrong_way_round, key.serialize_pem()));
+        assert!(text.contains("not the key of the certificate"), "{text}");
     }
 }

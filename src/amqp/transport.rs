@@ -384,7 +384,7 @@ mod tests {
                         wrong.starts_with(behind) && behind.len() < wrong.len(),
                         "{cut} {size}"
                     );
-                    assert_eq!(ended.expect_err("told").kind(), io::ErrorKind::InvalidData);
+                    assert_eq!(ended.expect_err("reported").kind(), io::ErrorKind::InvalidData);
                 }
             }
         }

@@ -110,16 +110,16 @@ mod tests {
             ("x-max-age", "rabbit_quorum_queue", DefaultType::Quorum),
             ("x-max-priority", "rabbit_stream_queue", DefaultType::Stream),
         ];
-        for (argument, kind, told) in cases {
-            assert_eq!(read_default_type(&refusal(argument, kind)), told);
+        for (argument, kind, expected) in cases {
+            assert_eq!(read_default_type(&refusal(argument, kind)), expected);
         }
         assert_eq!(read_default_type("PRECONDITION_FAILED - something"), DefaultType::Other);
     }
 
     #[test]
     fn the_remedy_of_a_quorum_queue_matches_its_name_only() {
-        let told = dropping_quorum_queue("a.b*");
-        assert!(told.contains("'^a\\.b\\*$'"), "{told}");
-        assert!(told.contains("\"dead-letter-routing-key\":\"a.b*.dead\""), "{told}");
+        let text = dropping_quorum_queue("a.b*");
+        assert!(text.contains("'^a\\.b\\*$'"), "{text}");
+        assert!(text.contains("\"dead-letter-routing-key\":\"a.b*.dead\""), "{text}");
     }
 }

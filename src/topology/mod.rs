@@ -246,8 +246,8 @@ impl DerivedQueues {
         self.probing = Some(delay);
         self.admin_channel.open(connection)?;
         let before = connection.heartbeat().bytes();
-        let looked = self.admin_channel.ask(connection, |channel| channel.peek(name));
-        looked.map_err(|cause| {
+        let peeked = self.admin_channel.ask(connection, |channel| channel.peek(name));
+        peeked.map_err(|cause| {
             let received = connection.heartbeat().bytes() - before;
             if is_silent(connection, received) || is_broken(&cause) {
                 NotReady::Silent(delay, cause)

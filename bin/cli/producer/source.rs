@@ -71,7 +71,7 @@ impl Source {
         Err(CommandError::usage("--failed", reason))
     }
 
-    /// Refuses several tasks with one id: they could not be told apart.
+    /// Refuses several tasks with one id: nothing would distinguish them.
     pub(crate) fn validate_for_id(&self) -> Result<(), CommandError> {
         let (Source::Words(_, 1) | Source::Whole(_, 1)) = self else {
             let reason = "several tasks would have the same id; leave --id out, so that each gets \

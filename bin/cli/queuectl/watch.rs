@@ -32,7 +32,7 @@ pub(crate) fn run(
         late: Exit::Success,
     })?;
     let mut queues: Vec<Watched> = queues.iter().map(|it| Watched::new(broker, it)).collect();
-    let mut rows = queues.iter_mut().map(Watched::first_look).collect::<Result<Vec<Row>, _>>()?;
+    let mut rows = queues.iter_mut().map(Watched::first_row).collect::<Result<Vec<Row>, _>>()?;
     let mut page = Page::new(format);
     loop {
         if let Err(error) = page.show(&rows) {
@@ -41,7 +41,7 @@ pub(crate) fn run(
         if shutdown.wait(every) {
             return Ok(Exit::Success);
         }
-        rows = queues.iter_mut().map(Watched::look).collect();
+        rows = queues.iter_mut().map(Watched::row).collect();
     }
 }
 
@@ -73,8 +73,8 @@ impl Watched {
     }
 
     /// Only a queue that does not exist is waited for from the start. Later, every error may pass.
-    fn first_look(&mut self) -> Result<Row, Error> {
-        match self.look() {
+    fn first_row(&mut self) -> Result<Row, Error> {
+        match self.row() {
             Row { counts: Err(error), .. } if !matches!(error, Error::QueueMissing { .. }) => {
                 Err(error)
             }
@@ -82,7 +82,7 @@ impl Watched {
         }
     }
 
-    fn look(&mut self) -> Row {
+    fn row(&mut self) -> Row {
         let counts = self.count().map(|status| {
             let (now, ready) = (Instant::now(), status.ready);
             let before = self.before.replace((now, ready));

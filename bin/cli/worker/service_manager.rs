@@ -1,4 +1,4 @@
-//! Tells systemd, or another service manager with its protocol, how the worker is
+//! Reports to systemd, or another service manager with its protocol, how the worker is
 //! (<https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html>).
 
 use std::env;

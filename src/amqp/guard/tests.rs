@@ -279,7 +279,7 @@ fn what_has_begun_and_does_not_come_on_is_told_while_heartbeats_come() {
 
 #[test]
 fn a_first_answer_of_anything_else_is_told_and_cut_short() {
-    for (answer, told) in [
+    for (answer, shown) in [
         (&b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n"[..], "\"HTTP/1.1 400 Bad Request\""),
         (b"AMQP\0\x01\0\0", "\"AMQP\\x00\\x01\\x00\\x00\""),
         (b"\x01\0\0\xff\xff\xff\xff", "\"\\x01\\x00\\x00\\xff\\xff\\xff\\xff\""),
@@ -287,9 +287,9 @@ fn a_first_answer_of_anything_else_is_told_and_cut_short() {
         (b"\x15\x03\x03\0\x02\x02\x0a", "amqps://"),
         (&[b'x'; 100], "xxx...\""),
     ] {
-        let error = inspect_in_pieces(answer, 4096).expect_err(told);
-        assert!(error.to_string().ends_with(told) || told == "amqps://", "{error}");
-        assert!(error.to_string().contains(told), "{error}");
+        let error = inspect_in_pieces(answer, 4096).expect_err(shown);
+        assert!(error.to_string().ends_with(shown) || shown == "amqps://", "{error}");
+        assert!(error.to_string().contains(shown), "{error}");
         assert!(error.to_string().len() < 100, "{error}");
     }
 }

@@ -56,7 +56,7 @@ impl QueueDeclaration {
 /// it.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The delivery limit of queues that we only look into: looking requeues, and by default a quorum
+/// The delivery limit of queues that we only peek into: a peek requeues, and by default a quorum
 /// queue of RabbitMQ 4 drops a message that was requeued 20 times.
 pub(crate) const NO_DELIVERY_LIMIT: i64 = i32::MAX as i64;
 

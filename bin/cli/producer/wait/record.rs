@@ -80,7 +80,7 @@ impl Line {
 impl Position {
     pub(super) const START: Position = Position { read: 0, digest: 0xcbf2_9ce4_8422_2325 };
 
-    /// Adds the next body: FNV-1a over its length and its bytes, which tells one input from another
+    /// Adds the next body: FNV-1a over its length and its bytes, which differs for another input
     /// that was given by mistake.
     pub(super) fn add(&mut self, body: &[u8]) {
         self.read += 1;
