@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
     max_tasks_is_exact_and_the_rest_stays \
     a_task_comes_back_after_each_delay_with_its_attempts_counted_and_all_it_had \
     a_dead_letter_explains_itself_and_is_otherwise_as_it_was_sent \
-    several_workers_that_drain_one_queue_all_end_and_tell_of_their_own_dead_letters \
+    several_workers_that_drain_one_queue_all_end_and_report_their_own_dead_letters \
     status_counts_what_is_ready_waits_and_is_dead \
     dead_replay_resets_the_attempts_and_a_second_death_keeps_the_history
 tests=("${RW_IT:-}")

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_frames_have_to_be_told_of() {
+    fn only_the_first_frames_need_a_signal() {
         let outbox = Outbox::default();
         let frames = outbox.open(1);
         assert_eq!(frames.add(|it| it.extend(b"a")), Added::First);

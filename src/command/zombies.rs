@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_zombie_is_told_from_the_living() {
+    fn a_zombie_is_distinguished_from_the_living() {
         let group = Pid::from_raw(7).expect("a number");
         let stat = |state: &str, group: &str| format!("12 (a ) (b)) {state} 1 {group} 3 0 -1");
         assert_eq!(state_in_group(&stat("Z", "7"), group), Some('Z'));

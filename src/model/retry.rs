@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delays_are_told_at_once_however_many_attempts_there_are() {
+    fn the_delays_are_known_at_once_however_many_attempts_there_are() {
         let for_ever = RetryPolicy::new().max_attempts(u32::MAX);
         assert_eq!(for_ever.first_delay(Duration::ZERO).series(), [Duration::ZERO]);
         assert_eq!(for_ever.first_delay(SECOND).factor(1.0).series(), [SECOND]);

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_tells_long_bodies_apart_by_their_ends_and_their_length() {
+    fn a_mark_distinguishes_long_bodies_by_their_ends_and_their_length() {
         let long = |last: u8, length: usize| {
             let mut body = vec![7; length];
             body[length - 1] = last;

@@ -110,13 +110,13 @@ fn held_back(method: impl Fn(&Call) -> bool + Send + Sync + 'static, what: &str)
 }
 
 #[test]
-fn a_channel_that_is_slow_to_open_is_told() {
+fn a_channel_that_is_slow_to_open_is_reported() {
     let what = "setting up the channels at 127.0.0.1";
     held_back(|call| matches!(call, Call::ChannelOpen), what);
 }
 
 #[test]
-fn a_consumer_that_is_slow_to_be_let_in_is_told() {
+fn a_consumer_that_is_slow_to_be_let_in_is_reported() {
     let what = "0 of 1 threads consume at 127.0.0.1";
     held_back(|call| matches!(call, Call::Consume { .. }), what);
 }

@@ -107,7 +107,7 @@ fn a_producer_without_a_time_limit_publishes() {
 }
 
 #[test]
-fn a_return_that_comes_late_is_not_told_of_the_same_task_published_again() {
+fn a_return_that_comes_late_does_not_count_for_the_same_task_published_again() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
         let first = session.read_publish();
@@ -151,7 +151,7 @@ fn returning_the_second_of_two(settle_first: fn(&mut Session, u16, u64)) -> Scri
 }
 
 #[test]
-fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that_other() {
+fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_counts_for_that_other() {
     let broker = returning_the_second_of_two(Session::ack);
     let url: Broker = broker.url().parse().expect("a URL");
     let mut producer = Producer::new(&url, &Queue::new("q")).timeout(Duration::from_secs(3));
@@ -169,7 +169,7 @@ fn a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that
 
 /// A return tells no tag: what has the same id, or none, may be what was returned.
 #[test]
-fn a_return_that_may_be_of_several_is_told_of_each_of_them() {
+fn a_return_that_may_be_of_several_counts_for_each_of_them() {
     let broker = returning_the_second_of_two(Session::nack);
     let url: Broker = broker.url().parse().expect("a URL");
     let mut producer = Producer::new(&url, &Queue::new("q"));

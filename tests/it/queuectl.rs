@@ -27,7 +27,7 @@ fn where_a_command_of_queuectl_has_its_options_does_not_matter() {
 }
 
 #[test]
-fn where_there_is_no_such_queue_each_look_at_it_ends_with_1() {
+fn each_command_for_a_queue_that_does_not_exist_ends_with_1() {
     let queue = unique_queue("none");
     let looks = [
         "status",
@@ -220,7 +220,7 @@ fn check_is_content_with_delay_queues_of_our_own() {
 }
 
 #[test]
-fn status_serves_a_login_that_may_only_look() {
+fn status_serves_a_login_that_may_only_read() {
     let broker = breakable_broker();
     let queue = unique_queue("looked-at");
     let url = broker.url().parse().expect("a URL");
@@ -258,7 +258,7 @@ fn a_drain_of_a_login_that_may_not_read_delay_queues_is_left_with_their_counts()
 }
 
 #[test]
-fn the_longest_name_serves_everywhere_and_a_longer_one_is_told() {
+fn the_longest_name_serves_everywhere_and_a_longer_one_is_reported() {
     let longest = format!("{:x<238}", unique_queue("long"));
     let longer = format!("{longest}x");
     let client = shared_broker().client();

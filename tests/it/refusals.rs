@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 const REFUSES: &str = "refuses tasks at present";
 
-fn is_told_once(output: &Output) -> bool {
+fn is_reported_once(output: &Output) -> bool {
     output.stderr().matches(REFUSES).count() == 1
 }
 
@@ -38,7 +38,7 @@ fn a_refused_task_is_published_again_under_its_id_until_it_is_taken() {
     let output = Command::producer(&["--url", &broker.url(), "--queue", "q", "x"]).run(SOON);
 
     assert_eq!(output.success(), " [x] Sent 'x'\n");
-    assert!(is_told_once(&output), "{}", output.stderr());
+    assert!(is_reported_once(&output), "{}", output.stderr());
     assert!(output.stderr().contains("queue 'q' refuses tasks"), "{}", output.stderr());
     broker.finish(SOON);
 }
@@ -80,7 +80,7 @@ fn a_queue_that_nacks_all_tasks_of_a_channel_is_tried_on_another() {
     let output = Command::producer(&producer).run(SOON);
 
     assert_eq!(output.success(), " [x] Sent 'x'\n");
-    assert!(is_told_once(&output), "{}", output.stderr());
+    assert!(is_reported_once(&output), "{}", output.stderr());
     broker.finish(SOON);
 }
 
@@ -94,7 +94,7 @@ fn a_task_that_is_refused_until_its_timeout_is_nacked_and_its_queue_is_named() {
     output.assert_code(1);
     let json: serde_json::Value = serde_json::from_str(&output.stdout()).expect("JSON");
     assert_eq!((&json["nacked"], &json["unconfirmed"]), (&1.into(), &0.into()));
-    assert!(is_told_once(&output), "{}", output.stderr());
+    assert!(is_reported_once(&output), "{}", output.stderr());
     let said = output.stderr();
     let line = said.lines().find(|line| line.contains("nacked: ")).expect("why it failed");
     assert!(line.contains("queue 'q' refused it") && line.contains(" times"), "{line}");
@@ -155,7 +155,7 @@ fn a_task_that_is_returned_because_its_queue_is_down_waits_for_the_queue() {
     let output = Command::producer(&["--url", &broker.url(), "--queue", "q", "x"]).run(SOON);
 
     output.assert_code(0);
-    assert!(is_told_once(&output), "{}", output.stderr());
+    assert!(is_reported_once(&output), "{}", output.stderr());
     assert!(output.stderr().contains("is down or inaccessible"), "{}", output.stderr());
     broker.finish(SOON);
 }

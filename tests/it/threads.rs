@@ -226,7 +226,7 @@ fn tasks_behind_slow_ones_that_cannot_be_handed_over_go_on() {
 }
 
 #[test]
-fn a_task_that_was_delivered_before_is_told() {
+fn a_task_that_was_delivered_before_is_reported() {
     let broker = ScriptedBroker::start(move |session, _| {
         session.handshake();
         let consumer = session.accept_consumer();

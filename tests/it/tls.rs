@@ -259,7 +259,7 @@ fn an_authority_for_addresses_without_tls_is_refused() {
 }
 
 #[test]
-fn row_59_a_client_certificate_that_is_demanded_is_shown_and_its_absence_is_told() {
+fn row_59_a_client_certificate_that_is_demanded_is_shown_and_its_absence_is_reported() {
     let (trust, queue) = (Trust::new(), unique_queue("tls"));
     let ours = trust.authority.issue("our client");
     let strange = Identity::authority("another").issue("a stranger");

@@ -169,7 +169,7 @@ fn what_becomes_of_a_channel_is_noted_in_whatever_pieces_it_comes() {
 }
 
 #[test]
-fn a_frame_that_is_too_large_is_told_where_its_head_ends() {
+fn a_frame_that_is_too_large_is_reported_where_its_head_ends() {
     let begun = [&session()[..], &[3, 0, 1, 0x70, 0, 0, 0]].concat();
     for piece in 1..100 {
         inspect_in_pieces(&begun[..begun.len() - 1], piece).expect("not known yet");
@@ -179,7 +179,7 @@ fn a_frame_that_is_too_large_is_told_where_its_head_ends() {
 }
 
 #[test]
-fn a_body_that_is_too_large_is_told_where_its_size_ends() {
+fn a_body_that_is_too_large_is_reported_where_its_size_ends() {
     for size in [LARGEST_INBOUND_BODY + 1, 1 << 46, 1 << 63, u64::MAX] {
         let begun = [&session()[..], &header(size)[..HEAD + INSIDE]].concat();
         for piece in 1..100 {
@@ -191,7 +191,7 @@ fn a_body_that_is_too_large_is_told_where_its_size_ends() {
 }
 
 #[test]
-fn what_is_nested_too_deep_is_told_before_its_frame_ends() {
+fn what_is_nested_too_deep_is_reported_before_its_frame_ends() {
     for begun in [
         [session(), headers(DEEPEST + 1)].concat(),
         [session(), headers(20_000)].concat(),
@@ -239,7 +239,7 @@ fn properties_are_buffered_until_they_are_whole() {
 }
 
 #[test]
-fn a_method_that_is_larger_than_any_is_told_by_its_name() {
+fn a_method_that_is_larger_than_any_is_reported_by_its_name() {
     let large = |method: &[u8]| frame(METHOD_FRAME, &[method, &[0; 1021]].concat());
     for piece in [1, 7, 19, 4096] {
         inspect_in_pieces(&[session(), large(&START)].concat(), piece).expect("start is large");
@@ -250,7 +250,7 @@ fn a_method_that_is_larger_than_any_is_told_by_its_name() {
 }
 
 #[test]
-fn what_has_begun_and_does_not_come_on_is_told_while_heartbeats_come() {
+fn a_frame_that_stalls_is_reported_while_heartbeats_come() {
     let parts = [
         frame(METHOD_FRAME, b"\0\x3c\0\x3c, and what a delivery says"),
         header(6000),
@@ -278,7 +278,7 @@ fn what_has_begun_and_does_not_come_on_is_told_while_heartbeats_come() {
 }
 
 #[test]
-fn a_first_answer_of_anything_else_is_told_and_cut_short() {
+fn a_first_answer_of_anything_else_is_shown_and_cut_short() {
     for (answer, shown) in [
         (&b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n"[..], "\"HTTP/1.1 400 Bad Request\""),
         (b"AMQP\0\x01\0\0", "\"AMQP\\x00\\x01\\x00\\x00\""),

@@ -194,7 +194,7 @@ fn an_alarm_while_outcomes_are_due_holds_their_tasks_and_loses_none() {
 
 /// Its task is done, and does not run again for that.
 #[test]
-fn an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_kept() {
+fn an_outcome_without_a_confirm_is_reported_and_published_again_while_its_task_is_kept() {
     let broker = broker_of_one_batch_task(|session| {
         let [first, again] = [(); 2].map(|()| session.read_publish());
         assert_eq!(first.routing_key, format!("q.batch.{BATCH}").into_bytes());

@@ -11,7 +11,7 @@ use crate::support::command::Command;
 use crate::support::proxy::Proxy;
 
 #[test]
-fn a_dead_letter_tells_how_it_ended_and_what_was_said_last() {
+fn a_dead_letter_says_how_it_ended_and_what_was_said_last() {
     let bench = Bench::new("lastwords");
     bench.publish(&[b"x"]);
     let script = "seq 1 10000 >&2; exit 65";
@@ -123,7 +123,7 @@ fn rows_9_and_12_a_program_that_ignores_the_time_limit_is_killed() {
 }
 
 #[test]
-fn where_ends_of_children_are_ignored_they_are_told_all_the_same() {
+fn where_ends_of_children_are_ignored_they_are_noticed_all_the_same() {
     let bench = Bench::new("ignored");
     bench.publish(&[b"0", b"65"]);
     let command = ["sh", "-c", "exit $(cat)"];
@@ -143,7 +143,7 @@ fn a_time_limit_of_nothing_is_refused() {
 
 /// The task is somebody else's by then: nothing is known to be done.
 #[test]
-fn a_session_that_is_lost_during_the_last_task_lets_it_finish_and_is_told_in_the_status() {
+fn a_session_that_is_lost_during_the_last_task_lets_it_finish_and_is_reported_in_the_status() {
     let bench = Bench::new("last");
     bench.publish(&[b"x"]);
     let proxy = Proxy::start(bench.broker.address());

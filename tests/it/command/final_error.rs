@@ -9,7 +9,7 @@ fn silenced_and_logged(command: impl Fn() -> Command) -> [Output; 2] {
 }
 
 #[test]
-fn what_ends_a_command_is_told_once_whatever_is_logged() {
+fn what_ends_a_command_is_reported_once_whatever_is_logged() {
     let nobody = ["--url", "amqp://127.0.0.1:1"];
     let table: [(&str, Vec<&str>, i32); 3] = [
         ("producer", vec!["--timeout", "1s", "x"], 69),
@@ -37,7 +37,7 @@ fn what_ends_a_command_is_told_once_whatever_is_logged() {
 }
 
 #[test]
-fn that_there_is_no_command_any_more_is_told_once_whatever_is_logged() {
+fn that_there_is_no_command_any_more_is_reported_once_whatever_is_logged() {
     let bench = Bench::new("untold");
     let vanishes = || {
         executable(&bench, "once", b"#!/bin/sh\nrm once\n");
@@ -54,7 +54,7 @@ fn that_there_is_no_command_any_more_is_told_once_whatever_is_logged() {
 }
 
 #[test]
-fn how_far_it_came_is_told_whatever_is_logged() {
+fn how_far_it_came_is_reported_whatever_is_logged() {
     let bench = Bench::new("howfar");
     let producer = || bench.producer(&["--lines"]).stdin([&vec![b'x'; 129 << 20][..]].concat());
     let [silenced, _] = silenced_and_logged(producer);

@@ -50,7 +50,7 @@ fn producer_after(bench: &Bench, setting: &str, options: &[&str]) -> Command {
 }
 
 #[test]
-fn what_was_sent_is_told_also_where_standard_output_is_non_blocking() {
+fn what_was_sent_is_reported_also_where_standard_output_is_non_blocking() {
     let bench = Bench::new("told");
 
     let producer = producer_after(&bench, UNBLOCK, &["--repeat", "10000", "x"]);
@@ -192,7 +192,7 @@ fn what_was_not_confirmed_can_be_fed_again_and_nothing_else() {
 }
 
 #[test]
-fn stopped_it_tells_how_far_it_came_and_loses_nothing_up_to_there() {
+fn stopped_it_reports_how_far_it_came_and_loses_nothing_up_to_there() {
     let bench = Bench::new("stopped");
     let mut producer =
         bench.producer(&["--lines", "--failed", "failed", "--json"]).open_stdin().start();

@@ -11,7 +11,7 @@ use crate::support::broker::poll;
 use crate::support::command::Running;
 
 #[test]
-fn row_11_what_cannot_be_run_is_told_before_anything_is_consumed() {
+fn row_11_what_cannot_be_run_is_reported_before_anything_is_consumed() {
     let bench = Bench::new("notfound");
     bench.publish(&[b"x"]);
     fs::write(bench.path("plain"), "#!/bin/sh\n").expect("written");
@@ -42,7 +42,7 @@ fn nothing_after_the_dashes_is_a_usage_error_and_consumes_nothing() {
 }
 
 #[test]
-fn a_script_that_the_system_cannot_execute_is_told_before_anything_is_consumed() {
+fn a_script_that_the_system_cannot_execute_is_reported_before_anything_is_consumed() {
     let bench = Bench::new("script");
     bench.publish(&[b"x"]);
     for (script, why) in [
@@ -108,7 +108,7 @@ fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
 }
 
 #[test]
-fn a_last_task_that_could_not_be_started_is_told_in_the_status_after_its_pause() {
+fn a_last_task_that_could_not_be_started_is_reported_in_the_status_after_its_pause() {
     let bench = Bench::new("unstarted");
     let options = ["--threads", "1", "--max-tasks", "1", "--json"];
     let worker = bench.worker(&options, &["true"]).start();

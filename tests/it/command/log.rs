@@ -88,7 +88,7 @@ fn a_standard_error_that_nobody_reads_stops_no_heartbeats() {
 }
 
 #[test]
-fn events_that_cannot_be_written_are_told_once() {
+fn events_that_cannot_be_written_are_reported_once() {
     let bench = Bench::new("unwritable");
     bench.publish(&[b"1", b"2", b"3"]);
 

@@ -25,7 +25,7 @@ fn summary(json: &str) -> Value {
 }
 
 #[test]
-fn a_line_that_is_too_long_is_told_and_neither_held_in_memory_nor_in_the_way() {
+fn a_line_that_is_too_long_is_reported_and_neither_held_in_memory_nor_in_the_way() {
     let bench = Bench::new("toolong");
     holey(&bench);
     let mut producer = bench.producer(&["--lines", "/dev/stdin", "--json"]).open_stdin().start();

@@ -11,7 +11,7 @@ use crate::support::working::Working;
 const NOBODY: [&str; 3] = ["--reuid=65533", "--regid=65533", "--clear-groups"];
 
 #[test]
-fn want_of_threads_is_told_as_that_and_not_as_the_broker_s() {
+fn want_of_threads_is_reported_as_that_and_not_as_the_broker_s() {
     let worker = env!("CARGO_BIN_EXE_worker");
     if Command::program("setpriv", &[&NOBODY[..], &[worker, "--version"]].concat()).run(SOON).code
         != Some(0)

@@ -24,7 +24,7 @@ struct Frame {
 }
 
 #[test]
-fn the_bar_tells_the_rate_what_became_of_the_tasks_and_the_time_left() {
+fn the_bar_shows_the_rate_what_became_of_the_tasks_and_the_time_left() {
     let bench = Bench::new("bar");
     let queue = unique_queue("bar");
     let client = shared_broker().client();
@@ -52,7 +52,7 @@ fn the_bar_tells_the_rate_what_became_of_the_tasks_and_the_time_left() {
 }
 
 #[test]
-fn the_bar_tells_something_from_the_first_and_log_lines_have_rows_of_their_own() {
+fn the_bar_shows_something_from_the_first_and_log_lines_have_rows_of_their_own() {
     let bench = Bench::new("rows");
     let full = bench.full_queue(3);
     fs::write(bench.path("lines"), "a task\n".repeat(300)).expect("written");

@@ -45,7 +45,7 @@ fn a_worker_without_a_command_prints_only_what_it_may() {
 }
 
 #[test]
-fn a_command_without_dashes_is_told_of_them() {
+fn a_command_without_dashes_gets_a_hint_at_them() {
     let hint = "tip: put -- before the command: -- ./job";
     let worker = |arguments: &[&str]| Command::worker(arguments).run(SOON);
     refused(&worker(&["--queue", "q", "./job"]), hint);
@@ -56,7 +56,7 @@ fn a_command_without_dashes_is_told_of_them() {
 }
 
 #[test]
-fn a_comma_in_the_queue_s_name_is_told() {
+fn a_comma_in_the_queue_s_name_is_reported() {
     let told = "--queue takes one name; 'a,b' is one queue with a comma in its name";
     let queue = ["--queue", "a,b"];
     let producer = Command::producer(&[&NOBODY[..], &queue, &["x"]].concat()).run(SOON);

@@ -65,7 +65,7 @@ fn a_signal_stops_it_also_where_whoever_started_it_had_blocked_that() {
 
 /// Whoever reads the events or the summary has to know what became of each task that began.
 #[test]
-fn what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice() {
+fn what_ends_after_the_connection_went_silent_is_reported_as_what_may_run_twice() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
         let consumer = session.accept_consumer();
@@ -90,7 +90,7 @@ fn what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice() {
 }
 
 #[test]
-fn what_is_left_behind_running_is_told_as_given_back() {
+fn what_is_left_behind_running_is_reported_as_requeued() {
     let bench = Bench::new("behind");
     bench.publish(&[b".........."]);
     let worker = bench.worker(&["--threads", "1", "--grace", "0s", "--events", "events"], &[]);
@@ -281,7 +281,7 @@ fn a_second_ctrl_c_in_the_terminal_brings_the_program_sigterm() {
 }
 
 #[test]
-fn a_program_that_reads_the_terminal_is_stopped_and_told_all_the_same() {
+fn a_program_that_reads_the_terminal_is_stopped_and_reported_all_the_same() {
     let bench = Bench::new("reads");
     let script = "trap 'echo told > told; exit' TERM; echo $$ > pid; echo up; read line </dev/tty";
     let mut terminal = working_in_a_terminal(&bench, script);

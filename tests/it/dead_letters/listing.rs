@@ -62,7 +62,7 @@ fn dead_list_shows_letters_in_their_order_and_leaves_them_there() {
 
 /// Each look would be a delivery, and the limit that of somebody else.
 #[test]
-fn letters_that_looks_would_destroy_are_not_looked_at_but_replayed() {
+fn letters_that_peeks_would_destroy_are_not_peeked_at_but_replayed() {
     let mut client = shared_broker().client();
     let limit = ("x-delivery-limit", AmqpValue::LongLongInt(3));
     let length = ("x-max-length", AmqpValue::LongLongInt(100));
@@ -74,7 +74,7 @@ fn letters_that_looks_would_destroy_are_not_looked_at_but_replayed() {
         client.publish_ids(&dead, ["1", "2", "3"]);
 
         if client.broker_version() < (4, 3) {
-            assert_looks_are_refused(&queue);
+            assert_peeks_are_refused(&queue);
         } else {
             // To give back does not count there.
             for _look in 0..=3 {
@@ -91,7 +91,7 @@ fn letters_that_looks_would_destroy_are_not_looked_at_but_replayed() {
     }
 }
 
-fn assert_looks_are_refused(queue: &str) {
+fn assert_peeks_are_refused(queue: &str) {
     let looks: [&[&str]; 3] = [&["list"], &["replay", "--dry-run"], &["replay", "--id", "3"]];
     for look in looks {
         let refused = queuectl(queue, &[&["dead"], look].concat());
@@ -126,7 +126,7 @@ fn a_letter_that_cannot_be_parsed_is_named_with_the_remedy() {
 }
 
 #[test]
-fn letters_of_any_queue_that_does_not_count_are_looked_at() {
+fn letters_of_any_queue_that_does_not_count_are_peeked_at() {
     let mut client = shared_broker().client();
     let length = ("x-max-length", AmqpValue::LongLongInt(100));
     let mut classic = FieldTable::new();
@@ -172,7 +172,7 @@ fn dead_letters(test: &str, ids: &[&str]) -> String {
 /// The broker needs the square of their number to take back letters one by one: for these half a
 /// minute.
 #[test]
-fn many_letters_are_back_at_once_after_a_look() {
+fn many_letters_are_back_at_once_after_a_peek() {
     let numbers: Vec<String> = (0..10_000).map(|it| it.to_string()).collect();
     let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
     let queue = dead_letters("many", &numbers);
@@ -228,7 +228,7 @@ fn large_letters_are_listed_in_little_memory() {
 }
 
 #[test]
-fn a_look_at_dead_letters_needs_no_more_than_their_queue() {
+fn a_peek_at_dead_letters_needs_no_more_than_their_queue() {
     let broker = breakable_broker();
     let mut client = broker.client();
     let queue = unique_queue("only-dead");
@@ -263,7 +263,7 @@ fn a_look_at_dead_letters_needs_no_more_than_their_queue() {
 }
 
 #[test]
-fn a_body_that_is_not_utf_8_is_told_byte_for_byte() {
+fn a_body_that_is_not_utf_8_is_shown_byte_for_byte() {
     let queue = dead_letters("latin", &["text"]);
     let mut client = shared_broker().client();
     let body = b"caf\xE9\0\n.txt";
@@ -280,7 +280,7 @@ fn a_body_that_is_not_utf_8_is_told_byte_for_byte() {
 }
 
 #[test]
-fn dead_show_tells_all_that_is_known_of_one_letter() {
+fn dead_show_prints_all_that_is_known_of_one_letter() {
     let queue = died("shown", &[("1", "no", 60), ("2", "the disk is full", 60)]);
 
     let shown = queuectl(&queue, &["dead", "show", "2"]).success();

@@ -12,7 +12,7 @@ use crate::support::command::Command;
 
 /// The broker's count overtakes what was given back just before.
 #[test]
-fn a_replay_right_after_a_look_replays_all() {
+fn a_replay_right_after_a_peek_replays_all() {
     let queue = unique_queue("looked");
     let client = shared_broker().client();
     let letters = format!("{queue}.dead");

@@ -158,7 +158,7 @@ const DENIED: &str = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is dep
                       The feature will be removed from a future major RabbitMQ version";
 
 #[test]
-fn the_broker_s_own_words_are_in_the_line_that_tells_of_a_lost_session() {
+fn the_broker_s_own_words_are_in_the_line_that_reports_a_lost_session() {
     let broker = ScriptedBroker::start(|session, number| {
         session.handshake();
         session.accept_consumer();

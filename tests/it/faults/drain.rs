@@ -144,7 +144,7 @@ fn draining_a_task_of(
 
 /// Nothing can be given back: it is lost, and the status says so.
 #[test]
-fn what_comes_at_the_end_of_a_drain_with_auto_ack_is_told_as_lost() {
+fn what_comes_at_the_end_of_a_drain_with_auto_ack_is_reported_as_lost() {
     let broker = ScriptedBroker::start(|session, number| {
         session.handshake();
         if number == 0 {
@@ -194,7 +194,7 @@ fn a_count_without_the_own_consumer_ends_no_drain() {
 }
 
 #[test]
-fn a_worker_that_cannot_tell_whether_its_queue_is_drained_says_so_once() {
+fn a_worker_that_cannot_know_whether_its_queue_is_drained_says_so_once() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
         let mut consumes = false;

@@ -164,7 +164,7 @@ fn a_return_that_is_nested_too_deep_ends_the_session_and_not_the_producer() {
 }
 
 #[test]
-fn a_start_that_is_nested_too_deep_is_no_broker_and_told_as_the_cause() {
+fn a_start_that_is_nested_too_deep_is_no_broker_and_reported_as_the_cause() {
     let broker = ScriptedBroker::start(|session, _| {
         session.expect_protocol_header();
         session.send_start_with(vec![(b"deep".to_vec(), nested(20_000))]);

@@ -124,13 +124,13 @@ fn a_refusal_of_tls_says_what_to_do_and_a_fault_of_the_peer_may_pass() {
 
 #[test]
 fn a_cut_at_the_login_that_comes_at_once_is_no_refusal() {
-    let told = told_of_a_login(Session::hang_up);
+    let told = failure_of_a_login(Session::hang_up);
     assert!(told.contains("during the login"), "{told}");
 }
 
 #[test]
-fn the_broker_s_own_words_are_told_also_where_it_closes_at_the_login() {
-    let told = told_of_a_login(|session| {
+fn the_broker_s_own_words_are_reported_also_where_it_closes_at_the_login() {
+    let told = failure_of_a_login(|session| {
         session.close_connection(320, "CONNECTION_FORCED - under maintenance");
         session.read_until_closed();
     });
@@ -138,7 +138,7 @@ fn the_broker_s_own_words_are_told_also_where_it_closes_at_the_login() {
 }
 
 /// What is told of a login that is answered like this.
-fn told_of_a_login(answer: impl Fn(&mut Session) + Send + Sync + 'static) -> String {
+fn failure_of_a_login(answer: impl Fn(&mut Session) + Send + Sync + 'static) -> String {
     let error = first_try(
         |address| format!("amqp://{address}"),
         move |session| {

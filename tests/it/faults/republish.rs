@@ -12,7 +12,7 @@ use crate::support::wire::{Call, Delivery as WireDelivery};
 use crate::support::working::Working;
 
 #[test]
-fn a_hand_over_that_is_not_confirmed_is_told() {
+fn a_hand_over_that_is_not_confirmed_is_reported() {
     let broker = ScriptedBroker::start(|session, number| {
         session.handshake();
         if number == 0 {
@@ -38,7 +38,7 @@ fn a_hand_over_that_is_not_confirmed_is_told() {
 /// Of two that are handed over the first is confirmed, and then the broker reads no more: what it
 /// is asked about the second it does not answer.
 #[test]
-fn an_alarm_in_the_middle_of_a_hand_over_is_told_and_what_was_confirmed_is_acked() {
+fn an_alarm_in_the_middle_of_a_hand_over_is_reported_and_what_was_confirmed_is_acked() {
     let (both_failed, both_have_failed) = bounded::<()>(1);
     let broker = ScriptedBroker::start(move |session, number| {
         session.handshake();
@@ -135,7 +135,7 @@ fn a_letter_that_is_confirmed_when_its_consumer_is_gone_counts() {
 
 /// Its session is lost while it is on its way, and its task is done when it comes again.
 #[test]
-fn a_drain_tells_of_a_letter_that_may_be_there() {
+fn a_drain_reports_a_letter_that_may_exist() {
     let (published, was_published) = bounded(1);
     let broker = ScriptedBroker::start(move |session, number| {
         session.handshake();

@@ -101,7 +101,7 @@ fn what_a_process_that_stood_still_had_buffered_is_never_started() {
 
 /// It is the shorter of the two proposed that counts, and what comes on late changes nothing.
 #[test]
-fn the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is_shorter() {
+fn a_shorter_heartbeat_of_the_broker_shows_a_process_that_it_stood_still() {
     let broker = ScriptedBroker::start(|session, number| {
         session.handshake_with(Tuning { heartbeat: 2, ..Tuning::default() });
         let consumer = session.accept_consumer();

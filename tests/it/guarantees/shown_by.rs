@@ -85,9 +85,9 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Late returns",
         &[
-            "a_return_that_comes_late_is_not_told_of_the_same_task_published_again",
-            "a_return_of_another_task_with_the_id_of_one_that_was_given_up_is_told_of_that_other",
-            "a_return_that_may_be_of_several_is_told_of_each_of_them",
+            "a_return_that_comes_late_does_not_count_for_the_same_task_published_again",
+            "a_return_of_another_task_with_the_id_of_one_that_was_given_up_counts_for_that_other",
+            "a_return_that_may_be_of_several_counts_for_each_of_them",
         ],
     ),
     ("Late receipts", &["what_was_confirmed_in_time_is_confirmed_however_late_anybody_asks"]),
@@ -108,7 +108,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Oversized input",
         &[
-            "a_line_that_is_too_long_is_told_and_neither_held_in_memory_nor_in_the_way",
+            "a_line_that_is_too_long_is_reported_and_neither_held_in_memory_nor_in_the_way",
             "what_is_too_long_is_in_failed_byte_for_byte",
         ],
     ),
@@ -156,7 +156,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
         "Dead letters",
         &[
             "a_dead_letter_explains_itself_and_is_otherwise_as_it_was_sent",
-            "a_dead_letter_tells_how_it_ended_and_what_was_said_last",
+            "a_dead_letter_says_how_it_ended_and_what_was_said_last",
             "a_list_of_dead_letters_shows_how_each_ended_and_what_was_said_last",
         ],
     ),
@@ -225,7 +225,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
         "Replay",
         &[
             "a_replay_killed_at_any_moment_loses_nothing",
-            "a_replay_right_after_a_look_replays_all",
+            "a_replay_right_after_a_peek_replays_all",
             "a_replayed_task_no_longer_expires",
             "a_letter_whose_headers_make_no_sense_holds_up_none_behind_it",
         ],
@@ -241,7 +241,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Many letters",
         &[
-            "many_letters_are_back_at_once_after_a_look",
+            "many_letters_are_back_at_once_after_a_peek",
             "a_long_line_is_crossed_for_many_letters_at_once",
             "large_letters_are_listed_in_little_memory",
         ],
@@ -253,7 +253,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
             "what_was_never_asked_for_will_not_happen",
         ],
     ),
-    ("Safe listing", &["letters_that_looks_would_destroy_are_not_looked_at_but_replayed"]),
+    ("Safe listing", &["letters_that_peeks_would_destroy_are_not_peeked_at_but_replayed"]),
     ("Crash loops", &["a_killer_on_a_quorum_queue_becomes_a_dead_letter_that_says_so"]),
     ("Exit statuses", &["row_11_each_of_10_000_ends_is_settled_as_what_it_is"]),
     (
@@ -276,14 +276,14 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Drain",
         &[
-            "several_workers_that_drain_one_queue_all_end_and_tell_of_their_own_dead_letters",
+            "several_workers_that_drain_one_queue_all_end_and_report_their_own_dead_letters",
             "a_drain_waits_for_a_large_task_on_a_slow_line",
             "what_was_on_its_way_when_the_queue_was_empty_is_worked_before_a_drain_ends",
             "a_drain_waits_until_the_broker_must_have_noticed_that_a_connection_was_lost",
             "a_drain_waits_as_long_where_the_connection_is_lost_behind_a_channel",
             "a_drain_lets_a_task_of_a_lost_session_end_that_another_thread_has_done_since",
             "a_letter_that_is_confirmed_when_its_consumer_is_gone_counts",
-            "a_drain_tells_of_a_letter_that_may_be_there",
+            "a_drain_reports_a_letter_that_may_exist",
             "a_count_without_the_own_consumer_ends_no_drain",
         ],
     ),
@@ -338,7 +338,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
         "Late outcomes",
         &[
             "an_alarm_while_outcomes_are_due_holds_their_tasks_and_loses_none",
-            "an_outcome_without_a_confirm_is_told_and_published_again_while_its_task_is_kept",
+            "an_outcome_without_a_confirm_is_reported_and_published_again_while_its_task_is_kept",
             "an_outcome_that_is_refused_is_published_again_while_its_task_is_kept",
         ],
     ),
@@ -385,7 +385,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
         &[
             "what_a_dead_connection_had_buffered_is_never_started",
             "what_a_process_that_stood_still_had_buffered_is_never_started",
-            "the_heartbeat_of_the_broker_s_tells_a_process_that_it_stood_still_where_it_is_shorter",
+            "a_shorter_heartbeat_of_the_broker_shows_a_process_that_it_stood_still",
         ],
     ),
     (
@@ -400,10 +400,10 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
         "Reported waits",
         &[
             "a_host_that_does_not_answer_is_named_while_it_is_waited_for_and_when_it_is_passed_over",
-            "a_channel_that_is_slow_to_open_is_told",
-            "a_consumer_that_is_slow_to_be_let_in_is_told",
-            "a_hand_over_that_is_not_confirmed_is_told",
-            "an_alarm_in_the_middle_of_a_hand_over_is_told_and_what_was_confirmed_is_acked",
+            "a_channel_that_is_slow_to_open_is_reported",
+            "a_consumer_that_is_slow_to_be_let_in_is_reported",
+            "a_hand_over_that_is_not_confirmed_is_reported",
+            "an_alarm_in_the_middle_of_a_hand_over_is_reported_and_what_was_confirmed_is_acked",
         ],
     ),
     (
@@ -441,8 +441,8 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "The broker's words",
         &[
-            "the_broker_s_own_words_are_in_the_line_that_tells_of_a_lost_session",
-            "the_broker_s_own_words_are_told_also_where_it_closes_at_the_login",
+            "the_broker_s_own_words_are_in_the_line_that_reports_a_lost_session",
+            "the_broker_s_own_words_are_reported_also_where_it_closes_at_the_login",
         ],
     ),
     (
@@ -452,7 +452,7 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
             "a_letter_that_cannot_be_parsed_is_named_with_the_remedy",
             "headers_that_are_nested_too_deep_trip_the_breaker_and_do_not_kill_the_process",
             "a_return_that_is_nested_too_deep_ends_the_session_and_not_the_producer",
-            "a_start_that_is_nested_too_deep_is_no_broker_and_told_as_the_cause",
+            "a_start_that_is_nested_too_deep_is_no_broker_and_reported_as_the_cause",
             "a_task_whose_headers_are_nested_as_deep_as_is_taken_fails_like_any_other",
         ],
     ),
@@ -520,8 +520,8 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     (
         "Last report",
         &[
-            "what_ends_after_the_connection_went_silent_is_told_as_what_may_run_twice",
-            "what_is_left_behind_running_is_told_as_given_back",
+            "what_ends_after_the_connection_went_silent_is_reported_as_what_may_run_twice",
+            "what_is_left_behind_running_is_reported_as_requeued",
         ],
     ),
     ("Blocked signals", &["a_signal_stops_it_also_where_whoever_started_it_had_blocked_that"]),
@@ -596,6 +596,6 @@ pub(super) const SHOWN_BY: &[(&str, &[&str])] = &[
     ("Closed standard output", &["closed_standard_output_is_no_place_for_what_is_tagged"]),
     (
         "Blocked standard output",
-        &["stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed"],
+        &["stopped_while_it_cannot_print_it_reports_how_far_it_came_and_keeps_what_failed"],
     ),
 ];

@@ -11,7 +11,7 @@ use crate::support::scripted::{ScriptedBroker, Tuning};
 use crate::support::wire::{Arguments, Call};
 
 #[test]
-fn row_38_a_queue_with_other_arguments_is_told_in_one_line_and_exit_2() {
+fn row_38_a_queue_with_other_arguments_is_reported_in_one_line_and_exit_2() {
     let queue = unique_queue("mismatch");
     shared_broker().client().declare(&queue);
 

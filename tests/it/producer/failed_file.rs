@@ -89,7 +89,7 @@ fn when_no_broker_is_reached_the_input_is_in_failed() {
 
 /// Nobody reads its output, so there is no orderly end.
 #[test]
-fn stopped_while_it_cannot_print_it_tells_how_far_it_came_and_keeps_what_failed() {
+fn stopped_while_it_cannot_print_it_reports_how_far_it_came_and_keeps_what_failed() {
     let broker = ScriptedBroker::start(|session, _| {
         session.handshake();
         let first = session.read_publish();

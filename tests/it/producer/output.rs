@@ -97,7 +97,7 @@ fn row_64_a_full_disk_for_the_output_is_exit_1() {
 }
 
 #[test]
-fn row_64_a_limit_on_files_is_told_as_a_full_disk_is_and_exit_1() {
+fn row_64_a_limit_on_files_is_reported_as_a_full_disk_is_and_exit_1() {
     let queue = unique_queue("fsize");
     let dir = tempfile::tempdir().expect("a folder");
     let script = format!(

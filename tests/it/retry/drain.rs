@@ -30,7 +30,7 @@ fn a_drain_waits_for_a_large_task_on_a_slow_line() {
 }
 
 #[test]
-fn several_workers_that_drain_one_queue_all_end_and_tell_of_their_own_dead_letters() {
+fn several_workers_that_drain_one_queue_all_end_and_report_their_own_dead_letters() {
     let queue = unique_queue("drained");
     let to = ["--url", shared_broker().url(), "--queue", &queue];
     let produce = |arguments: &[&str]| {

@@ -40,7 +40,7 @@ fn a_signal_arrives_by_its_name() {
 }
 
 #[test]
-fn a_killed_command_tells_its_signal() {
+fn a_killed_command_reports_its_signal() {
     let command = shell("echo up; exec sleep 100").start();
     command.wait_for_stdout_line(|line| line == "up", SOON);
     command.kill();

@@ -103,7 +103,7 @@ fn a_pipe_for_events_without_a_reader_holds_up_neither_a_task_nor_a_refusal() {
 }
 
 #[test]
-fn what_was_done_is_told_when_a_lost_connection_ends_it() {
+fn what_was_done_is_reported_when_a_lost_connection_ends_it() {
     let queue = unique_queue("told");
     let mut client = shared_broker().client();
     client.declare(&queue);

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_tells_inputs_apart() {
+    fn a_position_distinguishes_inputs() {
         let after = |bodies: &[&[u8]]| {
             let mut position = Position::START;
             bodies.iter().for_each(|body| position.add(body));
