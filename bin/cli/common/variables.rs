@@ -52,11 +52,7 @@ fn has_variable(option: &str) -> bool {
     !WITHOUT.contains(&option)
 }
 
-fn with_settings(
-    command: Command,
-    given: Option<&ArgMatches>,
-    all: &mut Vec<Setting>,
-) -> Command {
+fn with_settings(command: Command, given: Option<&ArgMatches>, all: &mut Vec<Setting>) -> Command {
     let settings = settings(&command, given);
     let command = command.mut_args(|arg| {
         let setting = settings.iter().find(|it| arg.get_long() == Some(&it.option));

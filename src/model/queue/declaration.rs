@@ -240,12 +240,17 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn the_queue_of_a_batch_is_durable_classic_and_stays_for_a_week_without_use() {
         let batch = Target::Batch(BatchId::of(1));
         for queue in [Queue::new("q").transient(), Queue::new("q").queue_type(QueueType::Quorum)] {
             let declaration = queue.best_declaration(batch);
-            assert_eq!(queue.declarations(batch), [declaration.clone()], "the only one");
+            assert_eq!(
+                queue.declarations(batch),
+                std::slice::from_ref(&declaration),
+                "the only one"
+            );
             assert_eq!(declaration.name, format!("q.batch.{:032x}", 1));
             assert_eq!(declaration.durability, Durability::Durable);
             let week = ("x-expires".into(), Argument::Number(604_800_000));
