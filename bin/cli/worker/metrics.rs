@@ -244,7 +244,7 @@ mod tests {
         let (health, folder) = (Health::default(), tempfile::tempdir().expect("a folder"));
         let (metrics, path) = (metrics(&health), folder.path().join("worker.prom"));
         health.expect(3);
-        (1..=2).for_each(|thread| health.consumes(thread));
+        (1..=3).for_each(|thread| health.consumes(thread));
         health.works(2);
         let ends =
             [(EventKind::Done, 0.0078125), (EventKind::Done, 40.0), (EventKind::Dead, 7200.0)];
@@ -268,7 +268,7 @@ mod tests {
         };
         let plain = |name: &str, label| value(name, name, label);
         assert_eq!(plain("rabbit_work_running_threads", None), 1.0);
-        assert_eq!(plain("rabbit_work_consuming_threads", None), 2.0);
+        assert_eq!(plain("rabbit_work_consuming_threads", None), 3.0);
         assert_eq!(plain("rabbit_work_tasks_total", Some(("outcome", "done"))), 2.0);
         assert_eq!(plain("rabbit_work_tasks_total", Some(("outcome", "dead"))), 1.0);
         let seconds = "rabbit_work_task_seconds";
