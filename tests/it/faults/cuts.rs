@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use rabbit_work::{Broker, EventKind, Producer, Queue, Receipt, Task};
+use rabbit_work::{Broker, EventKind, Producer, Queue, Receipt, Task, Worker};
 
 use super::{SOON, confirmed, deliver, proxied, worker};
 use crate::support::broker::shared_broker;
@@ -65,12 +65,13 @@ impl Cut {
         cuts.filter(|(number, _)| matches!(number % 4, 0 | 3)).map(|(_, cut)| cut)
     }
 
-    /// Whether it comes later, or after one of every few bytes.
-    fn is_of_a_sample_before(self, handshake: [u64; 2]) -> bool {
-        let (Toxic::ResetAfter(offset) | Toxic::LimitData(offset)) = self.toxic else {
-            return true;
-        };
-        offset > handshake[self.direction as usize] || offset % HANDSHAKE_STEP as u64 == 0
+    fn is_before(self, lengths: [u64; 2]) -> bool {
+        match self.toxic {
+            Toxic::ResetAfter(offset) | Toxic::LimitData(offset) => {
+                offset < lengths[self.direction as usize]
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn set(self, proxy: &Proxy) {
@@ -170,14 +171,6 @@ fn row_25_a_cut_in_the_first_handshake_delays_a_producer_and_a_worker_and_no_mor
 /// A handshake has a thousand bytes or so: a cut comes after every third.
 const HANDSHAKE_STEP: usize = 3;
 
-/// What a real broker and a client send each other before the first channel.
-fn length_of_a_handshake() -> [u64; 2] {
-    let whole = Proxy::start(shared_broker().address());
-    let connected = Producer::new(&proxied(&whole), &Queue::new("q")).connect();
-    connected.expect("it is let through");
-    forwarded(&whole)
-}
-
 /// Without heartbeats, of which no script thinks by itself.
 fn unhurried(proxy: &Proxy) -> Broker {
     proxied(proxy).heartbeat(Duration::ZERO)
@@ -189,13 +182,63 @@ fn row_25_a_cut_after_every_byte_of_a_worker_s_session_loses_nothing() {
     let mut before = [0; 2];
     let mut client = shared_broker().client();
     work_two(&mut client, &whole, |proxy| before = forwarded(proxy));
-    let cuts = Cut::by_turns(since(before, &whole));
-    let handshake = length_of_a_handshake();
+    let session = since(before, &whole);
+    let connect = length_of_a_connect(&client).map(|it| it - NAMES_DIFFER_BY);
 
-    sweep(cuts.filter(|cut| cut.is_of_a_sample_before(handshake)), |client, cut| {
+    let (early, late): (Vec<_>, Vec<_>) =
+        Cut::by_turns(session).partition(|cut| cut.is_before(connect));
+    sweep(early.chunks(CUTS_OF_A_WORKER), reconnect_through);
+    sweep(late.into_iter(), |client, cut| {
         let proxy = Proxy::start(shared_broker().address());
         work_two(client, &proxy, |proxy| cut.set(proxy));
     });
+}
+
+/// Cuts before the first delivery cost a worker nothing but a pause, so it takes several in a row.
+const CUTS_OF_A_WORKER: usize = 12;
+
+/// How much longer one connect may be than another, by the names of queues and connections.
+const NAMES_DIFFER_BY: u64 = 32;
+
+/// What a worker and a broker send each other until the worker consumes.
+fn length_of_a_connect(client: &Client) -> [u64; 2] {
+    let queue = unique_queue("connect");
+    client.declare(&queue);
+    let proxy = Proxy::start(shared_broker().address());
+    let working = Working::start(&impatient(&proxy, &queue), bodies().1);
+    client.wait_for_consumers(&queue, 1, SOON);
+    let length = forwarded(&proxy);
+    working.stop(SOON);
+    client.delete(&queue);
+    length
+}
+
+/// Works a task in one session. Each connect after that is cut, until one is not: in its session
+/// another task must be done.
+fn reconnect_through(client: &mut Client, cuts: &[Cut]) {
+    let queue = unique_queue("session");
+    client.declare(&queue);
+    client.publish_id(&queue, "1");
+    let proxy = Proxy::start(shared_broker().address());
+    let (done, handler) = bodies();
+    let working = Working::start(&impatient(&proxy, &queue), handler);
+    assert_eq!(done.recv_timeout(SOON).as_deref(), Ok(&b"1"[..]));
+    working.wait_for(EventKind::Done, SOON);
+
+    proxy.fault_each(cuts.iter().map(|cut| (cut.direction, cut.toxic)));
+    proxy.cut();
+    client.publish_id(&queue, "2");
+    // The first comes again when its ack was cut off.
+    while done.recv_timeout(LONG).expect("the second task is done") != b"2" {}
+
+    assert!(proxy.connections() >= cuts.len() + 2, "not each of them lost a connection: {cuts:?}");
+    working.stop(SOON);
+    client.delete(&queue);
+}
+
+/// A worker whose pauses do not grow.
+fn impatient(proxy: &Proxy, queue: &str) -> Worker {
+    worker(&proxied(proxy), queue).longest_pause(Duration::ZERO)
 }
 
 /// Works a task in one session and another in the next, which the fault may end at any point,
@@ -205,7 +248,7 @@ fn work_two(client: &mut Client, proxy: &Proxy, fault: impl FnOnce(&Proxy)) {
     client.declare(&queue);
     client.publish_id(&queue, "1");
     let (done, handler) = bodies();
-    let working = Working::start(&worker(&proxied(proxy), &queue), handler);
+    let working = Working::start(&impatient(proxy, &queue), handler);
     assert_eq!(done.recv_timeout(SOON).as_deref(), Ok(&b"1"[..]));
     working.wait_for(EventKind::Done, SOON);
 

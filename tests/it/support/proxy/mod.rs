@@ -92,6 +92,13 @@ impl Proxy {
         self.shared.state().heals_at = Some(connection);
     }
 
+    /// Gives each of the next connections one of these faults, and no other one.
+    pub(crate) fn fault_each(&self, faults: impl IntoIterator<Item = (Direction, Toxic)>) {
+        let mut state = self.shared.state();
+        let next = state.accepted;
+        state.of_one = (next..).zip(faults).collect();
+    }
+
     /// Keeps the faults to the connection of this number; the first is 1. Everything passes on the
     /// others, unless a fault ends connections at once.
     pub(crate) fn only(&self, connection: usize) {
@@ -162,6 +169,8 @@ struct State {
     heals_at: Option<usize>,
     /// The connection that the faults are kept to.
     only: Option<usize>,
+    /// The only fault of the connection of this number, which counts from 0.
+    of_one: BTreeMap<usize, (Direction, Toxic)>,
     slots: BTreeMap<usize, Slot>,
 }
 
@@ -191,6 +200,7 @@ impl Shared {
                 accepted: 0,
                 heals_at: None,
                 only: None,
+                of_one: BTreeMap::new(),
                 slots: BTreeMap::new(),
             }),
             changed: Condvar::new(),
@@ -204,6 +214,10 @@ impl Shared {
     fn setting(&self, link: &Link, direction: Direction) -> Setting {
         let state = self.state();
         let setting = state.settings[direction as usize];
+        if let Some((faulty, toxic)) = state.of_one.get(&link.number) {
+            let toxic = if *faulty == direction { *toxic } else { Toxic::Pass };
+            return Setting { toxic, ..setting };
+        }
         let is_spared = state.only.is_some_and(|connection| connection != link.number + 1);
         if is_spared { Setting { toxic: Toxic::Pass, ..setting } } else { setting }
     }
