@@ -64,7 +64,7 @@ fn only_dead_letters_and_questions_requeue_a_whole_channel() {
         let calls = modules.keys().filter(|it| code(&path_of(it)).contains(call));
         calls.map(String::as_str).collect()
     };
-    assert_eq!(calling("nack_all("), ["amqp::channel"]);
+    assert_eq!(calling(".nack_all(true)"), ["amqp::channel"]);
     assert_eq!(calling("give_back_all("), ["admin::dead_letters", "amqp::channel"]);
 }
 
