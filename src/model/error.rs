@@ -205,14 +205,7 @@ impl fmt::Display for Error {
             Error::VhostRefused { vhost, text } => {
                 write!(f, "the broker refused the virtual host '{vhost}': {text}")
             }
-            Error::QueueMismatch { queue, text } if text == STREAM => {
-                write!(f, "queue '{queue}': {STREAM}")
-            }
-            Error::QueueMismatch { queue, text } => write!(
-                f,
-                "queue '{queue}' exists with other arguments: {text}; give the same options, \
-                 use it as it is (--no-declare, Queue::passive), or take another name"
-            ),
+            Error::QueueMismatch { queue, text } => f.write_str(&queue_mismatch(queue, text)),
             Error::QueueMissing { queue, text } => f.write_str(&queue_missing(queue, text)),
             Error::QueueRefused { queue, text } => {
                 write!(f, "the broker refused the use of queue '{queue}': {text}")
@@ -243,6 +236,16 @@ fn login_refused(address: &str, user: Option<&str>) -> String {
         }
     };
     format!("the broker at {address} refused the login {who}; {advice}; the broker's log says more")
+}
+
+fn queue_mismatch(queue: &str, text: &str) -> String {
+    if text == STREAM {
+        return format!("queue '{queue}': {STREAM}");
+    }
+    format!(
+        "queue '{queue}' exists with other arguments: {text}; give the same options, use it as it is \
+         (--no-declare, Queue::passive), or take another name"
+    )
 }
 
 fn queue_missing(queue: &str, text: &str) -> String {
