@@ -260,7 +260,7 @@ impl DeadLetters {
         let worked = connection.open_channel().and_then(|channel| {
             let done = work(&connection, &channel)?;
             if how == RequeueBy::Nack {
-                channel.give_back_all()?;
+                channel.requeue_unsettled()?;
             }
             channel.close()?;
             Ok(done)

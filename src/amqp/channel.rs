@@ -126,7 +126,7 @@ impl Channel {
     /// Takes a message and requeues it to its place; returns whether there was one.
     pub(crate) fn peek(&self, name: &str) -> Result<bool, CloseReason> {
         let Some((unsettled, _)) = self.get(name)? else { return Ok(false) };
-        self.settle(unsettled, Settlement::GiveBack)?;
+        self.settle(unsettled, Settlement::Requeue)?;
         Ok(true)
     }
 
@@ -165,7 +165,7 @@ impl Channel {
         match self.ask("asking for a consumer", |inner| inner.basic_consume(queue, options)) {
             Ok(inner) => {
                 let Left { arrived, .. } = Subscription::new(inner, &self.guard).leave();
-                arrived.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::GiveBack))
+                arrived.into_iter().try_for_each(|(it, _)| self.settle(it, Settlement::Requeue))
             }
             Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
                 if is_invalid_argument(&text, PRIORITY) =>
@@ -190,7 +190,7 @@ impl Channel {
         let asked = self.ask(ASKING_THE_LEADER, |inner| inner.basic_consume(queue, options))?;
         let Left { arrived, ended } = Subscription::new(asked, &self.guard).leave();
         if !arrived.is_empty() {
-            self.give_back_all()?;
+            self.requeue_unsettled()?;
         }
         ended.map_or(Ok(()), Err)
     }
@@ -198,7 +198,7 @@ impl Channel {
     /// Gets from an empty queue, which a quorum queue answers only with the majority of its nodes.
     pub(crate) fn get_from_empty(&self, queue: &str) -> Result<(), CloseReason> {
         match self.ask(ASKING_THE_LEADER, |inner| inner.basic_get(queue, false))? {
-            Some(_) => self.give_back_all(),
+            Some(_) => self.requeue_unsettled(),
             None => Ok(()),
         }
     }
@@ -234,12 +234,12 @@ impl Channel {
 
     /// Requeues all unsettled deliveries of this channel together. If they come one by one, a classic
     /// queue needs time for the square of their number.
-    pub(crate) fn give_back_all(&self) -> Result<(), CloseReason> {
+    pub(crate) fn requeue_unsettled(&self) -> Result<(), CloseReason> {
         self.settled.set(true);
         self.send_within(self.limit, "requeueing tasks", |inner| inner.nack_all(true))
     }
 
-    /// The only place that acks, nacks or rejects, besides [`give_back_all`](Channel::give_back_all).
+    /// The only place that acks, nacks or rejects, besides [`requeue_unsettled`](Channel::requeue_unsettled).
     pub(crate) fn settle(&self, unsettled: Unsettled, how: Settlement) -> Result<(), CloseReason> {
         self.settled.set(true);
         self.send_within(self.limit, "settling a delivery", |inner| unsettled.settle(inner, how))

@@ -56,9 +56,9 @@ pub(crate) enum Settlement {
     /// Done, together with everything unsettled that came before it on its channel.
     AckUpTo,
     /// Requeued. RabbitMQ 4.3 does not count this as a failed attempt.
-    GiveBack,
+    Requeue,
     /// Requeued, together with everything unsettled that came before it on its channel.
-    GiveBackUpTo,
+    RequeueUpTo,
 }
 
 /// Who says that a delivery is done.
@@ -149,8 +149,8 @@ impl Unsettled {
         match how {
             Settlement::Ack => self.shell.ack(inner),
             Settlement::AckUpTo => self.shell.ack_multiple(inner),
-            Settlement::GiveBack => self.shell.nack(inner, true),
-            Settlement::GiveBackUpTo => self.shell.nack_multiple(inner, true),
+            Settlement::Requeue => self.shell.nack(inner, true),
+            Settlement::RequeueUpTo => self.shell.nack_multiple(inner, true),
         }
     }
 }

@@ -65,7 +65,7 @@ fn only_dead_letters_and_questions_requeue_a_whole_channel() {
         calls.map(String::as_str).collect()
     };
     assert_eq!(calling(".nack_all(true)"), ["amqp::channel"]);
-    assert_eq!(calling("give_back_all("), ["admin::dead_letters", "amqp::channel"]);
+    assert_eq!(calling("requeue_unsettled("), ["admin::dead_letters", "amqp::channel"]);
 }
 
 /// CONTRIBUTING.md names the rule.

@@ -242,7 +242,7 @@ impl<D> InFlight<D> {
         Some(Nack {
             count: u64::from(finished.is_some()),
             duty: finished.and_then(|it| it.duty),
-            how: Settlement::GiveBack,
+            how: Settlement::Requeue,
             unstarted: job.into_iter().collect(),
         })
     }
@@ -271,7 +271,7 @@ impl<D> InFlight<D> {
         let requeued = take_up_to(last, &mut self.requeuing);
         Nack {
             duty: self.finish_up_to(last),
-            how: Settlement::GiveBackUpTo,
+            how: Settlement::RequeueUpTo,
             count: requeued.len() as u64,
             unstarted: requeued.into_values().flatten().collect(),
         }

@@ -79,7 +79,7 @@ fn a_paused_task_is_requeued_when_its_pause_is_over() {
     assert_eq!(nacks(&mut ledger, 10), [], "not due");
     assert!(ledger.due_makes_room());
     ledger.requeue_due(now + SECOND);
-    assert_eq!(nacks(&mut ledger, 10), [(Some(1), Settlement::GiveBackUpTo, 1)]);
+    assert_eq!(nacks(&mut ledger, 10), [(Some(1), Settlement::RequeueUpTo, 1)]);
     assert!(!ledger.is_waiting() && ledger.len() == 0);
 }
 
@@ -103,7 +103,7 @@ fn kept_tasks_wait_for_others_in_flight_and_paused_ones_are_none() {
     ledger.finish(3);
     assert_eq!(ledger.next_due(), Some(now + SECOND));
     ledger.requeue_due(now + SECOND);
-    assert_eq!(nacks(&mut ledger, 10), [(Some(1), Settlement::GiveBackUpTo, 1)]);
+    assert_eq!(nacks(&mut ledger, 10), [(Some(1), Settlement::RequeueUpTo, 1)]);
     assert_eq!(ledger.next_due(), Some(now + SECOND * 2), "the paused one");
 }
 
@@ -111,8 +111,8 @@ fn kept_tasks_wait_for_others_in_flight_and_paused_ones_are_none() {
 fn a_nack_covers_what_it_can_and_the_rest_go_one_by_one_if_they_are_few() {
     let mut ledger = taken(0, 6);
     ledger.requeue_unstarted([1, 2, 4, 6].map(job));
-    let together = (Some(2), Settlement::GiveBackUpTo, 2);
-    let one = |tag| (Some(tag), Settlement::GiveBack, 1);
+    let together = (Some(2), Settlement::RequeueUpTo, 2);
+    let one = |tag| (Some(tag), Settlement::Requeue, 1);
     assert_eq!(nacks(&mut ledger, 2), [together, one(4), one(6)]);
     assert_eq!(ledger.len(), 2, "3 and 5 stay");
 }
@@ -121,9 +121,9 @@ fn a_nack_covers_what_it_can_and_the_rest_go_one_by_one_if_they_are_few() {
 fn many_wait_until_one_nack_covers_them() {
     let mut ledger = taken(0, 6);
     ledger.requeue_unstarted([1, 2, 4, 5, 6].map(job));
-    assert_eq!(nacks(&mut ledger, 2), [(Some(2), Settlement::GiveBackUpTo, 2)]);
+    assert_eq!(nacks(&mut ledger, 2), [(Some(2), Settlement::RequeueUpTo, 2)]);
     ledger.finish(3);
-    assert_eq!(nacks(&mut ledger, 2), [(Some(6), Settlement::GiveBackUpTo, 3)]);
+    assert_eq!(nacks(&mut ledger, 2), [(Some(6), Settlement::RequeueUpTo, 3)]);
 }
 
 #[test]

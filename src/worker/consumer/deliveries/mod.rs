@@ -273,7 +273,7 @@ impl<'c> Deliveries<'c> {
     }
 
     fn requeue_cancelled(&mut self, job: &Job, elapsed: Duration) -> Result<(), CloseReason> {
-        let requeued = self.settle_one(job.tag, Settlement::GiveBack);
+        let requeued = self.settle_one(job.tag, Settlement::Requeue);
         requeued.inspect_err(|_| self.journal().orphaned(&job.delivery, elapsed))?;
         self.journal().requeued(&job.delivery, elapsed);
         Ok(())

@@ -94,7 +94,7 @@ impl Deliveries<'_> {
         let mut unacked = self.ledger.drain_all();
         let Some(mut last) = unacked.last_entry() else { return Ok(()) };
         if let Some(duty) = last.get_mut().duty.take() {
-            self.channel.settle(duty, Settlement::GiveBackUpTo)?;
+            self.channel.settle(duty, Settlement::RequeueUpTo)?;
         }
         for (tag, delivery) in unacked {
             if self.ledger.forget(tag) {
