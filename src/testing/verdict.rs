@@ -54,7 +54,7 @@ impl Verdict {
             Verdict::Retried { .. } => EventKind::Retried,
             Verdict::Deferred { .. } => EventKind::Deferred,
             Verdict::Dead { .. } => EventKind::Dead,
-            Verdict::Requeued { .. } | Verdict::WorkerStopped { .. } => EventKind::Returned,
+            Verdict::Requeued { .. } | Verdict::WorkerStopped { .. } => EventKind::Requeued,
         }
     }
 

@@ -124,8 +124,8 @@ pub enum EventKind {
     /// The handler failed, and the broker confirmed no copy of the task. It goes back to the queue
     /// after a pause, and the failure does not count. With automatic acks, the task is lost.
     Failed,
-    /// The task was requeued, unfinished.
-    Returned,
+    /// The task was requeued, unfinished. Its name is `returned`, the word of `worker --json`.
+    Requeued,
     /// The handler ended, with whatever result, after its connection was lost. The broker has
     /// requeued the task already, so it may run twice.
     Orphaned,
@@ -152,7 +152,7 @@ impl EventKind {
             EventKind::Deferred => "deferred",
             EventKind::Dead => "dead",
             EventKind::Failed => "failed",
-            EventKind::Returned => "returned",
+            EventKind::Requeued => "returned",
             EventKind::Orphaned => "orphaned",
             EventKind::Connected => "connected",
             EventKind::Disconnected => "disconnected",

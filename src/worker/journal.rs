@@ -119,7 +119,7 @@ impl Journal {
              task is requeued in {pause:?} or later, and runs again: {outcome}"
         );
         self.tally.returned();
-        self.notify_now(Event { kind: EventKind::Returned, ..event });
+        self.notify_now(Event { kind: EventKind::Requeued, ..event });
     }
 
     /// The copy of a failed task is not confirmed: the task goes back to its queue after `pause`.
@@ -163,7 +163,7 @@ impl Journal {
         log_failure(delivery, &format!("goes back to the queue in {pause:?}"), failure);
         self.tally.returned();
         self.observer
-            .notify(|| self.failure_event(EventKind::Returned, delivery, failure, elapsed));
+            .notify(|| self.failure_event(EventKind::Requeued, delivery, failure, elapsed));
     }
 
     /// A repeated delivery of a task that still runs here goes back to the queue after `pause`.
@@ -179,12 +179,12 @@ impl Journal {
     /// The task is requeued, unfinished.
     pub(crate) fn requeued(&self, delivery: &Delivery, elapsed: Duration) {
         self.tally.returned();
-        self.observer.notify(|| self.event(EventKind::Returned, delivery, elapsed));
+        self.observer.notify(|| self.event(EventKind::Requeued, delivery, elapsed));
     }
 
     /// The event for [`requeued_meanwhile`](Journal::requeued_meanwhile), if an observer wants it.
     pub(crate) fn event_of_requeue(&self, delivery: &Delivery) -> Option<Event> {
-        self.observer.is_set().then(|| self.event(EventKind::Returned, delivery, Duration::ZERO))
+        self.observer.is_set().then(|| self.event(EventKind::Requeued, delivery, Duration::ZERO))
     }
 
     /// The task is requeued while the handler or the republisher still has it.
@@ -392,13 +392,13 @@ mod tests {
             (EventKind::Deferred, Some("busy".to_string())),
             (EventKind::Dead, broken.clone()),
             (EventKind::Failed, broken.clone()),
-            (EventKind::Returned, Some("later".to_string())),
-            (EventKind::Returned, None),
+            (EventKind::Requeued, Some("later".to_string())),
+            (EventKind::Requeued, None),
             (EventKind::Failed, broken.clone()),
             (EventKind::Orphaned, None),
             (EventKind::Orphaned, broken),
             (EventKind::Done, None),
-            (EventKind::Returned, None),
+            (EventKind::Requeued, None),
         ];
         assert_eq!(*events.lock().expect("no panic"), expected);
     }

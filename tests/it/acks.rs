@@ -115,7 +115,7 @@ fn slow_observer() -> (Observed, impl Fn(&Event) + Send + Sync + 'static) {
     let (open, opened) = bounded::<()>(0);
     let observer = move |event: &Event| match event.kind {
         EventKind::Started => drop(start.send(())),
-        EventKind::Returned => {
+        EventKind::Requeued => {
             let _ = fail.send(());
             let _ = opened.recv();
         }

@@ -124,7 +124,7 @@ fn a_follow_up_that_no_queue_takes_sends_its_task_back_uncounted() {
     let (queue, missing) = (unique_queue("sent-back"), unique_queue("missing"));
     publish(&queue, "1");
     let working = Working::start(&worker(&queue), pass_on(Queue::new(&missing).passive()));
-    assert_eq!(working.wait_for(EventKind::Returned, SOON), "1");
+    assert_eq!(working.wait_for(EventKind::Requeued, SOON), "1");
     let client = shared_broker().client();
     client.declare(&missing);
     assert_eq!(working.wait_for(EventKind::Done, SOON), "1");

@@ -85,7 +85,7 @@ fn leaves_its_task(stop: impl FnOnce(&Working), prepare: impl FnOnce(Worker) -> 
 
     let begun = Instant::now();
     stop(&working);
-    assert_eq!(working.wait_for(EventKind::Returned, SOON), "runs");
+    assert_eq!(working.wait_for(EventKind::Requeued, SOON), "runs");
     let summary = working.wait(SOON).expect("it ends well");
 
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());

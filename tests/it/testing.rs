@@ -172,11 +172,11 @@ fn real_verdict(task: Task, policy: RetryPolicy) -> Verdict {
         EventKind::Retried => retried(delay_of(&status), &text),
         EventKind::Deferred => deferred(delay_of(&status), &text),
         EventKind::Dead if status.dead == 1 => dead(&text),
-        EventKind::Returned if status.ready != 1 => panic!("not in its queue: {status:?}"),
-        EventKind::Returned if summary.ended == StopReason::HandlerStopped => {
+        EventKind::Requeued if status.ready != 1 => panic!("not in its queue: {status:?}"),
+        EventKind::Requeued if summary.ended == StopReason::HandlerStopped => {
             Verdict::WorkerStopped { reason: text }
         }
-        EventKind::Returned => Verdict::Requeued { reason },
+        EventKind::Requeued => Verdict::Requeued { reason },
         other => panic!("{other}: {status:?}"),
     }
 }

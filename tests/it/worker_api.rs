@@ -367,8 +367,8 @@ fn what_could_not_be_tried_goes_back_after_a_pause_and_is_not_counted() {
     let working = Working::start(&worker(&queue).prefetch(2), handler);
     assert_eq!(working.wait_for(EventKind::Done, SOON), "good");
     let begun = Instant::now();
-    working.wait_for(EventKind::Returned, SOON);
-    working.wait_for(EventKind::Returned, SOON);
+    working.wait_for(EventKind::Requeued, SOON);
+    working.wait_for(EventKind::Requeued, SOON);
 
     // A pause of 1 s at least lies between two tries.
     assert!(begun.elapsed() > Duration::from_millis(900), "{:?}", begun.elapsed());
