@@ -118,7 +118,7 @@ impl Journal {
             "thread {thread}: the {what} of task {task} could not be published to '{queue}'; the \
              task is requeued in {pause:?} or later, and runs again: {outcome}"
         );
-        self.tally.returned();
+        self.tally.requeued();
         self.notify_now(Event { kind: EventKind::Requeued, ..event });
     }
 
@@ -161,7 +161,7 @@ impl Journal {
         elapsed: Duration,
     ) {
         log_failure(delivery, &format!("goes back to the queue in {pause:?}"), failure);
-        self.tally.returned();
+        self.tally.requeued();
         self.observer
             .notify(|| self.failure_event(EventKind::Requeued, delivery, failure, elapsed));
     }
@@ -178,7 +178,7 @@ impl Journal {
 
     /// The task is requeued, unfinished.
     pub(crate) fn requeued(&self, delivery: &Delivery, elapsed: Duration) {
-        self.tally.returned();
+        self.tally.requeued();
         self.observer.notify(|| self.event(EventKind::Requeued, delivery, elapsed));
     }
 
@@ -189,7 +189,7 @@ impl Journal {
 
     /// The task is requeued while the handler or the republisher still has it.
     pub(crate) fn requeued_meanwhile(&self, event: Option<Event>) {
-        self.tally.returned();
+        self.tally.requeued();
         if let Some(event) = event {
             self.observer.notify(|| Event { time: SystemTime::now(), ..event });
         }
@@ -383,7 +383,7 @@ mod tests {
         let counts =
             [summary.done, summary.retried, summary.deferred, summary.dead, summary.failed];
         assert_eq!(counts, [2, 1, 1, 1, 1]);
-        assert_eq!([summary.returned, summary.lost, summary.orphaned], [3, 1, 2]);
+        assert_eq!([summary.requeued, summary.lost, summary.orphaned], [3, 1, 2]);
         let broken = Some("broken".to_string());
         let expected = [
             (EventKind::Started, None),
@@ -441,6 +441,6 @@ mod tests {
         let event = journal.event_of_requeue(&delivery());
         assert!(event.is_none(), "nobody wants it");
         journal.requeued_meanwhile(event);
-        assert_eq!(journal.sum_up(0, NO_TIME, StopReason::Stopped).returned, 1);
+        assert_eq!(journal.sum_up(0, NO_TIME, StopReason::Stopped).requeued, 1);
     }
 }

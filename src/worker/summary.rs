@@ -28,7 +28,7 @@ pub struct Summary {
     /// Tasks that failed or were not started with automatic acks. They no longer exist.
     pub lost: u64,
     /// Tasks that were requeued, unfinished.
-    pub returned: u64,
+    pub requeued: u64,
     /// Tasks whose handler ended after their connection was lost. Each may run twice.
     pub orphaned: u64,
     /// Handlers that were left running because they did not end when they were cancelled. Their tasks
@@ -94,7 +94,7 @@ impl Summary {
             dead_unconfirmed: self.dead_unconfirmed + other.dead_unconfirmed,
             failed: self.failed + other.failed,
             lost: self.lost + other.lost,
-            returned: self.returned + other.returned,
+            requeued: self.requeued + other.requeued,
             orphaned: self.orphaned + other.orphaned,
             running: self.running + other.running,
             elapsed: self.elapsed,
@@ -149,7 +149,7 @@ impl fmt::Display for Summary {
             self.dead,
             if_any(self.dead_unconfirmed, "maybe dead"),
             if_any(self.lost, "lost"),
-            self.returned + self.failed,
+            self.requeued + self.failed,
             self.orphaned,
             self.running,
             self.elapsed.as_secs_f64()
@@ -190,7 +190,7 @@ pub(crate) struct Tally {
     dead_unconfirmed: AtomicU64,
     failed: AtomicU64,
     lost: AtomicU64,
-    returned: AtomicU64,
+    requeued: AtomicU64,
     orphaned: AtomicU64,
     cancelled: AtomicUsize,
 }
@@ -224,8 +224,8 @@ impl Tally {
         self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn returned(&self) {
-        self.returned.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn requeued(&self) {
+        self.requeued.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn orphaned(&self) {
@@ -257,7 +257,7 @@ impl Tally {
             dead_unconfirmed: read(&self.dead_unconfirmed),
             failed: read(&self.failed),
             lost: read(&self.lost),
-            returned: read(&self.returned),
+            requeued: read(&self.requeued),
             orphaned: read(&self.orphaned),
             running,
             elapsed,
@@ -285,7 +285,7 @@ mod tests {
         tally.deferred();
         tally.dead_unconfirmed();
         tally.lost();
-        tally.returned();
+        tally.requeued();
         tally.failed();
         let rare = "2 tasks done, 0 retried, 1 deferred, 0 dead, 1 maybe dead, 1 lost, 2 requeued, \
                     0 may run twice, 3 still running, in 10.3 s";

@@ -16,7 +16,7 @@ impl Serialize for Summary {
         object.serialize_field("dead", &self.dead)?;
         object.serialize_field("doubtful", &self.dead_unconfirmed)?;
         object.serialize_field("lost", &self.lost)?;
-        object.serialize_field("returned", &(self.returned + self.failed))?;
+        object.serialize_field("returned", &(self.requeued + self.failed))?;
         object.serialize_field("orphaned", &self.orphaned)?;
         object.serialize_field("running", &self.running)?;
         object.serialize_field("seconds", &self.elapsed.as_secs_f64())?;

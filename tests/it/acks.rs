@@ -98,7 +98,7 @@ fn one_ack_covers_tasks_that_are_done_and_none_that_stays() {
     let working = Working::start(&worker, handler);
     broker.wait("acked", SOON);
     let summary = working.stop(SOON);
-    assert_eq!(summary.returned, 3);
+    assert_eq!(summary.requeued, 3);
     broker.finish(SOON);
 }
 

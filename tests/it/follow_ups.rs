@@ -63,7 +63,7 @@ fn a_done_task_has_its_follow_ups_published_to_other_queues_in_their_order() {
         let worker = worker(&queue).prefetch(prefetch).drain();
         let summary = worker.run(twice, &shutdown).expect("it ends well");
 
-        assert_eq!((summary.done, summary.returned), (5, 0));
+        assert_eq!((summary.done, summary.requeued), (5, 0));
         let client = shared_broker().client();
         let mut found = texts(&client, &next);
         for number in 0..5 {
@@ -130,7 +130,7 @@ fn a_follow_up_that_no_queue_takes_sends_its_task_back_uncounted() {
     assert_eq!(working.wait_for(EventKind::Done, SOON), "1");
     let summary = working.stop(SOON);
     assert_eq!((summary.done, summary.retried, summary.failed), (1, 0, 0));
-    assert!(summary.returned >= 1);
+    assert!(summary.requeued >= 1);
     assert_eq!(texts(&client, &missing), ["1"]);
     client.delete(&missing);
     client.delete(&queue);

@@ -89,7 +89,7 @@ fn leaves_its_task(stop: impl FnOnce(&Working), prepare: impl FnOnce(Worker) -> 
     let summary = working.wait(SOON).expect("it ends well");
 
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert_eq!((summary.running, summary.returned, summary.done), (1, 1, 0));
+    assert_eq!((summary.running, summary.requeued, summary.done), (1, 1, 0));
     client.wait_for_count(&queue, 2, SOON);
     client.delete(&queue);
 }
@@ -130,7 +130,7 @@ fn a_cancelled_handler_that_ends_in_its_time_is_waited_for() {
     working.wait_for(EventKind::Started, SOON);
     working.trigger().abort();
     let summary = working.wait(SOON).expect("it ends well");
-    assert_eq!((summary.running, summary.returned), (0, 1));
+    assert_eq!((summary.running, summary.requeued), (0, 1));
     assert_eq!(summary.ended, StopReason::Aborted);
     client.wait_for_count(&queue, 1, SOON);
     client.delete(&queue);
@@ -167,7 +167,7 @@ fn a_cut_during_a_task_has_the_other_threads_consume_again_and_later_its_own() {
     assert_eq!(working.wait_for(EventKind::Orphaned, SOON), "late");
     client.wait_for_consumers(&queue, 2, SOON);
     let summary = working.stop(SOON);
-    assert_eq!((summary.done, summary.orphaned, summary.returned), (2, 1, 0));
+    assert_eq!((summary.done, summary.orphaned, summary.requeued), (2, 1, 0));
     client.delete(&queue);
 }
 

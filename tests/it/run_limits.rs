@@ -87,7 +87,7 @@ fn a_stop_while_tasks_wait_for_their_start_is_immediate_and_requeues_them() {
 
         assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
         assert_eq!((summary.done, summary.ended), (1, StopReason::Stopped));
-        assert_eq!(summary.returned, u64::from(held));
+        assert_eq!(summary.requeued, u64::from(held));
         client.wait_for_count(&queue, 19, SOON);
     }
 }
@@ -122,7 +122,7 @@ fn a_wait_of_more_than_two_heartbeats_costs_neither_the_task_nor_the_connection(
 
     let summary = Working::start(&worker, handler).wait(SOON).expect("it ends well");
 
-    assert_eq!((summary.done, summary.returned, summary.orphaned), (3, 0, 0));
+    assert_eq!((summary.done, summary.requeued, summary.orphaned), (3, 0, 0));
     assert_eq!(proxy.connections(), 1);
 }
 

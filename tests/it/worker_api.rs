@@ -174,7 +174,7 @@ fn a_stop_gives_back_what_is_prefetched_at_once_and_waits_for_what_runs() {
     gate.open.send(()).expect("the handler waits");
     let summary = working.wait(SOON).expect("it ends well");
 
-    assert_eq!((summary.done, summary.returned, summary.ended), (1, 3, StopReason::Stopped));
+    assert_eq!((summary.done, summary.requeued, summary.ended), (1, 3, StopReason::Stopped));
     assert_eq!(client.count(&queue), 3);
 }
 
@@ -537,5 +537,5 @@ fn with_auto_ack_what_a_stop_cuts_short_is_counted_as_lost() {
     working.wait_for(EventKind::Started, SOON);
     let summary = working.stop(SOON);
 
-    assert_eq!((summary.lost, summary.returned), (1, 0));
+    assert_eq!((summary.lost, summary.requeued), (1, 0));
 }

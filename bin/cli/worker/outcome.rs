@@ -21,8 +21,8 @@ pub(crate) fn as_lines(summary: &WorkersSummary) -> Vec<String> {
 
 /// Whether the log gets a summary: not after a usage error before the first task.
 fn has_news(QueueSummary { summary, error, .. }: &QueueSummary) -> bool {
-    let Summary { done, retried, deferred, dead, failed, lost, returned, orphaned, .. } = summary;
-    let worked = done + retried + deferred + dead + failed + lost + returned + orphaned > 0;
+    let Summary { done, retried, deferred, dead, failed, lost, requeued, orphaned, .. } = summary;
+    let worked = done + retried + deferred + dead + failed + lost + requeued + orphaned > 0;
     error.as_ref().is_none_or(|error| worked || error.is_transient())
 }
 
@@ -52,7 +52,7 @@ fn counts_as_json(summary: Option<&Summary>) -> Value {
         "done": count(|it| it.done),
         "retried": count(|it| it.retried),
         "dead": count(|it| it.dead),
-        "returned": count(|it| it.returned + it.failed),
+        "returned": count(|it| it.requeued + it.failed),
         "seconds": summary.map_or(0.0, |it| it.elapsed.as_secs_f64()),
         "ended": summary.map_or(StopReason::Failed, |it| it.ended).name(),
     });
@@ -126,7 +126,7 @@ mod tests {
         let none = WorkersSummary { by_queue: Vec::new(), elapsed }.total();
         let summary = Summary { done: 1, retried: 2, deferred: 3, dead: 4, ..none };
         let summary = Summary { dead_unconfirmed: 5, failed: 6, lost: 7, ..summary };
-        let summary = Summary { returned: 8, orphaned: 9, running: 10, ..summary };
+        let summary = Summary { requeued: 8, orphaned: 9, running: 10, ..summary };
         for ended in [
             StopReason::Stopped,
             StopReason::MaxTasks,
