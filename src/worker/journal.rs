@@ -101,7 +101,7 @@ impl Journal {
         self.notify_now(event);
     }
 
-    /// The outcome or a follow-up of a task is not confirmed: the task goes back to its queue after
+    /// The outcome or a follow-up of a task is not confirmed: the task is requeued after
     /// `pause`.
     pub(crate) fn not_published(
         &self,
@@ -122,7 +122,7 @@ impl Journal {
         self.notify_now(Event { kind: EventKind::Requeued, ..event });
     }
 
-    /// The copy of a failed task is not confirmed: the task goes back to its queue after `pause`.
+    /// The copy of a failed task is not confirmed: the task is requeued after `pause`.
     pub(crate) fn not_republished(
         &self,
         event: Event,
@@ -152,7 +152,7 @@ impl Journal {
         Arc::clone(&self.tally)
     }
 
-    /// The handler could not try the task: it goes back to its queue after `pause`.
+    /// The handler could not try the task: it is requeued after `pause`.
     pub(crate) fn not_tried(
         &self,
         delivery: &Delivery,
@@ -160,18 +160,18 @@ impl Journal {
         pause: Duration,
         elapsed: Duration,
     ) {
-        log_failure(delivery, &format!("goes back to the queue in {pause:?}"), failure);
+        log_failure(delivery, &format!("is requeued in {pause:?}"), failure);
         self.tally.requeued();
         self.observer
             .notify(|| self.failure_event(EventKind::Requeued, delivery, failure, elapsed));
     }
 
-    /// A repeated delivery of a task that still runs here goes back to the queue after `pause`.
+    /// A repeated delivery of a task that still runs here is requeued after `pause`.
     pub(crate) fn still_runs(&self, delivery: &Delivery, pause: Duration) {
         let (thread, task) = (delivery.thread, delivery.task.name());
         info!(
             queue = delivery.queue(), task = id_of(delivery), thread, attempt = delivery.attempt;
-            "thread {thread}: task {task} still runs here, and goes back to the queue in {pause:?}"
+            "thread {thread}: task {task} still runs here, and is requeued in {pause:?}"
         );
         self.requeued(delivery, Duration::ZERO);
     }
@@ -278,7 +278,7 @@ impl RedeliveryLog {
             logged if logged < Self::MOST_LOGGED => info!(
                 queue = delivery.queue(), task = id_of(delivery), thread, attempt;
                 "thread {thread}: task {task} was delivered before: its worker died, lost its \
-                 connection, or gave it back"
+                 connection, or requeued it"
             ),
             Self::MOST_LOGGED => {
                 info!("more tasks were delivered before; the log names them at level debug")

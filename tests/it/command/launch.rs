@@ -89,8 +89,8 @@ fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
     let starved = Instant::now();
     bench.publish(&[b""]);
     for pause in ["1s", "2s", "4s"] {
-        let goes_back = format!("attempt 1 of 5, goes back to the queue in {pause}");
-        let line = worker.wait_for_stderr_line(|line| line.contains("goes back"), SOON);
+        let goes_back = format!("attempt 1 of 5, is requeued in {pause}");
+        let line = worker.wait_for_stderr_line(|line| line.contains("is requeued in"), SOON);
         assert!(line.contains(&goes_back) && line.contains("Too many open files"), "{line}");
     }
     assert!(starved.elapsed() >= Duration::from_secs(1 + 2), "it does not spin");
@@ -136,7 +136,7 @@ fn a_task_that_could_not_be_started_does_not_count_while_others_may_be() {
     let usual = getrlimit(Resource::Nofile);
     limit_descriptors(&worker, Rlimit { current: Some(3), ..usual });
     bench.publish(&[b"1"]);
-    worker.wait_for_stderr_line(|line| line.contains("goes back to the queue"), SOON);
+    worker.wait_for_stderr_line(|line| line.contains("is requeued in"), SOON);
 
     limit_descriptors(&worker, usual);
     bench.publish(&[b"2"]);
