@@ -124,7 +124,7 @@ pub enum EventKind {
     /// The handler failed, and the broker confirmed no copy of the task. It goes back to the queue
     /// after a pause, and the failure does not count. With automatic acks, the task is lost.
     Failed,
-    /// The task was requeued, unfinished. Its name is `returned`, the word of `worker --json`.
+    /// The task was requeued, unfinished. Its name is `returned`, on which scripts rely.
     Requeued,
     /// The handler ended, with whatever result, after its connection was lost. The broker has
     /// requeued the task already, so it may run twice.

@@ -101,8 +101,7 @@ impl Journal {
         self.notify_now(event);
     }
 
-    /// The outcome or a follow-up of a task is not confirmed: the task is requeued after
-    /// `pause`.
+    /// The outcome or a follow-up of a task is not confirmed: the task is requeued after `pause`.
     pub(crate) fn not_published(
         &self,
         event: Event,

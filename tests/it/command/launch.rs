@@ -89,9 +89,9 @@ fn a_program_that_no_descriptors_are_left_for_is_started_once_there_are() {
     let starved = Instant::now();
     bench.publish(&[b""]);
     for pause in ["1s", "2s", "4s"] {
-        let goes_back = format!("attempt 1 of 5, is requeued in {pause}");
+        let requeued = format!("attempt 1 of 5, is requeued in {pause}");
         let line = worker.wait_for_stderr_line(|line| line.contains("is requeued in"), SOON);
-        assert!(line.contains(&goes_back) && line.contains("Too many open files"), "{line}");
+        assert!(line.contains(&requeued) && line.contains("Too many open files"), "{line}");
     }
     assert!(starved.elapsed() >= Duration::from_secs(1 + 2), "it does not spin");
     limit_descriptors(&worker, usual);
