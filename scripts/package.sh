@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Builds what a release publishes: a static program, a tarball and a Debian package with it, and their checksums.
+# Builds what a release publishes: a static program; a tarball, a Debian package and an image's contents with it;
+# and their checksums.
 set -eu -o pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+authorities=/etc/ssl/certs/ca-certificates.crt
 
 usage() {
     cat <<'TEXT'
@@ -14,13 +16,17 @@ Builds a static rabbit-work for this machine's architecture, and writes to FOLDE
                                       licences; unpack it below /usr/local
   rabbit-work_VERSION_ARCH.deb        the same for Debian and Ubuntu, with rabbit-work@.service and
                                       /etc/rabbit-work/; not without dpkg-deb
+  Dockerfile, rabbit-work-image.tar   an image with the program, its links, and the certificate
+                                      authorities of this machine: docker build -t rabbit-work FOLDER
   SHA256SUMS                          their checksums
 
-The same sources and the same Rust give the same bytes. The time in the archives is SOURCE_DATE_EPOCH,
-or that of the last commit. The Debian package has no /usr/bin/worker, which belongs to Debian's package
+The same sources and the same Rust give the same bytes, wherever they are built; the image has the
+authorities of this machine besides. The time in the archives is SOURCE_DATE_EPOCH, or that of the last
+commit. The Debian package has no /usr/bin/worker, which belongs to Debian's package
 worker.
 
-It needs Rust with the target *-linux-musl (rustup adds it), a C compiler and GNU tar.
+It needs Rust with the target *-linux-musl (rustup adds it), a C compiler, GNU tar and
+/etc/ssl/certs/ca-certificates.crt.
 Exit: 0 done, 1 a step failed, 2 usage, 69 a tool is missing.
 TEXT
 }
@@ -45,14 +51,16 @@ main() {
     build
     stage
     rm -f "$folder"/rabbit-work[-_]*.tar.gz "$folder"/rabbit-work_*.deb "$folder/SHA256SUMS"
-    pack_tarball "$folder/$name.tar.gz"
+    pack "$work" "$name" | gzip -9n >"$folder/$name.tar.gz"
+    pack_image
     if command -v dpkg-deb >/dev/null; then
         pack_debian "$folder/rabbit-work_${version}_$debian.deb"
     else
         echo "package.sh: no .deb, for dpkg-deb is missing" >&2
     fi
-    (cd "$folder" && sha256sum rabbit-work[-_]* >SHA256SUMS)
-    (cd "$folder" && ls -l rabbit-work[-_]* SHA256SUMS)
+    cd "$folder"
+    sha256sum Dockerfile rabbit-work[-_]* >SHA256SUMS
+    ls -l Dockerfile rabbit-work[-_]* SHA256SUMS
 }
 
 find_names() {
@@ -71,6 +79,7 @@ need_tools() {
     command -v cargo >/dev/null || missing "cargo" "install Rust: https://rustup.rs"
     command -v cc >/dev/null || missing "a C compiler" "Debian, Ubuntu: apt-get install gcc libc6-dev"
     tar --version 2>/dev/null | grep -q GNU || missing "GNU tar" "install it as tar"
+    [ -e "$authorities" ] || missing "$authorities" "Debian, Ubuntu: apt-get install ca-certificates"
     [ ! -d "$(rustc --print target-libdir --target "$target")" ] || return 0
     command -v rustup >/dev/null || missing "Rust for $target" "install Rust by rustup: https://rustup.rs"
     rustup target add "$target"
@@ -113,14 +122,23 @@ third_parties() {
         sed -e 's/ (proc-macro)//' -e 's/ (\*)$//' -e '/^rabbit-work /d' | sort -u
 }
 
-pack_tarball() {
-    as_of_then "$tree"
+# pack FOLDER MEMBER, to standard output.
+pack() {
     tar --create --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
-        --directory "$work" "$name" | gzip -9n >"$1"
+        --directory "$1" "$2"
 }
 
-as_of_then() {
-    find "$1" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+# ---- the image ----
+
+# A folder for temporary files, because commands and the health file need one.
+pack_image() {
+    local root=$work/image
+    mkdir -p "$root/usr"
+    cp -R "$tree/bin" "$root/usr/"
+    install -D -m 644 "$authorities" "$root$authorities"
+    install -d -m 1777 "$root/tmp"
+    pack "$root" . >"$folder/rabbit-work-image.tar"
+    cp packaging/Dockerfile "$folder/"
 }
 
 # ---- the Debian package ----
@@ -139,7 +157,7 @@ pack_debian() {
     install -m 755 packaging/prerm packaging/postrm "$root/DEBIAN/"
     control "$root" >"$root/DEBIAN/control"
     (cd "$root" && find usr etc -type f -print0 | sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
-    as_of_then "$root"
+    find "$root" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
     dpkg-deb --root-owner-group -Zxz --build "$root" "$1" >/dev/null
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds the packages of scripts/package.sh, and uses them as on other machines: the static program in an
-# empty root, over AMQP and TLS, as a link, without root and as the first process; the Debian package beside
-# Debian's `worker`, from its installation to its purge. It needs root, openssl, and for the last part
-# debootstrap and a mirror. Not a step of scripts/test.sh, because a release build takes minutes.
+# empty root, over AMQP and TLS, as a link, without root and as the first process; the image; the Debian
+# package beside Debian's `worker`, from its installation to its purge. It needs root, for the image buildah,
+# and for the package debootstrap and a mirror. Not a step of scripts/test.sh, because a release build takes
+# minutes.
 # Usage: tests/package.sh [FOLDER]; packages that are in FOLDER are not built. RW_DEBIAN names the release
 # of Debian, stable by default.
 set -eu -o pipefail
@@ -12,13 +13,15 @@ NOBODY=65534
 
 main() {
     [ "$(id -u)" = 0 ] || { echo "package: skipped, because chroot needs root"; exit 77; }
-    work=$(mktemp -d)
+    work=$(mktemp -d) skipped=
     trap finish EXIT
     trap 'exit 143' HUP INT TERM
     if [ -n "${1:-}" ]; then
         packages=$(cd "$1" && pwd -P)
     else
         packages=$work/packages
+        SOURCE_DATE_EPOCH=$(date +%s)
+        export SOURCE_DATE_EPOCH
         "$here/scripts/package.sh" "$packages" >/dev/null
         same_bytes
     fi
@@ -27,17 +30,22 @@ main() {
     start_broker
     over_amqp
     over_tls
-    as_first_process
+    as_first_process "$empty" /bin/rabbit-work
+    the_image
     if ls "$packages"/*.deb >/dev/null 2>&1; then
         the_unit
         beside_debians_worker
     fi
-    echo "package: the program and the packages work where nothing else is"
+    echo "package: the program and the packages work where nothing else is${skipped:+; skipped:$skipped}"
 }
 
+# Built again of a copy, in another place.
 same_bytes() {
-    say "packed again, the bytes are the same"
-    "$here/scripts/package.sh" "$work/again" >/dev/null
+    say "built elsewhere, the bytes are the same"
+    mkdir "$work/copy"
+    (cd "$here" && git ls-files -z --cached --others --exclude-standard --deduplicate | xargs -0 cp -P --parents -t "$work/copy")
+    CARGO_TARGET_DIR=$work/target "$work/copy/scripts/package.sh" "$work/again" >/dev/null
+    rm -rf "$work/target"
     cmp "$packages/SHA256SUMS" "$work/again/SHA256SUMS" || fail "the second time, the bytes differ"
 }
 
@@ -99,18 +107,53 @@ refuses() {
     grep -qF "$text" "$work/log" || fail "$* did not say '$text': $(cat "$work/log")"
 }
 
-# As in the image of the Dockerfile, but for its /tmp: without root, and with the number 1.
+# as_first_process ROOT PROGRAM: without root, and with the number 1. It then starts a second process, which
+# works, and passes signals on to it.
 as_first_process() {
-    say "as the first process"
+    say "as the first process in $(basename "$1")"
     local pid status=0
-    env -i AMQP_URL="$url" "$(command -v unshare)" --pid --fork --kill-child \
-        "$(command -v chroot)" --userspec=$NOBODY:$NOBODY "$empty" /bin/rabbit-work worker --print 2>"$work/log" &
+    mkdir -p "$1/proc"
+    env -i AMQP_URL="$url" "$(command -v unshare)" --pid --fork --kill-child --mount-proc="$1/proc" \
+        "$(command -v chroot)" --userspec=$NOBODY:$NOBODY "$1" "$2" worker -- "/$2" --version \
+        >"$work/said" 2>"$work/log" &
     local outside=$!
-    await 'consuming from' "$work/log"
+    alone producer one >/dev/null
+    await 'rabbit-work ' "$work/said"
     pid=$(pgrep -P $outside)
     kill -TERM "$pid"
     wait $outside || status=$?
     [ $status = 0 ] || fail "SIGTERM ended the first process with $status: $(cat "$work/log")"
+}
+
+# ---- the image ----
+
+the_image() {
+    say "the image"
+    command -v buildah >/dev/null || { skip "the image (buildah is missing)"; return 0; }
+    images bud --isolation chroot --tag rabbit-work "$packages" >"$work/bud" 2>&1 ||
+        fail "the image cannot be built: $(tail -n 5 "$work/bud")"
+    container=$(images from rabbit-work)
+    local root
+    root=$(images mount "$container")
+    in_image producer one | grep -qxF " [x] Sent 'one'" || fail "the image does not publish"
+    in_image worker --drain -- /usr/bin/rabbit-work --version 2>"$work/log" ||
+        fail "the image runs no command: $(cat "$work/log")"
+    [ "$(images inspect --format '{{.OCIv1.Config.User}} {{.OCIv1.Config.StopSignal}}' "$container")" = "$NOBODY:$NOBODY SIGTERM" ] ||
+        fail "the image does not start as nobody, or is not stopped by SIGTERM"
+    cmp -s "$root/etc/ssl/certs/ca-certificates.crt" /etc/ssl/certs/ca-certificates.crt || fail "the image has no authorities"
+    [ "$(stat -c %a "$root/tmp")" = 1777 ] || fail "the image has no /tmp for everybody"
+    as_first_process "$root" /usr/bin/rabbit-work
+}
+
+# in_image ARGUMENTS...: as the image says it.
+in_image() {
+    local entrypoint
+    entrypoint=$(images inspect --format '{{index .OCIv1.Config.Entrypoint 0}}' "$container")
+    images run --isolation chroot --env RUST_LOG=error --env AMQP_URL="$url" "$container" -- "$entrypoint" "$@"
+}
+
+images() {
+    buildah --storage-driver vfs --root "$work/images" --runroot "$work/images.run" "$@"
 }
 
 # ---- the Debian package ----
@@ -121,7 +164,7 @@ the_unit() {
     dpkg-deb -x "$packages"/*.deb "$work/unit"
     mkdir -p "$work/unit/usr/local/lib/rabbit-work"
     install -m 755 /dev/null "$work/unit/usr/local/lib/rabbit-work/mail"
-    command -v systemd-analyze >/dev/null || return 0
+    command -v systemd-analyze >/dev/null || { skip "the unit (systemd-analyze is missing)"; return 0; }
     cp "$work/unit/usr/lib/systemd/system/rabbit-work@.service" "$work/rabbit-work@mail.service"
     # The verdict is about this machine, which has no /usr/bin/rabbit-work.
     sed -i "s#=/usr/bin/rabbit-work#=$work/unit/usr/bin/rabbit-work#" "$work/rabbit-work@mail.service"
@@ -131,8 +174,8 @@ the_unit() {
 }
 
 beside_debians_worker() {
-    command -v debootstrap >/dev/null || { echo "package: skipped: debootstrap is missing"; return 0; }
     say "the Debian package"
+    command -v debootstrap >/dev/null || { skip "the Debian package (debootstrap is missing)"; return 0; }
     local root=$work/debian deb=("$packages"/*.deb)
     debootstrap --variant=minbase --include=man-db "${RW_DEBIAN:-stable}" "$root" >"$work/debootstrap" 2>&1 ||
         fail "debootstrap failed: $(tail -n 3 "$work/debootstrap")"
@@ -167,7 +210,11 @@ inside() {
 # With TLS for one side: clients need no certificates.
 start_broker() {
     say "a broker"
-    certificates
+    RW_CERTIFICATES=$work cargo test --locked --manifest-path "$here/Cargo.toml" --test it \
+        -- --ignored --exact own_tls::certificates_for_other_tests \
+        >"$work/certificates" 2>&1 || fail "no certificates: $(tail -n 5 "$work/certificates")"
+    # For the user of the broker.
+    chmod 755 "$work"
     tls_port=$(free_port)
     mkdir "$work/broker"
     cat >"$work/broker/extra.conf" <<CONF
@@ -178,22 +225,6 @@ ssl_options.keyfile = $work/broker-key.pem
 ssl_options.verify = verify_none
 CONF
     url=$(env -u AMQP_URL "$here/scripts/broker.sh" --dir "$work/broker" start)
-}
-
-certificates() {
-    (
-        cd "$work"
-        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=an authority' \
-            -keyout ca-key.pem -out ca.pem
-        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=broker \
-            -keyout broker-key.pem -out broker.csr
-        printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' >extensions
-        openssl x509 -req -in broker.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile extensions \
-            -out broker.pem
-        # For the user of the broker.
-        chmod 644 ./*.pem
-        chmod 755 .
-    ) >"$work/openssl" 2>&1 || fail "no certificates: $(cat "$work/openssl")"
 }
 
 free_port() {
@@ -212,6 +243,12 @@ await() {
     fail "no '$1' within 60 s: $(cat "$2")"
 }
 
+# skip WHAT, which the last line then names.
+skip() {
+    skipped="$skipped $1"
+    say "skipped: $1"
+}
+
 say() {
     echo "package: $1"
 }
@@ -225,6 +262,7 @@ finish() {
     local status=$?
     trap '' HUP INT TERM
     env -u AMQP_URL "$here/scripts/broker.sh" --dir "$work/broker" stop >/dev/null 2>&1 || true
+    [ -z "${container:-}" ] || images unmount "$container" >/dev/null 2>&1 || true
     rm -rf "$work"
     exit $status
 }

@@ -97,3 +97,15 @@ fn the_login_is_the_name_in_the_client_s_certificate() {
     }
     assert_eq!(broker.node.client().count("q"), 1);
 }
+
+/// For `tests/package.sh`, which starts a broker for these.
+#[test]
+#[ignore = "writes files for another test: RW_CERTIFICATES=FOLDER"]
+fn certificates_for_other_tests() {
+    let folder = std::env::var_os("RW_CERTIFICATES").expect("a folder");
+    let authority = Identity::authority("an authority");
+    let broker = authority.issue("127.0.0.1");
+    save(Path::new(&folder), "ca.pem", &authority.certificate_pem());
+    save(Path::new(&folder), "broker.pem", &broker.certificate_pem());
+    save(Path::new(&folder), "broker-key.pem", &broker.key_pem());
+}
