@@ -65,10 +65,10 @@ const FAULTS: [Fault; 14] = [
 ];
 
 #[test]
-#[ignore = "scripts/soak.sh runs it, for as long as it is told"]
+#[ignore = "scripts/soak.sh runs it, for as long as its variables say"]
 fn soak() {
-    let minutes: f64 = told("SOAK_MINUTES", 1.0);
-    let seed: u64 = told("SOAK_SEED", 1);
+    let minutes: f64 = variable("SOAK_MINUTES", 1.0);
+    let seed: u64 = variable("SOAK_SEED", 1);
     let mut soak = Soak::start(seed);
 
     let end = soak.begun + Duration::from_secs_f64(minutes * 60.0);
@@ -93,7 +93,7 @@ fn soak() {
     assert_eq!(&letters ^ &doomed, Ids::new(), "dead letters are all that, and nothing else");
 }
 
-fn told<T: std::str::FromStr>(name: &str, default: T) -> T {
+fn variable<T: std::str::FromStr>(name: &str, default: T) -> T {
     match env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
         Err(_) => default,

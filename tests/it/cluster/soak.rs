@@ -30,10 +30,10 @@ const FAULTS: [Fault; 7] = [
 ];
 
 #[test]
-#[ignore = "scripts/soak.sh --cluster runs it, for as long as it is told"]
+#[ignore = "scripts/soak.sh --cluster runs it, for as long as its variables say"]
 fn cluster_soak() {
-    let minutes: f64 = told("SOAK_MINUTES").parse().expect("a number of minutes");
-    let mut random = Rng::with_seed(told("SOAK_SEED").parse().expect("a seed"));
+    let minutes: f64 = variable("SOAK_MINUTES").parse().expect("a number of minutes");
+    let mut random = Rng::with_seed(variable("SOAK_SEED").parse().expect("a seed"));
     let cluster = cluster();
     let cluster = cluster.as_ref().expect("a cluster");
     let order = random.choose_multiple(NODES, NODES.len());
@@ -51,7 +51,7 @@ fn cluster_soak() {
     load.finish().assert_survived();
 }
 
-fn told(name: &str) -> String {
+fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("scripts/soak.sh says {name}"))
 }
 

@@ -124,18 +124,18 @@ fn recovers(program: Program, nonsense: &Nonsense) {
         return;
     }
     let settled = match program {
-        Program::Producer => told(&output, "confirmed"),
-        Program::Worker => in_doubt + told(&output, "done"),
+        Program::Producer => count_of(&output, "confirmed"),
+        Program::Worker => in_doubt + count_of(&output, "done"),
     };
     assert_eq!(settled, 1, "{case}");
     // An ack that is on its way when the connection dies counts, and it is said that it may not.
     let warned = stderr.contains("the last acks may not have arrived");
-    if told(&output, "done") + told(&output, "confirmed") > 0 && !warned {
+    if count_of(&output, "done") + count_of(&output, "confirmed") > 0 && !warned {
         broker.wait_for(SOON, |event| *event == Event::Reported("settled".into()));
     }
 }
 
-fn told(output: &Output, count: &str) -> u64 {
+fn count_of(output: &Output, count: &str) -> u64 {
     let stdout = output.stdout();
     let summary = stdout.lines().last().expect("a summary");
     let summary: Value = serde_json::from_str(summary).expect("a summary");
@@ -270,7 +270,7 @@ fn the_first_word_on_a_task_counts_and_none_on_another() {
 
     for (outcome, running, _broker) in started {
         let output = running.wait(SOON);
-        assert_eq!(told(&output, outcome), 1, "{output:?}");
+        assert_eq!(count_of(&output, outcome), 1, "{output:?}");
         let objected = output.stderr().contains("the broker confirmed what was not published");
         assert_eq!(objected, outcome == "unconfirmed", "{output:?}");
     }
