@@ -124,7 +124,7 @@
 //! * `tls`: `amqps://` addresses.
 //! * `command`: `Command` and `OutputStream`, on Unix.
 //! * `json`: JSON bodies: `Task::json`, `Delivery::json` and `Router::on`. [`Summary`] and
-//!   [`StopReason`] can be serialized.
+//!   [`StopReason`] can be serialized, with the keys and words of `worker --json`.
 //! * `signals`: `shutdown_on_signals`.
 //! * `cli`: what only the commands need.
 
