@@ -80,7 +80,7 @@ fn each_form_shows_the_name_that_the_user_wrote() {
 #[test]
 fn the_error_that_ends_a_command_names_it_as_the_user_did() {
     let links = links();
-    let no_broker = ["--url", "amqp://127.0.0.1:1", "--log-format", "json"];
+    let no_broker = ["--url", "amqp://127.0.0.1:1"];
     let table = [
         ("producer", "producer", vec!["--timeout", "1s", "x"]),
         ("worker", "worker", vec!["--no-reconnect", "--", "true"]),

@@ -74,10 +74,9 @@ fn wait_until_consuming(running: &Running) {
 /// The one line of an end with 2.
 fn refusal(output: &Output) -> String {
     output.assert_code(2);
-    let text = output.stderr();
-    let errors: Vec<_> = text.lines().filter_map(|line| line.split_once(" ERROR ")).collect();
-    assert_eq!(errors.len(), 1, "{text}");
-    errors[0].1.to_owned()
+    let errors = output.errors();
+    assert_eq!(errors.len(), 1, "{}", output.stderr());
+    errors[0].clone()
 }
 
 #[test]

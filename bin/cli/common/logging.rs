@@ -1,4 +1,4 @@
-//! Logs to standard error, as RUST_LOG says.
+//! Logs to standard error, as RUST_LOG says. The errors of a command are always printed.
 
 use std::env;
 use std::io::{self, Write};
@@ -20,22 +20,31 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Logs as RUST_LOG says, default `info`. An error that a command logs explains its exit status: if
-/// RUST_LOG excludes it, it is written as a plain line that begins with the command's name.
+/// Logs as RUST_LOG says, default `info`. An error that a command logs explains its exit status: it is
+/// written whatever RUST_LOG says. As text, it is a plain line that begins with the command's name.
 pub(crate) fn init_logging(command: &str, format: LogFormat) {
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(LevelFilter::Info).parse_default_env();
-    builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
+    let (mut log, mut errors) = (env_logger::Builder::new(), env_logger::Builder::new());
+    log.filter_level(LevelFilter::Info).parse_default_env();
     // env_logger gives a pipe colours only if RUST_LOG_STYLE says so.
     if !matches!(env::var("RUST_LOG_STYLE").as_deref(), Ok("always" | "never")) {
-        builder.write_style(AutoStream::choice(&io::stderr()).into());
+        log.write_style(AutoStream::choice(&io::stderr()).into());
     }
-    builder.format(match format {
-        LogFormat::Text => write_text,
-        LogFormat::Json => write_json,
-    });
-    let logger = Logger { command: command.into(), logger: builder.build() };
-    log::set_max_level(logger.logger.filter().max(LevelFilter::Error));
+    errors.filter_level(LevelFilter::Error);
+    match format {
+        LogFormat::Text => {
+            let name = command.to_string();
+            log.format(write_text);
+            errors.format(move |out, record| writeln!(out, "{name}: {}", record.args()));
+        }
+        LogFormat::Json => {
+            log.format(write_json);
+            errors.format(write_json);
+        }
+    }
+    let build =
+        |mut it: env_logger::Builder| it.target(env_logger::Target::Pipe(Box::new(Stderr))).build();
+    let logger = Logger { log: build(log), errors_of_command: build(errors) };
+    log::set_max_level(logger.log.filter().max(LevelFilter::Error));
     // No other logger was set.
     let _ = log::set_boxed_logger(Box::new(log_filter(logger)));
 }
@@ -111,40 +120,35 @@ pub(crate) fn with_progress_suspended(write: &mut dyn FnMut()) {
 }
 
 struct Logger {
-    command: String,
-    logger: env_logger::Logger,
+    log: env_logger::Logger,
+    errors_of_command: env_logger::Logger,
+}
+
+impl Logger {
+    fn of(&self, metadata: &Metadata<'_>) -> &env_logger::Logger {
+        let is_error_of_command =
+            metadata.level() == Level::Error && metadata.target().starts_with(COMMANDS);
+        if is_error_of_command { &self.errors_of_command } else { &self.log }
+    }
 }
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.logger.enabled(metadata) || is_error_of_command(metadata)
+        self.of(metadata).enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        let mut write: Box<dyn FnMut()> = if self.logger.matches(record) {
-            Box::new(|| self.logger.log(record))
-        } else if is_error_of_command(record.metadata()) {
-            Box::new(|| write_plainly(&self.command, record))
-        } else {
-            return;
-        };
-        with_progress_suspended(&mut write);
+        let logger = self.of(record.metadata());
+        if logger.matches(record) {
+            with_progress_suspended(&mut || logger.log(record));
+        }
     }
 
     fn flush(&self) {
-        self.logger.flush();
+        self.log.flush();
+        self.errors_of_command.flush();
     }
 }
 
 /// The targets of what the commands log; the library's other targets are not below it.
 const COMMANDS: &str = "rabbit_work::cli::";
-
-fn is_error_of_command(metadata: &Metadata<'_>) -> bool {
-    metadata.level() == Level::Error && metadata.target().starts_with(COMMANDS)
-}
-
-fn write_plainly(command: &str, record: &Record<'_>) {
-    let line = format!("{command}: {}\n", record.args());
-    // If this cannot be written, the exit status still shows the failure.
-    let _ = write_all(OutputStream::Stderr, line.as_bytes());
-}

@@ -72,8 +72,8 @@ Environment:
                   ignored. RABBIT_WORK_URL_FILE and RABBIT_WORK_URL come before
                   both
   RUST_LOG        what is logged on standard error: off, error, warn, info (the
-                  default), debug or trace. The error that ends the command is
-                  always printed
+                  default), debug or trace. The command's own errors are always
+                  printed
   RUST_LOG_STYLE  whether the log has colours: auto (the default: on a
                   terminal), always or never
 ";

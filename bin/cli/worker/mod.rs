@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{Level, error, info, log_enabled};
+use log::{error, info};
 use rabbit_work::{
     Command, Event, Handler, QueueSummary, StopReason, Worker, Workers, WorkersSummary,
 };
@@ -100,8 +100,7 @@ fn run(options: &Options, output: &Output) -> Result<Exit, CommandError> {
         forget_refusal(&mut summary);
     }
     report(options, output, &summary);
-    log_stop_reason(stop_reason.as_ref().and_then(|it| it.get()).map(String::as_str));
-    log_errors(&summary);
+    log_errors(stop_reason.as_ref().and_then(|it| it.get()).map(String::as_str), &summary);
     Ok(exit_of(&summary, options, output.error()))
 }
 
@@ -191,24 +190,16 @@ fn print_summary(options: &Options, output: &Output, summary: Option<&WorkersSum
     }
 }
 
-/// The library logs why a handler stopped the worker. This repeats it if RUST_LOG excludes that.
-fn log_stop_reason(reason: Option<&str>) {
-    if let (Some(reason), false) = (reason, log_enabled!(target: "rabbit_work", Level::Error)) {
-        error!("{reason}");
-    }
-}
-
-/// Logs why the worker ends with an error. Of several queues, the library has logged that when it
-/// happened, unless RUST_LOG excludes it.
-fn log_errors(summary: &WorkersSummary) {
+/// Logs the errors that end the worker. The library has logged those of a handler and of one of several
+/// queues when they happened.
+fn log_errors(stop_reason: Option<&str>, summary: &WorkersSummary) {
+    stop_reason.iter().for_each(|reason| error!("{reason}"));
     match &summary.by_queue[..] {
-        [QueueSummary { error: Some(error), .. }] => error!("{}", error.chain()),
-        [_] => {}
-        several if !log_enabled!(target: "rabbit_work", Level::Error) => {
+        [QueueSummary { error, .. }] => error.iter().for_each(|it| error!("{}", it.chain())),
+        several => {
             for QueueSummary { queue, error, .. } in several {
-                error.iter().for_each(|error| error!("queue '{queue}': {}", error.chain()));
+                error.iter().for_each(|it| error!("queue '{queue}': {}", it.chain()));
             }
         }
-        _ => {}
     }
 }

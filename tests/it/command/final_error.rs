@@ -1,5 +1,7 @@
 //! The error that ends a command is printed once, whatever RUST_LOG says.
 
+use serde_json::Value;
+
 use super::{Bench, SOON, executable};
 use crate::support::command::{Command, Output};
 
@@ -17,39 +19,57 @@ fn what_ends_a_command_is_reported_once_whatever_is_logged() {
         ("queuectl", vec!["status"], 69),
     ];
     for (name, arguments, code) in table {
-        let command = || {
-            let arguments = [&nobody[..], &arguments].concat();
+        let command = |format| {
+            let arguments = [&nobody[..], &["--log-format", format], &arguments].concat();
             match name {
                 "producer" => Command::producer(&arguments),
                 "worker" => Command::worker(&arguments),
                 _ => Command::queuectl(&arguments),
             }
         };
-        let [silenced, logged] = silenced_and_logged(command);
+        let [silenced, logged] = silenced_and_logged(|| command("text"));
         silenced.assert_code(code);
         let stderr = silenced.stderr();
         let told = format!("{name}: no broker reached (127.0.0.1:1: ");
         assert!(stderr.starts_with(&told) && stderr.lines().count() == 1, "{name}: {stderr}");
         let stderr = logged.stderr();
-        assert_eq!(stderr.matches(" ERROR no broker reached").count(), 1, "{name}: {stderr}");
-        assert!(!stderr.contains(&told), "{name}: {stderr}");
+        let is_end = |line: &&str| line.contains("no broker reached") && !line.contains("next try");
+        let lines = stderr.lines().filter(is_end);
+        let [line] = lines.collect::<Vec<_>>()[..] else { panic!("{name}: {stderr}") };
+        assert!(line.starts_with(&told), "{name}: {stderr}");
+
+        for output in silenced_and_logged(|| command("json")) {
+            output.assert_code(code);
+            let said = output.stderr();
+            let records =
+                said.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+            let errors: Vec<Value> = records.filter(|it| it["level"] == "error").collect();
+            let [error] = &errors[..] else { panic!("{name}: {said}") };
+            let message = error["message"].as_str().expect("a text");
+            assert!(message.starts_with("no broker reached (127.0.0.1:1: "), "{name}: {said}");
+        }
     }
 }
 
 #[test]
-fn that_there_is_no_command_any_more_is_reported_once_whatever_is_logged() {
+fn that_there_is_no_command_any_more_is_the_last_line_whatever_is_logged() {
     let bench = Bench::new("untold");
     let vanishes = || {
         executable(&bench, "once", b"#!/bin/sh\nrm once\n");
         bench.publish(&[b"first", b"second"]);
         bench.worker(&["--threads", "1"], &["./once"])
     };
-    for (output, before) in silenced_and_logged(vanishes).iter().zip(["worker: ", "ends: "]) {
+    let [silenced, logged] = silenced_and_logged(vanishes);
+    assert_eq!(silenced.stderr().lines().count(), 1, "{}", silenced.stderr());
+    // The moment when it happened, which may be long before the end.
+    let when = " ERROR the worker ends: the command ./once cannot be executed";
+    assert_eq!(logged.stderr().matches(when).count(), 1, "{}", logged.stderr());
+    for output in [silenced, logged] {
         output.assert_code(2);
         let stderr = output.stderr();
-        let told = format!("{before}the command ./once cannot be executed");
-        assert_eq!(stderr.matches(&told).count(), 1, "{stderr}");
-        assert_eq!(stderr.contains("worker: "), before == "worker: ", "{stderr}");
+        let told = "worker: the command ./once cannot be executed";
+        assert!(stderr.lines().last().is_some_and(|line| line.starts_with(told)), "{stderr}");
+        assert_eq!(stderr.matches(told).count(), 1, "{stderr}");
     }
 }
 

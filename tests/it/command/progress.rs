@@ -64,10 +64,10 @@ fn the_bar_shows_something_from_the_first_and_log_lines_have_rows_of_their_own()
     let first = first.unwrap_or_else(|| panic!("{rows:?}"));
     assert_eq!((first.confirmed, first.failed, first.rate), (0, 0, 0));
     assert!(shown.iter().all(|row| frame(row).is_some()), "{rows:?}");
-    for word in ["ERROR", "INFO"] {
+    // What an error of the command begins with, and the time of a record of the log.
+    for (word, start) in [("producer: ", "producer: task "), ("INFO", "20")] {
         let row = rows.iter().find(|row| row.contains(word)).unwrap_or_else(|| panic!("{rows:?}"));
-        // The time is what a log line begins with.
-        assert!(row.starts_with("20"), "{row}");
+        assert!(row.starts_with(start), "{row}");
     }
     let last = |word: &str| rows.iter().rposition(|row| row.contains(word));
     assert!(last(" left") < last("INFO"), "no bar stays: {rows:?}");

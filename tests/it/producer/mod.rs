@@ -23,11 +23,8 @@ fn producer(queue: &str, arguments: &[&str]) -> Command {
     Command::producer(&[&to, arguments].concat())
 }
 
-/// The lines that are errors, without time and level.
 fn errors(output: &Output) -> Vec<String> {
-    let text = output.stderr();
-    let errors = text.lines().filter_map(|line| line.split_once(" ERROR "));
-    errors.map(|(_, said)| said.to_owned()).collect()
+    output.errors()
 }
 
 fn json(output: &Output) -> Value {

@@ -137,7 +137,7 @@ fn a_log_that_cannot_be_written_leaves_the_task_in_the_queue() {
 
     output.assert_code(1);
     let stderr = output.stderr();
-    assert!(stderr.contains("ERROR --joblog cannot be written: File too large"), "{stderr}");
+    assert!(stderr.contains("worker: --joblog cannot be written: File too large"), "{stderr}");
     let summary: serde_json::Value = serde_json::from_str(&output.stdout()).expect("a summary");
     assert_eq!((&summary["done"], &summary["dead"]), (&1.into(), &0.into()));
     assert_eq!(bench.left(), 2);

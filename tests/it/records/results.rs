@@ -112,7 +112,7 @@ fn results_that_cannot_be_written_leave_the_task_in_the_queue() {
 
         output.assert_code(1);
         let stderr = output.stderr();
-        assert!(stderr.contains("ERROR --results cannot be written: File too large"), "{stderr}");
+        assert!(stderr.contains("worker: --results cannot be written: File too large"), "{stderr}");
         assert_eq!(bench.left(), 2, "nothing was acked");
         match results {
             "out" => assert_eq!(names_in(&bench.path("out")), [""; 0]),
@@ -133,7 +133,7 @@ fn a_command_whose_output_found_no_room_has_not_failed() {
 
         output.assert_code(1);
         let stderr = output.stderr();
-        assert!(stderr.contains("ERROR --results cannot be written: File too large"), "{stderr}");
+        assert!(stderr.contains("worker: --results cannot be written: File too large"), "{stderr}");
         assert_eq!(bench.left(), 1, "not dead");
         match results {
             "out" => assert_eq!(names_in(&bench.path("out")), [""; 0]),

@@ -309,6 +309,16 @@ impl Output {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
+    /// What it says of errors: lines of its own, and records of the log without time and level.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        let own = |line: &'_ str| {
+            let names = ["producer: ", "worker: ", "queuectl: "];
+            names.iter().find_map(|name| line.strip_prefix(name)).map(String::from)
+        };
+        let logged = |line: &str| line.split_once(" ERROR ").map(|(_, said)| said.to_owned());
+        self.stderr().lines().filter_map(|line| own(line).or_else(|| logged(line))).collect()
+    }
+
     /// Its stdout, after it must have exited with 0.
     pub(crate) fn success(&self) -> String {
         self.assert_code(0);

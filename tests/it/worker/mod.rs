@@ -36,9 +36,7 @@ fn wait_for_task(running: &Running, body: &str) {
 }
 
 fn errors(output: &Output) -> Vec<String> {
-    let text = output.stderr();
-    let errors = text.lines().filter_map(|line| line.split_once(" ERROR "));
-    errors.map(|(_, said)| said.to_owned()).collect()
+    output.errors()
 }
 
 fn json(text: &str) -> Value {
