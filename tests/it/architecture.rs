@@ -86,6 +86,42 @@ fn no_unicode_tables_are_built() {
     assert!(!lock.contains("name = \"icu_"), "after an update run: {pin}");
 }
 
+/// The README is also the crate's. It says what is only in a clone.
+#[test]
+fn the_crate_has_what_the_readme_names() {
+    let manifest = fs::read_to_string("Cargo.toml").expect("the manifest");
+    let (_, list) = manifest.split_once("\ninclude = [\n").expect("a list");
+    let (list, _) = list.split_once("\n]").expect("its end");
+    let list: Vec<_> = list.lines().map(|line| line.trim().trim_matches(['"', ',', '/'])).collect();
+    let has = |file: &str| {
+        let is_in = |it: &&str| file.strip_prefix(it).is_some_and(|rest| rest.starts_with('/'));
+        let names = |it: &&str| it.strip_suffix('*').map_or(file == *it, |it| file.starts_with(it));
+        list.iter().any(|it| names(it) || is_in(it))
+    };
+    let readme = fs::read_to_string("README.md").expect("the README");
+    let lines: Vec<_> = readme.lines().filter(|line| !line.contains("only in a clone")).collect();
+    let readme = lines.join("\n");
+    let scripts = words_from(&readme, "scripts/");
+    let links = words_from(&readme, "](").into_iter().map(|it| &it["](".len()..]);
+    let links: Vec<_> = links.filter(|it| !it.contains("://")).collect();
+    assert!(!scripts.is_empty() && links.len() > 10, "{scripts:?} {links:?}");
+    for file in scripts.into_iter().chain(links) {
+        let file = file.split('#').next().unwrap_or_default();
+        assert!(has(file), "{file}, which README.md names, is missing in `include` of Cargo.toml");
+        assert!(Path::new(file).exists(), "{file}, which README.md names, does not exist");
+    }
+}
+
+/// Each word of a text that begins with this, without what ends a sentence or a link.
+fn words_from<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+    let words = text.match_indices(start).map(|(place, _)| &text[place..]);
+    let end = |word: &str| {
+        let stops = |it: char| it.is_whitespace() || ")`".contains(it);
+        start.len() + word[start.len()..].find(stops).unwrap_or(word.len() - start.len())
+    };
+    words.map(|word| &word[..end(word)]).collect()
+}
+
 #[test]
 fn only_the_floor_topology_declares_queues() {
     let may_declare = ["amqp", "topology"];
