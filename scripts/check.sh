@@ -12,10 +12,11 @@ usage() {
 usage: scripts/check.sh
 
 Runs every check that needs no broker: formats, lints, dependencies, architecture, unit tests and doc tests. It takes less
-than a minute when everything is built, and stops at the first step that fails. scripts/test.sh runs these checks and all
-others.
+than a minute when everything is built, and stops at the first step that fails. scripts/test.sh runs these checks, except
+those for other systems, and all others.
 
-A step is SKIPPED where its tool is missing: shellcheck, cargo-deny and its advisories, the Rust that Cargo.toml declares.
+A step is SKIPPED where its tool is missing: shellcheck, cargo-deny and its advisories, the Rust that Cargo.toml declares,
+Rust's targets for Windows and macOS.
 PROPTEST_CASES sets how many cases each property test tries (default 256).
 
 Exit: 0 all passed, 1 a step failed, 2 usage, 69 a tool is missing.
@@ -53,6 +54,14 @@ other_compilations() {
 features_without_tls() {
     local -x CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/without-tls
     step "clippy, features without TLS" other_features ""
+}
+
+# After the features, because it uses their target folder. scripts/test.sh has no time to compile all dependencies twice more.
+features_and_systems() {
+    features_without_tls
+    local -x CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/without-tls
+    step "library on Windows" library_on x86_64-pc-windows-gnu
+    step "library on macOS" library_on aarch64-apple-darwin
 }
 
 # In one lane, because cargo locks the target folder.
@@ -97,6 +106,18 @@ oldest_rust() {
     version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     has_toolchain "$version" || skip "Rust $version is not installed: rustup toolchain install $version" || return
     nice -n 19 cargo "+$version" check --locked --lib --bins
+}
+
+# Nothing is linked, so that `true` is compiler enough for what dependencies have in C.
+library_on() {
+    local target=$1 name=${1//-/_}
+    has_target "$target" || skip "the target is not installed: rustup target add $target" || return
+    env "CC_$name=true" "AR_$name=true" nice -n 19 \
+        cargo check --locked --lib --no-default-features --target "$target"
+}
+
+has_target() {
+    command -v rustup >/dev/null && rustup target list --installed | grep -qx "$1"
 }
 
 # Asks for the list, because rustup downloads a toolchain that is named and missing.
@@ -145,7 +166,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side static_checks cargo_lane features_without_tls
+    side_by_side static_checks cargo_lane features_and_systems
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

@@ -24,9 +24,9 @@ usage() {
     cat <<'TEXT'
 usage: scripts/test.sh
 
-Runs every check: the steps of scripts/check.sh, and all that needs a broker. It stops at the first
-step that fails, and prints the seconds of each step at the end. It needs Rust with rustfmt and
-clippy. scripts/broker.sh starts the RabbitMQ, which is removed at the end.
+Runs every check: the steps of scripts/check.sh, except those for other systems, and all that needs
+a broker. It stops at the first step that fails, and prints the seconds of each step at the end. It
+needs Rust with rustfmt and clippy. scripts/broker.sh starts the RabbitMQ, which is removed at the end.
 
 If AMQP_URL is set, the integration tests, the demo and Python's client use that broker, with queues
 of their own.
