@@ -114,7 +114,7 @@ as_first_process() {
     local pid status=0
     mkdir -p "$1/proc"
     env -i AMQP_URL="$url" "$(command -v unshare)" --pid --fork --kill-child --mount-proc="$1/proc" \
-        "$(command -v chroot)" --userspec=$NOBODY:$NOBODY "$1" "$2" worker -- "/$2" --version \
+        "$(command -v chroot)" --userspec=$NOBODY:$NOBODY "$1" "$2" worker -- "$2" --version \
         >"$work/said" 2>"$work/log" &
     local outside=$!
     alone producer one >/dev/null
