@@ -33,6 +33,7 @@ fn rabbitmq_shows_what_each_connection_is_for() {
     assert!(properties.contains("{\"product\",\"rabbit-work\"}"), "{properties}");
     let version = format!("{{\"version\",\"{}\"}}", env!("CARGO_PKG_VERSION"));
     assert!(properties.contains(&version), "{properties}");
+    assert!(properties.contains("{\"platform\","), "{properties}");
     shown(&broker, &format!("producer {queue}@"));
     shown(&broker, &format!("republish {queue}@"));
     producer.end_input();
