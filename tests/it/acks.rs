@@ -5,10 +5,12 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use rabbit_work::{Delivery, Event, EventKind, Failure, Queue, Worker, shutdown};
+use rabbit_work::{
+    Delivery, Event, EventKind, Failure, Queue, RetryPolicy, Task, Trigger, Worker, shutdown,
+};
 
 use crate::support::scripted::{Consumer, ScriptedBroker, Session};
-use crate::support::wire::{Call, Delivery as WireDelivery};
+use crate::support::wire::{Call, Delivery as WireDelivery, Properties};
 use crate::support::working::Working;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -102,26 +104,26 @@ fn one_ack_covers_tasks_that_are_done_and_none_that_stays() {
     broker.finish(SOON);
 }
 
-/// What an observer that stops in each failure tells.
+/// What an observer that waits in each requeue and each retry tells.
 struct Observed {
     started: Receiver<()>,
-    failed: Receiver<()>,
+    held: Receiver<()>,
     /// Each message lets it go on once; dropping it, always.
     open: Sender<()>,
 }
 
 fn slow_observer() -> (Observed, impl Fn(&Event) + Send + Sync + 'static) {
-    let ((start, started), (fail, failed)) = (unbounded(), unbounded());
+    let ((start, started), (hold, held)) = (unbounded(), unbounded());
     let (open, opened) = bounded::<()>(0);
     let observer = move |event: &Event| match event.kind {
         EventKind::Started => drop(start.send(())),
-        EventKind::Requeued => {
-            let _ = fail.send(());
+        EventKind::Requeued | EventKind::Retried => {
+            let _ = hold.send(());
             let _ = opened.recv();
         }
         _ => {}
     };
-    (Observed { started, failed, open }, observer)
+    (Observed { started, held, open }, observer)
 }
 
 /// The second task fails while the results of the others, which are done, wait behind it.
@@ -158,7 +160,7 @@ fn a_task_that_is_done_is_acked_before_an_observer_learns_of_one_that_failed() {
     let worker = Worker::new(&url, &Queue::new("q")).threads(1).prefetch(10).observer(observer);
     let (trigger, shutdown) = shutdown();
     let running = thread::spawn(move || worker.run(handler, &shutdown));
-    observed.failed.recv_timeout(SOON).expect("the first task fails");
+    observed.held.recv_timeout(SOON).expect("the first task fails");
     go_on.send(()).expect("the handler waits");
     for _ in 0..BATCH {
         observed.started.recv_timeout(SOON).expect("each task starts");
@@ -170,4 +172,138 @@ fn a_task_that_is_done_is_acked_before_an_observer_learns_of_one_that_failed() {
     trigger.stop();
     running.join().expect("it does not panic").expect("it ends well");
     broker.finish(SOON);
+}
+
+/// Delivers what has the consumer wait in its observer while the results of two further tasks, whose
+/// tags are returned, wait for others: five make a batch, and more tasks are to run.
+fn deliver_and_hold(session: &mut Session, to: &Consumer, before: &[&'static str]) -> [u64; 2] {
+    let bodies = before.iter().chain(&["requeued", "waits", "done", "waits", "done"]);
+    for (tag, body) in (1..).zip(bodies) {
+        deliver(session, to, tag, body);
+    }
+    let waits = before.len() as u64 + 2;
+    [waits, waits + 1]
+}
+
+fn deliver(session: &mut Session, to: &Consumer, tag: u64, body: &str) {
+    let properties = Properties::with_message_id(tag.to_string());
+    let delivery = WireDelivery::new(to.channel, &to.tag, tag).properties(properties);
+    session.deliver(&delivery.body(body));
+}
+
+/// Reads until these are acked, one by one because others stay, and then everything.
+fn read_acks_of(session: &mut Session, tags: [u64; 2]) {
+    let mut unacked = BTreeSet::from(tags);
+    while !unacked.is_empty() {
+        let settled = session.answer_rpcs().expect("an ack").call;
+        if let Call::Ack { delivery_tag, multiple: false } = settled {
+            unacked.remove(&delivery_tag);
+        }
+    }
+    session.report("acked");
+    while session.answer_rpcs().is_some() {}
+}
+
+/// Runs a worker for [`deliver_and_hold`]. Lets its consumer go on once `meanwhile` is over, to an
+/// event in which its observer waits again, and expects the acks before that event.
+fn expect_acks_before_event(
+    broker: ScriptedBroker,
+    before: usize,
+    meanwhile: impl FnOnce(&ScriptedBroker, &Trigger),
+) {
+    let (go_on, waits) = bounded::<()>(1);
+    let handler = move |delivery: &Delivery| match delivery.body() {
+        b"fails" => Err(Failure::retry("on purpose")),
+        b"requeued" => Err(Failure::requeue("on purpose")),
+        b"asks for two" => {
+            for part in ["first", "second"] {
+                delivery.follow_up(&Queue::new("q"), Task::new(part))?;
+            }
+            Ok(())
+        }
+        b"waits" => {
+            let _ = waits.recv();
+            Ok(())
+        }
+        _ => Ok(()),
+    };
+    let (observed, observer) = slow_observer();
+    let url = broker.url().parse().expect("a URL");
+    let policy = RetryPolicy::new().first_delay(Duration::ZERO);
+    let worker = Worker::new(&url, &Queue::new("q")).threads(1).prefetch(10).retry(policy);
+    let worker = worker.observer(observer);
+    let (trigger, shutdown) = shutdown();
+    let running = thread::spawn(move || worker.run(handler, &shutdown));
+    observed.held.recv_timeout(SOON).expect("the observer waits");
+    go_on.send(()).expect("the handler waits");
+    for _ in 0..before + 4 {
+        observed.started.recv_timeout(SOON).expect("each task starts");
+    }
+    meanwhile(&broker, &trigger);
+    observed.open.send_timeout((), SOON).expect("the observer waits");
+
+    broker.wait("acked", SOON);
+    drop((observed, go_on));
+    trigger.stop();
+    running.join().expect("it does not panic").expect("it ends well");
+    broker.finish(SOON);
+}
+
+#[test]
+fn a_task_that_is_done_is_acked_before_an_observer_learns_of_one_that_is_retried() {
+    let (confirm, confirms) = bounded::<()>(1);
+    let before = ["fails", "asks for two"];
+    let broker = ScriptedBroker::start(move |session, number| {
+        session.handshake();
+        if number == 0 {
+            let consumer = session.accept_consumer();
+            let done = deliver_and_hold(session, &consumer, &before);
+            return read_acks_of(session, done);
+        }
+        session.read_publish();
+        let channel = session.read_publish().channel;
+        let _ = confirms.recv_timeout(SOON);
+        session.ack_up_to(channel, 2);
+        // Its first follow-up was confirmed together with the failed task, whose result came before.
+        session.read_publish();
+        session.report("republished");
+        session.ack(channel, 3);
+        while session.answer_rpcs().is_some() {}
+    });
+    expect_acks_before_event(broker, before.len(), |broker, _| {
+        confirm.send(()).expect("the script waits");
+        broker.wait("republished", SOON);
+    });
+}
+
+#[test]
+fn a_task_that_is_done_is_acked_before_an_observer_learns_of_one_that_came_again() {
+    let (repeat, repeats) = bounded::<()>(1);
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let done = deliver_and_hold(session, &consumer, &[]);
+        let _ = repeats.recv_timeout(SOON);
+        // The task that runs.
+        let again = WireDelivery::new(consumer.channel, &consumer.tag, 6).redelivered();
+        session.deliver(&again.properties(Properties::with_message_id("4")).body("waits"));
+        session.report("repeated");
+        read_acks_of(session, done);
+    });
+    expect_acks_before_event(broker, 0, |broker, _| {
+        repeat.send(()).expect("the script waits");
+        broker.wait("repeated", SOON);
+    });
+}
+
+/// The task that is not started is requeued, and the observer waits in that.
+#[test]
+fn a_task_that_is_done_is_acked_at_a_stop_before_an_observer_learns_of_what_is_requeued() {
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let done = deliver_and_hold(session, &consumer, &[]);
+        read_acks_of(session, done);
+    });
+    expect_acks_before_event(broker, 0, |_, trigger| trigger.stop());
 }

@@ -1,6 +1,7 @@
 //! The end of a consumer: finishes or requeues what is unacked after the subscription has ended.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
 
 use crossbeam_channel::{Receiver, never, select_biased};
 
@@ -88,9 +89,8 @@ impl<'l, 'c> Closing<'l, 'c> {
     /// Waits for what runs, for what is being republished and for pauses, until nothing is left or
     /// an abort comes.
     fn finish(&mut self) -> Result<(), CloseReason> {
-        while let Some(finished) = self.last.pop_front() {
-            self.deliveries.settle(finished)?;
-        }
+        self.settle_waiting()?;
+        self.deliveries.refuse_repeats();
         self.requeue_early()?;
         self.deliveries.end_jobs()?;
         loop {
@@ -101,12 +101,40 @@ impl<'l, 'c> Closing<'l, 'c> {
             match self.next_event() {
                 ClosingEvent::Abort => return self.deliveries.requeue_all(),
                 ClosingEvent::SignalClosed => {}
-                ClosingEvent::Finished(finished) => self.deliveries.settle(finished)?,
+                ClosingEvent::Finished(finished) => {
+                    self.last.push_back(finished);
+                    self.settle_waiting()?;
+                }
                 ClosingEvent::FeedEnded => self.finished = None,
                 ClosingEvent::Republished(result) => self.deliveries.finish_republish(result)?,
                 ClosingEvent::PauseOver => self.deliveries.requeue_due()?,
             }
         }
+    }
+
+    /// Settles the results that wait. What is done is acked before anything is recorded, which may be
+    /// slow.
+    fn settle_waiting(&mut self) -> Result<(), CloseReason> {
+        self.last.extend(self.deliveries.jobs.finished.try_iter());
+        let (mut done, mut acked, mut others) = (BTreeMap::new(), Vec::new(), VecDeque::new());
+        for finished in mem::take(&mut self.last) {
+            if self.deliveries.is_done(&finished) {
+                done.insert(finished.job.tag, finished);
+            } else {
+                others.push_back(finished);
+            }
+        }
+        let mut sent = Ok(());
+        while sent.is_ok() && !done.is_empty() {
+            sent = self.deliveries.ack_next(&mut done, &mut acked);
+        }
+        acked.iter().for_each(|finished| self.deliveries.note_done(finished));
+        self.last = done.into_values().chain(others).collect();
+        sent?;
+        while let Some(finished) = self.last.pop_front() {
+            self.deliveries.settle(finished)?;
+        }
+        Ok(())
     }
 
     /// Requeues what must not wait any longer.

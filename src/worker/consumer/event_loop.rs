@@ -89,6 +89,10 @@ impl<'c> ConsumerLoop<'c> {
     }
 
     fn step(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        if self.deliveries.has_repeats() {
+            self.flush(subscription)?;
+            self.deliveries.refuse_repeats();
+        }
         self.deliveries.nack_requeued()?;
         match self.deliveries.next_own_job() {
             Ok(None) => {}
@@ -218,6 +222,14 @@ impl<'c> ConsumerLoop<'c> {
         self.batch_due.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
     }
 
+    /// Settles the results that wait, due or not, before an observer is called: this thread waits for it.
+    fn flush(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
+        match self.deliveries.jobs.finished.is_empty() {
+            true => Ok(()),
+            false => self.settle_batch(None, subscription),
+        }
+    }
+
     /// Settles what the runner has finished; `first` came before the results that wait. What is done
     /// is acked before anything else: the rest may be slow to record.
     fn settle_batch(
@@ -255,7 +267,7 @@ impl<'c> ConsumerLoop<'c> {
         for finished in first.into_iter().chain(waiting.try_iter().take(count)) {
             if !self.deliveries.is_done(&finished) {
                 others.push_back(finished);
-            } else if self.claim_replacement() {
+            } else if self.claim_replacement().is_ok() {
                 done.insert(finished.job.tag, finished);
             } else {
                 self.last.push_back(finished);
@@ -285,7 +297,7 @@ impl<'c> ConsumerLoop<'c> {
             self.deliveries.orphan(&finished);
             return Err(exit);
         }
-        if self.deliveries.settles_at_once(&finished) && !self.claim_replacement() {
+        if self.deliveries.settles_at_once(&finished) && self.claim_replacement().is_err() {
             self.last.push_back(finished);
             return Err(Exit::Close(CloseMode::BudgetUsed));
         }
@@ -297,25 +309,29 @@ impl<'c> ConsumerLoop<'c> {
         result: RepublishResult,
         subscription: &Subscription<'_>,
     ) -> Result<(), Exit> {
-        self.check_subscription(subscription)?;
-        if self.deliveries.makes_room(&result) && !self.claim_replacement() {
+        let flushed = self.flush(subscription).and_then(|()| self.check_subscription(subscription));
+        let ready = flushed.and_then(|()| match self.deliveries.makes_room(&result) {
+            true => self.claim_replacement(),
+            false => Ok(()),
+        });
+        if ready.is_err() {
             self.deliveries.postpone(result);
-            return Err(Exit::Close(CloseMode::BudgetUsed));
+            return ready;
         }
         Ok(self.deliveries.finish_republish(result)?)
     }
 
     fn on_pause_over(&mut self, subscription: &Subscription<'_>) -> Result<(), Exit> {
         self.check_subscription(subscription)?;
-        if self.deliveries.due_makes_room() && !self.claim_replacement() {
-            return Err(Exit::Close(CloseMode::BudgetUsed));
+        if self.deliveries.due_makes_room() {
+            self.claim_replacement()?;
         }
         Ok(self.deliveries.requeue_due()?)
     }
 
-    /// Whether the broker may send another delivery for one that is settled.
-    fn claim_replacement(&self) -> bool {
-        self.context.claim(1).is_some()
+    /// Claims the delivery that the broker may send for one that is settled.
+    fn claim_replacement(&self) -> Result<(), Exit> {
+        self.context.claim(1).map(drop).ok_or(Exit::Close(CloseMode::BudgetUsed))
     }
 
     /// Checks that the subscription has not ended, before anything is settled on it: a requeued task

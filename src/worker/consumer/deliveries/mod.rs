@@ -7,6 +7,7 @@ mod report;
 mod requeue;
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ pub(super) struct Deliveries<'c> {
     thread: usize,
     channel: &'c Channel,
     ledger: InFlight<Unsettled>,
+    /// Repeated deliveries that must not run, until they are [refused](Deliveries::refuse_repeats).
+    repeats: Vec<(Job, Repeat)>,
     pub(super) jobs: JobLink,
     /// What runs the jobs on this thread; `None` if another thread runs them.
     own_thread: Option<OwnThread>,
@@ -75,6 +78,7 @@ impl<'c> Deliveries<'c> {
             thread,
             channel,
             ledger: InFlight::new(),
+            repeats: Vec::new(),
             jobs,
             own_thread: Some(OwnThread::new(runner, feed, call, &context.connection)),
             results,
@@ -128,7 +132,10 @@ impl<'c> Deliveries<'c> {
         }
         match self.check_repeat(&delivery) {
             None => self.jobs.send(Job { tag, delivery }),
-            Some(repeat) => self.refuse_repeat(Job { tag, delivery }, repeat),
+            Some(repeat) => {
+                self.context.run.budget.unclaim();
+                self.repeats.push((Job { tag, delivery }, repeat));
+            }
         }
         Ok(())
     }
@@ -180,8 +187,18 @@ impl<'c> Deliveries<'c> {
         }
     }
 
+    pub(super) fn has_repeats(&self) -> bool {
+        !self.repeats.is_empty()
+    }
+
+    /// Routes or keeps the repeated deliveries that must not run. The log and an observer learn of them.
+    pub(super) fn refuse_repeats(&mut self) {
+        for (job, repeat) in mem::take(&mut self.repeats) {
+            self.refuse_repeat(job, repeat);
+        }
+    }
+
     fn refuse_repeat(&mut self, job: Job, repeat: Repeat) {
-        self.context.run.budget.unclaim();
         match repeat {
             Repeat::CountFailure => {
                 self.route_failure(job, &Failure::retry(OUTLIVED), Duration::ZERO);
