@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rabbit_work::{
@@ -306,4 +306,47 @@ fn a_task_that_is_done_is_acked_at_a_stop_before_an_observer_learns_of_what_is_r
         read_acks_of(session, done);
     });
     expect_acks_before_event(broker, 0, |_, trigger| trigger.stop());
+}
+
+/// A result waits up to 1 ms for others.
+#[test]
+fn results_do_not_wait_long_for_a_task_that_still_runs() {
+    const ROUNDS: u64 = 20;
+    const SHORT: Duration = Duration::from_millis(200);
+    let (open, opened) = unbounded();
+    let broker = ScriptedBroker::start(move |session, _| {
+        session.handshake();
+        let consumer = session.accept_consumer();
+        let mut shortest = Duration::MAX;
+        for round in 0..ROUNDS {
+            let mut held = Held { last: 3 * round, ..Held::default() };
+            for body in ["done", "done", "waits"] {
+                held.last += 1;
+                deliver(session, &consumer, held.last, body);
+                held.tags.extend((body == "done").then_some(held.last));
+            }
+            let delivered = Instant::now();
+            held.read_acks(session);
+            shortest = shortest.min(delivered.elapsed());
+            open.send(()).expect("the handler waits");
+            held.tags.insert(held.last);
+            held.read_acks(session);
+        }
+        // A busy machine makes single rounds slow.
+        assert!(shortest < SHORT, "{shortest:?}");
+        session.report("acked");
+        while session.answer_rpcs().is_some() {}
+    });
+    let handler = move |delivery: &Delivery| {
+        if delivery.body() == b"waits" {
+            let _ = opened.recv();
+        }
+        Ok(())
+    };
+    let url = broker.url().parse().expect("a URL");
+    let worker = Worker::new(&url, &Queue::new("q")).threads(1).prefetch(10);
+    let working = Working::start(&worker, handler);
+    broker.wait("acked", SOON);
+    assert_eq!(working.stop(SOON).done, 3 * ROUNDS);
+    broker.finish(SOON);
 }
