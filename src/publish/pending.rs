@@ -3,6 +3,7 @@
 //! Each task names its queue, so that one thread, window and connection serve all queues of a shared
 //! producer. A publisher for each queue would need another owner for the connection and its notices.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,8 +73,11 @@ impl<T> Pending<T> {
     }
 
     /// The name of the queue that it is published to.
-    pub(crate) fn name(&self) -> String {
-        self.queue.name_of(self.target)
+    pub(crate) fn name(&self) -> Cow<'_, str> {
+        match self.target {
+            Target::Main => self.queue.name().into(),
+            derived => self.queue.name_of(derived).into(),
+        }
     }
 
     /// How long a call of the client library for this task may take.

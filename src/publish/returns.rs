@@ -30,7 +30,7 @@ pub(crate) struct UnknownReturn;
 impl ReturnKey {
     pub(crate) fn of<T>(pending: &Pending<T>) -> ReturnKey {
         let id = pending.task.id().map(str::to_string);
-        ReturnKey::new(pending.name(), id, pending.task.body())
+        ReturnKey::new(pending.name().into_owned(), id, pending.task.body())
     }
 
     fn new(queue: String, id: Option<String>, body: &[u8]) -> ReturnKey {

@@ -109,6 +109,16 @@ impl DerivedQueues {
         self.declared.insert(target, DeclaredAt { at: Instant::now(), durable_at });
     }
 
+    /// Forgets when a queue that is not declared for its publishes becomes durable, once it is: each of
+    /// them would read the clock for that.
+    pub(crate) fn forget_durable(&mut self) {
+        if let Some(declared) = self.declared.get(&Target::Main) {
+            if declared.durable_at <= Instant::now() {
+                self.declared.remove(&Target::Main);
+            }
+        }
+    }
+
     /// Makes `target` ready: it exists, and stays longer than the tasks that are published to it now.
     /// Waits for some answers of the broker.
     pub(crate) fn prepare(
@@ -294,4 +304,22 @@ fn warn_once_of_classic_delay_queues(name: &str, refusals: &[CloseReason]) {
             refusals.join("; ")
         );
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_queue_is_forgotten_once_it_is_durable() {
+        let (mut queues, now) = (DerivedQueues::default(), Instant::now());
+        queues.mark_declared(Target::Main, now + Duration::from_secs(60));
+        queues.forget_durable();
+        assert!(matches!(queues.known(Target::Main), Some(Err(NotReady::NotDurable(_)))));
+        queues.mark_declared(Target::Main, now);
+        queues.mark_declared(Target::Dead, now);
+        queues.forget_durable();
+        assert_eq!(queues.declared.keys().collect::<Vec<_>>(), [&Target::Dead]);
+        assert!(matches!(queues.known(Target::Main), Some(Ok(()))));
+    }
 }

@@ -216,7 +216,7 @@ impl<T> Link<T> {
                     backlog.resolve(pending, Outcome::Confirmed);
                 }
                 (None, Verdict::Nacked(_)) => {
-                    self.nacking.nacked(pending.name(), Instant::now());
+                    self.nacking.nacked(&pending.name(), Instant::now());
                     self.refuse(pending, Refusal::Nack, config, backlog);
                 }
             }

@@ -42,6 +42,15 @@ impl Queues {
         known.derived.known(pending.target)
     }
 
+    /// See [`DerivedQueues::forget_durable`], of the queue of this task.
+    pub(super) fn forget_durable<T>(&mut self, pending: &Pending<T>) {
+        if self.is_own(pending) {
+            self.own.derived.forget_durable();
+        } else if let Some(known) = self.others.get_mut(pending.queue.name()) {
+            known.derived.forget_durable();
+        }
+    }
+
     /// Makes a task's queue ready. Waits for some answers of the broker.
     pub(super) fn prepare<T>(
         &mut self,

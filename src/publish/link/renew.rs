@@ -30,10 +30,10 @@ impl NackingQueues {
         }
     }
 
-    pub(super) fn nacked(&mut self, name: String, now: Instant) {
+    pub(super) fn nacked(&mut self, name: &str, now: Instant) {
         match self.0.iter_mut().find(|(it, ..)| *it == name) {
             Some((_, _, last)) => *last = now,
-            None => self.0.push((name, now, now)),
+            None => self.0.push((name.to_owned(), now, now)),
         }
     }
 
@@ -49,11 +49,11 @@ impl NackingQueues {
 impl<T> Link<T> {
     /// Uses another channel, if a queue has nacked for long and no confirm is due on this one. A broker
     /// in alarm would not answer, and a lent connection is not ours to lose. Waits for the broker, at
-    /// most for `limit`.
+    /// most as long as a call for the next task may take.
     pub(super) fn renew_channel(
         &mut self,
         config: &PublisherConfig,
-        limit: Duration,
+        next: &Pending<T>,
     ) -> Result<(), CloseReason> {
         let Some(queue) = self.nacking.over_patience() else { return Ok(()) };
         let may_ask = self.blocked.is_none() && !self.is_lent();
@@ -61,6 +61,7 @@ impl<T> Link<T> {
             return Ok(());
         }
         debug!("'{queue}' nacks all tasks; trying another channel");
+        let limit = next.call_limit();
         let guard = self.connection.call_guard().clone();
         let open = || {
             let channel = self.connection.open_channel()?;
@@ -94,10 +95,10 @@ mod tests {
         let (now, mut nacking) = (Instant::now(), NackingQueues::default());
         let later = now + NACKING_FOR;
         let (main, dead) = (to(Target::Main), to(Target::Dead));
-        nacking.nacked(dead.name(), now);
-        nacking.nacked(main.name(), later);
+        nacking.nacked(&dead.name(), now);
+        nacking.nacked(&main.name(), later);
         assert_eq!(nacking.over_patience(), None, "each has nacked once");
-        nacking.nacked(dead.name(), later);
+        nacking.nacked(&dead.name(), later);
         nacking.acked(&main);
         assert_eq!(nacking.over_patience(), Some("q.dead"));
         nacking.acked(&dead);

@@ -56,7 +56,8 @@ impl<T> Link<T> {
         backlog: &mut Backlog<T>,
     ) -> Result<(), CloseReason> {
         if let Some(next) = backlog.front() {
-            self.renew_channel(config, next.call_limit())?;
+            self.renew_channel(config, next)?;
+            self.queues.forget_durable(next);
         }
         let mut round = Round {
             held: Vec::new(),
@@ -192,14 +193,14 @@ impl<T> Link<T> {
         config: &PublisherConfig,
     ) -> Result<QueueState, CloseReason> {
         let name = pending.name();
-        if let Some(known) = round.unroutable.get(&name) {
+        if let Some(known) = round.unroutable.get(&*name) {
             return Ok(known.clone());
         }
         let guard = self.connection.call_guard().clone();
         let ask = || find(&mut self.connection, &name);
         let bounded = || guard.with_timeout(pending.call_limit(), "checking the task's queue", ask);
         let found = guard.abort_on(&config.aborting, bounded)?;
-        round.unroutable.insert(name, found.clone());
+        round.unroutable.insert(name.into_owned(), found.clone());
         Ok(found)
     }
 
