@@ -81,7 +81,9 @@ fn a_deleted_queue_of_outcomes_holds_up_no_worker_and_ends_the_wait() {
 
     client.delete(&outcomes);
     let error = waiting.join().expect("no panic").expect_err("the outcomes are lost");
-    let says = format!("'{outcomes}': it was deleted, or has expired, with the outcomes of up to");
+    let says = format!(
+        "'{outcomes}' does not exist: it was deleted, or has expired, with the outcomes of up to"
+    );
     assert!(error.to_string().contains(&says), "{error}");
 
     let worker =
