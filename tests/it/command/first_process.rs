@@ -27,21 +27,21 @@ struct First {
     id: String,
 }
 
+/// Starts a worker as process 1, in a process tree of its own.
+fn start_apart(
+    worker: &[&str],
+    bench: &Bench,
+    options: &[&str],
+    command: &[&str],
+) -> Option<Running> {
+    let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
+    let words = [&apart()?[..], worker, &address, options, &["--"], command].concat();
+    Some(Command::program("unshare", &words).current_dir(bench.dir.path()).start())
+}
+
 impl First {
     fn start(bench: &Bench, options: &[&str], command: &[&str]) -> Option<First> {
-        First::start_program(&[env!("CARGO_BIN_EXE_worker")], bench, options, command)
-    }
-
-    /// The worker that these words start.
-    fn start_program(
-        worker: &[&str],
-        bench: &Bench,
-        options: &[&str],
-        command: &[&str],
-    ) -> Option<First> {
-        let address = ["--url", bench.broker.url(), "--queue", &bench.queue];
-        let words = [&apart()?[..], worker, &address, options, &["--"], command].concat();
-        let unshare = Command::program("unshare", &words).current_dir(bench.dir.path()).start();
+        let unshare = start_apart(&[env!("CARGO_BIN_EXE_worker")], bench, options, command)?;
         unshare.wait_for_stderr_line(|line| line.contains("consuming from"), SOON);
         let id = children(unshare.id()).pop().expect("the first process");
         Some(First { unshare, id })
@@ -99,8 +99,8 @@ fn the_one_program_is_a_worker_also_in_the_second_process() {
     for worker in [&[program, "worker"][..], &[link.to_str().expect("a path in UTF-8")]] {
         bench.publish(&[b"x"]);
         let options = ["--threads", "1", "--max-tasks", "1", "--json"];
-        let Some(first) = First::start_program(worker, &bench, &options, &["true"]) else { return };
-        let output = first.unshare.wait(SOON);
+        let Some(unshare) = start_apart(worker, &bench, &options, &["true"]) else { return };
+        let output = unshare.wait(SOON);
         output.assert_code(0);
         assert_eq!(counts(&output.stdout()), [1, 0, 0, 0], "{worker:?}");
     }
