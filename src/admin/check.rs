@@ -10,7 +10,7 @@ use crate::model::queue::{Argument, Arguments, Target};
 use crate::model::retry::RetryPolicy;
 use crate::model::task::Task;
 use crate::topology::declare::{Comparison, Declared, check_may_declare, declare};
-use crate::topology::default_type::{LIMITED_SINCE, as_created_here, dropping_quorum_queue};
+use crate::topology::default_type::{as_created_here, dropping_quorum_queue};
 use crate::topology::queue_type::Kind;
 
 /// The result of one step of a [check](Inspector::check).
@@ -105,11 +105,13 @@ impl Inspector {
             return Err(Error::setting("queue", format!("'{}': {objection}", queue.name())));
         }
         let mut found = format!("{} ready, {} consumers", count.ready, count.consumers);
-        if !queue.is_passive() {
+        if queue.is_passive() {
+            self.check_drops(&kind)?;
+        } else {
             self.check_declaration(&kind)?;
             found.push_str(", declared with these arguments");
         }
-        if matches!(kind, Kind::Quorum(_)) {
+        if matches!(kind, Kind::Quorum { .. }) {
             found.push_str(", a quorum queue");
             found.push_str(self.check_majority(Target::Main, count.ready)?);
         }
@@ -128,9 +130,7 @@ impl Inspector {
         };
         let created_here = as_created_here(&queue);
         match declared {
-            Ok(()) if self.broker_version()?.is_some_and(|version| version >= LIMITED_SINCE) => {
-                Err(Error::setting("queue type", dropping_quorum_queue(queue.name())))
-            }
+            Ok(()) => self.check_drops(kind),
             Err(Error::QueueMismatch { queue: name, .. }) => {
                 if queue.takes_default_type() && self.compare(&created_here)? == Comparison::Same {
                     return Ok(());
@@ -139,6 +139,19 @@ impl Inspector {
                 Err(Error::QueueMismatch { queue: name, text })
             }
             declared => declared,
+        }
+    }
+
+    /// A quorum queue whose tasks the broker drops is a fault. With `--queue-type quorum` it is taken to
+    /// have its dead-letter route from a policy, which a client cannot see.
+    fn check_drops(&mut self, kind: &Kind) -> Result<(), Error> {
+        let version = self.broker_version()?;
+        match kind.drops_after(version).filter(|_| !self.queue.counts_deliveries()) {
+            Some(limit) => {
+                let text = dropping_quorum_queue(self.queue.name(), limit);
+                Err(Error::setting("queue type", text))
+            }
+            None => Ok(()),
         }
     }
 

@@ -7,15 +7,11 @@ use crate::admin::Inspector;
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
 use crate::topology::declare::Comparison;
-use crate::topology::default_type::LIMITED_SINCE;
-use crate::topology::queue_type::{Kind, Limit};
+use crate::topology::queue_type::{Kind, LIMITED_SINCE, Limit, USUAL_LIMIT};
 
 /// From this version on, a requeue does not count
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
 const UNCOUNTED_SINCE: (u32, u32) = (4, 3);
-
-/// The limit of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
-const DEFAULT_LIMIT: &str = "20";
 
 /// How letters that were read are requeued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +39,11 @@ pub(crate) fn refuse_harmful_peek(
         return Err(Error::setting("dead letters", format!("'{dead}': {objection}")));
     }
     let limit = match kind {
-        Kind::Quorum(Limit::Usual) if version >= LIMITED_SINCE => DEFAULT_LIMIT.to_string(),
-        Kind::Quorum(Limit::Declared(limit)) => limit,
-        Kind::Quorum(_) | Kind::Classic | Kind::Stream => return Ok(RequeueBy::ChannelClose),
+        Kind::Quorum { limit: Limit::Usual, .. } if version >= LIMITED_SINCE => USUAL_LIMIT.into(),
+        Kind::Quorum { limit: Limit::Declared(limit), .. } => limit,
+        Kind::Quorum { .. } | Kind::Classic | Kind::Stream => {
+            return Ok(RequeueBy::ChannelClose);
+        }
         Kind::Unknown(_) if version >= UNCOUNTED_SINCE => return Ok(RequeueBy::Nack),
         Kind::Unknown(why) => {
             warn!(
@@ -73,7 +71,8 @@ fn kind_of(inspector: &mut Inspector, queue: &Queue, version: (u32, u32)) -> Res
         let is_conclusive = plan.is_quorum() || version < LIMITED_SINCE;
         if is_conclusive && inspector.compare(&plan)? == Comparison::Same {
             let is_quorum = plan.is_quorum();
-            return Ok(if is_quorum { Kind::Quorum(Limit::Unlimited) } else { Kind::Classic });
+            let quorum = Kind::Quorum { limit: Limit::Unlimited, has_route: false };
+            return Ok(if is_quorum { quorum } else { Kind::Classic });
         }
     }
     Kind::of(&queue.name_of(Target::Dead), &mut |plan| inspector.compare(plan))

@@ -11,11 +11,12 @@ use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::consumer_tag;
 use crate::amqp::outbox::{Added, Publishes};
 pub(crate) use crate::amqp::publish_events::{PublishEvents, Reach, Returned, Verdict};
-use crate::amqp::reply_text::is_invalid_argument;
+use crate::amqp::reply_text::{STREAM_MODULE, is_invalid_argument, refusing_queue_type};
 use crate::amqp::subscription::take_apart;
 pub(crate) use crate::amqp::subscription::{
     Acks, Incoming, Left, Received, Settlement, Subscription, Unsettled,
 };
+use crate::model::error::STREAM;
 use crate::model::queue::{Argument, Durability, QueueDeclaration};
 use crate::model::task::Task;
 use crate::util::deadline::UNLIMITED;
@@ -155,7 +156,7 @@ impl Channel {
 
     /// Checks without consuming whether this user may consume from a queue: asks for a consumer
     /// whose priority is not a number. RabbitMQ checks the permission first, and then refuses the
-    /// priority; either closes the channel.
+    /// priority; either closes the channel. A stream takes no priority at all, and is an error.
     pub(crate) fn try_consume(&self, queue: &str) -> Result<(), CloseReason> {
         // If a broker ignores the priority, it sends at most one task.
         self.ask("setting the prefetch", |inner| inner.qos(0, 1, false))?;
@@ -170,7 +171,13 @@ impl Channel {
             Err(CloseReason::ChannelClosed { code: PRECONDITION_FAILED, text })
                 if is_invalid_argument(&text, PRIORITY) =>
             {
-                Ok(())
+                match refusing_queue_type(&text) {
+                    Some(STREAM_MODULE) => Err(CloseReason::ChannelClosed {
+                        code: PRECONDITION_FAILED,
+                        text: STREAM.into(),
+                    }),
+                    _ => Ok(()),
+                }
             }
             Err(cause) => Err(cause),
         }

@@ -32,8 +32,11 @@ pub(crate) fn is_invalid_argument(text: &str, argument: &str) -> bool {
     text.contains(&format!("invalid arg '{argument}'"))
 }
 
-/// The type of queue that refuses an argument, as RabbitMQ's module: "invalid arg 'x-max-age' for
-/// queue 'q' in vhost '/' of queue type rabbit_quorum_queue"
+/// RabbitMQ's module for streams.
+pub(crate) const STREAM_MODULE: &str = "rabbit_stream_queue";
+
+/// The type of queue that refuses an argument of a declaration or of a consumer, as RabbitMQ's module:
+/// "invalid arg 'x-max-age' for queue 'q' in vhost '/' of queue type rabbit_quorum_queue"
 pub(crate) fn refusing_queue_type(text: &str) -> Option<&str> {
     text.rsplit_once(" of queue type ").map(|(_, module)| module)
 }

@@ -11,9 +11,7 @@ use crate::amqp::reply_text::refusing_queue_type;
 use crate::model::queue::{Argument, Durability, Queue, QueueDeclaration, Target};
 use crate::topology::admin_channel::{AdminChannel, Channels};
 use crate::topology::declare::{Comparison, compare};
-
-/// From this version on, a quorum queue that was declared without a delivery limit has one, of 20.
-pub(crate) const LIMITED_SINCE: (u32, u32) = (4, 0);
+use crate::topology::queue_type::Kind;
 
 /// The type that a virtual host gives to a queue that is declared without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,25 +58,39 @@ pub(crate) fn as_created_here(queue: &Queue) -> QueueDeclaration {
 }
 
 /// Logs it once for each queue, not for each connection.
-pub(crate) fn log_once_that_it_is_a_quorum_queue(name: &str, version: Option<(u32, u32)>) {
+pub(crate) fn log_once_that_it_is_a_quorum_queue(
+    name: &str,
+    kind: &Kind,
+    version: Option<(u32, u32)>,
+) {
+    match kind.drops_after(version) {
+        Some(_) => warn_once_if_it_drops(name, kind, version),
+        None if is_first(name) => {
+            info!("queue '{name}' is a quorum queue, the virtual host's default type");
+        }
+        None => {}
+    }
+}
+
+/// Warns once for each queue whose tasks the broker drops, not for each connection.
+pub(crate) fn warn_once_if_it_drops(name: &str, kind: &Kind, version: Option<(u32, u32)>) {
+    if let Some(limit) = kind.drops_after(version).filter(|_| is_first(name)) {
+        warn!("{}", dropping_quorum_queue(name, limit));
+    }
+}
+
+/// Whether this is the first time that this queue is named here.
+fn is_first(name: &str) -> bool {
     static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    if !LOGGED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into()) {
-        return;
-    }
-    if version.is_none_or(|version| version < LIMITED_SINCE) {
-        info!("queue '{name}' is a quorum queue, the virtual host's default type");
-        return;
-    }
-    warn!("{}", dropping_quorum_queue(name));
+    LOGGED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into())
 }
 
 /// What a quorum queue without a dead-letter route does, and the remedy.
-pub(crate) fn dropping_quorum_queue(name: &str) -> String {
+pub(crate) fn dropping_quorum_queue(name: &str, limit: &str) -> String {
     let pattern: String = name.chars().map(literal).collect();
     format!(
-        "queue '{name}' is a quorum queue, the virtual host's default type, and was declared \
-         without a dead-letter route: RabbitMQ drops a task for good after 20 deliveries that were \
-         not acked. Give it the route by a policy: rabbitmqctl set_policy '{name}' '^{pattern}$' \
+        "queue '{name}' is a quorum queue, and was declared without a dead-letter route: RabbitMQ \
+         drops a task for good after {limit} deliveries that were not acked. Give it the route by a policy: rabbitmqctl set_policy '{name}' '^{pattern}$' \
          '{{\"dead-letter-exchange\":\"\",\"dead-letter-routing-key\":\"{name}.dead\",\
          \"dead-letter-strategy\":\"at-least-once\",\"overflow\":\"reject-publish\"}}' --apply-to \
          queues; then use it with --queue-type quorum --no-declare"
@@ -118,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_remedy_of_a_quorum_queue_matches_its_name_only() {
-        let text = dropping_quorum_queue("a.b*");
+        let text = dropping_quorum_queue("a.b*", "20");
         assert!(text.contains("'^a\\.b\\*$'"), "{text}");
         assert!(text.contains("\"dead-letter-routing-key\":\"a.b*.dead\""), "{text}");
     }

@@ -8,11 +8,13 @@ use log::info;
 use crate::amqp::channel::Channel;
 use crate::amqp::close_reason::{CloseReason, PRECONDITION_FAILED};
 use crate::amqp::connection::Connection;
+use crate::model::error::STREAM;
 use crate::model::queue::{Queue, QueueType, Target};
 use crate::topology::admin_channel::AdminChannel;
 use crate::topology::declare::{Comparison, Declared, compare, declare};
 use crate::topology::default_type::{
     DefaultType, as_created_here, ask_default_type, log_once_that_it_is_a_quorum_queue,
+    warn_once_if_it_drops,
 };
 use crate::topology::durability::make_durable;
 use crate::topology::queue_type::Kind;
@@ -74,9 +76,30 @@ fn refuse_stream(
     channel: &mut AdminChannel,
     connection: &Connection,
     name: &str,
-) -> Result<(), CloseReason> {
+) -> Result<Kind, CloseReason> {
     let kind = Kind::ask(channel, connection, name)?;
-    kind.objection().map_or(Ok(()), |text| Err(refused(text)))
+    if let Some(text) = kind.objection() {
+        return Err(refused(text));
+    }
+    if let Kind::Unknown(_) = kind {
+        refuse_stream_of_unknown_kind(channel, connection, name)?;
+    }
+    Ok(kind)
+}
+
+/// A login that may not declare the queue may be allowed to consume from it.
+fn refuse_stream_of_unknown_kind(
+    channel: &mut AdminChannel,
+    connection: &Connection,
+    name: &str,
+) -> Result<(), CloseReason> {
+    let asked = channel.ask(connection, |channel| channel.try_consume(name));
+    // Each answer is a refusal, which closed the channel.
+    channel.forget();
+    match asked {
+        Err(CloseReason::ChannelClosed { text, .. }) if text != STREAM => Ok(()),
+        asked => asked,
+    }
 }
 
 impl Opening<'_> {
@@ -100,7 +123,10 @@ impl Opening<'_> {
 
     fn find(&mut self, queue: &Queue) -> Result<Queue, CloseReason> {
         self.channel.ask(self.connection, |channel| channel.count(queue.name()))?;
-        refuse_stream(&mut self.channel, self.connection, queue.name())?;
+        let kind = refuse_stream(&mut self.channel, self.connection, queue.name())?;
+        if !queue.counts_deliveries() {
+            warn_once_if_it_drops(queue.name(), &kind, self.connection.broker_version());
+        }
         Ok(queue.clone())
     }
 
@@ -158,10 +184,10 @@ impl Opening<'_> {
     /// host's default.
     fn with_existing_type(&mut self, queue: &Queue) -> Result<Queue, CloseReason> {
         let kind = Kind::ask(&mut self.channel, self.connection, queue.name())?;
-        if !matches!(kind, Kind::Quorum(_)) {
+        if !matches!(kind, Kind::Quorum { .. }) {
             return Ok(queue.clone());
         }
-        log_once_that_it_is_a_quorum_queue(queue.name(), self.connection.broker_version());
+        log_once_that_it_is_a_quorum_queue(queue.name(), &kind, self.connection.broker_version());
         Ok(queue.as_existing_quorum())
     }
 

@@ -13,7 +13,11 @@ use crate::topology::declare::{Comparison, compare};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Classic,
-    Quorum(Limit),
+    Quorum {
+        limit: Limit,
+        /// Whether it was declared with a dead-letter exchange.
+        has_route: bool,
+    },
     Stream,
     /// It is not known, and why.
     Unknown(String),
@@ -46,6 +50,12 @@ const COMMON: [&str; 13] = [
     "x-single-active-consumer",
 ];
 
+/// From this version on, a quorum queue that was declared without a delivery limit has one.
+pub(crate) const LIMITED_SINCE: (u32, u32) = (4, 0);
+
+/// The limit of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
+pub(crate) const USUAL_LIMIT: &str = "20";
+
 /// An argument that only a quorum queue has, and that the broker names before the limit.
 const STRATEGY: &str = "x-dead-letter-strategy";
 
@@ -54,7 +64,7 @@ impl Kind {
     pub(crate) fn name(&self) -> Option<&'static str> {
         match self {
             Kind::Classic => Some("classic"),
-            Kind::Quorum(_) => Some("quorum"),
+            Kind::Quorum { .. } => Some("quorum"),
             Kind::Stream => Some("stream"),
             Kind::Unknown(_) => None,
         }
@@ -63,6 +73,18 @@ impl Kind {
     /// Why a queue of this type cannot be a work queue; `None` if it can.
     pub(crate) fn objection(&self) -> Option<&'static str> {
         (*self == Kind::Stream).then_some(STREAM)
+    }
+
+    /// The number of deliveries after which this broker drops a task for good, if it does: without a
+    /// dead-letter route. A client cannot see a route that a policy sets.
+    pub(crate) fn drops_after(&self, version: Option<(u32, u32)>) -> Option<&str> {
+        match self {
+            Kind::Quorum { limit: Limit::Declared(limit), has_route: false } => Some(limit),
+            Kind::Quorum { limit: Limit::Usual, has_route: false } => {
+                version.filter(|version| *version >= LIMITED_SINCE).map(|_| USUAL_LIMIT)
+            }
+            _ => None,
+        }
     }
 
     /// What the queue is; see [`of`](Kind::of).
@@ -99,16 +121,18 @@ impl Kind {
     ) -> Result<Kind, E> {
         let mut arguments = vec![("x-queue-type".into(), Argument::Text("quorum".into()))];
         for _ in 0..=COMMON.len() + 1 {
+            let has_route = arguments.iter().any(|(name, _)| name == "x-dead-letter-exchange");
+            let quorum = |limit| Ok(Kind::Quorum { limit, has_route });
             let durability = Durability::Durable;
             let plan =
                 QueueDeclaration { name: name.into(), durability, arguments: arguments.clone() };
             let (argument, there) = match compare(&plan)? {
-                Comparison::Same => return Ok(Kind::Quorum(Limit::Usual)),
+                Comparison::Same => return quorum(Limit::Usual),
                 Comparison::Differs { argument, there } => (argument, there),
                 Comparison::Refused(text) => return Ok(Kind::Unknown(text)),
             };
             match argument.as_str() {
-                "x-delivery-limit" => return Ok(Kind::Quorum(Limit::of(there))),
+                "x-delivery-limit" => return quorum(Limit::of(there)),
                 "x-queue-type" if there == "stream" => return Ok(Kind::Stream),
                 // RabbitMQ 3.10 does not name the type of a queue declared without one.
                 "x-queue-type" | "durable" | "auto_delete" => return Ok(Kind::Classic),

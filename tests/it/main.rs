@@ -45,6 +45,7 @@ mod threads;
 mod tls;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls_urls;
+mod used_as_it_is;
 mod variables;
 mod worker;
 mod worker_api;
