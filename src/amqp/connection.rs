@@ -160,11 +160,6 @@ impl Connection {
         &self.name
     }
 
-    /// How long this connection may confirm nothing, if there are other nodes.
-    pub(crate) fn first_confirm_limit(&self) -> Option<Duration> {
-        self.limits.first_confirm
-    }
-
     /// How long a call may wait for the broker.
     pub(crate) fn call_limit(&self) -> Duration {
         self.limits.call

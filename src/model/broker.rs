@@ -60,8 +60,6 @@ pub(crate) struct Limits {
     pub(crate) call: Duration,
     pub(crate) close: Duration,
     pub(crate) heartbeat: Duration,
-    /// How long a new connection may confirm nothing, if there are other nodes.
-    pub(crate) first_confirm: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -72,7 +70,6 @@ impl Default for Limits {
             call: Duration::from_secs(20),
             close: Duration::from_secs(2),
             heartbeat: HEARTBEAT,
-            first_confirm: None,
         }
     }
 }
@@ -84,8 +81,8 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// up. RabbitMQ advises against less (<https://www.rabbitmq.com/docs/heartbeats>).
 const HEARTBEAT_AMONG_SEVERAL: Duration = Duration::from_secs(5);
 
-/// How long a new connection may confirm nothing, if there are other nodes: as long as it takes to elect
-/// another leader of a quorum queue.
+/// How long a new connection may confirm nothing: as long as it takes to elect another leader of a quorum
+/// queue. A single address may stand for several nodes, such as that of a load balancer.
 pub(crate) const FIRST_CONFIRM: Duration = Duration::from_secs(10);
 
 impl Broker {
@@ -261,7 +258,6 @@ impl Broker {
         Limits {
             connect: address.connect_timeout.unwrap_or(self.limits.connect),
             heartbeat,
-            first_confirm: (!is_only_one).then_some(FIRST_CONFIRM),
             ..self.limits
         }
     }

@@ -153,19 +153,21 @@ fn a_task_is_tried_once_more_just_before_its_time_ends() {
     }
 }
 
+/// A broker that takes publishes and confirms none.
+fn unconfirming() -> ScriptedBroker {
+    ScriptedBroker::start(|session, number| {
+        session.handshake();
+        session.read_publish();
+        session.report(format!("published on {number}"));
+        session.beat_until_closed();
+    })
+}
+
 /// So does a channel of RabbitMQ 4.0 to 4.3 that publishes for the first time while a quorum queue has no
 /// leader. A new channel asks the next leader.
 #[test]
 fn a_connection_that_confirms_nothing_is_left_once_for_another() {
-    let silent = || {
-        ScriptedBroker::start(|session, number| {
-            session.handshake();
-            session.read_publish();
-            session.report(format!("published on {number}"));
-            session.beat_until_closed();
-        })
-    };
-    let (first, second) = (silent(), silent());
+    let (first, second) = (unconfirming(), unconfirming());
     let urls = format!("{},{}", first.url(), second.url());
     let to = ["--url", &urls, "--url-order", "given", "--timeout", "24s"];
     let producer = Command::producer(&to).arg("task").start();
@@ -178,4 +180,16 @@ fn a_connection_that_confirms_nothing_is_left_once_for_another() {
     let stderr = output.stderr();
     assert_eq!(stderr.matches("no confirm for 10s on a new connection").count(), 1, "{stderr}");
     assert!(stderr.contains("no confirm within 24s"), "{stderr}");
+}
+
+/// It may be that of a load balancer.
+#[test]
+fn a_connection_to_the_only_address_that_confirms_nothing_is_left_once_as_well() {
+    let broker = unconfirming();
+    let producer = Command::producer(&["--url", &broker.url(), "--timeout", "24s", "task"]).start();
+
+    broker.wait("published on 0", SOON);
+    broker.wait("published on 1", SOON);
+
+    producer.wait(SOON).assert_code(1);
 }

@@ -7,6 +7,7 @@ use log::{info, warn};
 use super::Link;
 use crate::amqp::call_timeout::SLOW_AFTER;
 use crate::amqp::connection::Notice;
+use crate::model::broker::FIRST_CONFIRM;
 use crate::model::queue::Target;
 use crate::publish::pending::Pending;
 
@@ -69,7 +70,6 @@ impl<T> Link<T> {
     /// Until when the first confirm has to come, if tasks wait for it. Not while publishers are blocked.
     pub(crate) fn first_confirm_until(&self) -> Option<Instant> {
         let is_due = !self.has_confirmed && self.blocked.is_none() && !self.in_flight.is_empty();
-        let limit = self.connection.first_confirm_limit().filter(|_| is_due)?;
-        Some(self.progress_at + limit)
+        is_due.then(|| self.progress_at + FIRST_CONFIRM)
     }
 }
