@@ -67,7 +67,8 @@ fn strike(cluster: &Cluster, load: &mut Load, random: &mut Rng, fault: Fault) {
             cluster.start(node);
         }
         Fault::Freeze => {
-            // RabbitMQ 3.10 finds no other leader for as long as one stands still.
+            // A new connection to RabbitMQ 3.10 waits about 65 s for a frozen leader, and each one
+            // through that node becomes new (docs/failures.md).
             let leads = cluster.leads(node, load.queue());
             let node = if leads { node % NODES.len() + 1 } else { node };
             cluster.freeze(node);
