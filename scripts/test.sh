@@ -54,6 +54,7 @@ three_nodes() {
 }
 
 endurance() {
+    # A few tests: all would double the time of the suite, and a job of CI runs them all.
     step "quorum queues by default" tests/quorum.sh
     step "soak" scripts/soak.sh --minutes 1 --seed 7
 }
