@@ -28,6 +28,8 @@ struct Tasks {
 /// Whether the attempt that was late counts as a failure already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LateAttempt {
+    /// It may be late: a redelivered task without an id waits for the word.
+    InQuestion,
     Uncounted,
     Counted,
 }
@@ -42,30 +44,33 @@ pub(crate) enum Repeat {
 }
 
 /// Identifies a task when it comes again: by its id, the length of its body and the body's two ends.
-/// A task without an id has no mark, because other tasks may have the same body.
+///
+/// Tasks without an id may have the same body. One of them waits once for the word that another is
+/// late, and not for its end. If one was late, the next of them that is redelivered counts in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Mark(u64);
+struct Mark {
+    hash: u64,
+    has_id: bool,
+}
 
 /// How many bytes of each end of a body count.
 const END: usize = 1024;
 
 impl Mark {
-    fn of(task: &Task) -> Option<Mark> {
-        let id = task.id()?;
+    fn of(task: &Task) -> Mark {
         let body = task.body();
         let mut hasher = DefaultHasher::new();
-        (id, body.len()).hash(&mut hasher);
+        (task.id(), body.len()).hash(&mut hasher);
         body[..body.len().min(END)].hash(&mut hasher);
         body[body.len().saturating_sub(END)..].hash(&mut hasher);
-        Some(Mark(hasher.finish()))
+        Mark { hash: hasher.finish(), has_id: task.id().is_some() }
     }
 }
 
 impl LateTasks {
     pub(crate) fn started(&self, thread: usize, task: &Task) {
-        if let Some(mark) = Mark::of(task) {
-            self.lock().running.insert(thread, mark);
-        }
+        let mark = Mark::of(task);
+        self.lock().running.insert(thread, mark);
     }
 
     pub(crate) fn ended(&self, thread: usize) {
@@ -97,26 +102,35 @@ impl LateTasks {
         if !redelivered && !self.any_late.load(Ordering::Acquire) {
             return None;
         }
-        let mark = Mark::of(task)?;
+        let mark = Mark::of(task);
         let mut tasks = self.lock();
         let is_running = tasks.running.values().any(|it| *it == mark);
         match tasks.late.get(&mark) {
             Some(LateAttempt::Uncounted) if redelivered => {
                 tasks.late.insert(mark, LateAttempt::Counted);
-                if !is_running {
+                if !is_running || !mark.has_id {
                     tasks.late.remove(&mark);
                 }
                 Some(Repeat::CountFailure)
             }
-            Some(_) if is_running => Some(Repeat::Wait),
+            Some(LateAttempt::InQuestion) => {
+                tasks.late.remove(&mark);
+                None
+            }
+            Some(_) if is_running && mark.has_id => Some(Repeat::Wait),
             // The repeated delivery may arrive before we learn that the first one is late.
-            None if is_running && redelivered => Some(Repeat::Wait),
-            Some(_) => {
+            None if is_running && redelivered => {
+                if !mark.has_id {
+                    tasks.late.insert(mark, LateAttempt::InQuestion);
+                }
+                Some(Repeat::Wait)
+            }
+            Some(_) if mark.has_id => {
                 // Another task, with the same id and body.
                 tasks.late.remove(&mark);
                 None
             }
-            None => None,
+            _ => None,
         }
     }
 
@@ -208,13 +222,34 @@ mod tests {
         assert_eq!(late.check(&it, true), None, "forgotten with that");
     }
 
+    fn task_without_id() -> Task {
+        Task::received(b"same".to_vec(), Default::default())
+    }
+
     #[test]
-    fn tasks_without_an_id_are_never_taken_for_each_other() {
-        let same = Task::received(b"same".to_vec(), Default::default());
+    fn of_tasks_without_an_id_one_waits_once_for_the_word_that_another_is_late() {
+        let same = task_without_id();
+        let late = LateTasks::default();
+        late.started(1, &same);
+        assert_eq!(late.check(&same, true), Some(Wait));
+        assert_eq!(late.check(&same, true), None, "there was no word");
+        assert_eq!(late.check(&same, true), Some(Wait));
+        late.mark_late(1);
+        assert_eq!(late.check(&same, true), Some(CountFailure));
+    }
+
+    #[test]
+    fn a_late_task_without_an_id_counts_once_each_time() {
+        let same = task_without_id();
         let late = late(&same);
-        assert_eq!(late.check(&same, true), None);
+        assert_eq!(late.check(&same, false), None, "another task, with the same body");
+        assert_eq!(late.check(&same, true), Some(CountFailure));
         late.ended(1);
-        assert_eq!(late.check(&same, true), None);
+        assert_eq!(late.check(&same, true), None, "it was counted");
+        late.started(2, &same);
+        late.mark_late(2);
+        late.ended(2);
+        assert_eq!(late.check(&same, true), Some(CountFailure));
     }
 
     #[test]
@@ -222,7 +257,7 @@ mod tests {
         let long = |last: u8, length: usize| {
             let mut body = vec![7; length];
             body[length - 1] = last;
-            Mark::of(&task("a", &body)).expect("it has an id")
+            Mark::of(&task("a", &body))
         };
         assert_eq!(long(1, 5000), long(1, 5000));
         assert_ne!(long(1, 5000), long(2, 5000));

@@ -17,6 +17,7 @@ mod follow_ups;
 mod guarantees;
 mod heartbeats;
 mod hostile_broker;
+mod late_tasks;
 mod one_program;
 mod own_thread;
 #[cfg(all(feature = "tls", target_os = "linux"))]
