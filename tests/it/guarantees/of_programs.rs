@@ -63,7 +63,13 @@ pub(super) const OF_PROGRAMS: &[Promise] = &[
         "Frozen node",
         &["a_frozen_node_is_left_before_a_task_s_time_is_up_whatever_heartbeat_the_url_asks_for"],
     ),
-    ("Silent channel", &["a_connection_that_confirms_nothing_is_left_once_for_another"]),
+    (
+        "Silent channel",
+        &[
+            "a_connection_that_confirms_nothing_is_left_once_for_another",
+            "a_connection_to_the_only_address_that_confirms_nothing_is_left_once_as_well",
+        ],
+    ),
     ("Last try", &["a_task_is_tried_once_more_just_before_its_time_ends"]),
     (
         "Spread",

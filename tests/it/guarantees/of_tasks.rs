@@ -308,6 +308,7 @@ pub(super) const OF_TASKS: &[Promise] = &[
             "a_task_that_outlives_the_broker_s_patience_ends_as_a_dead_letter_and_keeps_one_thread",
             "a_task_that_is_late_once_counts_once_and_is_done_when_it_has_ended",
             "tasks_with_the_same_body_and_no_id_are_not_taken_for_one_that_is_late",
+            "a_task_without_an_id_that_is_late_ends_as_a_dead_letter",
         ],
     ),
     // Batches are waited for
