@@ -18,6 +18,7 @@ mod guarantees;
 mod heartbeats;
 mod hostile_broker;
 mod late_tasks;
+mod one_connection;
 mod one_program;
 mod own_thread;
 #[cfg(all(feature = "tls", target_os = "linux"))]

@@ -347,25 +347,6 @@ fn tasks_with_the_same_body_and_no_id_are_not_taken_for_one_that_is_late() {
     client.delete(&queue);
 }
 
-#[test]
-fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
-    let broker = breakable_broker();
-    let vhost = unique_queue("limited");
-    broker.ctl(&["add_vhost", &vhost]);
-    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
-    let url = format!("{}/{vhost}", broker.url());
-    let to = ["--url", &url, "--queue", "q"];
-    Command::producer(&to).args(&["--repeat", "3", "task"]).run(SOON).assert_code(0);
-    broker.ctl(&["set_vhost_limits", "-p", &vhost, "{\"max-connections\": 1}"]);
-    let options = ["--max-attempts", "2", "--retry-delay", "100ms", "--drain", "--json"];
-    let output = Command::worker(&to).args(&options).args(&["--", "false"]).run(SOON * 2);
-    broker.ctl(&["delete_vhost", &vhost]);
-    output.assert_code(1);
-    let stdout = output.stdout();
-    assert!(stdout.contains("\"dead\":3"), "{stdout}");
-    assert!(output.stderr().contains("cannot open a second connection"), "{}", output.stderr());
-}
-
 /// The broker reads nothing more on the only connection: it could not answer a cancel.
 #[test]
 fn an_alarm_on_the_only_connection_ends_no_session_while_failed_tasks_wait() {

@@ -11,7 +11,7 @@ use std::{mem, thread};
 use crossbeam_channel::{Receiver, bounded};
 use indicatif::ProgressBar;
 use rabbit_work::{
-    Event, EventKind, Health, Inspector, Queue, Shutdown, Trigger, Worker, shutdown,
+    Broker, Event, EventKind, Health, Inspector, Queue, Shutdown, Trigger, Worker, shutdown,
 };
 
 use crate::cli::common::progress::Line;
@@ -50,6 +50,14 @@ struct Left {
     waiting: u64,
 }
 
+/// Counts the queues, on a connection for each of them.
+struct Census {
+    broker: Broker,
+    queues: Vec<Queue>,
+    health: Vec<Health>,
+    inspectors: Vec<Inspector>,
+}
+
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often to ask for each possible delay queue, which is some eighty questions.
 const COUNT_ALL_EVERY: Duration = Duration::from_secs(60);
@@ -67,11 +75,11 @@ impl Progress {
         }
         // The options were good enough for the workers.
         let broker = options.broker.broker().ok()?;
-        let names = options.queues.named().iter().map(|it| Queue::new(&it.name));
-        let inspectors: Vec<Inspector> = names.map(|it| Inspector::new(&broker, &it)).collect();
+        let queues = options.queues.named().iter().map(|it| Queue::new(&it.name)).collect();
         let counts = Arc::<Mutex<Counts>>::default();
         let (shown, counted) = (Arc::clone(&counts), Arc::clone(&counts));
         let health: Vec<Health> = workers.iter().map(Worker::health).collect();
+        let census = Census { broker, queues, health: health.clone(), inspectors: Vec::new() };
         let line = Line::show(ProgressBar::no_length(), "{counts}", move |elapsed, out| {
             lock(&shown).write(health.iter().map(Health::running).sum(), elapsed, out)
         });
@@ -79,7 +87,7 @@ impl Progress {
         let (last, ended) = bounded(0);
         let count = move || {
             let _last = last;
-            count_until(inspectors, &counted, &stopped);
+            count_until(census, &counted, &stopped);
         };
         // Without a thread, the line shows no count of what is left.
         let _ = thread::Builder::new().name("progress".into()).spawn(count);
@@ -105,22 +113,15 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts what is left in the queues every second, on a connection for each of them.
-fn count_until(mut inspectors: Vec<Inspector>, counts: &Mutex<Counts>, stopped: &Shutdown) {
+/// Counts what is left in the queues every second.
+fn count_until(mut census: Census, counts: &Mutex<Counts>, stopped: &Shutdown) {
     let begun = Instant::now();
     let mut all_counted_at: Option<Instant> = None;
     loop {
         let has_new_delay = mem::take(&mut lock(counts).has_new_delay);
         let is_due = all_counted_at.is_none_or(|at| at.elapsed() >= COUNT_ALL_EVERY);
         let counts_all = has_new_delay || is_due;
-        let left = inspectors.iter_mut().try_fold(Left::default(), |sum, inspector| {
-            if stopped.is_stopping() {
-                return None;
-            }
-            let status = if counts_all { inspector.status() } else { inspector.recount() }.ok()?;
-            let (ready, waiting) = (status.ready, status.delayed_tasks());
-            Some(Left { ready: sum.ready + ready, waiting: sum.waiting + waiting })
-        });
+        let left = census.count(counts_all, stopped);
         if counts_all {
             all_counted_at = left.map(|_| Instant::now());
         }
@@ -128,6 +129,29 @@ fn count_until(mut inspectors: Vec<Inspector>, counts: &Mutex<Counts>, stopped: 
         if stopped.wait(COUNT_EVERY) {
             return;
         }
+    }
+}
+
+impl Census {
+    /// Counts, once all workers consume. Before that it has no connection: the broker may allow no
+    /// more than the workers need.
+    fn count(&mut self, counts_all: bool, stopped: &Shutdown) -> Option<Left> {
+        if self.health.iter().any(|it| it.consuming() == 0) {
+            self.inspectors.clear();
+            return None;
+        }
+        if self.inspectors.is_empty() {
+            let inspectors = self.queues.iter().map(|it| Inspector::new(&self.broker, it));
+            self.inspectors = inspectors.collect();
+        }
+        self.inspectors.iter_mut().try_fold(Left::default(), |sum, inspector| {
+            if stopped.is_stopping() {
+                return None;
+            }
+            let status = if counts_all { inspector.status() } else { inspector.recount() }.ok()?;
+            let (ready, waiting) = (status.ready, status.delayed_tasks());
+            Some(Left { ready: sum.ready + ready, waiting: sum.waiting + waiting })
+        })
     }
 }
 

@@ -1,0 +1,70 @@
+//! Virtual hosts that allow few connections: whatever needs another one goes on without.
+
+use std::time::Duration;
+
+use crate::support::broker::{Lent, breakable_broker};
+use crate::support::client::unique_queue;
+use crate::support::command::Command;
+use crate::support::terminal::on_a_terminal;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A virtual host of its own.
+struct Limited {
+    broker: Lent,
+    vhost: String,
+    url: String,
+}
+
+impl Limited {
+    fn start() -> Limited {
+        let (broker, vhost) = (breakable_broker(), unique_queue("limited"));
+        broker.ctl(&["add_vhost", &vhost]);
+        broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+        let url = format!("{}/{vhost}", broker.url());
+        Limited { broker, vhost, url }
+    }
+
+    fn publish(&self, queue: &str, tasks: &str) {
+        let to = ["--url", &self.url, "--queue", queue, "--repeat", tasks, "task"];
+        Command::producer(&to).run(SOON).assert_code(0);
+    }
+
+    fn allow(&self, connections: usize) {
+        let limits = format!("{{\"max-connections\": {connections}}}");
+        self.broker.ctl(&["set_vhost_limits", "-p", &self.vhost, &limits]);
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        self.broker.ctl(&["delete_vhost", &self.vhost]);
+    }
+}
+
+#[test]
+fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
+    let limited = Limited::start();
+    limited.publish("q", "3");
+    limited.allow(1);
+    let options = ["--max-attempts", "2", "--retry-delay", "100ms", "--drain", "--json"];
+    let worker = Command::worker(&["--url", &limited.url, "--queue", "q"]).args(&options);
+    let output = worker.args(&["--", "false"]).run(SOON);
+    output.assert_code(1);
+    let stdout = output.stdout();
+    assert!(stdout.contains("\"dead\":3"), "{stdout}");
+    assert!(output.stderr().contains("cannot open a second connection"), "{}", output.stderr());
+}
+
+#[test]
+fn the_progress_of_a_drain_leaves_the_connection_to_its_worker() {
+    let limited = Limited::start();
+    limited.publish("q", "3");
+    limited.allow(1);
+    let (worker, url) = (env!("CARGO_BIN_EXE_worker"), &limited.url);
+    let dir = tempfile::tempdir().expect("a folder");
+    let line = format!("{worker} --url {url} --queue q --drain -- sleep 1 >out");
+    let (output, rows) = on_a_terminal(&line, dir.path(), SOON);
+    output.assert_code(0);
+    assert!(rows.iter().any(|row| row.starts_with("3 done, ")), "{rows:?}");
+}
