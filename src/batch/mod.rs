@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::never;
 
 use crate::amqp::close_reason::CloseReason;
-use crate::amqp::connect::ConnectAttempt;
 use crate::amqp::connection::Connection;
 use crate::batch::ledger::Ledger;
 use crate::batch::wait::Wait;
@@ -58,7 +57,6 @@ pub struct Batch {
     queue: Queue,
     id: BatchId,
     producer: Producer,
-    timeout: Duration,
     stopping: Signal,
     outputs: Outputs,
     state: State,
@@ -110,7 +108,6 @@ impl Batch {
             queue: queue.clone(),
             id: BatchId::random(),
             producer: Producer::new(broker, queue),
-            timeout: Duration::from_secs(30),
             stopping: never(),
             outputs: Outputs::Ignored,
             state: State::New,
@@ -144,7 +141,6 @@ impl Batch {
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Batch {
         self.producer = self.producer.timeout(limit);
-        self.timeout = limit;
         self
     }
 
@@ -221,7 +217,7 @@ impl Batch {
     /// outcomes of a resumed batch does not exist any more, with outcomes that it waits for.
     ///
     /// # Blocking
-    /// At most for the timeout twice, and for some answers of the broker.
+    /// At most for the timeout, and for some answers of the broker.
     pub fn connect(&mut self) -> Result<(), Error> {
         if self.state == State::Ready {
             return Ok(());
@@ -230,17 +226,20 @@ impl Batch {
         self.queue.validate_for_batches()?;
         self.producer.connect()?;
         self.counts_deliveries |= self.producer.counts_deliveries();
-        let connection = self.open_connection()?;
+        // The broker may allow no second connection.
+        let connection = self.producer.shared_connection();
         let address = connection.address().to_string();
         match self.prepare_queue(&connection) {
             Ok(durable_at) => {
-                connection.close();
                 let _ = self.stopping.recv_deadline(durable_at);
                 self.state = State::Ready;
                 Ok(())
             }
             Err(cause) => {
-                let (name, cause) = (self.queue_of_outcomes(), connection.end(Some(cause)));
+                let name = self.queue_of_outcomes();
+                if !cause.is_channel_error() {
+                    drop(self.producer.take_connection());
+                }
                 Err(match Error::from_queue_use(&name, &address, cause) {
                     Error::QueueMissing { .. } => wait::missing(&name, self.ledger.left()),
                     error => error,
@@ -261,12 +260,6 @@ impl Batch {
         };
         open_batch_queue(connection, &self.queue, self.id)?.close()?;
         Ok(durable_at)
-    }
-
-    fn open_connection(&self) -> Result<Connection, Error> {
-        let attempt = ConnectAttempt::start(&self.broker, self.timeout)?;
-        let opened = attempt.wait(&self.stopping, Some(deadline_after(self.timeout)))?;
-        opened.ok_or_else(|| Error::Unreachable { attempts: attempt.failures() })
     }
 
     /// Publishes the next task without waiting for its confirm, as [`Producer::send`] does. Returns
@@ -338,7 +331,8 @@ impl Batch {
     ///
     /// # Blocking
     /// Until then. First it flushes, and drops the receipts: to see them, call
-    /// [`flush`](Batch::flush) before.
+    /// [`flush`](Batch::flush) before. It goes on with their connection, and
+    /// closes it at its end.
     pub fn wait(
         &mut self,
         limit: Option<Duration>,
@@ -363,6 +357,7 @@ impl Batch {
         mut each: impl FnMut(&[BatchOutcome]) -> ControlFlow<()>,
     ) -> Result<BatchSummary, Error> {
         let _ = self.flush();
+        let opened = self.producer.take_connection();
         let wait = Wait {
             broker: &self.broker,
             queue: &self.queue,
@@ -376,7 +371,7 @@ impl Batch {
             deadline: limit.map(deadline_after),
             stopping: shutdown.stopping(),
         };
-        wait.run(&mut self.ledger, &mut each)?;
+        wait.run(opened, &mut self.ledger, &mut each)?;
         Ok(self.summary())
     }
 }

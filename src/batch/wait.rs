@@ -1,5 +1,6 @@
 //! Takes the outcomes of a batch from their queue until each task has ended: one session after the
-//! other, with a growing pause after each that was lost.
+//! other, with a growing pause after each that was lost. The first goes on with the connection that
+//! published the tasks: the broker may allow no second one.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -67,13 +68,19 @@ pub(crate) const OUTPUTS_AT_ONCE: u16 = 16;
 const POISONED_AFTER: u32 = 3;
 
 impl Wait<'_> {
-    pub(crate) fn run(&self, ledger: &mut Ledger, each: &mut Each<'_>) -> Result<(), Error> {
+    pub(crate) fn run(
+        &self,
+        mut opened: Option<Connection>,
+        ledger: &mut Ledger,
+        each: &mut Each<'_>,
+    ) -> Result<(), Error> {
         let (mut backoff, mut has_consumed, mut malformed) =
             (Backoff::up_to(Backoff::LONGEST_OF_A_WORKER), false, 0);
         self.warn_of_no_end(ledger);
         while ledger.left() > 0 {
             let before = ledger.left();
-            let error = match self.run_session(ledger, each, &mut has_consumed) {
+            let session = self.run_session(opened.take(), ledger, each, &mut has_consumed);
+            let error = match session {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
@@ -115,12 +122,12 @@ impl Wait<'_> {
 
     fn run_session(
         &self,
+        opened: Option<Connection>,
         ledger: &mut Ledger,
         each: &mut Each<'_>,
         has_consumed: &mut bool,
     ) -> Result<End, Error> {
-        let attempt = ConnectAttempt::start(self.broker, UNLIMITED)?;
-        let Some(connection) = attempt.wait(self.stopping, self.deadline)? else {
+        let Some(connection) = opened.map_or_else(|| self.connect(), |it| Ok(Some(it)))? else {
             return Ok(End::Early);
         };
         let address = connection.address().to_string();
@@ -134,6 +141,11 @@ impl Wait<'_> {
                 Err(Error::from_queue_use(&self.name(), &address, cause))
             }
         }
+    }
+
+    /// `None` at a stop or the deadline.
+    fn connect(&self) -> Result<Option<Connection>, Error> {
+        ConnectAttempt::start(self.broker, UNLIMITED)?.wait(self.stopping, self.deadline)
     }
 
     fn take_from(

@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use log::warn;
 
+use crate::amqp::connection::Connection;
 use crate::model::broker::Broker;
 use crate::model::connection_name::PRODUCER;
 use crate::model::error::Error;
@@ -226,6 +227,17 @@ impl Producer {
     /// Whether the broker may dead-letter tasks of the queue itself, as far as is known.
     pub(crate) fn counts_deliveries(&self) -> bool {
         self.publisher.counts_deliveries()
+    }
+
+    /// The connection for other uses, which the producer ends. Call [`connect`](Producer::connect)
+    /// before.
+    pub(crate) fn shared_connection(&self) -> Connection {
+        self.publisher.shared_connection().expect("it is connected")
+    }
+
+    /// Takes the connection out, if there is one that responds. The next task opens another one.
+    pub(crate) fn take_connection(&mut self) -> Option<Connection> {
+        self.publisher.take_connection()
     }
 
     fn accept(&mut self, task: Task, ticket: Ticket) {

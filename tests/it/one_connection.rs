@@ -68,3 +68,18 @@ fn the_progress_of_a_drain_leaves_the_connection_to_its_worker() {
     output.assert_code(0);
     assert!(rows.iter().any(|row| row.starts_with("3 done, ")), "{rows:?}");
 }
+
+#[test]
+fn a_producer_waits_for_outcomes_on_the_connection_that_published() {
+    let limited = Limited::start();
+    limited.publish("q", "1");
+    limited.allow(2);
+    let worker = Command::worker(&["--url", &limited.url, "--queue", "q", "--threads", "1"]);
+    let working = worker.args(&["--", "echo", "worked"]).start();
+    working.wait_for_stdout_line(|line| line == "worked", SOON);
+    let to = ["--url", &limited.url, "--queue", "q", "--wait", "--repeat", "3", "task"];
+    let output = Command::producer(&to).run(SOON);
+    output.assert_code(0);
+    working.signal("INT");
+    working.wait(SOON).assert_code(0);
+}

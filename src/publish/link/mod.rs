@@ -140,6 +140,10 @@ impl<T> Link<T> {
         self.counts_deliveries
     }
 
+    pub(crate) fn shared_connection(&self) -> Connection {
+        self.connection.share()
+    }
+
     pub(crate) fn is_lent(&self) -> bool {
         self.connection.is_lent()
     }
@@ -333,6 +337,19 @@ impl<T> Link<T> {
     pub(crate) fn close(self, aborting: &Signal) {
         let guard = self.connection.call_guard().clone();
         guard.abort_on(aborting, || self.close_in_order());
+    }
+
+    /// Leaves the connection for other uses. `None`, and it is closed, if the broker does not read from
+    /// it, or owes confirms.
+    pub(crate) fn into_connection(self, aborting: &Signal) -> Option<Connection> {
+        if self.blocked.is_some() || !self.in_flight.is_all_confirmed() {
+            self.close(aborting);
+            return None;
+        }
+        let Link { connection, channel, .. } = self;
+        let guard = connection.call_guard().clone();
+        let closed = guard.abort_on(aborting, || channel.close());
+        closed.is_ok().then_some(connection)
     }
 
     /// Closes the connection first: nothing that matters is queued on the channel, and its close

@@ -1,6 +1,7 @@
-//! What a publisher's connection has found out about its own queue.
+//! What a publisher's connection has found out about its own queue, and other uses of it.
 
 use super::Publisher;
+use crate::amqp::connection::Connection;
 use crate::publish::link::Link;
 
 impl<T> Publisher<T> {
@@ -8,5 +9,16 @@ impl<T> Publisher<T> {
     /// a connection, this is not known.
     pub(crate) fn counts_deliveries(&self) -> bool {
         self.link.as_ref().is_some_and(Link::counts_deliveries)
+    }
+
+    /// The connection for other uses of its owner, if there is one.
+    pub(crate) fn shared_connection(&self) -> Option<Connection> {
+        self.link.as_ref().map(Link::shared_connection)
+    }
+
+    /// Takes the connection out, once nothing is in flight. `None` if there is none, or none that
+    /// responds; it is then closed.
+    pub(crate) fn take_connection(&mut self) -> Option<Connection> {
+        self.link.take().and_then(|link| link.into_connection(&self.config.aborting))
     }
 }
