@@ -35,6 +35,8 @@ enum SeatState {
     /// It has tasks, or may have.
     Busy,
     Quiet(Quiet),
+    /// The same, and its worker has no connection, because the broker allows no more.
+    Unconnected,
     /// The broker refuses it. It holds up no other queue.
     Refused,
     /// Its worker has ended or is about to.
@@ -84,7 +86,7 @@ impl DrainSeat {
             (SeatState::Quiet(quiet), Some(latest)) => quiet.counted_all < Some(latest),
             _ => false,
         };
-        !seats.iter().any(|seat| seat.state == SeatState::Busy) && needs(&seats[self.number])
+        !seats.iter().any(Seat::may_have_tasks) && needs(&seats[self.number])
     }
 
     /// Notes that the broker refuses the queue. Returns whether all that its worker could wait for
@@ -93,8 +95,18 @@ impl DrainSeat {
         let mut seats = self.lock();
         seats[self.number].state = SeatState::Refused;
         end_if_empty(&mut seats);
-        let is_active = |seat: &Seat| matches!(seat.state, SeatState::Busy | SeatState::Quiet(_));
+        let is_active =
+            |seat: &Seat| seat.may_have_tasks() || matches!(seat.state, SeatState::Quiet(_));
         !seats.iter().any(is_active) && seats.iter().any(|seat| seat.state == SeatState::Ended)
+    }
+
+    /// Notes that its worker gets no connection, because the broker allows no more. Returns whether
+    /// the others hold theirs only because they wait for this queue, or for others without one.
+    pub(crate) fn wait_for_connection(&self) -> bool {
+        let mut seats = self.lock();
+        seats[self.number].state = SeatState::Unconnected;
+        !seats.iter().any(|seat| seat.state == SeatState::Busy)
+            && seats.iter().any(|seat| matches!(seat.state, SeatState::Quiet(_)))
     }
 
     /// Notes that the queue is worked no more.
@@ -106,6 +118,12 @@ impl DrainSeat {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Seat>> {
         self.group.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    fn may_have_tasks(&self) -> bool {
+        matches!(self.state, SeatState::Busy | SeatState::Unconnected)
     }
 }
 
@@ -128,7 +146,7 @@ fn latest_since(seats: &[Seat]) -> Option<Instant> {
 fn end_if_empty(seats: &mut [Seat]) {
     let latest = latest_since(seats);
     let was_empty_then = |seat: &Seat| match seat.state {
-        SeatState::Busy => false,
+        SeatState::Busy | SeatState::Unconnected => false,
         SeatState::Quiet(quiet) => quiet.counted_all >= latest,
         SeatState::Refused | SeatState::Ended => true,
     };
@@ -194,6 +212,25 @@ mod tests {
         assert!(!queues[0].is_drained());
         queues[0].empty(zero, 1, Some(2));
         assert!(queues[0].is_drained());
+    }
+
+    #[test]
+    fn a_queue_without_a_connection_is_awaited_until_only_that_holds_the_others_up() {
+        let (zero, queues) = sessions(3);
+        queues[0].empty(zero, 1, Some(2));
+        assert!(!queues[1].seat.wait_for_connection(), "the third may end and free its own");
+        assert!(queues[2].seat.wait_for_connection(), "no one will");
+        assert!(!queues[0].is_drained() && !queues[0].seat.is_last_check());
+        queues[1].seat.end();
+        queues[2].seat.end();
+        assert!(queues[0].is_drained());
+    }
+
+    #[test]
+    fn without_any_empty_queue_a_connection_may_come_from_elsewhere() {
+        let (_, queues) = sessions(2);
+        assert!(!queues[0].seat.wait_for_connection());
+        assert!(!queues[1].seat.wait_for_connection());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 
 use crate::amqp::connect;
+use crate::amqp::reply_text::is_connection_limit;
 use crate::model::error::Error;
 use crate::util::backoff::Backoff;
 use crate::util::deadline::deadline_after;
@@ -32,6 +33,14 @@ const WORKED_AFTER: Duration = Duration::from_secs(10);
 /// are done at some time, and nothing after it is delivered.
 const POISONED_AFTER: u32 = 3;
 
+/// How long a drain waits for a connection that only the drains of other queues can free, which
+/// wait for it.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+const NO_CONNECTION_LEFT: &str = "cannot be drained: the other queues are empty, and their workers hold \
+    the only connections that the broker allows; raise the limit of connections, or drain one queue \
+    after the other";
+
 /// Runs sessions until the worker ends.
 pub(crate) fn run_sessions(session: &Session<'_>, reconnect: Reconnect) -> Result<RunEnd, Error> {
     let settings = &session.run.settings;
@@ -47,6 +56,10 @@ pub(crate) fn run_sessions(session: &Session<'_>, reconnect: Reconnect) -> Resul
             return Ok(RunEnd::new(EndedBy::Limit, None, settings));
         }
         if reconnect == Reconnect::Never || is_final(&error, session, &history) {
+            return Err(error);
+        }
+        if history.is_stuck(&error, session) {
+            error!("'{}' {NO_CONNECTION_LEFT}", settings.queue.name());
             return Err(error);
         }
         if history.is_poisoned() {
@@ -65,6 +78,12 @@ pub(crate) fn run_sessions(session: &Session<'_>, reconnect: Reconnect) -> Resul
 /// the drains of all other queues have ended.
 fn is_final(error: &Error, session: &Session<'_>, history: &History) -> bool {
     !error.is_transient() && (!history.ever_consumed || session.run.drain.refuse())
+}
+
+/// Whether the broker allows no further connection.
+fn is_over_limit(error: &Error) -> bool {
+    let Error::Unreachable { attempts } = error else { return false };
+    attempts.iter().any(|it| is_connection_limit(it))
 }
 
 /// Runs one session. `None`: another is to follow.
@@ -144,6 +163,8 @@ struct History {
     malformed_in_a_row: u32,
     /// Until when the broker may keep tasks for a lost connection.
     broker_holds_until: Option<Instant>,
+    /// Since when all that hold a connection wait for this worker, which gets none.
+    stuck_since: Option<Instant>,
 }
 
 impl History {
@@ -153,7 +174,16 @@ impl History {
             backoff: Backoff::up_to(longest_pause),
             malformed_in_a_row: 0,
             broker_holds_until: None,
+            stuck_since: None,
         }
+    }
+
+    /// Notes that a session could not begin or was lost. Returns whether no other will begin.
+    fn is_stuck(&mut self, error: &Error, session: &Session<'_>) -> bool {
+        let is_awaited = is_over_limit(error) && session.run.drain.wait_for_connection();
+        let since = self.stuck_since.filter(|_| is_awaited).unwrap_or_else(Instant::now);
+        self.stuck_since = is_awaited.then_some(since);
+        is_awaited && since.elapsed() >= STUCK_AFTER
     }
 
     /// Notes how a session went, how long it lasted, and how many tasks it settled.

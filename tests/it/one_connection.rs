@@ -83,3 +83,28 @@ fn a_producer_waits_for_outcomes_on_the_connection_that_published() {
     working.signal("INT");
     working.wait(SOON).assert_code(0);
 }
+
+/// One of the two never has a connection while the other waits for it.
+#[test]
+fn a_drain_of_two_queues_ends_with_the_error_of_the_one_that_gets_no_connection() {
+    let limited = Limited::start();
+    limited.publish("a", "1");
+    limited.publish("b", "1");
+    let to = ["--url", &limited.url, "--queue", "a", "--queue", "b"];
+    let drain = || {
+        limited.allow(0);
+        let worker = Command::worker(&to).args(&["--drain", "--json", "--", "true"]).start();
+        for _ in 0..4 {
+            worker.wait_for_stderr_line(|line| line.contains("connection limit (0)"), SOON);
+        }
+        limited.allow(1);
+        worker.wait(2 * SOON)
+    };
+    // The broker counts a connection a moment after it has let it in: two at once may both be let in.
+    let mut outputs = (0..3).map(|_| drain());
+    let output = outputs.find(|it| !it.stdout().contains("\"done\":2")).expect("one is refused");
+    output.assert_code(69);
+    let (stdout, stderr) = (output.stdout(), output.stderr());
+    assert!(stdout.contains("\"done\":1"), "{stdout}");
+    assert!(stderr.contains("raise the limit of connections"), "{stderr}");
+}
