@@ -197,7 +197,7 @@ fn the_good_are_done_behind(bad: usize, each: &str, kind: &str) {
     let options = ["--threads", "1", "--max-attempts", "1", "--", "sh", "-c", script, each];
     let running = Command::worker(&to).args(&options).start();
     for _ in 0..GOOD {
-        running.wait_for_stdout_line(|line| line == "good", SOON);
+        running.wait_for_stdout_line(|line| line == "good", SOON * 8);
     }
     let refused = |line: &str| line.contains(&format!("could not be published to '{dead}'"));
     running.wait_for_stderr_line(refused, SOON);
@@ -217,6 +217,11 @@ fn the_good_are_done_behind(bad: usize, each: &str, kind: &str) {
 fn tasks_behind_many_that_cannot_be_handed_over_go_on() {
     the_good_are_done_behind(12, "0", "classic");
     the_good_are_done_behind(12, "0", "quorum");
+}
+
+#[test]
+fn tasks_behind_hundreds_that_cannot_be_handed_over_go_on() {
+    the_good_are_done_behind(501, "0", "classic");
 }
 
 /// They fail more slowly than a pause lasts.

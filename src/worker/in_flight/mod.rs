@@ -70,8 +70,9 @@ pub(crate) enum Stall {
     Full,
 }
 
-/// How many deliveries of earlier subscriptions a consumer keeps before it takes no others.
-pub(crate) const MOST_KEPT: usize = 500;
+/// How many deliveries of earlier subscriptions a consumer keeps before it takes no others: some
+/// 10 MB. Others that stand behind more have no turn before these can be published.
+pub(crate) const MOST_KEPT: usize = 20_000;
 
 /// How long a task may take to be republished before it counts as stalled. A new delay queue is
 /// used after 1.5 s.
@@ -96,7 +97,9 @@ impl<D> InFlight<D> {
     /// Begins a subscription with a prefetch of its own; 0 is no limit.
     pub(crate) fn begin_subscription(&mut self, prefetch: u16) {
         self.prefetch = prefetch;
-        self.earlier = self.unacked.keys().copied().collect();
+        // Called for each task that is kept: adds only what is new.
+        let next = self.earlier.last().map_or(0, |tag| tag + 1);
+        self.earlier.extend(self.unacked.range(next..).map(|(tag, _)| *tag));
         self.stalled_since = None;
     }
 
@@ -167,6 +170,8 @@ impl<D> InFlight<D> {
 
     /// Keeps a task that cannot be published elsewhere, at least for the returned time.
     pub(crate) fn keep(&mut self, tag: u64, now: Instant) -> Duration {
+        // The journal has an entry of it.
+        self.unacked.entry(tag).and_modify(|it| it.event = None);
         self.kept.add(tag, now)
     }
 

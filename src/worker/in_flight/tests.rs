@@ -168,15 +168,15 @@ fn failed_tasks_that_fill_the_prefetch_stall_the_subscription() {
 }
 
 #[test]
-fn no_more_than_500_are_kept_of_earlier_subscriptions() {
-    let (mut ledger, now) = (taken(500, 500), Instant::now());
-    for tag in 1..=500 {
+fn no_more_than_20_000_are_kept_of_earlier_subscriptions() {
+    let (mut ledger, now) = (taken(20_000, 20_000), Instant::now());
+    for tag in 1..=20_000 {
         ledger.keep(tag, now);
     }
     assert_eq!(ledger.stall(now), Stall::Until(now));
     ledger.begin_subscription(1);
-    ledger.take(501, delivery(501)).expect("there is room");
-    ledger.keep(501, now);
+    ledger.take(20_001, delivery(20_001)).expect("there is room");
+    ledger.keep(20_001, now);
     assert_eq!(ledger.stall(now), Stall::Full);
 }
 
