@@ -262,6 +262,12 @@ impl Batch {
         Ok(durable_at)
     }
 
+    /// Whether the priorities of tasks have an effect; see [`Producer::has_priorities`].
+    #[must_use]
+    pub fn has_priorities(&self) -> Option<bool> {
+        self.producer.has_priorities()
+    }
+
     /// Publishes the next task without waiting for its confirm, as [`Producer::send`] does. Returns
     /// the receipts that have come in, of this task or others. A task without an id gets
     /// `BATCH-NUMBER`. Each gets a correlation id and a reply-to of the batch.

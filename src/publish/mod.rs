@@ -224,6 +224,14 @@ impl Producer {
         receipts
     }
 
+    /// Whether the priorities of tasks have an effect in this queue, as far as is known: in a classic
+    /// queue with `x-max-priority`, and in a quorum queue from RabbitMQ 4.0 on. `None` without a
+    /// connection.
+    #[must_use]
+    pub fn has_priorities(&self) -> Option<bool> {
+        self.publisher.has_priorities()
+    }
+
     /// Whether the broker may dead-letter tasks of the queue itself, as far as is known.
     pub(crate) fn counts_deliveries(&self) -> bool {
         self.publisher.counts_deliveries()

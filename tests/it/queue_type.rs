@@ -243,6 +243,22 @@ fn a_priority_for_a_queue_without_priorities_is_a_warning() {
     );
 }
 
+/// RabbitMQ 3 has no priorities in quorum queues, whoever decided the type.
+#[test]
+fn a_priority_for_a_quorum_queue_is_a_warning_only_where_it_has_no_effect() {
+    let broker = breakable_broker();
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
+    for (queue, options) in [("default", &[][..]), ("named", &["--queue-type", "quorum"])] {
+        let to = ["--url", &url, "--queue", queue, "--priority", "5", "x"];
+        let output = Command::producer(&to).args(options).run(SOON);
+        output.assert_code(0);
+        let log = output.stderr();
+        let has_none = broker.client().broker_version() < (4, 0);
+        assert_eq!(log.contains("--priority has no effect"), has_none, "{log}");
+    }
+}
+
 #[test]
 fn arguments_reach_the_broker_and_those_that_would_lose_tasks_do_not() {
     let queue = unique_queue("arguments");

@@ -65,12 +65,12 @@ fn run(options: &Options) -> Result<Exit, CommandError> {
         return publish_and_wait(waiting, report, &mut bodies, options, &shutdown);
     }
     let mut report = Report::open(&source, options)?;
-    warn_of_ignored_priority(options, &queue);
     let producer = producer(options, &broker, &queue, &shutdown);
     let mut plain = Plain { producer, task: &options.task };
     if let Err(error) = plain.connect() {
         return not_connected(error, &plain, &mut bodies, &shutdown, report);
     }
+    warn_of_ignored_priority(options, &plain);
     let end = publish_all(&mut plain, &mut bodies, &shutdown, &mut report)?;
     Ok(report.close(&end))
 }
@@ -82,13 +82,13 @@ fn publish_and_wait(
     options: &Options,
     shutdown: &Shutdown,
 ) -> Result<Exit, CommandError> {
-    warn_of_ignored_priority(options, &options.queue.queue());
     if let Err(error) = waiting.connect() {
         let was_stopped = shutdown.is_stopping();
         report.note_ended(waiting.summary());
         let exit = not_connected(error, &waiting, bodies, shutdown, report)?;
         return Ok(if was_stopped { stopped() } else { exit });
     }
+    warn_of_ignored_priority(options, &waiting);
     let end = publish_all(&mut waiting, bodies, shutdown, &mut report)?;
     report.end_publishing(&end);
     // Whatever else has ended it, the tasks that are published run.
@@ -131,12 +131,12 @@ fn check(options: &Options, source: &Source) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn warn_of_ignored_priority(options: &Options, queue: &Queue) {
-    if options.task.priority.is_some() && !queue.has_priorities() {
+fn warn_of_ignored_priority(options: &Options, connected: &dyn Publishing) {
+    if options.task.priority.is_some() && connected.has_priorities() == Some(false) {
         warn!(
-            "--priority has no effect: classic queue '{}' is declared without priorities; give \
-             producers and workers --max-priority N",
-            queue.name()
+            "--priority has no effect in queue '{}': a classic queue needs --max-priority N, for \
+             producers and workers; a quorum queue has priorities from RabbitMQ 4.0 on",
+            options.queue.queue().name()
         );
     }
 }
@@ -263,6 +263,10 @@ mod tests {
     impl Publishing for Holding {
         fn connect(&mut self) -> Result<(), CommandError> {
             Ok(())
+        }
+
+        fn has_priorities(&self) -> Option<bool> {
+            None
         }
 
         fn has_published(&self, _: u64) -> bool {

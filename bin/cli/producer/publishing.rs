@@ -9,6 +9,9 @@ use crate::cli::producer::options::TaskArgs;
 pub(crate) trait Publishing {
     fn connect(&mut self) -> Result<(), CommandError>;
 
+    /// Whether priorities have an effect in the queue; `None` if that is not known.
+    fn has_priorities(&self) -> Option<bool>;
+
     /// Whether an earlier run has published the task of this number, from 1.
     fn has_published(&self, n: u64) -> bool;
 
@@ -43,6 +46,10 @@ pub(crate) struct Plain<'a> {
 impl Publishing for Plain<'_> {
     fn connect(&mut self) -> Result<(), CommandError> {
         Ok(self.producer.connect()?)
+    }
+
+    fn has_priorities(&self) -> Option<bool> {
+        self.producer.has_priorities()
     }
 
     fn has_published(&self, _: u64) -> bool {

@@ -126,6 +126,9 @@ const OVERFLOW: &str = "x-overflow";
 const REJECT_PUBLISH: &str = "reject-publish";
 const MAX_PRIORITY: &str = "x-max-priority";
 
+/// The version of RabbitMQ.
+const QUORUM_PRIORITIES_SINCE: (u32, u32) = (4, 0);
+
 /// Arguments that only a classic queue can have: RabbitMQ refuses them for another type.
 pub(crate) const CLASSIC_ONLY: [&str; 4] =
     [MAX_PRIORITY, "x-queue-mode", "x-queue-master-locator", "x-queue-version"];
@@ -188,14 +191,16 @@ impl Queue {
         self
     }
 
-    /// Whether the priorities of tasks have an effect, by the queue's declaration. A classic queue needs
-    /// `x-max-priority`; a quorum queue has two priorities since RabbitMQ 4.0, and 32 since 4.3
-    /// (<https://www.rabbitmq.com/docs/priority>).
-    #[must_use]
-    pub fn has_priorities(&self) -> bool {
-        self.kind == QueueType::Quorum
-            || self.is_passive()
-            || self.arguments.iter().any(|(name, _)| name == MAX_PRIORITY)
+    /// Whether the priorities of tasks have an effect with a broker of this version, as far as is known.
+    /// A classic queue needs `x-max-priority`; a quorum queue has two priorities since RabbitMQ 4.0, and
+    /// 32 since 4.3 (<https://www.rabbitmq.com/docs/priority>).
+    pub(crate) fn has_priorities(&self, version: Option<(u32, u32)>) -> bool {
+        match self.kind {
+            QueueType::Quorum => version.is_none_or(|version| version >= QUORUM_PRIORITIES_SINCE),
+            QueueType::Classic => {
+                self.is_passive() || self.arguments.iter().any(|(name, _)| name == MAX_PRIORITY)
+            }
+        }
     }
 
     /// The queue's name.

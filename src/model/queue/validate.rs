@@ -130,12 +130,15 @@ mod tests {
     #[test]
     fn arguments_are_declared_and_what_would_drop_tasks_is_refused() {
         let queue = Queue::new("q").argument("x-max-priority", 10);
-        assert!(queue.validate().is_ok() && queue.has_priorities());
+        assert!(queue.validate().is_ok() && queue.has_priorities(None));
         let declared = queue.best_declaration(Target::Main).arguments;
         let classic = (TYPE.into(), Argument::Text(CLASSIC.into()));
         assert_eq!(declared, [classic, ("x-max-priority".into(), Argument::Number(10))]);
         assert!(!queue.takes_default_type() && Queue::new("q").takes_default_type());
-        assert!(!Queue::new("q").has_priorities());
+        assert!(!Queue::new("q").has_priorities(None));
+        let quorum = Queue::new("q").as_quorum();
+        let versions = [None, Some((3, 13)), Some((4, 0))];
+        assert_eq!(versions.map(|it| quorum.has_priorities(it)), [true, false, true]);
 
         let full = Queue::new("q").argument("x-max-length", 10);
         assert!(full.validate().is_err());

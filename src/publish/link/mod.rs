@@ -35,8 +35,8 @@ pub(crate) struct Link<T> {
     answers: PublishEvents,
     in_flight: InFlight<T>,
     queues: Queues,
-    /// Whether the broker counts the deliveries of the own queue, as far as is known.
-    counts_deliveries: bool,
+    /// The own queue with the type that the broker has given it, as far as is known.
+    queue: Queue,
     /// When the next new queue that tasks wait for is durable.
     durable_at: Option<Instant>,
     /// When to publish the next of the refused tasks again.
@@ -73,7 +73,8 @@ pub(crate) enum Woken<W> {
 struct Opened {
     channel: Channel,
     answers: PublishEvents,
-    counts_deliveries: bool,
+    /// The queue with the type that the broker has given it.
+    queue: Queue,
 }
 
 /// How a link ended.
@@ -105,14 +106,14 @@ impl<T> Link<T> {
     }
 
     fn new(connection: Connection, opened: Opened, queues: Queues) -> Link<T> {
-        let Opened { channel, answers, counts_deliveries } = opened;
+        let Opened { channel, answers, queue } = opened;
         Link {
             connection,
             channel,
             answers,
             in_flight: InFlight::new(),
             queues,
-            counts_deliveries,
+            queue,
             durable_at: None,
             again_at: None,
             last_refusal: LastRefusal::default(),
@@ -137,7 +138,12 @@ impl<T> Link<T> {
     }
 
     pub(crate) fn counts_deliveries(&self) -> bool {
-        self.counts_deliveries
+        self.queue.counts_deliveries()
+    }
+
+    /// Whether the priorities of tasks have an effect in the own queue, as far as is known.
+    pub(crate) fn has_priorities(&self) -> bool {
+        self.queue.has_priorities(self.connection.broker_version())
     }
 
     pub(crate) fn shared_connection(&self) -> Connection {
@@ -372,13 +378,13 @@ fn open_channel(
     queue: &Queue,
     queues: &mut DerivedQueues,
 ) -> Result<Opened, CloseReason> {
-    let (channel, counts_deliveries) = if queue.is_passive() {
-        (connection.open_channel()?, queue.counts_deliveries())
+    let (channel, queue) = if queue.is_passive() {
+        (connection.open_channel()?, queue.clone())
     } else {
         let ready = open_queue(connection, queue)?;
         ready.durable_at.iter().for_each(|at| queues.mark_declared(Target::Main, *at));
-        (ready.channel, ready.queue.counts_deliveries())
+        (ready.channel, ready.queue)
     };
     let answers = channel.confirm_publishes()?;
-    Ok(Opened { channel, answers, counts_deliveries })
+    Ok(Opened { channel, answers, queue })
 }

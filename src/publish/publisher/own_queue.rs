@@ -11,6 +11,11 @@ impl<T> Publisher<T> {
         self.link.as_ref().is_some_and(Link::counts_deliveries)
     }
 
+    /// Whether the priorities of tasks have an effect. `None` without a connection.
+    pub(crate) fn has_priorities(&self) -> Option<bool> {
+        self.link.as_ref().map(Link::has_priorities)
+    }
+
     /// The connection for other uses of its owner, if there is one.
     pub(crate) fn shared_connection(&self) -> Option<Connection> {
         self.link.as_ref().map(Link::shared_connection)

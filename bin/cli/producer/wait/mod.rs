@@ -196,6 +196,10 @@ impl Publishing for Waiting<'_> {
         }
     }
 
+    fn has_priorities(&self) -> Option<bool> {
+        self.batch.has_priorities()
+    }
+
     fn has_published(&self, n: u64) -> bool {
         self.batch.is_published(n)
     }
