@@ -107,9 +107,6 @@ impl Opening<'_> {
         if queue.is_passive() {
             return self.find(queue).map(not_new);
         }
-        if !queue.is_declared_durable() {
-            return self.declare(queue).map(|()| not_new(queue.clone()));
-        }
         match self.channel.count(self.connection, queue.name()) {
             Ok(Some(_)) => self.use_existing(queue).map(not_new),
             Ok(None) => self.create(queue),
@@ -140,6 +137,9 @@ impl Opening<'_> {
             declared => declared?,
         }
         info!("queue '{}' did not exist: created", queue.name());
+        if !created.is_declared_durable() {
+            return Ok(not_new(created));
+        }
         let declaration = created.best_declaration(Target::Main);
         let durable_at = make_durable(&mut self.channel, self.connection, &declaration)?;
         Ok((created, Some(durable_at)))

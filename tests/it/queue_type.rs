@@ -260,6 +260,19 @@ fn a_priority_for_a_quorum_queue_is_a_warning_only_where_it_has_no_effect() {
 }
 
 #[test]
+fn a_transient_queue_that_is_created_is_reported() {
+    let queue = unique_queue("transient");
+    let to = ["--url", shared_broker().url(), "--queue", &queue, "--transient-queue", "x"];
+    for is_new in [true, false] {
+        let output = Command::producer(&to).run(SOON);
+        output.assert_code(0);
+        let log = output.stderr();
+        assert_eq!(log.contains("did not exist: created"), is_new, "{log}");
+    }
+    shared_broker().client().delete(&queue);
+}
+
+#[test]
 fn arguments_reach_the_broker_and_those_that_would_lose_tasks_do_not() {
     let queue = unique_queue("arguments");
     let to = ["--url", shared_broker().url(), "--queue", &queue];

@@ -108,7 +108,7 @@ fn a_queue_that_we_make_is_written_down_before_it_is_used() {
         (None, &[][..], made),
         (Some((0, 0)), &[], existing),
         (Some((1, 1)), &[], existing),
-        (None, &["--transient-queue"], "declare new"),
+        (None, &["--transient-queue"], "look for new, declare new"),
     ];
     for (counts, more, asked) in table {
         let used = |run: &dyn Fn(&[&str])| {
