@@ -413,12 +413,9 @@ mod tests {
         address
     }
 
-    #[test]
-    fn each_target_of_a_host_name_has_its_turn_in_the_handshake() {
-        let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let silent_at = silent.local_addr().expect("its address");
-        let broker: Broker = "amqp://name".parse().expect("a broker");
-        let (_wanted, cancelled) = closer();
+    /// Nobody cancels it before the closer is dropped.
+    fn address_loop(broker: &Broker) -> (AddressLoop, Closer) {
+        let (wanted, cancelled) = closer();
         let address_loop = AddressLoop {
             #[cfg(feature = "tls")]
             connectors: Connectors::default(),
@@ -427,6 +424,29 @@ mod tests {
             progress: Arc::default(),
             cancelled,
         };
+        (address_loop, wanted)
+    }
+
+    #[test]
+    fn each_address_that_a_host_name_has_is_tried_before_the_next_host() {
+        let broker = Broker::new(["amqp://name", "amqp://next"]).expect("a broker");
+        let (address_loop, _wanted) = address_loop(&broker);
+        let [name, next] = address_loop.broker.addresses_in_turn()[..] else { panic!("two") };
+        let mut left = VecDeque::from([Candidate::new(next)]);
+        let targets = ["10.0.0.1:5672", "10.0.0.2:5672"].map(|it| it.parse().expect("an address"));
+
+        address_loop.try_next(name, targets.into(), &mut left);
+
+        let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["name:5672 (10.0.0.1)", "name:5672 (10.0.0.2)", "next:5672"]);
+    }
+
+    #[test]
+    fn each_target_of_a_host_name_has_its_turn_in_the_handshake() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let silent_at = silent.local_addr().expect("its address");
+        let broker: Broker = "amqp://name".parse().expect("a broker");
+        let (address_loop, _wanted) = address_loop(&broker);
         let address = broker.addresses_in_turn()[0];
         let targets = [silent_at, saying(b"HTTP/1.1 400\r\n")];
         let left = targets.map(|target| Candidate { address, host: Host::OneOfTargets(target, 2) });
