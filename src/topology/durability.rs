@@ -23,6 +23,10 @@ const UNWRITTEN: Duration = Duration::from_millis(2500);
 
 /// Has the broker write the queue to disk that was created by this declaration; returns from when
 /// on the queue is durable.
+///
+/// The calls have the usual limit, and to pass it costs the session. A shorter one would help nobody: a
+/// cluster with a frozen node that answers neither call has not answered the declaration either, which
+/// came just before and needs the same nodes.
 pub(crate) fn make_durable(
     channel: &mut AdminChannel,
     channels: &dyn Channels,
