@@ -153,6 +153,22 @@ fn closed_by_one_clone_it_publishes_nothing_more_for_the_others() {
 }
 
 #[test]
+fn a_caller_that_waits_for_room_when_it_is_closed_has_published_nothing() {
+    let silent = silent();
+    let shared = producer(&silent.url(), "q").window(1).timeout(Duration::from_secs(4)).shared();
+    wait_for_state(&shared, |state| *state == ProducerState::Up);
+    let first = shared.submit(Task::new("x"));
+    silent.wait("published", SOON);
+    let outcome = thread::scope(|scope| {
+        let waiting = scope.spawn(|| outcome_with_its_task(shared.publish(Task::new("x"))));
+        shared.clone().close();
+        waiting.join().expect("no panic")
+    });
+    assert!(matches!(first.wait(SOON).outcome, Outcome::Unconfirmed { .. }));
+    assert!(is_unsent(&outcome), "{outcome}");
+}
+
+#[test]
 fn after_a_stop_it_makes_no_connection_and_an_abort_ends_every_wait() {
     let (trigger, shutdown) = shutdown();
     let stopped = producer(&nowhere(), "q").shutdown(&shutdown).shared();

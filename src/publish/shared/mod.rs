@@ -150,6 +150,10 @@ impl SharedProducer {
             let limit = self.inner.limits.timeout;
             return resolved(task, unsent(format!("no room in the window within {limit:?}")));
         };
+        // It may have ended while this caller waited for room.
+        if self.state() == ProducerState::Stopped {
+            return resolved(task, unsent(Error::Stopped.to_string()));
+        }
         let latest = deadline + self.inner.limits.timeout / GRACE;
         let (pending, resolver) = Pending::new(task.clone(), latest, Some(place));
         let place = (Arc::clone(&self.queue), task.target());

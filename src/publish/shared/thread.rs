@@ -94,6 +94,7 @@ impl PublisherThread {
             warn!("a shared producer ended, and {unconfirmed} of its last tasks are not confirmed");
         }
         self.publisher.close();
+        self.refuse_later_tasks();
     }
 
     /// Tasks that were submitted after the stop.
