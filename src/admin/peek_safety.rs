@@ -7,7 +7,7 @@ use crate::admin::Inspector;
 use crate::model::error::Error;
 use crate::model::queue::{Queue, Target};
 use crate::topology::declare::Comparison;
-use crate::topology::queue_type::{Kind, LIMITED_SINCE, Limit, USUAL_LIMIT};
+use crate::topology::queue_type::{Kind, LIMITED_SINCE, Limit};
 
 /// From this version on, a requeue does not count
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
@@ -38,22 +38,19 @@ pub(crate) fn refuse_harmful_peek(
     if let Some(objection) = kind.objection() {
         return Err(Error::setting("dead letters", format!("'{dead}': {objection}")));
     }
-    let limit = match kind {
-        Kind::Quorum { limit: Limit::Usual, .. } if version >= LIMITED_SINCE => USUAL_LIMIT.into(),
-        Kind::Quorum { limit: Limit::Declared(limit), .. } => limit,
-        Kind::Quorum { .. } | Kind::Classic | Kind::Stream => {
-            return Ok(RequeueBy::ChannelClose);
-        }
-        Kind::Unknown(_) if version >= UNCOUNTED_SINCE => return Ok(RequeueBy::Nack),
-        Kind::Unknown(why) => {
+    let is_uncounted = version >= UNCOUNTED_SINCE;
+    match (&kind, kind.delivery_limit(Some(version))) {
+        (_, Some(_)) | (Kind::Unknown(_), None) if is_uncounted => Ok(RequeueBy::Nack),
+        (_, Some(limit)) => Err(harmful(&dead, limit)),
+        (Kind::Unknown(why), None) => {
             warn!(
                 "cannot find out whether '{dead}' has a delivery limit ({why}); if it has one, each \
                  read counts as a delivery"
             );
-            return Ok(RequeueBy::ChannelClose);
+            Ok(RequeueBy::ChannelClose)
         }
-    };
-    if version >= UNCOUNTED_SINCE { Ok(RequeueBy::Nack) } else { Err(harmful(&dead, &limit)) }
+        (_, None) => Ok(RequeueBy::ChannelClose),
+    }
 }
 
 fn harmful(dead: &str, limit: &str) -> Error {

@@ -54,7 +54,7 @@ const COMMON: [&str; 13] = [
 pub(crate) const LIMITED_SINCE: (u32, u32) = (4, 0);
 
 /// The limit of a quorum queue that was declared without one, from [`LIMITED_SINCE`] on.
-pub(crate) const USUAL_LIMIT: &str = "20";
+const USUAL_LIMIT: &str = "20";
 
 /// An argument that only a quorum queue has, and that the broker names before the limit.
 const STRATEGY: &str = "x-dead-letter-strategy";
@@ -75,16 +75,22 @@ impl Kind {
         (*self == Kind::Stream).then_some(STREAM)
     }
 
-    /// The number of deliveries after which this broker drops a task for good, if it does: without a
-    /// dead-letter route. A client cannot see a route that a policy sets.
-    pub(crate) fn drops_after(&self, version: Option<(u32, u32)>) -> Option<&str> {
+    /// The number of deliveries that a task may have with a broker of this version, if there is a limit.
+    pub(crate) fn delivery_limit(&self, version: Option<(u32, u32)>) -> Option<&str> {
         match self {
-            Kind::Quorum { limit: Limit::Declared(limit), has_route: false } => Some(limit),
-            Kind::Quorum { limit: Limit::Usual, has_route: false } => {
+            Kind::Quorum { limit: Limit::Declared(limit), .. } => Some(limit),
+            Kind::Quorum { limit: Limit::Usual, .. } => {
                 version.filter(|version| *version >= LIMITED_SINCE).map(|_| USUAL_LIMIT)
             }
             _ => None,
         }
+    }
+
+    /// The number of deliveries after which this broker drops a task for good, if it does: without a
+    /// dead-letter route. A client cannot see a route that a policy sets.
+    pub(crate) fn drops_after(&self, version: Option<(u32, u32)>) -> Option<&str> {
+        let has_no_route = matches!(self, Kind::Quorum { has_route: false, .. });
+        self.delivery_limit(version).filter(|_| has_no_route)
     }
 
     /// What the queue is; see [`of`](Kind::of).
