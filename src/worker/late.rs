@@ -102,40 +102,61 @@ impl LateTasks {
         if !redelivered && !self.any_late.load(Ordering::Acquire) {
             return None;
         }
-        let mark = Mark::of(task);
-        let mut tasks = self.lock();
-        let is_running = tasks.running.values().any(|it| *it == mark);
-        match tasks.late.get(&mark) {
-            Some(LateAttempt::Uncounted) if redelivered => {
-                tasks.late.insert(mark, LateAttempt::Counted);
-                if !is_running || !mark.has_id {
-                    tasks.late.remove(&mark);
-                }
-                Some(Repeat::CountFailure)
-            }
-            Some(LateAttempt::InQuestion) => {
-                tasks.late.remove(&mark);
-                None
-            }
-            Some(_) if is_running && mark.has_id => Some(Repeat::Wait),
-            // The repeated delivery may arrive before we learn that the first one is late.
-            None if is_running && redelivered => {
-                if !mark.has_id {
-                    tasks.late.insert(mark, LateAttempt::InQuestion);
-                }
-                Some(Repeat::Wait)
-            }
-            Some(_) if mark.has_id => {
-                // Another task, with the same id and body.
-                tasks.late.remove(&mark);
-                None
-            }
-            _ => None,
+        let (mark, mut tasks) = (Mark::of(task), self.lock());
+        match mark.has_id {
+            true => tasks.check_with_id(mark, redelivered),
+            false => tasks.check_without_id(mark, redelivered),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tasks> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tasks {
+    fn is_running(&self, mark: Mark) -> bool {
+        self.running.values().any(|it| *it == mark)
+    }
+
+    fn check_with_id(&mut self, mark: Mark, redelivered: bool) -> Option<Repeat> {
+        let is_running = self.is_running(mark);
+        match self.late.get(&mark) {
+            Some(LateAttempt::Uncounted) if redelivered => {
+                self.late.insert(mark, LateAttempt::Counted);
+                if !is_running {
+                    self.late.remove(&mark);
+                }
+                Some(Repeat::CountFailure)
+            }
+            Some(_) if is_running => Some(Repeat::Wait),
+            // The repeated delivery may arrive before we learn that the first one is late.
+            None if is_running && redelivered => Some(Repeat::Wait),
+            Some(_) => {
+                // Another task, with the same id and body.
+                self.late.remove(&mark);
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn check_without_id(&mut self, mark: Mark, redelivered: bool) -> Option<Repeat> {
+        match self.late.get(&mark) {
+            Some(LateAttempt::Uncounted) if redelivered => {
+                self.late.remove(&mark);
+                Some(Repeat::CountFailure)
+            }
+            Some(LateAttempt::InQuestion) => {
+                self.late.remove(&mark);
+                None
+            }
+            None if redelivered && self.is_running(mark) => {
+                self.late.insert(mark, LateAttempt::InQuestion);
+                Some(Repeat::Wait)
+            }
+            _ => None,
+        }
     }
 }
 
