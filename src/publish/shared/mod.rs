@@ -143,16 +143,18 @@ impl SharedProducer {
         if let Err(error) = self.validate(&task) {
             return resolved(task, Outcome::Refused { reason: error.to_string() });
         }
-        if self.state() == ProducerState::Stopped {
-            return resolved(task, unsent(Error::Stopped.to_string()));
+        let is_stopped = || self.inner.state() == ProducerState::Stopped;
+        let stopped = |task| resolved(task, unsent(Error::Stopped.to_string()));
+        if is_stopped() {
+            return stopped(task);
         }
         let Some(place) = self.inner.room.take(task.size_on_the_wire(), deadline) else {
             let limit = self.inner.limits.timeout;
             return resolved(task, unsent(format!("no room in the window within {limit:?}")));
         };
         // It may have ended while this caller waited for room.
-        if self.state() == ProducerState::Stopped {
-            return resolved(task, unsent(Error::Stopped.to_string()));
+        if is_stopped() {
+            return stopped(task);
         }
         let latest = deadline + self.inner.limits.timeout / GRACE;
         let (pending, resolver) = Pending::new(task.clone(), latest, Some(place));

@@ -89,7 +89,6 @@ impl PublisherThread {
         self.publisher.end_within(limit);
         self.publisher.pump(Until::Resolved);
         let unconfirmed = self.send_outcomes();
-        self.refuse_later_tasks();
         if unconfirmed > 0 {
             warn!("a shared producer ended, and {unconfirmed} of its last tasks are not confirmed");
         }
