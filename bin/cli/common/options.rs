@@ -174,9 +174,6 @@ enum TypeArg {
     Quorum,
 }
 
-/// The variable with the broker's URL, which commands of a worker inherit.
-pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
-
 impl BrokerArgs {
     /// Whether nobody is to see the address, with its password, outside a file.
     pub(crate) fn has_address_in_file(&self) -> bool {

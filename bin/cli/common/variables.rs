@@ -19,13 +19,16 @@ const PREFIX: &str = "RABBIT_WORK_";
 /// Options without a variable.
 const WITHOUT: [&str; 2] = ["help", "version"];
 
+/// The variable with the broker's URL, which commands of a worker inherit.
+pub(crate) const URL_VARIABLE: &str = "AMQP_URL";
+
 /// Where the broker's address comes from: the first of these that is set. A file is the more deliberate
 /// choice.
 const ADDRESS: [(&str, &str); 4] = [
     ("url-file", "RABBIT_WORK_URL_FILE"),
     ("url", "RABBIT_WORK_URL"),
     ("url-file", "AMQP_URL_FILE"),
-    ("url", "AMQP_URL"),
+    ("url", URL_VARIABLE),
 ];
 
 /// An option whose value comes from a variable.
