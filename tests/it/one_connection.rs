@@ -2,53 +2,26 @@
 
 use std::time::Duration;
 
-use crate::support::broker::{Lent, breakable_broker};
-use crate::support::client::unique_queue;
+use crate::support::broker::breakable_broker;
 use crate::support::command::Command;
 use crate::support::terminal::on_a_terminal;
+use crate::support::vhost::Vhost;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A virtual host of its own.
-struct Limited {
-    broker: Lent,
-    vhost: String,
-    url: String,
-}
-
-impl Limited {
-    fn start() -> Limited {
-        let (broker, vhost) = (breakable_broker(), unique_queue("limited"));
-        broker.ctl(&["add_vhost", &vhost]);
-        broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
-        let url = format!("{}/{vhost}", broker.url());
-        Limited { broker, vhost, url }
-    }
-
-    fn publish(&self, queue: &str, tasks: &str) {
-        let to = ["--url", &self.url, "--queue", queue, "--repeat", tasks, "task"];
-        Command::producer(&to).run(SOON).assert_code(0);
-    }
-
-    fn allow(&self, connections: usize) {
-        let limits = format!("{{\"max-connections\": {connections}}}");
-        self.broker.ctl(&["set_vhost_limits", "-p", &self.vhost, &limits]);
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        self.broker.ctl(&["delete_vhost", &self.vhost]);
-    }
+fn publish(vhost: &Vhost<'_>, queue: &str, tasks: &str) {
+    let to = ["--url", &vhost.url(), "--queue", queue, "--repeat", tasks, "task"];
+    Command::producer(&to).run(SOON).assert_code(0);
 }
 
 #[test]
 fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
-    let limited = Limited::start();
-    limited.publish("q", "3");
-    limited.allow(1);
+    let broker = breakable_broker();
+    let vhost = Vhost::without_default(&broker);
+    publish(&vhost, "q", "3");
+    vhost.allow_connections(1);
     let options = ["--max-attempts", "2", "--retry-delay", "100ms", "--drain", "--json"];
-    let worker = Command::worker(&["--url", &limited.url, "--queue", "q"]).args(&options);
+    let worker = Command::worker(&["--url", &vhost.url(), "--queue", "q"]).args(&options);
     let output = worker.args(&["--", "false"]).run(SOON);
     output.assert_code(1);
     let stdout = output.stdout();
@@ -58,10 +31,11 @@ fn with_one_connection_allowed_failed_tasks_are_handed_over_and_a_drain_ends() {
 
 #[test]
 fn the_progress_of_a_drain_leaves_the_connection_to_its_worker() {
-    let limited = Limited::start();
-    limited.publish("q", "3");
-    limited.allow(1);
-    let (worker, url) = (env!("CARGO_BIN_EXE_worker"), &limited.url);
+    let broker = breakable_broker();
+    let vhost = Vhost::without_default(&broker);
+    publish(&vhost, "q", "3");
+    vhost.allow_connections(1);
+    let (worker, url) = (env!("CARGO_BIN_EXE_worker"), &vhost.url());
     let dir = tempfile::tempdir().expect("a folder");
     let line = format!("{worker} --url {url} --queue q --drain -- sleep 1 >out");
     let (output, rows) = on_a_terminal(&line, dir.path(), SOON);
@@ -71,13 +45,14 @@ fn the_progress_of_a_drain_leaves_the_connection_to_its_worker() {
 
 #[test]
 fn a_producer_waits_for_outcomes_on_the_connection_that_published() {
-    let limited = Limited::start();
-    limited.publish("q", "1");
-    limited.allow(2);
-    let worker = Command::worker(&["--url", &limited.url, "--queue", "q", "--threads", "1"]);
+    let broker = breakable_broker();
+    let vhost = Vhost::without_default(&broker);
+    publish(&vhost, "q", "1");
+    vhost.allow_connections(2);
+    let worker = Command::worker(&["--url", &vhost.url(), "--queue", "q", "--threads", "1"]);
     let working = worker.args(&["--", "echo", "worked"]).start();
     working.wait_for_stdout_line(|line| line == "worked", SOON);
-    let to = ["--url", &limited.url, "--queue", "q", "--wait", "--repeat", "3", "task"];
+    let to = ["--url", &vhost.url(), "--queue", "q", "--wait", "--repeat", "3", "task"];
     let output = Command::producer(&to).run(SOON);
     output.assert_code(0);
     working.signal("INT");
@@ -87,17 +62,18 @@ fn a_producer_waits_for_outcomes_on_the_connection_that_published() {
 /// One of the two never has a connection while the other waits for it.
 #[test]
 fn a_drain_of_two_queues_ends_with_the_error_of_the_one_that_gets_no_connection() {
-    let limited = Limited::start();
-    limited.publish("a", "1");
-    limited.publish("b", "1");
-    let to = ["--url", &limited.url, "--queue", "a", "--queue", "b"];
+    let broker = breakable_broker();
+    let vhost = Vhost::without_default(&broker);
+    publish(&vhost, "a", "1");
+    publish(&vhost, "b", "1");
+    let to = ["--url", &vhost.url(), "--queue", "a", "--queue", "b"];
     let drain = || {
-        limited.allow(0);
+        vhost.allow_connections(0);
         let worker = Command::worker(&to).args(&["--drain", "--json", "--", "true"]).start();
         for _ in 0..4 {
             worker.wait_for_stderr_line(|line| line.contains("connection limit (0)"), SOON);
         }
-        limited.allow(1);
+        vhost.allow_connections(1);
         worker.wait(2 * SOON)
     };
     // The broker counts a connection a moment after it has let it in: two at once may both be let in.

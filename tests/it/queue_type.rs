@@ -4,53 +4,13 @@ use std::time::Duration;
 
 use amiquip::{AmqpValue, FieldTable};
 
-use crate::support::broker::{Lent, breakable_broker, shared_broker};
-use crate::support::client::{Client, unique_queue};
+use crate::support::broker::{breakable_broker, shared_broker};
+use crate::support::client::{Client, typed, unique_queue};
 use crate::support::command::{Command, Running};
+use crate::support::vhost::Vhost;
 
 const SOON: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(120);
-
-/// A virtual host with a default queue type. Goes with this.
-struct Vhost<'a> {
-    broker: &'a Lent,
-    name: String,
-}
-
-impl Vhost<'_> {
-    fn with_default<'a>(broker: &'a Lent, kind: &str) -> Vhost<'a> {
-        Vhost::add(broker, &["--default-queue-type", kind])
-    }
-
-    fn without_default(broker: &Lent) -> Vhost<'_> {
-        Vhost::add(broker, &[])
-    }
-
-    fn add<'a>(broker: &'a Lent, flags: &[&str]) -> Vhost<'a> {
-        let name = unique_queue("vhost");
-        broker.ctl(&[&["add_vhost", &name], flags].concat());
-        broker.ctl(&["set_permissions", "-p", &name, "guest", ".*", ".*", ".*"]);
-        Vhost { broker, name }
-    }
-
-    fn url(&self) -> String {
-        format!("{}/{}", self.broker.url(), self.name)
-    }
-
-    /// The name and the type of each queue, sorted.
-    fn queues(&self) -> Vec<String> {
-        let told = self.broker.ctl(&["list_queues", "-p", &self.name, "name", "type", "--silent"]);
-        let mut queues: Vec<String> = told.lines().map(|it| it.replace('\t', " ")).collect();
-        queues.sort();
-        queues
-    }
-}
-
-impl Drop for Vhost<'_> {
-    fn drop(&mut self) {
-        self.broker.ctl(&["delete_vhost", &self.name]);
-    }
-}
 
 #[test]
 fn where_quorum_is_the_default_a_new_queue_is_one_with_a_route_for_what_kills_its_worker() {
@@ -310,8 +270,7 @@ fn an_argument_that_is_given_twice_is_refused() {
 #[test]
 fn a_worker_refuses_a_stream_and_does_not_take_it_for_empty() {
     let queue = unique_queue("stream");
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
+    let mut arguments = typed("stream");
     arguments.insert("x-max-length-bytes".into(), AmqpValue::LongLongInt(100_000_000));
     let mut client = shared_broker().client();
     client.declare_with(&queue, arguments);
@@ -327,9 +286,7 @@ fn a_worker_refuses_a_stream_and_does_not_take_it_for_empty() {
 
 /// A worker whose task dies, where the queue of dead letters is a stream.
 fn with_a_stream_for_dead_letters(queue: &str, kind: &str) -> Running {
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
-    shared_broker().client().declare_with(&format!("{queue}.dead"), arguments);
+    shared_broker().client().declare_with(&format!("{queue}.dead"), typed("stream"));
     let to = ["--url", shared_broker().url(), "--queue", queue, "--queue-type", kind];
     Command::producer(&to).arg("x").run(SOON).assert_code(0);
     Command::worker(&to).args(&["--", "sh", "-c", "exit 65"]).start()
@@ -369,10 +326,8 @@ fn a_worker_of_a_quorum_queue_refuses_a_stream_for_its_dead_letters() {
 #[test]
 fn a_stream_is_called_one_also_where_it_would_be_declared_as_another_type() {
     let queue = unique_queue("stream");
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
     let client = shared_broker().client();
-    client.declare_with(&queue, arguments);
+    client.declare_with(&queue, typed("stream"));
     let to = ["--url", shared_broker().url(), "--queue", &queue];
 
     let refused: Vec<_> = ["classic", "quorum"]

@@ -10,6 +10,7 @@ use crate::support::broker::{PrivateBroker, breakable_broker, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output};
 use crate::support::scripted::{ScriptedBroker, Session};
+use crate::support::vhost::Vhost;
 use crate::support::wire::{Arguments, Call, Field, Frame, Method, content};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -316,15 +317,12 @@ fn status_and_check_name_the_type_of_a_quorum_queue() {
 #[test]
 fn check_takes_a_quorum_queue_that_was_made_by_the_default_of_its_virtual_host() {
     let broker = breakable_broker();
-    let vhost = unique_queue("quorum-by-default");
-    broker.ctl(&["add_vhost", &vhost, "--default-queue-type", "quorum"]);
-    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
-    let url = format!("{}/{vhost}", broker.url());
+    let vhost = Vhost::with_default(&broker, "quorum");
+    let url = vhost.url();
     let to = ["--url", &url, "--queue", "q"];
     let produced = Command::producer(&to).arg("x").run(SOON);
 
     let checked = Command::queuectl(&to).arg("check").run(SOON);
-    broker.ctl(&["delete_vhost", &vhost]);
 
     produced.assert_code(0);
     assert!(checked.success().contains("a quorum queue"), "{checked:?}");

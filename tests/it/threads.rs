@@ -11,6 +11,7 @@ use crate::support::broker::{Lent, breakable_broker, poll, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::{Command, Output, Running};
 use crate::support::scripted::{ScriptedBroker, Session};
+use crate::support::vhost::Vhost;
 use crate::support::wire::{Call, Delivery, Properties};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -356,13 +357,11 @@ fn tasks_with_the_same_body_and_no_id_are_not_taken_for_one_that_is_late() {
 #[test]
 fn an_alarm_on_the_only_connection_ends_no_session_while_failed_tasks_wait() {
     let broker = breakable_broker();
-    let vhost = unique_queue("lent");
-    broker.ctl(&["add_vhost", &vhost]);
-    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
-    let url = format!("{}/{vhost}", broker.url());
+    let vhost = Vhost::without_default(&broker);
+    let url = vhost.url();
     let to = ["--url", &url, "--queue", "q"];
     Command::producer(&to).args(&["--repeat", "2", "task"]).run(SOON).assert_code(0);
-    broker.ctl(&["set_vhost_limits", "-p", &vhost, "{\"max-connections\": 1}"]);
+    vhost.allow_connections(1);
     let dir = tempfile::tempdir().expect("a directory");
     let go_on = dir.path().join("go-on").to_string_lossy().into_owned();
     let script = r#"echo begun; until [ -e "$0" ]; do sleep 0.1; done; exit 1"#;
@@ -376,7 +375,6 @@ fn an_alarm_on_the_only_connection_ends_no_session_while_failed_tasks_wait() {
     broker.clear_alarm();
     running.signal("INT");
     let output = running.wait(SOON);
-    broker.ctl(&["delete_vhost", &vhost]);
     let stderr = output.stderr();
     assert_eq!(stderr.matches("lost the session").count(), 0, "{stderr}");
 }

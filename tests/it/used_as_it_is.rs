@@ -2,19 +2,13 @@
 
 use std::time::Duration;
 
-use amiquip::{AmqpValue, FieldTable};
+use amiquip::AmqpValue;
 
 use crate::support::broker::{breakable_broker, shared_broker};
-use crate::support::client::unique_queue;
+use crate::support::client::{typed, unique_queue};
 use crate::support::command::{Command, Output};
 
 const SOON: Duration = Duration::from_secs(60);
-
-fn typed(kind: &str) -> FieldTable {
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString(kind.into()));
-    arguments
-}
 
 /// The broker compares declarations only for those who may declare.
 #[test]

@@ -3,12 +3,13 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use amiquip::AmqpProperties;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::Value;
 
 use super::{Bench, SOON, UNBLOCK, run_into_full_pipe, wait_until_full, worker_after};
 use crate::support::broker::poll;
+use crate::support::client::typed;
 use crate::support::command::Command;
 
 #[test]
@@ -136,9 +137,7 @@ fn records_of_a_task_that_is_not_published_have_its_fields() {
     let bench = Bench::with_classic("json-refused");
     let client = bench.broker.client();
     let dead = format!("{}.dead", bench.queue);
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
-    client.declare_with(&dead, arguments);
+    client.declare_with(&dead, typed("stream"));
     bench.producer(&["--id", "one", "x"]).run(SOON).assert_code(0);
     let options = ["--log-format", "json", "--threads", "1", "--max-attempts", "1"];
 

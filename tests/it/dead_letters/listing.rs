@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{LONG, SOON, died, ids, json, let_die, queuectl};
 use crate::support::broker::{breakable_broker, shared_broker};
-use crate::support::client::{persistent, unique_queue};
+use crate::support::client::{persistent, typed, unique_queue};
 use crate::support::command::{Command, Output};
 use crate::support::proxy::{Proxy, Toxic};
 use crate::support::scripted::ScriptedBroker;
@@ -152,8 +152,7 @@ fn letters_of_any_queue_that_does_not_count_are_peeked_at() {
 }
 
 fn quorum(arguments: &[(&str, AmqpValue)]) -> FieldTable {
-    let mut table = FieldTable::new();
-    table.insert("x-queue-type".into(), AmqpValue::LongString("quorum".into()));
+    let mut table = typed("quorum");
     table.extend(arguments.iter().map(|(name, value)| ((*name).to_string(), value.clone())));
     table
 }
@@ -297,11 +296,6 @@ fn dead_show_prints_all_that_is_known_of_one_letter() {
 #[test]
 fn a_stream_is_refused_by_name() {
     let client = shared_broker().client();
-    let typed = |kind: &str| {
-        let mut arguments = FieldTable::new();
-        arguments.insert("x-queue-type".into(), AmqpValue::LongString(kind.into()));
-        arguments
-    };
     let mut aged = typed("stream");
     aged.insert("x-max-age".into(), AmqpValue::LongString("1h".into()));
     aged.insert("x-max-length-bytes".into(), AmqpValue::LongLongInt(1_000_000_000));
@@ -325,9 +319,7 @@ fn a_stream_is_no_place_for_dead_letters() {
     let dead = format!("{queue}.dead");
     let client = shared_broker().client();
     client.delete(&dead);
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString("stream".into()));
-    client.declare_with(&dead, arguments);
+    client.declare_with(&dead, typed("stream"));
 
     let checked = queuectl(&queue, &["check"]);
     let told: Vec<Output> = [

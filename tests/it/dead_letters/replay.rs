@@ -9,6 +9,7 @@ use super::{LONG, SOON, broker, die, ids, json, let_die, queuectl};
 use crate::support::broker::{breakable_broker, shared_broker};
 use crate::support::client::unique_queue;
 use crate::support::command::Command;
+use crate::support::vhost::Vhost;
 
 /// The broker's count overtakes what was given back just before.
 #[test]
@@ -146,20 +147,17 @@ fn the_letters_of_an_exchange_made_by_hand_are_read_and_replayed_as_documented()
 #[test]
 fn letters_are_replayed_over_one_connection_where_the_broker_allows_no_second() {
     let broker = breakable_broker();
-    let vhost = unique_queue("single");
-    broker.ctl(&["add_vhost", &vhost]);
-    broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
-    let url = format!("{}/{vhost}", broker.url());
+    let vhost = Vhost::without_default(&broker);
+    let url = vhost.url();
     let to = ["--url", &url, "--queue", "q"];
     Command::producer(&to).args(&["--repeat", "3", "x"]).run(SOON).assert_code(0);
     let fail = ["--drain", "--max-attempts", "1", "--", "false"];
     Command::worker(&to).args(&fail).run(SOON).assert_code(1);
-    broker.ctl(&["set_vhost_limits", "-p", &vhost, r#"{"max-connections": 1}"#]);
+    vhost.allow_connections(1);
 
     let begun = Instant::now();
     let replayed = Command::queuectl(&to).args(&["dead", "replay", "--limit", "2"]).run(LONG);
     let took = begun.elapsed();
-    broker.ctl(&["delete_vhost", &vhost]);
 
     assert_eq!(replayed.success(), "2 replayed\n");
     assert!(took < Duration::from_secs(20), "{took:?}");

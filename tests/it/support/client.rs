@@ -127,13 +127,13 @@ impl Client {
 
     /// Declares a durable classic queue, also where the default is another type.
     pub(crate) fn declare_classic(&self, queue: &str) {
-        self.declare_with(queue, classic());
+        self.declare_with(queue, typed("classic"));
     }
 
     /// Declares a queue that refuses what it has no room for. It is classic: a quorum queue takes
     /// some more before it refuses.
     pub(crate) fn declare_bounded(&self, queue: &str, room: i32) {
-        let mut arguments = classic();
+        let mut arguments = typed("classic");
         arguments.insert("x-max-length".into(), AmqpValue::LongInt(room));
         arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
         self.declare_with(queue, arguments);
@@ -294,9 +294,10 @@ impl Message {
     }
 }
 
-fn classic() -> FieldTable {
+/// The arguments of a queue of this type.
+pub(crate) fn typed(kind: &str) -> FieldTable {
     let mut arguments = FieldTable::new();
-    arguments.insert("x-queue-type".into(), AmqpValue::LongString("classic".into()));
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString(kind.into()));
     arguments
 }
 

@@ -15,5 +15,6 @@ pub(crate) mod ledger;
 pub(crate) mod proxy;
 pub(crate) mod scripted;
 pub(crate) mod terminal;
+pub(crate) mod vhost;
 pub(crate) mod wire;
 pub(crate) mod working;
