@@ -70,18 +70,19 @@ impl Connector {
     }
 
     /// Goes on to connect, for a caller that need not wait: it waits for a new attempt for `wait`,
-    /// and neither for one that is under way nor for a pause.
+    /// and neither for one that is under way nor for a pause. The deadline is that of the oldest task.
     pub(crate) fn connect_meanwhile<T>(
         &mut self,
         config: &PublisherConfig,
-        deadline: Instant,
+        deadline: Option<Instant>,
         wait: Duration,
         interrupt: &Signal,
     ) -> Result<Option<Link<T>>, Error> {
         let now = Instant::now();
-        if self.retry_at.is_some_and(|retry_at| now < retry_at) {
+        if self.next_try(deadline).is_some_and(|next_try| now < next_try) {
             return Ok(None);
         }
+        let deadline = deadline.unwrap_or_else(|| deadline_after(config.limits.timeout));
         let until = if self.attempt.is_some() { now } else { now + wait };
         self.connect_now(config, deadline, until.min(deadline), interrupt)
     }
@@ -118,9 +119,11 @@ impl Connector {
         }
     }
 
-    /// When it connects next; `None` while it does so.
-    pub(crate) fn next_try(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.attempt.is_none())
+    /// When it connects next, if the time of the oldest task ends at `deadline`; `None` while it does
+    /// so, and if no pause is due.
+    pub(crate) fn next_try(&self, deadline: Option<Instant>) -> Option<Instant> {
+        let retry_at = self.retry_at?;
+        Some(deadline.map_or(retry_at, |it| reconnect_at(retry_at, self.tried_at, it)))
     }
 
     /// Waits for the result of the attempt, the time of the next one, the deadline, or `wake`.
@@ -130,7 +133,7 @@ impl Connector {
         aborting: &Signal,
         wake: &Receiver<W>,
     ) -> Option<Result<W, RecvError>> {
-        let until = deadline.into_iter().chain(self.next_try()).min();
+        let until = deadline.into_iter().chain(self.next_try(deadline)).min();
         let ended = self.attempt.as_ref().map_or_else(never, |attempt| attempt.ended().clone());
         select_biased! {
             recv(aborting) -> _ => None,
@@ -184,17 +187,12 @@ impl Connector {
 
     /// Waits for the pause that is due; whether it is over before the deadline and the interrupt.
     fn pauses_before(&mut self, deadline: Instant, interrupt: &Signal) -> bool {
-        let Some(retry_at) = self.retry_at else { return true };
-        let retry_at = reconnect_at(retry_at, self.tried_at, deadline);
+        let Some(next_try) = self.next_try(Some(deadline)) else { return true };
         select_biased! {
             recv(interrupt) -> _ => return false,
-            recv(at(retry_at.min(deadline))) -> _ => {},
+            recv(at(next_try.min(deadline))) -> _ => {},
         }
-        if Instant::now() < retry_at {
-            return false;
-        }
-        self.retry_at = None;
-        true
+        Instant::now() >= next_try
     }
 
     fn open<T>(
@@ -256,7 +254,7 @@ impl Connector {
         if let Some(under_way) = self.attempt.take() {
             return Ok(under_way);
         }
-        self.tried_at = Some(Instant::now());
+        (self.retry_at, self.tried_at) = (None, Some(Instant::now()));
         ConnectAttempt::start(broker, deadline.saturating_duration_since(Instant::now()))
     }
 
@@ -339,6 +337,25 @@ mod tests {
             assert_eq!(next, after(at), "{retry_at} of {deadline}");
         }
         assert!(reconnect_at(after(2000), None, after(500)) < tried_at, "it is tried at once");
+    }
+
+    #[test]
+    fn a_caller_that_does_not_wait_has_its_last_try_before_its_time_ends() {
+        let broker = "amqp://127.0.0.1:1".parse().expect("a URL");
+        let limits = Limits { window: 1, timeout: Duration::from_secs(60) };
+        let config = PublisherConfig::new(&broker, &Queue::new("q"), limits);
+        let mut connector = Connector::new(&config);
+        let now = Instant::now();
+        (connector.tried_at, connector.retry_at) = (None, Some(now + Duration::from_secs(600)));
+        let mut connects_for = |deadline| {
+            let nothing = never();
+            let tried =
+                connector.connect_meanwhile::<()>(&config, deadline, Duration::ZERO, &nothing);
+            tried.is_err() || connector.attempt.is_some()
+        };
+        assert!(!connects_for(None));
+        assert!(!connects_for(Some(now + Duration::from_secs(60))));
+        assert!(connects_for(Some(now + LAST_TRY)));
     }
 
     #[test]

@@ -266,7 +266,7 @@ impl<T> Publisher<T> {
 
     /// Goes on to connect, for a caller that need not wait. Returns whether it is connected.
     fn connect_meanwhile(&mut self) -> bool {
-        let Some(deadline) = self.oldest_deadline() else { return false };
+        let deadline = self.oldest_deadline();
         let Publisher { connector, config, .. } = self;
         let connected =
             connector.connect_meanwhile(config, deadline, WAIT_FOR_A_NEW_ATTEMPT, &config.aborting);

@@ -12,7 +12,6 @@ use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::link::Link;
 use crate::publish::pending::Pending;
 use crate::publish::shared::state::ProducerState;
-use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Signal, is_closed};
 
 impl<T> Publisher<T> {
@@ -67,13 +66,14 @@ impl<T> Publisher<T> {
         match self.link.as_ref().map(Link::blocked) {
             Some(None) => ProducerState::Up,
             Some(Some(reason)) => ProducerState::Blocked { reason: reason.to_owned() },
-            None => ProducerState::Connecting { next_try: self.connector.next_try() },
+            None => ProducerState::Connecting {
+                next_try: self.connector.next_try(self.oldest_deadline()),
+            },
         }
     }
 
     fn connect_unasked(&mut self, deadline: Option<Instant>) {
         let Publisher { connector, config, .. } = self;
-        let deadline = deadline.unwrap_or_else(|| deadline_after(config.limits.timeout));
         match connector.connect_meanwhile(config, deadline, Duration::ZERO, &config.aborting) {
             Ok(link) => self.link = link,
             // The others are logged, because no caller may learn of them.
