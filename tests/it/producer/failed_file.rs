@@ -59,7 +59,7 @@ fn when_it_gives_up_the_rest_of_the_input_is_in_failed() {
     let lines: Vec<String> = (0..5000).map(|number| format!("{number}\n")).collect();
 
     let output = Command::producer(&["--url", &broker.url(), "--lines", "--json"])
-        .args(&["--window", "1", "--timeout", "1s", "--failed", &failed.to_string_lossy()])
+        .args(&["--window", "1", "--timeout", "5s", "--failed", &failed.to_string_lossy()])
         .stdin(lines.concat())
         .run(SOON);
 
