@@ -43,23 +43,10 @@ compiled_checks() {
 # These are nice to steps that wait for a broker beside them.
 lints() {
     step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
+    step "clippy, features" other_features
 }
 
-other_compilations() {
-    step "clippy, features with TLS" other_features tls
-    step "oldest Rust" oldest_rust
-}
-
-# In a target folder of its own, so that no other lane waits for the lock of this one.
-features_without_tls() {
-    local -x CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/without-tls
-    step "clippy, features without TLS" other_features ""
-}
-
-# After the features, because it uses their target folder. scripts/test.sh has no time to compile all dependencies twice more.
-features_and_systems() {
-    features_without_tls
-    local -x CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/without-tls
+other_systems() {
     step "library on Windows" library_on x86_64-pc-windows-gnu
     step "library on macOS" library_on aarch64-apple-darwin
 }
@@ -68,7 +55,8 @@ features_and_systems() {
 cargo_lane() {
     compiled_checks
     lints
-    other_compilations
+    step "oldest Rust" oldest_rust
+    other_systems
 }
 
 # In the dependencies as a user gets them, and in the library.
@@ -84,13 +72,11 @@ advisories() {
     cargo deny --offline check advisories
 }
 
-# Each feature, each pair of features and none, as far as they have this one. The step clippy checks all at once.
-# `cli` includes `command` and `signals`.
+# None, each feature and each pair. The step clippy checks all at once. `cli` includes `command` and `signals`.
 other_features() {
-    local with=$1 features others=",command ,json ,signals ,cli"
-    [ -n "$with" ] || others="$others ,command,json ,command,signals ,json,signals ,cli,json"
-    for features in "" $others; do
-        nice -n 19 cargo clippy --locked --lib --bins --no-default-features --features "$with$features" -- -D warnings
+    local features
+    for features in "" tls command json signals cli tls,{command,json,signals,cli} command,{json,signals} json,{signals,cli}; do
+        nice -n 19 cargo clippy --locked --lib --bins --no-default-features --features "$features" -- -D warnings
     done
 }
 
@@ -166,7 +152,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side static_checks cargo_lane features_and_systems
+    side_by_side static_checks cargo_lane
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

@@ -16,7 +16,7 @@ main() {
 
     side_by_side static_checks build_all start_broker
     share_build
-    side_by_side three_nodes lints features_without_tls
+    side_by_side three_nodes lints
     side_by_side integration cargo_alone endurance scripts
 }
 
@@ -73,7 +73,7 @@ scripts() {
 cargo_alone() {
     compiled_checks
     step "README" tests/readme.sh
-    other_compilations
+    step "oldest Rust" oldest_rust
 }
 
 # ---- built once for all steps ----
