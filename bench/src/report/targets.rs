@@ -122,14 +122,9 @@ impl Limit {
 /// How much slower each line gets from 10⁴ to 10⁶ of them: no more than for the raw client.
 fn growth(results: &Results) -> Option<(String, Vec<String>)> {
     let (few, many) = ("lines/10000-of-16-bytes", "lines/1000000-of-16-bytes");
-    let slower = |contender| {
-        let rate =
-            |work| Spread::of(results.values(work, contender, Line::rate)).map(|it| it.median);
-        Some(rate(many)? / rate(few)?)
-    };
-    let (ours, raw) = (slower("producer")?, slower("raw")?);
-    let reached = if ours >= raw { "yes" } else { "**no**" };
-    let cells =
-        vec![format!("≥ {raw:.2} (raw)"), format!("{ours:.2}"), String::new(), reached.into()];
+    let slower = |contender| results.ratio((many, contender), (few, contender));
+    let (ours, raw) = (slower("producer")?, slower("raw")?.median);
+    let mut cells = Limit::AtLeast(raw).cells(ours);
+    cells[0] = format!("≥ {raw:.2} (raw)");
     Some(("lines: rate with 10⁶ of that with 10⁴".into(), cells))
 }
