@@ -69,8 +69,12 @@ fn heading(work: &str) -> String {
 
 /// Processor time and memory, of the works that most programs do.
 fn costs(results: &Results) -> Option<String> {
-    let works =
-        ["publish/16-bytes", "consume/prefetch-1-threads-1", "consume/prefetch-100-threads-1"];
+    let works = [
+        "publish/16-bytes",
+        "consume/prefetch-1-threads-1",
+        "consume/prefetch-100-threads-1",
+        "growth/threads-64",
+    ];
     let contenders = results.contenders(works[0]);
     if contenders.is_empty() {
         return None;
