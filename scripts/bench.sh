@@ -10,7 +10,7 @@ usage: scripts/bench.sh [OPTION...] [GROUP...]
 
 Measures against a private RabbitMQ, which it starts and removes. Every contender does the same work
 in the same run, in turn: five rounds after a warm-up, or fewer where no target depends on it. A
-ratio is the median of the ratios of the rounds. All of it takes about 35 minutes, and nothing else
+ratio is the median of the ratios of the rounds. All of it takes about 40 minutes, and nothing else
 should run meanwhile. The seconds mean nothing on another machine.
 
 GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; default: all
@@ -30,8 +30,8 @@ GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; def
   --rounds N           rounds that count (default 5)
   --contenders A,B,... only these, such as raw,amiquip-nodelay,rabbit-work,lapin
   --csv FILE           write what was measured to FILE; what it has of other works stays
-  --record             write it to docs/bench/results.csv, and renew the charts there and the tables
-                       of docs/performance.md
+  --record             measure everything, write it to docs/bench/results.csv, and renew the charts
+                       there and the tables of docs/performance.md
   --report             only renew the charts and tables from docs/bench/results.csv
 
 RW_BIN set: what is in that folder is measured, and nothing is built.
@@ -54,6 +54,8 @@ main() {
             *) usage_error "no group '$1'" ;;
         esac
     done
+    # One commit and one machine, which the page names, for all numbers.
+    [ -z "$record" ] || [ ${#groups[@]} -eq 0 ] || usage_error "--record and --report take no group"
     cd "$here"
     unset AMQP_URL
     build
