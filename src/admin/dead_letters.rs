@@ -154,7 +154,7 @@ impl DeadLetters {
                     REPLAY_LIMITS,
                 )
             });
-            if let Err(error) = publisher.connect() {
+            if let Err(error) = publisher.connect(publisher.deadline()) {
                 return Ok(Some(Err(error)));
             }
             let missing = walk.go(|unsettled, letter| {

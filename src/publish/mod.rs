@@ -28,7 +28,7 @@ use crate::model::outcome::Outcome;
 use crate::model::queue::Queue;
 use crate::model::task::{Ids, Task};
 use crate::publish::config::{Limits, PublisherConfig};
-use crate::publish::pending::{Resolved, unsent};
+use crate::publish::pending::{Pending, Resolved, unsent};
 use crate::publish::publisher::{Publisher, Until};
 use crate::publish::receipt::Receipt;
 use crate::publish::shared::pending::Resolver;
@@ -150,7 +150,7 @@ impl Producer {
     /// # Blocking
     /// At most for the timeout. It tries at once, unless the last try is younger than a second.
     pub fn connect(&mut self) -> Result<(), Error> {
-        self.publisher.connect()
+        self.publisher.connect(self.publisher.deadline())
     }
 
     /// Publishes one task and waits until the broker has confirmed it. Returns its id.
@@ -161,14 +161,15 @@ impl Producer {
     /// AMQP cannot carry.
     ///
     /// # Blocking
-    /// At most for the timeout to connect and the timeout again to publish. It waits for the tasks
-    /// of earlier [`send`](Producer::send)s as well, and keeps their receipts for the next
-    /// [`flush`](Producer::flush).
+    /// At most for the timeout. It waits for the tasks of earlier [`send`](Producer::send)s as well,
+    /// and keeps their receipts for the next [`flush`](Producer::flush).
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
         task.validate_for(&self.queue)?;
-        self.connect()?;
+        let deadline = self.publisher.deadline();
+        self.publisher.connect(deadline)?;
+        let place = (self.publisher.queue(), task.target());
         let stamped = task.stamped(SystemTime::now(), &mut self.ids);
-        self.accept(stamped, Ticket::Publish);
+        self.publisher.accept_pending(Pending::new(stamped, place, deadline, Ticket::Publish));
         self.publisher.pump(Until::Resolved);
         self.collect().expect("each task is resolved").into_result()
     }
@@ -190,7 +191,8 @@ impl Producer {
             }
             Ok(()) => {
                 let stamped = task.stamped(SystemTime::now(), &mut self.ids);
-                self.accept(stamped, Ticket::Send);
+                let target = stamped.target();
+                self.publisher.accept(stamped, target, Ticket::Send);
                 self.publisher.pump(Until::Published);
             }
             Err(error) => {
@@ -246,11 +248,6 @@ impl Producer {
     /// Takes the connection out, if there is one that responds. The next task opens another one.
     pub(crate) fn take_connection(&mut self) -> Option<Connection> {
         self.publisher.take_connection()
-    }
-
-    fn accept(&mut self, task: Task, ticket: Ticket) {
-        let target = task.target();
-        self.publisher.accept(task, target, ticket);
     }
 
     /// Keeps the receipts of tasks that were sent. Returns the one of a task that was published.

@@ -1,8 +1,10 @@
 //! `Producer` in trouble: dropped, without a connection, stopped.
 
 use std::net::TcpListener;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use rabbit_work::{Broker, Error, Outcome, Producer, Queue, Receipt, Task, shutdown};
 
 use crate::support::broker::shared_broker;
@@ -69,7 +71,34 @@ fn a_producer_that_is_dropped_does_not_wait_long_for_a_silent_broker() {
     let begun = Instant::now();
     drop(producer);
 
-    assert!(begun.elapsed() < Duration::from_secs(100), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_time_to_connect_counts_for_the_task() {
+    let (let_in, is_let_in) = bounded::<()>(0);
+    let slow = ScriptedBroker::start(move |session, _| {
+        let _ = is_let_in.recv();
+        session.handshake();
+        session.read_publish();
+        session.stay_silent();
+    });
+    let broker: Broker = slow.url().parse().expect("a URL");
+    let limit = Duration::from_secs(6);
+    let mut producer = Producer::new(&broker, &Queue::new("q")).timeout(limit);
+    let begun = Instant::now();
+    let (end, has_ended) = bounded::<()>(0);
+    let call = thread::spawn(move || {
+        let published = producer.publish(Task::new("x"));
+        drop(end);
+        (published, begun.elapsed())
+    });
+
+    assert_eq!(has_ended.recv_timeout(limit / 2), Err(RecvTimeoutError::Timeout));
+    drop(let_in);
+    let (published, took) = call.join().expect("no panic");
+    assert!(published.is_err(), "{published:?}");
+    assert!(took <= limit + limit / 10, "{took:?}");
 }
 
 #[test]

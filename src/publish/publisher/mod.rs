@@ -86,10 +86,9 @@ impl<T> Publisher<T> {
         self.config.aborting = shutdown.aborting().clone();
     }
 
-    /// Connects, unless it is connected; see [`Producer::connect`](crate::Producer::connect).
-    pub(crate) fn connect(&mut self) -> Result<(), Error> {
+    /// Connects by the deadline, unless it is connected; see [`Producer::connect`](crate::Producer::connect).
+    pub(crate) fn connect(&mut self, deadline: Instant) -> Result<(), Error> {
         self.process.get_or_insert_with(process::id);
-        let deadline = deadline_after(self.config.limits.timeout);
         self.connector.forget_fatal();
         self.connector.hasten();
         let mut last = None;
@@ -160,11 +159,6 @@ impl<T> Publisher<T> {
         let deadline = deadline_after(limit);
         self.backlog.end_by(deadline);
         self.link.iter_mut().for_each(|link| link.end_by(deadline));
-    }
-
-    /// Whether a stop was asked for, and there is no connection.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.link.is_none() && is_closed(&self.config.stopping)
     }
 
     /// Whether it is that of a parent process.

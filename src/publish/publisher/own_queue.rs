@@ -1,10 +1,17 @@
 //! What a publisher's connection has found out about its own queue, and other uses of it.
 
+use std::sync::Arc;
+
 use super::Publisher;
 use crate::amqp::connection::Connection;
+use crate::model::queue::Queue;
 use crate::publish::link::Link;
 
 impl<T> Publisher<T> {
+    pub(crate) fn queue(&self) -> Arc<Queue> {
+        Arc::clone(&self.config.queue)
+    }
+
     /// Whether the broker counts the deliveries of the queue, and may dead-letter tasks itself. Without
     /// a connection, this is not known.
     pub(crate) fn counts_deliveries(&self) -> bool {

@@ -12,6 +12,7 @@ use crate::publish::config::{Limits, PublisherConfig};
 use crate::publish::link::Link;
 use crate::publish::pending::Pending;
 use crate::publish::shared::state::ProducerState;
+use crate::util::deadline::deadline_after;
 use crate::util::shutdown::{Signal, is_closed};
 
 impl<T> Publisher<T> {
@@ -26,15 +27,25 @@ impl<T> Publisher<T> {
         self.config.limits
     }
 
+    /// When a task is out of time that is accepted now.
+    pub(crate) fn deadline(&self) -> Instant {
+        deadline_after(self.config.limits.timeout)
+    }
+
     pub(crate) fn stopping(&self) -> &Signal {
         &self.config.stopping
+    }
+
+    /// Whether a stop was asked for, and there is no connection.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.link.is_none() && is_closed(&self.config.stopping)
     }
 
     pub(crate) fn is_aborted(&self) -> bool {
         is_closed(&self.config.aborting)
     }
 
-    /// Takes a task for any queue. A new call need not wait for a pause to be over.
+    /// Takes a task for any queue, with its own deadline. A new call need not wait for a pause to be over.
     pub(crate) fn accept_pending(&mut self, pending: Pending<T>) {
         self.hasten();
         let target = self.silent_delays.avoid(pending.queue.name(), pending.asked);
