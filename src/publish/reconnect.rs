@@ -1,5 +1,6 @@
 //! Connects a publisher, as often as it takes: one attempt at a time, a pause after each failure.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased};
@@ -193,6 +194,11 @@ impl Connector {
             recv(at(next_try.min(deadline))) -> _ => {},
         }
         Instant::now() >= next_try
+    }
+
+    /// Leaves an attempt alone that is a parent process's, and may have a connection.
+    pub(crate) fn forget_attempt(&mut self) {
+        mem::forget(self.attempt.take());
     }
 
     fn open<T>(

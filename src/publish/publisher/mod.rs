@@ -176,6 +176,7 @@ impl<T> Publisher<T> {
     /// what we do to its socket happens to the parent.
     pub(crate) fn forget_link(&mut self) {
         mem::forget(self.link.take());
+        self.connector.forget_attempt();
     }
 
     /// Resolves what can be resolved without waiting. Confirms that have come in count first, even
