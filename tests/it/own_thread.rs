@@ -370,7 +370,7 @@ fn a_failed_task_holds_the_only_place_until_its_copy_is_confirmed() {
         (b"bad", 1) => Err(Failure::retry("on purpose")),
         _ => Ok(()),
     };
-    let policy = RetryPolicy::new().first_delay(Duration::from_secs(2));
+    let policy = RetryPolicy::new().first_delay(Duration::from_secs(5));
     let working =
         Working::start(&worker(shared_broker().url(), &queue).retry(policy).max_tasks(3), handler);
     assert_eq!(working.wait_for(EventKind::Retried, SOON), "bad");
