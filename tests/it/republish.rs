@@ -97,7 +97,7 @@ impl Failing {
 fn wait_for_more(failing: &[Failing], more: usize) {
     let started = || failing.iter().map(Failing::started).sum::<usize>();
     let wanted = started() + more;
-    poll("a worker goes on", SOON, || (started() >= wanted).then_some(()));
+    poll("a worker goes on", LONG, || (started() >= wanted).then_some(()));
 }
 
 fn dead(queue: &str) -> String {

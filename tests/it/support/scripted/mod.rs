@@ -131,9 +131,7 @@ impl ScriptedBroker {
     /// so, and then neither says anything more nor reads. The client may leave before.
     pub(crate) fn silent_after(methods: usize) -> ScriptedBroker {
         ScriptedBroker::start(move |session, _| {
-            if !session.read_protocol_header() {
-                return;
-            }
+            session.expect_protocol_header();
             session.send_start();
             for _ in 0..methods {
                 let Some(method) = session.next_method() else { return };
