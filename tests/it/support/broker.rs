@@ -388,7 +388,7 @@ const UNACKED: &str = "messages_unacknowledged";
 const CONSUMERS: &str = "consumers";
 /// How many nodes are lent. Each takes memory, and about as much as a processor while it starts. More
 /// tests run at a time: one that finds no node waits until another has returned its own.
-const BREAKABLE: usize = 4;
+const BREAKABLE: usize = 3;
 const LENT_WITHIN: Duration = Duration::from_secs(400);
 /// After a crash, RabbitMQ tries again to move a delayed task after this time, and by default after 3
 /// minutes (docs/failures.md).
