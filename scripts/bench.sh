@@ -9,9 +9,9 @@ usage() {
 usage: scripts/bench.sh [OPTION...] [GROUP...]
 
 Measures against a private RabbitMQ, which it starts and removes. Every contender does the same work
-in the same run, in turn: five rounds after a warm-up, or fewer where no target depends on it. A
-ratio is the median of the ratios of the rounds. All of it takes about 40 minutes, and nothing else
-should run meanwhile. The seconds mean nothing on another machine.
+in the same run, in turn: five rounds after a warm-up, or fewer where no target depends on it or a
+round takes minutes. A ratio is the median of the ratios of the rounds. All of it takes about 40
+minutes, and nothing else should run meanwhile. The seconds mean nothing on another machine.
 
 GROUPs, or the beginning of the name of a work, such as consume/prefetch-1-; default: all
   publish   libraries publish, with a window of 1000 and one by one
@@ -55,7 +55,8 @@ main() {
         esac
     done
     # One commit and one machine, which the page names, for all numbers.
-    [ -z "$record" ] || [ ${#groups[@]} -eq 0 ] || usage_error "--record and --report take no group"
+    [ -z "$record" ] || [ $((${#groups[@]} + ${#options[@]})) -eq 0 ] ||
+        usage_error "--record and --report take no group and no other option"
     cd "$here"
     unset AMQP_URL
     build
@@ -76,6 +77,8 @@ measure() {
         mkdir -p docs/bench
         options+=(--csv docs/bench/results.csv)
         describe
+        # If the run ends early, nothing of another commit is left under this one. Git has the last record.
+        rm -f docs/bench/results.csv
     fi
     "$bin/bench" run "${options[@]}" ${groups[@]+"${groups[@]}"}
 }
