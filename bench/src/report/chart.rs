@@ -116,9 +116,10 @@ struct Axis {
 
 impl Axis {
     fn of(spreads: impl Iterator<Item = Spread>, scale: Scale) -> Axis {
-        let values: Vec<f64> = spreads.map(|it| it.median).collect();
-        let most = values.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-        let least = values.iter().copied().filter(|it| *it > 0.0).fold(most, f64::min);
+        let spreads: Vec<Spread> = spreads.collect();
+        // The thin lines reach from the least to the most.
+        let most = spreads.iter().map(|it| it.most).fold(f64::MIN_POSITIVE, f64::max);
+        let least = spreads.iter().map(|it| it.least).filter(|it| *it > 0.0).fold(most, f64::min);
         match scale {
             Scale::FromZero => Axis { scale, least: 0.0, most: most * 1.08 },
             Scale::Logarithmic => {
@@ -235,9 +236,11 @@ impl Chart {
         self.spread(middle, axis, spread, "#333333");
         let above = axis.y_of(spread.most) - 4.0;
         if width > 10.0 {
+            // Four figures fit above the thinnest bars.
+            let size = if width < 20.0 { 8 } else { 9 };
             _ = writeln!(
                 self.svg,
-                "<text x=\"{middle:.1}\" y=\"{above:.1}\" text-anchor=\"middle\" font-size=\"9\">{}</text>",
+                "<text x=\"{middle:.1}\" y=\"{above:.1}\" text-anchor=\"middle\" font-size=\"{size}\">{}</text>",
                 short(spread.median)
             );
         }
@@ -344,6 +347,15 @@ mod tests {
     fn numbers_are_short() {
         let texts = [0.0, 0.05, 1.5, 12.0, 999.0, 1500.0, 1_500_000.0].map(number);
         assert_eq!(texts, ["0", "0.05", "1.5", "12", "999", "1,500", "1.5M"]);
+    }
+
+    #[test]
+    fn the_slowest_and_the_fastest_round_are_on_the_chart() {
+        let spread = Spread { least: 0.5, median: 20.0, most: 300.0 };
+        for scale in [Scale::FromZero, Scale::Logarithmic] {
+            let axis = Axis::of([spread].into_iter(), scale);
+            assert!(axis.least <= spread.least && axis.most >= spread.most, "{scale:?}");
+        }
     }
 
     #[test]
