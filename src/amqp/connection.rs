@@ -19,7 +19,7 @@ use crate::amqp::outbox::{Outbox, Publishes};
 use crate::amqp::transport::PeerState;
 use crate::model::address_order::Failures;
 use crate::model::broker::Limits;
-use crate::util::deadline::{UNLIMITED, deadline_after};
+use crate::util::deadline::deadline_after;
 
 /// A live connection. Its threads (one of ours, two of amiquip's) end with it.
 pub(crate) struct Connection {
@@ -40,8 +40,6 @@ pub(crate) struct Connection {
     peer: String,
     failures: Failures,
     limits: Limits,
-    /// How long a call on a channel may wait for the broker.
-    channel_limit: Duration,
 }
 
 /// What the broker says about the whole connection.
@@ -86,7 +84,6 @@ impl Connection {
             peer,
             failures: broker.failures().clone(),
             limits,
-            channel_limit: limits.call,
         })
     }
 
@@ -113,16 +110,7 @@ impl Connection {
             peer: self.peer.clone(),
             failures: self.failures.clone(),
             limits: self.limits,
-            channel_limit: self.channel_limit,
         }
-    }
-
-    /// The same connection for a thread whose question may stay without an answer, which is no reason to
-    /// give up the connection: the thread waits for as long as that lives.
-    pub(crate) fn lend_without_limit(&self) -> Connection {
-        let mut lent = self.lend();
-        lent.channel_limit = UNLIMITED;
-        lent
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<amiquip::Connection>> {
@@ -150,8 +138,7 @@ impl Connection {
         let opened =
             guard.with_idle_timeout(limit, "opening a channel", || inner.open_channel(None));
         let publishes = Publishes::new(&self.outbox, self.largest_frame());
-        let opened = opened.map_err(CloseReason::from)?;
-        Ok(Channel::new(opened, guard, self.channel_limit, publishes))
+        Ok(Channel::new(opened.map_err(CloseReason::from)?, guard, limit, publishes))
     }
 
     /// The broker's notices, as amiquip sends them: see

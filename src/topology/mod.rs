@@ -52,8 +52,6 @@ struct DeclaredAt {
 
 /// Why a queue cannot be published to.
 pub(crate) enum NotReady {
-    /// The broker has not answered yet.
-    Asked,
     /// It was created just now, and is durable only from this moment on.
     NotDurable(Instant),
     /// The broker does not allow it.

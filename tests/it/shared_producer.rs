@@ -16,7 +16,6 @@ use crate::support::client::unique_queue;
 use crate::support::ledger::Ledger;
 use crate::support::proxy::{Direction, Proxy, Toxic};
 use crate::support::scripted::ScriptedBroker;
-use crate::support::wire::Call;
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -313,36 +312,6 @@ fn a_queue_that_cannot_be_used_fails_its_own_tasks_only() {
     let client = shared_broker().client();
     assert_eq!(client.count(&queue), 2);
     [queue, other].iter().for_each(|it| client.delete(it));
-}
-
-#[test]
-fn a_queue_whose_declaration_gets_no_answer_holds_up_no_other() {
-    let broker = ScriptedBroker::start(|session, number| {
-        assert_eq!(number, 0, "the connection is kept");
-        session.handshake();
-        while let Some(method) = session.next_method() {
-            match &method.call {
-                Call::QueueDeclare { queue, .. } if queue == "silent" => {}
-                _ => session.serve_method(method),
-            }
-        }
-    });
-    let url: Broker = broker.url().parse().expect("a URL");
-    let url = url.call_timeout(Duration::from_secs(3));
-    let limit = Duration::from_secs(15);
-    let shared = Producer::new(&url, &Queue::new("q")).timeout(limit).shared();
-
-    let silent = shared.for_queue(&Queue::new("silent"));
-    let held: Vec<Pending> = (0..2).map(|_| silent.submit(Task::new("x"))).collect();
-    for queue in ["q", "other", "q"] {
-        shared.for_queue(&Queue::new(queue)).publish(Task::new("x")).expect("confirmed");
-    }
-
-    for pending in held {
-        let outcome = pending.wait(SOON).outcome;
-        assert!(matches!(outcome, Outcome::Unsent { .. }), "{outcome}");
-    }
-    shared.publish(Task::new("x")).expect("confirmed on the same connection");
 }
 
 #[test]

@@ -64,8 +64,6 @@ pub(crate) struct Link<T> {
 pub(crate) enum Woken<W> {
     Confirm(Verdict),
     Notice(Notice),
-    /// A queue is declared, or refused.
-    Declared,
     Wake(Result<W, RecvError>),
     Lost,
     Time,
@@ -167,7 +165,7 @@ impl<T> Link<T> {
 
     /// Waits for the next event, at most until the deadline or until something here is due.
     pub(crate) fn wait<W>(
-        &mut self,
+        &self,
         deadline: Option<Instant>,
         aborting: &Signal,
         wake: &Receiver<W>,
@@ -182,10 +180,6 @@ impl<T> Link<T> {
             },
             recv(self.connection.notices()) -> notice => {
                 notice.map_or(Woken::Lost, |notice| Woken::Notice(notice.into()))
-            },
-            recv(self.queues.declared()) -> declared => {
-                declared.into_iter().for_each(|it| self.queues.note(it));
-                Woken::Declared
             },
             recv(wake) -> woken => Woken::Wake(woken),
             recv(deadline.map_or_else(never, at)) -> _ => Woken::Time,

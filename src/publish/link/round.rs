@@ -80,10 +80,6 @@ impl<T> Link<T> {
             }
         }
         (self.durable_at, self.again_at) = (round.durable_at, round.again_at);
-        if backlog.is_empty() {
-            // Each task of a refused queue is resolved.
-            self.queues.forget_refused();
-        }
         backlog.put_back(round.held);
         let stuck_at = self.progress_at + STUCK_AFTER;
         let waits = self.waits_to_ask(backlog.front()) && stuck_at > Instant::now();
@@ -155,7 +151,6 @@ impl<T> Link<T> {
         }
         match self.prepare(pending, config) {
             Ok(()) => Ok(Step::Publish),
-            Err(NotReady::Asked) => Ok(Step::Hold),
             Err(NotReady::NotDurable(until)) => {
                 round.durable_at = round.durable_at.into_iter().chain([until]).min();
                 Ok(Step::Hold)

@@ -220,7 +220,6 @@ impl<T> Publisher<T> {
                 }
             }
             Woken::Notice(notice) => link.note(&notice),
-            Woken::Declared => {}
             Woken::Lost => self.lose_link(None),
             Woken::Time => {
                 link.warn_slow_confirm();

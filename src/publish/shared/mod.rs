@@ -167,8 +167,9 @@ impl SharedProducer {
 
     /// A producer for another queue, over the same connection and with the same window, timeout and
     /// state. The queue is declared before its first task, and again on each new connection. If that
-    /// fails, or gets no answer, only the tasks of this queue fail. They count in the window meanwhile.
-    /// The first task with a new delay waits for answers as well, and holds up those of all queues.
+    /// fails, only the tasks of this queue fail. If the broker does not answer, as while the queue's
+    /// leader stands still, the tasks of all queues wait until that first task is out of time. Use a
+    /// [`Producer`] for each queue if that is too long.
     #[must_use]
     pub fn for_queue(&self, queue: &Queue) -> SharedProducer {
         SharedProducer { inner: Arc::clone(&self.inner), queue: Arc::new(queue.clone()) }
