@@ -161,8 +161,9 @@ impl Producer {
     /// AMQP cannot carry.
     ///
     /// # Blocking
-    /// At most for the timeout. It waits for the tasks of earlier [`send`](Producer::send)s as well,
-    /// and keeps their receipts for the next [`flush`](Producer::flush).
+    /// At most for the timeout, and a second more if the broker stops to answer in the last one. It waits
+    /// for the tasks of earlier [`send`](Producer::send)s as well, and keeps their receipts for the next
+    /// [`flush`](Producer::flush).
     pub fn publish(&mut self, task: Task) -> Result<String, Error> {
         task.validate_for(&self.queue)?;
         let deadline = self.publisher.deadline();
