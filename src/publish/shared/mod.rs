@@ -169,8 +169,6 @@ impl SharedProducer {
     /// state. The queue is declared before its first task, and again on each new connection. If that
     /// fails, only the tasks of this queue fail. If the broker does not answer, as while the queue's
     /// leader stands still, the tasks of all queues wait until that first task is out of time. Use a
-    /// [`Producer`] for each queue if that is too long. If the broker does not answer, as while the queue's
-    /// leader stands still, the tasks of all queues wait until that first task is out of time. Use a
     /// [`Producer`] for each queue if that is too long.
     #[must_use]
     pub fn for_queue(&self, queue: &Queue) -> SharedProducer {
