@@ -298,11 +298,14 @@ mod tests {
     use crate::model::queue::Queue;
     use crate::publish::config::Limits;
 
+    fn config_at(url: &str) -> PublisherConfig {
+        let limits = Limits { window: 1, timeout: Duration::from_secs(1) };
+        PublisherConfig::new(&url.parse().expect("a URL"), &Queue::new("q"), limits)
+    }
+
     #[test]
     fn a_fatal_error_lasts_for_its_pause_or_until_somebody_asks_again() {
-        let broker = "amqp://localhost".parse().expect("a URL");
-        let limits = Limits { window: 1, timeout: Duration::from_secs(1) };
-        let config = PublisherConfig::new(&broker, &Queue::new("q"), limits);
+        let config = config_at("amqp://localhost");
         let mut connector = Connector::new(&config);
         connector.pause();
         connector.set_fatal("no such login".into());
@@ -347,9 +350,7 @@ mod tests {
 
     #[test]
     fn a_caller_that_does_not_wait_has_its_last_try_before_its_time_ends() {
-        let broker = "amqp://127.0.0.1:1".parse().expect("a URL");
-        let limits = Limits { window: 1, timeout: Duration::from_secs(60) };
-        let config = PublisherConfig::new(&broker, &Queue::new("q"), limits);
+        let config = config_at("amqp://127.0.0.1:1");
         let mut connector = Connector::new(&config);
         let now = Instant::now();
         (connector.tried_at, connector.retry_at) = (None, Some(now + Duration::from_secs(600)));
@@ -366,9 +367,7 @@ mod tests {
 
     #[test]
     fn a_new_call_tries_at_once_unless_the_last_try_is_younger_than_a_second() {
-        let broker = "amqp://localhost".parse().expect("a URL");
-        let limits = Limits { window: 1, timeout: Duration::from_secs(1) };
-        let config = PublisherConfig::new(&broker, &Queue::new("q"), limits);
+        let config = config_at("amqp://localhost");
         let mut connector = Connector::new(&config);
         let now = Instant::now();
         let tried_before = |connector: &mut Connector, millis| {
