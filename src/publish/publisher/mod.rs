@@ -116,8 +116,7 @@ impl<T> Publisher<T> {
     pub(crate) fn accept_for(&mut self, queue: Arc<Queue>, task: Task, target: Target, ticket: T) {
         self.process.get_or_insert_with(process::id);
         let instead = self.silent_delays.avoid(queue.name(), target);
-        let deadline = deadline_after(self.config.limits.timeout);
-        let mut pending = Pending::new(task, (queue, target), deadline, ticket);
+        let mut pending = Pending::new(task, (queue, target), self.deadline(), ticket);
         pending.target = instead;
         self.backlog.push(pending);
     }
@@ -159,6 +158,11 @@ impl<T> Publisher<T> {
         let deadline = deadline_after(limit);
         self.backlog.end_by(deadline);
         self.link.iter_mut().for_each(|link| link.end_by(deadline));
+    }
+
+    /// Whether a stop was asked for, and there is no connection.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.link.is_none() && is_closed(&self.config.stopping)
     }
 
     /// Whether it is that of a parent process.

@@ -36,11 +36,6 @@ impl<T> Publisher<T> {
         &self.config.stopping
     }
 
-    /// Whether a stop was asked for, and there is no connection.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.link.is_none() && is_closed(&self.config.stopping)
-    }
-
     pub(crate) fn is_aborted(&self) -> bool {
         is_closed(&self.config.aborting)
     }
