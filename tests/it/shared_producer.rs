@@ -249,6 +249,8 @@ fn the_window_bounds_all_callers_together_and_the_wait_for_room_counts() {
         drop(taken);
         pending.wait(SOON).outcome
     });
+    let other = shared.clone();
+    let fourth = thread::spawn(move || other.publish(Task::new("4")));
 
     let early = is_taken.recv_timeout(Duration::from_secs(1));
     assert_eq!(early, Err(RecvTimeoutError::Timeout), "there was room for a third");
@@ -256,6 +258,9 @@ fn the_window_bounds_all_callers_together_and_the_wait_for_room_counts() {
     assert!(begun.elapsed() < limit + limit / 10, "{:?}", begun.elapsed());
     let expected = matches!(&outcome, Outcome::Unconfirmed { .. } | Outcome::Unsent { .. });
     assert!(expected, "{outcome}");
+    let error = fourth.join().expect("no panic").expect_err("no confirm comes");
+    assert!(matches!(&error, Error::NotConfirmed { .. }), "{error}");
+    assert!(begun.elapsed() < limit + limit / 10, "{:?}", begun.elapsed());
     for pending in first {
         assert!(matches!(pending.wait(SOON).outcome, Outcome::Unconfirmed { .. }));
     }
