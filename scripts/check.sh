@@ -43,10 +43,16 @@ compiled_checks() {
 # These are nice to steps that wait for a broker beside them.
 lints() {
     step "clippy" nice -n 19 cargo clippy --locked --all-targets -- -D warnings
+}
+
+features() {
     step "clippy, features" other_features
 }
 
-other_systems() {
+# In a target folder of its own, so that no other lane waits for the lock of this one.
+features_and_systems() {
+    local -x CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/features
+    features
     step "library on Windows" library_on x86_64-pc-windows-gnu
     step "library on macOS" library_on aarch64-apple-darwin
 }
@@ -56,7 +62,6 @@ cargo_lane() {
     compiled_checks
     lints
     step "oldest Rust" oldest_rust
-    other_systems
 }
 
 # In the dependencies as a user gets them, and in the library.
@@ -152,7 +157,7 @@ main() {
     need_tools
     begin_steps
     trap finish EXIT
-    side_by_side static_checks cargo_lane
+    side_by_side static_checks cargo_lane features_and_systems
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

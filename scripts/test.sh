@@ -18,7 +18,7 @@ main() {
 
     side_by_side static_checks build_all start_broker
     share_build
-    side_by_side three_nodes lints
+    side_by_side three_nodes all_lints
     side_by_side integration cargo_alone endurance scripts
 }
 
@@ -53,6 +53,12 @@ integration() {
 # Without other brokers, because nodes that get no processor time consider each other dead.
 three_nodes() {
     step "cluster" tests/cluster.sh
+}
+
+# In one target folder: there is no time to compile all dependencies twice.
+all_lints() {
+    lints
+    features
 }
 
 endurance() {
